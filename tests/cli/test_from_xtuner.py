@@ -57,6 +57,7 @@ def differences(name, folder):
     pairs["warm-up"] = ours.param_scheduler.warmup_ratio, theirs["warmup_ratio"]
     pairs["method"] = method, "qlora" if "qlora" in name else "lora" if "lora" in name else "full"
     pairs["4 bits"] = "llm_quantization" in ours.model, bool(theirs["model"].get("quantization_llm"))
+    pairs["groups"] = ours.train_dataloader.sampler.group_by, "length"
     pairs["left out"] = {"template", "repeat_times"} & set(data), set()
     pairs["launch"] = labels_of(folder / "mine.py")["launch"], imported.launch
     pairs["notes"] = [sum(word in note for note in imported.notes) for word in NOTED], [1] * len(NOTED)
@@ -72,7 +73,8 @@ LORA_ON_BOTH = "freeze_llm=True,\n    visual_encoder_lora=dict(type=LoraConfig, 
 EDITS = [
     (('"OpenGVLab/InternVL2-8B"', '"me/mine"'), "hf download me/mine", {"template": "internlm2-chat"}),
     (("weight_decay = 0.05", "weight_decay = 0.0"), None, {"weight_decay": 0.0}),
-    (("type=LengthGroupedSampler", "type=DefaultSampler"), "sampler DefaultSampler: groups by length here", {}),
+    (("type=LengthGroupedSampler", "type=DefaultSampler"), None, {"train_dataloader.sampler.group_by": None}),
+    (("type=LengthGroupedSampler", "type=SGD"), "sampler SGD: random order here", {}),
     (("max_norm=max_norm", "max_norm=0.5"), None, {"max_grad_norm": 0.5}),
     (("eta_min=0.0", "eta_min=1e-7"), "eta_min=1e-07 is not carried over", {}),
     (('dtype="float16"', 'dtype="bfloat16"'), "dtype='bfloat16' without loss scaling", {"dtype": "bfloat16"}),

@@ -22,6 +22,22 @@ def without(base, folder, *keys, **changed):
     return folder
 
 
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        ({"force_image_size": -1}, "force_image_size"),
+        ({"vision_config": {"model_type": "intern_vit_6b", "patch_size": 0}}, "vision_config: patch_size is 0"),
+        ({"downsample_ratio": "x"}, "downsample_ratio"),
+        ({"llm_config": {"model_type": "nothing"}}, "model_type 'nothing'"),
+        ({"llm_config": None}, "llm_config"),
+        ({"template": None}, "names no 'template'"),
+    ],
+)
+def test_a_base_without_its_facts_is_refused(data_base, tmp_path, write_data, qa, edit, words):
+    with pytest.raises(ValueError, match=words):
+        MultimodalDataset(without(data_base, tmp_path / "base", **edit), write_data([qa()]))
+
+
 @pytest.mark.parametrize("key", [*TILING_KEYS, "force_image_size", "all"])
 def test_training_and_chat_agree_on_absent_keys(toy_base, tmp_path, write_data, make_image, qa, key):
     base = without(toy_base, tmp_path / "base", *(TILING_KEYS if key == "all" else [key]))

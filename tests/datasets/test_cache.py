@@ -8,12 +8,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from tests.process_table import ends, is_alive
+from tests.process_table import ends, is_alive, wait_until
 from xtuner_plugins import files
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
 from xtuner_plugins.datasets.plan import lengths
@@ -43,22 +43,6 @@ def kill(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def children_of(pid: int) -> set[int]:
-    found = set()
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((path / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                found.add(int(path.name))
-    return found
-
-
 def test_a_lock_ends_with_its_holder_and_not_with_its_children(tmp_path):
     def hold():
         with locked(tmp_path / "a.lock"):
@@ -68,13 +52,13 @@ def test_a_lock_ends_with_its_holder_and_not_with_its_children(tmp_path):
             time.sleep(600)
 
     with process(hold) as holder:
-        wait_for(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text().endswith("\n"))
+        assert wait_until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text().endswith("\n"), 60)
         child = int((tmp_path / "child").read_text())
         kill(holder)
         try:
             assert is_alive(child)
             with process(lambda: locked(tmp_path / "a.lock").__enter__()) as again:
-                wait_for(lambda: not is_alive(again), 10)
+                assert wait_until(lambda: not is_alive(again), 10)
         finally:
             os.kill(child, signal.SIGKILL)
 
@@ -93,7 +77,7 @@ def test_who_waits_says_for_whom_and_how_long(tmp_path, monkeypatch, capfd):
 
     said = ""
     with process(hold) as holder:
-        wait_for((tmp_path / "held").exists)
+        assert wait_until((tmp_path / "held").exists, 60)
         with process(wait) as waiter:
             while said.count("waiting") < 3:
                 assert is_alive(waiter)
@@ -119,13 +103,13 @@ def test_a_kill_while_lengths_are_measured_holds_nothing_up(data_base, write_dat
         return len(list((tmp_path / "cache").glob("*/parts/*.npz")))
 
     with process(measure) as first:
-        wait_for(lambda: num_parts() > 2)
-        workers = children_of(first)
+        assert wait_until(lambda: num_parts() > 2, 60)
+        workers = [child.pid for child in psutil.Process(first).children()]
         kill(first)
     assert len(workers) == 2 and all(ends(pid, 5) for pid in workers)
     assert 2 < num_parts() < 75
     with process(measure) as again:
-        wait_for(lambda: not is_alive(again))
+        assert wait_until(lambda: not is_alive(again), 60)
     assert "waiting" not in capfd.readouterr().err
     assert len(MultimodalDataset(data_base, data).lengths(0)) == 1500
 

@@ -127,29 +127,6 @@ def test_unusable_settings_name_themselves(mixture, change, words):
         MultimodalDataset(**(mixture | change))
 
 
-@pytest.mark.parametrize(
-    "edit, words",
-    [
-        ({"force_image_size": -1}, "force_image_size"),
-        ({"vision_config": {"model_type": "intern_vit_6b", "patch_size": 0}}, "vision_config: patch_size is 0"),
-        ({"downsample_ratio": "x"}, "downsample_ratio"),
-        ({"llm_config": {"model_type": "nothing"}}, "model_type 'nothing'"),
-        ({"llm_config": None}, "llm_config"),
-        ({"template": None}, "names no 'template'"),
-    ],
-)
-def test_a_base_without_its_facts_is_refused(mixture, tmp_path, data_base, edit, words):
-    import json
-    import shutil
-
-    base = tmp_path / "base"
-    shutil.copytree(data_base, base)
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | edit))
-    with pytest.raises(ValueError, match=words):
-        MultimodalDataset(**(mixture | dict(base=base)))
-
-
 def test_a_long_sample_loses_tiles_then_text_then_its_place(data_base, write_data, make_image, qa):
     folder = make_image("a.png", 360, 120)
     path = write_data([qa("Q?", "word " * 30, image="a.png")])

@@ -1,55 +1,22 @@
 """Processes that load data end with the training process, however it ends, and need nothing in a user's config."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import STEP_LINE, write_dataset
-from tests.process_table import is_alive
+from tests.process_table import ends
 from xtuner_plugins.datasets import collate, collate_packed
 
 SECONDS = 5
-
-
-def descendants(pid: int) -> set[int]:
-    """Ids of all living processes below `pid`."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(folder.name)] = int(fields[1])
-    found, new = set(), {pid}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new} - found
-        found |= new
-    return found
-
-
-def command_line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-
-
-def left_after(seconds: float, pids: set[int]) -> list[str]:
-    """Command lines of those that still live after a while; they are ended."""
-    deadline = time.monotonic() + seconds
-    while any(map(is_alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    left = []
-    for pid in filter(is_alive, pids):
-        left.append(command_line(pid))
-        os.kill(pid, signal.SIGKILL)
-    return left
 
 
 @pytest.mark.slow
@@ -82,13 +49,12 @@ def test_no_worker_outlives_a_killed_training(toy_base, tmp_path):
         seen.append(line)
         if STEP_LINE.search(line):
             break
-    below = descendants(launcher.pid)
+    below = psutil.Process(launcher.pid).children(recursive=True)
     assert below, "".join(seen[-30:])
-    training = min(below)  # the launcher's only child
-    assert len(below) >= 3, [command_line(pid) for pid in below]
+    assert len(below) >= 3, below
     time.sleep(1)  # until the queues are full
-    os.kill(training, signal.SIGKILL)
-    assert left_after(SECONDS, below) == []
+    below[0].kill()  # the launcher's only child
+    assert all([ends(process.pid, SECONDS) for process in below])
     launcher.communicate(timeout=HANGS_AFTER)
 
 

@@ -89,6 +89,7 @@ def test_what_cannot_be_used_is_named(write_lines, put, tmp_path):
         {"question": "?", "answer": "x", "choices": ["red"] * 27},
         {"question": "?", "answer": "x", "id": "line 1"},
         {"question": "?", "answer": "x", "id": []},
+        '{"question": "a\\ud83d", "answer": "x"}',
         [1],
     )
     found = open_one(path, images=str(tmp_path / "images"))
@@ -96,7 +97,9 @@ def test_what_cannot_be_used_is_named(write_lines, put, tmp_path):
     wanted = ["not JSON", "no right answer", "no 'question'", "'answer' is no text", "unknown key 'anwser'; the keys"]
     wanted += ["isn't there; give the image folder", "is a URL", "leaves the image folder", "absolute path"]
     wanted += ["both 'image' and 'images'", *2 * ["no list of up to 26"], "id 'line 1' was used before"]
-    check_messages(found, path, [*wanted, "'id' is no text", "not an object"])
+    check_messages(
+        found, path, [*wanted, "'id' is no text", "the question holds half of a surrogate pair", "not an object"]
+    )
 
 
 def test_prompts(write_lines):

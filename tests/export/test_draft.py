@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.weights.training import make_model, save_pth, write_config
+from xtuner_plugins.export.draft import hub_code
 from xtuner_plugins.export.export import convert, export
-from xtuner_plugins.export.remote_code import hub_code
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
 from xtuner_plugins.weights.official import AUTO_MAP
 

@@ -1,12 +1,13 @@
 """Exports: exported equals trained, from every kind of checkpoint; bad input writes nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import HANGS_AFTER
 from tests.weights.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth, write_config
@@ -75,17 +76,6 @@ def test_live_adapters_equal_merged(run):
     assert (logits(merged, inputs) - reference).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("extra", [dict(use_rslora=True), dict(use_dora=True), dict(rank_pattern={"q_proj": 2})])
-def test_options_of_lora_are_honored(toy_base, tmp_path, extra):
-    settings = dict(llm_lora={**LORA, **extra})
-    trained = make_model(toy_base, **settings)
-    checkpoint = save_pth(trained, tmp_path / "iter_1.pth")
-    merged = load_trained(write_config(tmp_path / "c.py", toy_base, **settings), checkpoint, dtype=torch.float32)
-    merged.img_context_token_id = trained.model.img_context_token_id
-    inputs = chat_inputs(trained.model)
-    assert (logits(merged, inputs) - logits(trained.model, inputs)).abs().max() <= TOLERANCE
-
-
 def test_sharded_and_cast(run, toy_base, tmp_path):
     config, checkpoint, _ = run("projector")
     summary = export(config, checkpoint, tmp_path / "out", dtype="bfloat16", max_shard_size="300KB")
@@ -127,128 +117,67 @@ def test_manifest(run, toy_base, tmp_path):
     assert own.pop("README.md") and own.pop(FILE) and manifest["files"] == own  # users edit the card
 
 
-class TestRefusals:
+UP = "model.language_model.model.layers.7.mlp.up_proj.weight"
+# Settings of the config, of the checkpoint, what is changed in its tensors, and the message
+REFUSED = [
+    ("projector", "projector", {UP: torch.ones(2, 2)}, r"another model.*layers\.7\.mlp\.up_proj"),
+    ("projector", "projector", {"model.mlp1.1.bias": torch.ones(7)}, r"mlp1\.1\.bias is \[7\], the base has \[64\]"),
+    ("projector", "projector", {"model.mlp1.1.bias": torch.full((64,), torch.nan)}, r"mlp1\.1\.bias holds NaN"),
+    ("projector", "lora", {}, "sets no model.llm_lora"),
+    ("lora", "projector", {}, "holds no LoRA tensor"),
+    ({"llm_lora": {**LORA, "r": 8}}, "lora", {}, "has rank 4 .*the config says r=8"),
+    ({"llm_lora": {**LORA, "init_lora_weights": "pissa"}}, "lora", {}, "pissa.*changes the base weights"),
+    ("full", "projector", {}, "trains vision_model .*lacks"),
+    ({"base": "nowhere"}, "projector", {}, "the base of .* does not exist: nowhere"),
+]
+
+
+def refused(pattern, *args, **options):
     """Nothing may be written, and the message names the thing."""
+    before = set(args[-1].parent.iterdir())
+    with pytest.raises(CheckpointError, match=pattern):
+        export(*args, **options)
+    assert set(args[-1].parent.iterdir()) == before
 
-    def check(self, tmp_path, pattern, *args, **options):
-        before = set(tmp_path.iterdir())
-        with pytest.raises(CheckpointError, match=pattern):
-            export(*args, tmp_path / "out", **options)
-        assert set(tmp_path.iterdir()) == before
 
-    def test_checkpoint_of_another_model(self, run, tmp_path, toy_base):
-        config, checkpoint, model = run("projector")
-        state = model.state_dict()
-        state["model.language_model.model.layers.7.mlp.up_proj.weight"] = torch.ones(2, 2)
-        torch.save({"state_dict": state}, tmp_path / "other.pth")
-        self.check(tmp_path, r"another model.*layers\.7\.mlp\.up_proj", config, tmp_path / "other.pth")
+@pytest.mark.parametrize("given, trained, change, pattern", REFUSED)
+def test_what_does_not_belong_together(run, toy_base, tmp_path, given, trained, change, pattern):
+    settings = SETTINGS[given] if isinstance(given, str) else given
+    config = write_config(tmp_path / "c.py", **{"base": toy_base, **settings})
+    torch.save({"state_dict": {**run(trained)[2].state_dict(), **change}}, tmp_path / "iter_1.pth")
+    refused(pattern, config, tmp_path / "iter_1.pth", tmp_path / "out")
 
-    def test_other_shapes(self, run, tmp_path):
-        config, _, model = run("projector")
-        state = {**model.state_dict(), "model.mlp1.1.bias": torch.ones(7)}
-        torch.save({"state_dict": state}, tmp_path / "other.pth")
-        self.check(tmp_path, r"mlp1\.1\.bias is \[7\], the base has \[64\]", config, tmp_path / "other.pth")
 
-    def test_lora_without_its_config(self, run, tmp_path):
-        _, checkpoint, _ = run("lora")
-        config, _, _ = run("projector")
-        self.check(tmp_path, "sets no model.llm_lora", config, checkpoint)
+def test_existing_directories(run, toy_base, tmp_path):
+    config, checkpoint, _ = run("projector")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    refused("holds no config.json.*remove it yourself", config, checkpoint, out, force=True)
+    (out / "config.json").write_text("{}")
+    refused("exists already.*--force", config, checkpoint, out)
+    export(config, checkpoint, out, force=True)
+    assert not (out / "mine.txt").exists() and (out / "config.json").is_file()
+    before = {path.name: path.read_bytes() for path in toy_base.iterdir()}
+    refused("would overwrite the base", config, checkpoint, toy_base, force=True)
+    assert {path.name: path.read_bytes() for path in toy_base.iterdir()} == before
 
-    def test_config_with_lora_that_is_not_there(self, run, tmp_path):
-        config, _, _ = run("lora")
-        _, checkpoint, _ = run("projector")
-        self.check(tmp_path, "holds no LoRA tensor", config, checkpoint)
 
-    def test_rank_of_another_config(self, run, tmp_path, toy_base):
-        _, checkpoint, _ = run("lora")
-        config = write_config(tmp_path / "c.py", toy_base, llm_lora={**LORA, "r": 8})
-        self.check(tmp_path, "has rank 4 .*the config says r=8", config, checkpoint)
+def test_a_base_that_is_no_whole_model(run, toy_base, tmp_path):
+    _, checkpoint, _ = run("projector")
+    base = shutil.copytree(toy_base, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["vision_model.encoder.layers.1.norm2.weight"]  # frozen: the checkpoint knows nothing of it
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    refused(r"layers\.1\.norm2\.weight", write_config(tmp_path / "c.py", base), checkpoint, tmp_path / "out")
 
-    def test_part_not_in_the_checkpoint(self, run, tmp_path):
-        config, _, _ = run("full")
-        _, checkpoint, _ = run("projector")
-        self.check(tmp_path, "trains vision_model .*lacks", config, checkpoint)
 
-    def test_initialization_that_rewrites_the_base(self, run, tmp_path, toy_base):
-        _, checkpoint, _ = run("lora")
-        config = write_config(tmp_path / "c.py", toy_base, llm_lora={**LORA, "init_lora_weights": "pissa"})
-        self.check(tmp_path, "pissa.*changes the base weights", config, checkpoint)
-
-    def test_diverged(self, run, tmp_path):
-        config, _, model = run("projector")
-        state = {**model.state_dict(), "model.mlp1.1.bias": torch.full((64,), torch.nan)}
-        torch.save({"state_dict": state}, tmp_path / "nan.pth")
-        self.check(tmp_path, r"mlp1\.1\.bias holds NaN", config, tmp_path / "nan.pth")
-
-    def test_existing_directory(self, run, tmp_path):
-        config, checkpoint, _ = run("projector")
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine.txt").write_text("kept")
-        self.check(tmp_path, "holds no config.json.*remove it yourself", config, checkpoint, force=True)
-        (tmp_path / "out" / "config.json").write_text("{}")
-        self.check(tmp_path, "exists already.*--force", config, checkpoint)
-        export(config, checkpoint, tmp_path / "out", force=True)
-        assert not (tmp_path / "out" / "mine.txt").exists() and (tmp_path / "out" / "config.json").is_file()
-
-    def test_onto_the_base(self, run, toy_base):
-        config, checkpoint, _ = run("projector")
-        before = sorted(p.name for p in toy_base.iterdir())
-        with pytest.raises(CheckpointError, match="would overwrite the base"):
-            export(config, checkpoint, toy_base, force=True)
-        assert sorted(p.name for p in toy_base.iterdir()) == before
-
-    def test_onto_the_base_through_a_link(self, run, run_tool, toy_base, tmp_path):
-        """The config names the base by a link and OUT is the base itself; and the other way round."""
-        import shutil
-
-        _, checkpoint, _ = run("projector")
-        shutil.copytree(toy_base, tmp_path / "real" / "base")
-        (tmp_path / "link").symlink_to("real")
-        for base, out in (("link/base", "real/base"), ("real/base", "link/base/")):
-            config = write_config(tmp_path / "c.py", tmp_path / base)
-            command = ("tools/convert_to_official.py", config, checkpoint, f"{tmp_path}/{out}", "--force")
-            done = run_tool(*command)
-            assert done.returncode == 2 and "would overwrite the base" in done.stderr, done.stdout
-            assert read_json(tmp_path / "real" / "base" / "config.json") == read_json(toy_base / "config.json")
-            assert not (tmp_path / "real" / "base" / FILE).exists()
-
-    def test_full_disk(self, run, tmp_path, monkeypatch):
-        import shutil
-
-        config, checkpoint, _ = run("projector")
-        usage = shutil.disk_usage(tmp_path)
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-        self.check(tmp_path, "only 1.0 kB are free", config, checkpoint)
-
-    def test_missing_base(self, run, tmp_path):
-        _, checkpoint, _ = run("projector")
-        config = write_config(tmp_path / "c.py", tmp_path / "nowhere")
-        self.check(tmp_path, r"the base of .* does not exist: .*nowhere", config, checkpoint)
-
-    def test_base_that_is_no_whole_model(self, run, toy_base, tmp_path):
-        import shutil
-
-        from safetensors.torch import save_file
-
-        _, checkpoint, _ = run("projector")
-        shutil.copytree(toy_base, tmp_path / "base")
-        tensors = load_file(tmp_path / "base" / "model.safetensors")
-        del tensors["vision_model.encoder.layers.1.norm2.weight"]  # frozen: the checkpoint knows nothing of it
-        save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
-        config = write_config(tmp_path / "c.py", tmp_path / "base")
-        self.check(tmp_path, r"layers\.1\.norm2\.weight", config, checkpoint)
-
-    def test_unmerged_state_as_a_model(self, run, toy_base, tmp_path):
-        import shutil
-
-        from safetensors.torch import save_file
-
-        _, _, model = run("lora")
-        shutil.copytree(toy_base, tmp_path / "unmerged")
-        full = {k: v.contiguous().clone() for k, v in model.model.state_dict().items()}
-        save_file(full, tmp_path / "unmerged" / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(CheckpointError, match="unmerged adapter"):
-            load_model(tmp_path / "unmerged")
+def test_unmerged_state_as_a_model(run, toy_base, tmp_path):
+    shutil.copytree(toy_base, tmp_path / "unmerged")
+    full = {k: v.contiguous().clone() for k, v in run("lora")[2].model.state_dict().items()}
+    save_file(full, tmp_path / "unmerged" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="unmerged adapter"):
+        load_model(tmp_path / "unmerged")
 
 
 def test_tool_and_clean_process(run, run_tool, toy_base, tmp_path):
@@ -286,16 +215,6 @@ print("answer", len(history), isinstance(answer, str))
     gap = float(clean.stdout.split("gap ")[1].split()[0])
     assert gap <= TOLERANCE
     assert "answer 1 True" in clean.stdout
-
-
-def test_tool_refuses_in_one_line(run, run_tool, tmp_path):
-    config, checkpoint, _ = run("projector")
-    done = run_tool("tools/convert_to_official.py", config, tmp_path / "iter_9.pth", tmp_path / "out")
-    assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if "error:" in line] == [
-        f"error: checkpoint {tmp_path / 'iter_9.pth'} does not exist"
-    ]
-    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_qlora_is_merged_into_the_unquantized_base(toy_base, tmp_path):

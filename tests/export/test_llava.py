@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import HANGS_AFTER
 from tests.hub.test_versions import environment
@@ -92,25 +92,18 @@ def test_config_of_the_base(kind, made):
     assert held["mlp1.0.weight"].shape == (64, 64) and not any(".head." in name for name in held)
 
 
-def test_whole_model_gives_the_same_base(kind, made, toy_parts, tmp_path):
-    write_tower(tmp_path / "whole", kind, whole=True)
-    build_base(tmp_path / "whole", toy_parts[1], tmp_path / "base", dtype="float32")
+@pytest.mark.parametrize("form", ["whole", "flat"])
+def test_other_forms_give_the_same_base(kind, made, toy_parts, tmp_path, form):
+    """The tower inside a whole model, and what the newest transformers saves: names without `vision_model.`."""
+    write_tower(tmp_path / "tower", kind, whole=form == "whole")
+    if form == "flat":
+        held = load_file(tmp_path / "tower" / "model.safetensors")
+        flat = {name.removeprefix("vision_model."): tensor for name, tensor in held.items()}
+        save_file(flat, tmp_path / "tower" / "model.safetensors", metadata={"format": "pt"})
+    build_base(tmp_path / "tower", toy_parts[1], tmp_path / "base", dtype="float32")
     a, b = (load_file(folder / "model.safetensors") for folder in (made[2], tmp_path / "base"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert read_json(made[2] / "config.json") == read_json(tmp_path / "base" / "config.json")
-
-
-def test_flat_names_are_read(kind, made, toy_parts, tmp_path):
-    """The newest transformers saves a bare tower without `vision_model.`."""
-    from safetensors.torch import save_file
-
-    write_tower(tmp_path / "flat", kind)
-    held = load_file(tmp_path / "flat" / "model.safetensors")
-    flat = {name.removeprefix("vision_model."): tensor for name, tensor in held.items()}
-    save_file(flat, tmp_path / "flat" / "model.safetensors", metadata={"format": "pt"})
-    build_base(tmp_path / "flat", toy_parts[1], tmp_path / "base", dtype="float32")
-    a, b = (load_file(folder / "model.safetensors") for folder in (made[2], tmp_path / "base"))
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_same_logits(kind, made, tmp_path):
@@ -121,27 +114,12 @@ def test_same_logits(kind, made, tmp_path):
     reference = logits(ours, inputs)
     theirs = llava_logits(tmp_path / "llava", inputs, ours.img_context_token_id)
     assert theirs.shape[-1] == reference.shape[-1] + 1  # the row of <image>
-    gap = (theirs[..., :-1] - reference).abs().max().item()
-    print(f"{kind}: logits of Llava and ours differ by {gap:.1e}, largest {reference.abs().max():.1f}")
-    assert gap <= 1e-5  # two implementations in fp32
+    assert (theirs[..., :-1] - reference).abs().max() <= 1e-5  # two implementations in fp32
 
     config = read_json(tmp_path / "llava" / "config.json")
     assert config["vision_feature_select_strategy"] == {"clip": "default", "siglip": "full"}[kind]
     assert config["vision_feature_layer"] == -2 and config["image_seq_length"] == 64
-    held = load_file(tmp_path / "llava" / "model.safetensors")
-    starts = (
-        "vision_tower.vision_model.",
-        "multi_modal_projector.linear_1.",
-        "multi_modal_projector.linear_2.",
-        "language_model.model.",
-        "language_model.lm_head.weight",
-    )
-    assert all(name.startswith(starts) for name in held) and len(held) == len(load_file(base / "model.safetensors"))
     assert not list((tmp_path / "llava").glob("*.py"))
-
-
-def test_written_only(made, tmp_path):
-    convert(made[2], tmp_path / "llava", format="llava")
     with pytest.raises(CheckpointError, match="read by other programs only"):
         convert(tmp_path / "llava", tmp_path / "back", format="official")
 
@@ -164,7 +142,6 @@ def test_releases(kind, made, tmp_path, release):
         [str(c) for c in command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    print(f"transformers and largest difference, {kind}: {done.stdout.strip()}")
 
 
 def test_processor_prompts_and_pixels(kind, made, tmp_path):
@@ -275,20 +252,9 @@ def test_wrong_parts(made, toy_parts, tmp_path):
 def test_projector_from_llava(made, toy_parts, tmp_path):
     """A projector in LLaVA's names is taken as it is."""
     convert(made[2], tmp_path / "llava", format="llava")
-    from safetensors.torch import save_file
-
     held = load_file(tmp_path / "llava" / "model.safetensors")
     projector = {name: tensor + 1 for name, tensor in held.items() if name.startswith("multi_modal_projector.")}
     save_file(projector, tmp_path / "projector.safetensors")
     build_base(made[1], toy_parts[1], tmp_path / "b", dtype="float32", projector=tmp_path / "projector.safetensors")
     taken = load_file(tmp_path / "b" / "model.safetensors")
     assert torch.equal(taken["mlp1.2.bias"], projector["multi_modal_projector.linear_2.bias"])
-
-
-def test_tools(kind, made, toy_parts, run_tool, tmp_path):
-    parts = ("--vision", made[1], "--llm", toy_parts[1])
-    done = run_tool("tools/build_base_model.py", *parts, "--out", tmp_path / "b", "--projector-type", "mlp")
-    assert done.returncode == 0, done.stderr
-    assert "64 tokens per tile" in done.stdout and "own model code only" in done.stdout
-    done = run_tool("tools/convert_to_official.py", "--from", tmp_path / "b", tmp_path / "l", "--format", "llava")
-    assert done.returncode == 0 and (tmp_path / "l" / "processor_config.json").is_file(), done.stderr

@@ -32,7 +32,7 @@ def test_the_lines_are_those_of_a_whole_run():
 
 @pytest.mark.slow
 def test_the_lines_lead_to_a_model_that_answers(toy_base, tmp_path):
-    _, images = write_dataset(tmp_path, num_samples=40)
+    _, images = write_dataset(tmp_path, num_samples=24)
     shutil.copy(images / "0.png", tmp_path / "photo.jpg")
     (tmp_path / "held_out.jsonl").write_text((tmp_path / "train.jsonl").read_text())
     told = {}
@@ -56,7 +56,7 @@ def test_the_lines_lead_to_a_model_that_answers(toy_base, tmp_path):
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         told[line] = done.stdout
     trial, run, compared, answer = (list(told.values())[index] for index in (3, 4, -2, -1))
-    assert "What this run trains:" in trial and "step 3/3  " in run
+    assert "What this run trains:" in trial and "step 2/2  " in run
     assert compared.count("held_out") >= 1 and answer.strip()
     card = (tmp_path / "exports" / "mine" / "README.md").read_text(encoding="utf-8")
     assert "The export was verified." in card and "| text | mentions: accuracy |" in card and "Not measured" not in card

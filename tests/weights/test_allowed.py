@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
 from tests.weights.language_models import write_llm
+from tests.weights.training import LORA, make_model, save_pth, training_inputs, write_config
+from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.base.build import build_base
-from xtuner_plugins.export.export import convert
+from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.families import UnknownFamilyError
+from xtuner_plugins.inference.session import ChatSession, Turn
 from xtuner_plugins.weights.allowed import FILES
 from xtuner_plugins.weights.errors import CheckpointError
 from xtuner_plugins.weights.loader import load_model
@@ -91,9 +94,9 @@ def __getattr__(name):
 # At last the recorder is shown to record.
 ASKED = """
 import pathlib, sys
-from tests.weights.test_allowed import KERNEL, build_open_and_convert
+from tests.weights.test_allowed import KERNEL, build_train_export_and_ask
 folder = pathlib.Path(sys.argv[1])
-build_open_and_convert(folder)
+build_train_export_and_ask(folder)
 assert not (folder / "asked").exists(), (folder / "asked").read_text()
 from transformers import AutoConfig, AutoModelForCausalLM
 try:
@@ -103,21 +106,32 @@ except Exception as error:
 """
 
 
-def build_open_and_convert(folder):
-    """Builds bases of poisoned parts, opens them and converts them."""
+def build_train_export_and_ask(folder):
+    """Per language model: a poisoned part becomes a base, which is poisoned again, trained, exported, and asked."""
+    lora = dict(llm_lora={**LORA, "target_modules": ["down_proj"]})
     for llm in sorted(folder.glob("llm-*")):
         name = llm.name.removeprefix("llm-")
-        base = build_base(folder / "vision", llm, folder / f"base-{name}", dtype="float32")["out"]
-        base = poisoned(base, folder / f"poisoned-{name}")
-        load_model(base, dtype=None)
-        convert(base, folder / f"out-{name}", format="official")
-        load_model(folder / f"out-{name}", dtype=None)
+        base = build_base(folder / "vision", llm, folder / f"base-{name}", template="internvl2_5", dtype="float32")
+        base = poisoned(base["out"], folder / f"poisoned-{name}")
+        model = make_model(base, **lora)
+        model(**training_inputs(model, torch.arange(9)[None]), mode="loss")["loss"].backward()
+        checkpoint = save_pth(model, folder / "iter_1.pth")
+        config = write_config(folder / f"{name}.py", base, **lora)
+        export_adapter(config, checkpoint, folder / f"peft-{name}")
+        for format in ("official",) if name == "phi3" else ("official", "hf"):  # hf gives phi3 its own template
+            out = folder / f"{format}-{name}"
+            export(config, checkpoint, out, format=format)
+            again = poisoned(out, folder / f"again-{format}-{name}")
+            (again / "export_manifest.json").unlink()
+            session = ChatSession.from_pretrained(again, device="cpu")
+            list(session.reply([Turn("Hello")], max_new_tokens=1))
+            session.answers([("Hello", ()), ("Bye", ())], batch_size=2, max_new_tokens=1)  # what an evaluation asks
 
 
 @pytest.mark.slow
 def test_no_kernels_are_asked_for(toy_parts, tmp_path):
     poisoned(toy_parts[0], tmp_path / "vision")
-    for family in ("qwen3", "qwen3_moe", "llama", "mistral", "internlm2", "qwen"):
+    for family in ("qwen3", "qwen3_moe", "llama", "mistral", "phi3", "internlm2", "qwen"):
         poisoned(write_llm(family, tmp_path / family, toy_parts[1]), tmp_path / f"llm-{family}")
     poisoned(toy_parts[1], tmp_path / "llm-qwen2")
     (tmp_path / "kernels").mkdir()

@@ -108,20 +108,6 @@ def test_names_of_pieces_are_text(model, tmp_path):
         assert tokenizer.decode(ids) == text
 
 
-def test_older_files(model, tmp_path):
-    """Added tokens listed in ``added_tokens.json`` alone."""
-    folder = write_internlm2(tmp_path / "new", image_tokens=ADDED_TOKENS, model=model)
-    expected = load_tokenizer(folder)
-    config = read_json(folder / "tokenizer_config.json")
-    added = {fields["content"]: int(n) for n, fields in config.pop("added_tokens_decoder").items()}
-    write_json(folder / "tokenizer_config.json", config)
-    write_json(folder / "added_tokens.json", added)
-    tokenizer = load_tokenizer(folder)
-    text = "<|im_start|>user\n<img><IMG_CONTEXT></img>\nHallo<|im_end|>"
-    assert tokenizer(text).input_ids == expected(text).input_ids
-    assert tokenizer.get_vocab() == expected.get_vocab()
-
-
 def test_an_own_fast_tokenizer_is_taken(model, tmp_path):
     folder = write_internlm2(tmp_path / "llm", model=model)
     load_tokenizer(folder, complete=False).backend_tokenizer.save(str(folder / "tokenizer.json"))
@@ -175,12 +161,6 @@ class TestRefusals:
         (folder / "tokenizer.model").unlink()
         self.check(folder, "neither tokenizer.json nor tokenizer.model")
 
-    @pytest.mark.parametrize("content", [b"", b"\x00", b"not a model\n" * 99, b"\xff" * 999])
-    def test_damaged_sentencepiece(self, content, model, tmp_path):
-        folder = write_internlm2(tmp_path / "llm", model=model)
-        (folder / "tokenizer.model").write_bytes(content)
-        self.check(folder, "tokenizer.model")
-
     def test_cut_off_and_flipped(self, model, tmp_path):
         """Whatever is cut off or changed: the ids of sentencepiece, or one clear error, and never another exception."""
         folder = write_internlm2(tmp_path / "llm", model=model)
@@ -219,7 +199,7 @@ class TestRefusals:
             return converter
 
         monkeypatch.setattr(fast_tokenizers, "_spm_converter", prefixing)
-        self.check(folder, "can't become a fast tokenizer exactly: 'Hello world'")
+        self.check(folder, "can't become a fast tokenizer exactly: ' leading and")
 
     @pytest.mark.parametrize(
         "decoder",

@@ -3,10 +3,8 @@
 import pytest
 
 from xtuner_plugins.export.draft import missing_code
-from xtuner_plugins.export.remote_code import hub_code
 from xtuner_plugins.weights import official
 from xtuner_plugins.weights.reading import read_json
-from xtuner_plugins.weights.writer import write_json
 
 VISION, LLM = {"image_size": 112, "patch_size": 14}, {"model_type": "phi3", "hidden_size": 64, "dtype": "float16"}
 
@@ -48,13 +46,9 @@ def test_tile_limits_without_tiling():
     assert official.tile_limits({**limits, "dynamic_image_size": True}) == (3, 12)
 
 
-def test_missing_code(toy_base, tmp_path):
-    fields = read_json(toy_base / "config.json")
-    assert missing_code(fields, toy_base) == []
-    write_json(tmp_path / "config.json", fields)
-    for path in hub_code():
-        if path.name != "prompts.py":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert missing_code(fields, tmp_path) == ["prompts.py"]
-    internlm2 = {**fields, "llm_config": {"model_type": "internlm2"}}
-    assert missing_code(internlm2, toy_base) == ["configuration_internlm2.py", "modeling_internlm2.py"]
+def test_missing_code(toy_base):
+    fields = {**read_json(toy_base / "config.json"), "llm_config": {"model_type": "internlm2"}}
+    assert missing_code(fields, toy_base) == ["configuration_internlm2.py", "modeling_internlm2.py"]
+    fields["auto_map"]["AutoTokenizer"] = "tokens.Mine"
+    assert missing_code(fields, toy_base)[-1] == "tokens.py"
+    assert missing_code({**fields, "auto_map": {}}, toy_base) == ["auto_map"]

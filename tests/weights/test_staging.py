@@ -251,3 +251,10 @@ print(os.listdir(folder))
     done = as_mounter(code, tmp_path)
     message, left = done.stdout.splitlines()
     assert message.startswith(f"{tmp_path / 'out'} can't be written: the disk is full") and left == "[]", done
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path):
+    with pytest.raises(CheckpointError, match="out needs 1000000000.* GB but only .* are free on"):
+        with staging.staged_directory(tmp_path / "out", {}, num_bytes=10**18):
+            pytest.fail("began")
+    assert names(tmp_path) == []

@@ -28,6 +28,7 @@ from typing import Any
 
 from ..datasets.images.media import ImageFolder
 from ..datasets.records.json_index import open_index
+from ..datasets.records.records import clean
 from ..datasets.records.tables import write_image
 from ..errors import DataError, RecordError, SettingError
 from ..files import get_cache_dir, text_hash
@@ -224,6 +225,7 @@ def _item(draft: _Draft, template: str, folder: ImageFolder, place: str) -> Item
     choices = "\n".join(f"{letter}. {text}" for letter, text in draft.choices.items())
     values = {"question": draft.question, "hint": draft.hint, "choices": choices}
     text = fill(_LETTER_ZH if template == _LETTER and _HAN.search("".join(values.values())) else template, values)
+    clean(text, "the question", place)
     paths = [*draft.paths, *(_find(name, folder, place) for name in draft.images)]
     names = [os.path.basename(path) for path in draft.paths] + list(draft.images)
     facts = ({"choices": dict(draft.choices)} if draft.choices else {}) | draft.facts

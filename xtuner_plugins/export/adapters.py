@@ -7,7 +7,7 @@
     out/replaced.safetensors    whole tensors that trained too (the projector), official names
     out/record.json         the run's record: `open_checkpoint` reads OUT as it reads the checkpoint
     out/preprocessing.json  how it prepared images and text
-    out/export_manifest.json    SHA-256 of these files
+    out/export_manifest.json    SHA-256 of these files and of the base, which PEFT has no field for
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def export_adapter(
             write_single(stage / REPLACED, {n: cast(t, wanted) for n, t in plan.replaced.items()})
         files = sorted(path for path in stage.rglob("*") if path.is_file())
         digests = {str(path.relative_to(stage)): manifest.digest(path) for path in files}
-        write_json(stage / manifest.FILE, {"files": digests})
+        write_json(stage / manifest.FILE, {"base": plan.record["base"], "files": digests})
     num_tensors = sum(len(t) for t in parts.values()) + len(plan.replaced)
     return {"out": str(out), "parts": sorted(parts), "num_tensors": num_tensors}
 
@@ -95,4 +95,4 @@ def _peft_config(plan: trained.TrainedPlan, part: str, layers: list[str]) -> dic
     config.trainable_token_indices = {layer.partition(".")[2]: indices for layer, indices in rows.items()} or None
     config.inference_mode = config.init_lora_weights = True
     fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    return {**fields, "peft_type": "LORA", "task_type": None, "base_sha256": plan.record["base"]["files"]}
+    return {**fields, "peft_type": "LORA", "task_type": None}

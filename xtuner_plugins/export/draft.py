@@ -6,20 +6,21 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
+from .. import hub
 from ..families import llm_family
 from ..hub.conversation import TEMPLATES, get_conv_template
 from ..weights import allowed, hf, official, tokenizer_files
-from ..weights.format import Format
 from ..weights.lazy import Joined, LazyTensor, MemoryTensor
 from ..weights.model_view import ModelView
 from ..weights.reading import read_json
 from ..weights.writer import write_json
-from . import llava, remote_code
+from . import llava
 
-FORMATS: dict[str, Format] = {module.NAME: module for module in (official, hf, llava)}
+FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (official, hf, llava)}
 _GENERATION = "generation_config.json"
 # Files of a model directory that an export copies, besides weights, config and code.
 _KEPT_FILES = (
@@ -47,7 +48,7 @@ class Draft:
     tensors: dict[str, LazyTensor]
     config: dict
     write_files: Callable[[Path], None]
-    format: Format
+    format: ModuleType
     notes: list[str] = field(default_factory=list)
     foreign_code: bool = False
 
@@ -115,7 +116,7 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
             elif path.is_file():
                 shutil.copyfile(path, stage / name)
         if view.format is official and not other:
-            remote_code.copy_hub_code(stage)
+            copy_hub_code(stage)
         if view.config["template"] in TEMPLATES:  # a published model that is only converted may have another one
             tokenizer = tokenizer_files.load_tokenizer(view.directory)
             prompt = view.format.chat_template(tokenizer, tokenizer_files.conversation_of(view.config))
@@ -161,7 +162,7 @@ def with_template(config: Mapping, template: str | None) -> dict:
     return {**{key: value for key, value in config.items() if "system_message" not in key}, "template": template}
 
 
-def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, template: str | None) -> Draft:
+def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: ModuleType, template: str | None) -> Draft:
     """Names, config and files of a format; embedding and head get a row for each token of its tokenizer."""
     config = with_template(view.config, template)
     tokenizer = tokenizer_files.load_tokenizer(view.directory)
@@ -182,7 +183,7 @@ def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, t
     def write_files(stage: Path) -> None:
         to.write_files(stage, config, tokenizer)
         if to is official:
-            remote_code.copy_hub_code(stage)
+            copy_hub_code(stage)
         if dropped:
             tokenizer_files.drop_last_token(stage, dropped)
 
@@ -198,7 +199,20 @@ def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
 
 
 def missing_code(fields: Mapping, directory: Path) -> list[str]:
-    """Code files missing from a directory; arguments as for ``Format.read_config``."""
-    other = official.language(fields)
-    needed = other.code if other else ()
-    return remote_code.missing_code(directory) + [name for name in needed if not (directory / name).is_file()]
+    """Code files that an official directory with this config lacks; ``["auto_map"]`` if it names no model class."""
+    other, named = official.language(fields), fields.get("auto_map", {})
+    if "AutoModel" not in named:
+        return ["auto_map"]
+    needed = {f"{reference.partition('.')[0]}.py" for reference in named.values()} | set(other.code if other else ())
+    return sorted(name for name in needed if not (directory / name).is_file())
+
+
+def hub_code() -> list[Path]:
+    """The files of ``xtuner_plugins/hub`` that an export ships."""
+    return sorted(path for path in Path(next(iter(hub.__path__))).glob("*.py") if path.name != "__init__.py")
+
+
+def copy_hub_code(stage: Path) -> None:
+    """Copies the hub's code into a directory."""
+    for path in hub_code():
+        (stage / path.name).write_bytes(path.read_bytes())

@@ -39,7 +39,7 @@ KEYS = KeyMapping(
 
 
 def keys(fields: Mapping) -> KeyMapping:
-    """See ``Format``."""
+    """See ``format.py``."""
     return KEYS
 
 
@@ -63,7 +63,7 @@ def check_expressible(config: Mapping) -> EncoderFamily:
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``Format``."""
+    """See ``format.py``."""
     family = check_expressible(config)
     return {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -83,12 +83,12 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 
 def chat_template(tokenizer, conversation: Conversation) -> str:
-    """See ``Format``."""
+    """See ``format.py``."""
     return tokenizer_files.processor_template(conversation, image="<img>" + PROCESSOR_TOKEN + "</img>\n", video=None)
 
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
-    """See ``Format``: tokenizer, processor, chat template and generation config."""
+    """See ``format.py``: tokenizer, processor, chat template and generation config."""
     family = check_expressible(config)
     template = chat_template(tokenizer, tokenizer_files.conversation_of(config))
     tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, processor_class="LlavaProcessor")

@@ -29,15 +29,7 @@ from .base import towers
 
 HEAD = "language_model.lm_head"
 _IGNORED = ("data_preprocessor.",)  # mean and std of the input, not weights
-_QUANT_STATE = (
-    ".absmax",
-    ".quant_map",
-    ".nested_absmax",
-    ".nested_quant_map",
-    ".quant_state.",
-    ".SCB",
-    ".weight_format",
-)
+_QUANT_STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.", ".SCB")
 
 
 @dataclass
@@ -126,9 +118,8 @@ def read_training_config(cfg):
     """
     from ..settings import ConfigError, read_config  # takes in MMEngine
 
-    where = "the config"
+    where = str(cfg) if isinstance(cfg, (str, Path)) else "the config"
     if isinstance(cfg, (str, Path)):
-        where = str(cfg)
         if not Path(cfg).is_file():
             raise CheckpointError(f"config {cfg} does not exist")
         try:
@@ -213,21 +204,20 @@ def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
     """Takes the preprocessing of the checkpoint, compared with config and base; without one, that of the config."""
     from ..datasets.lock import from_config
 
-    locked, said = plan.checkpoint.preprocessing, cfg and from_config(cfg)
+    where, locked, said = str(plan.checkpoint.path), plan.checkpoint.preprocessing, cfg and from_config(cfg)
     if locked is None:
         plan.preprocessing = said
-        if said is None and cfg and "train_dataloader" in cfg:
+        if said is not None:
+            plan.notes.append(
+                f"{where} holds no preprocessing (saved before checkpoints kept it, or without StateHook); tile limits "
+                "and template are the config's"
+            )
+        elif cfg and "train_dataloader" in cfg:
             plan.notes.append(
                 "neither checkpoint nor config says how images and text were prepared (a dataset of your own); tile "
                 "limits and template are the base's"
             )
-        elif said is not None:
-            plan.notes.append(
-                f"{plan.checkpoint.path} holds no preprocessing (it was saved before checkpoints kept it, or without "
-                "StateHook); tile limits and template are the config's"
-            )
         return
-    where = str(plan.checkpoint.path)
     plan.preprocessing = preprocessing.check_form(locked, where)
     if said is not None:
         preprocessing.check_same(locked, said, where, "give the config that it was trained with")
@@ -242,47 +232,38 @@ def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
 
 
 def _sort_tensors(plan: TrainedPlan) -> None:
-    unknown, misshapen, rows = [], [], {}
+    base, wrong, rows = plan.view.tensors, [], {}
     for stored, tensor in plan.checkpoint.tensors.items():
-        if stored.removeprefix("module.").startswith(_IGNORED):
-            continue
         name = stored.removeprefix("module.").removeprefix("model.")  # the wrappers of training
-        adapter = merge.split_key(name)
-        if adapter is not None:
-            layer, part = adapter
-            if f"{layer}.weight" not in plan.view.tensors:
-                unknown.append(stored)
-            elif part == merge.TOKEN_ROWS:
-                rows[layer] = tensor
-            else:
-                plan.adapters.setdefault(layer, {})[part] = tensor
+        layer, part = merge.split_key(name) or ("", "")
+        inner = name.replace(".modules_to_save.default.", ".").replace(token_rows.BASE_LAYER, ".")
+        own = inner.replace(".base_layer.", ".")
+        if _is_frozen(name, own != inner, tensor):
             continue
-        name = name.replace(".modules_to_save.default.", ".").replace(token_rows.BASE_LAYER, ".")
-        if (
-            token_rows.ORIGINAL in name
-            or ".original_module." in name
-            or (".base_layer." in name and any(s in name for s in _QUANT_STATE))
-        ):
-            continue
-        quantized = ".base_layer." in name and not tensor.dtype.is_floating_point
-        name = name.replace(".base_layer.", ".")
-        if name not in plan.view.tensors:
-            unknown.append(stored)
-        elif quantized:  # a frozen 4-bit weight; the base holds it unquantized
-            continue
-        elif tensor.shape != plan.view.tensors[name].shape:
-            misshapen.append(f"{stored} is {list(tensor.shape)}, the base has {list(plan.view.tensors[name].shape)}")
+        if (f"{layer}.weight" if layer else own) not in base:
+            wrong.append(f"{stored} (unknown to the base)")
+        elif part == merge.TOKEN_ROWS:
+            rows[layer] = tensor
+        elif layer:
+            plan.adapters.setdefault(layer, {})[part] = tensor
+        elif tensor.shape != base[own].shape:
+            wrong.append(f"{stored} is {list(tensor.shape)}, the base has {list(base[own].shape)}")
         else:
-            plan.replaced[name] = tensor
-    if rows:
-        _place_rows(plan, rows)
-    if unknown or misshapen:
-        found = [f"{n} (unknown to the base)" for n in unknown] + misshapen
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            plan.replaced[own] = tensor
+    _place_rows(plan, rows)
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
             f"{plan.checkpoint.path} is a checkpoint of another model than {plan.view.directory}: "
-            f"{'; '.join(found[:3])}{more}"
+            f"{'; '.join(wrong[:3])}{more}"
         )
+
+
+def _is_frozen(name: str, under_adapter: bool, tensor: LazyTensor) -> bool:
+    """Whether a tensor only repeats the base: pixels' mean and std, PEFT's originals, 4-bit weights, their state."""
+    if name.startswith(_IGNORED) or token_rows.ORIGINAL in name or ".original_module." in name:
+        return True
+    return under_adapter and (not tensor.dtype.is_floating_point or any(state in name for state in _QUANT_STATE))
 
 
 def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
@@ -299,32 +280,22 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
     """Checks that each part that the config trains is complete, and that the config names each adapter."""
     path = plan.checkpoint.path
     for name, (part, _, frozen_by_default) in PARTS.items():
-        lora_setting, freeze_setting = f"{name}_lora", f"freeze_{name}"
-        by_lora = [*plan.adapters, *plan.token_rows]
-        layers = [name for name in by_lora if name.startswith(part + ".")]
-        configured = part in plan.lora_configs
-        if layers and not configured:
-            raise CheckpointError(
-                f"{path} holds LoRA tensors of {part} ({layers[0]}, ...) but the config sets no "
-                f"model.{lora_setting}; give the config that it was trained with"
-            )
-        if configured and not layers:
-            raise CheckpointError(
-                f"the config trains {part} with model.{lora_setting}, but {path} holds no LoRA tensor of it; give the "
-                "config that it was trained with"
-            )
-        named = configured and plan.lora_configs[part].trainable_token_indices
-        if named and not any(name.startswith(part + ".") for name in plan.token_rows):
-            raise CheckpointError(
-                f"the config trains rows of {part} (trainable_token_indices of model.{lora_setting}), but {path} holds "
-                "none of them; give the config that it was trained with"
-            )
-        lacking, setting = _lacking(plan, model, part, freeze_setting, frozen_by_default)
-        if lacking:
-            raise CheckpointError(
-                f"the config trains {part} (model.{setting}), but {path} lacks {len(lacking)} of its tensors: "
-                f"{', '.join(lacking[:3])}; give the config that it was trained with"
-            )
+        lora, setting = plan.lora_configs.get(part), f"model.{name}_lora"
+        layers, rows = ([n for n in held if n.startswith(f"{part}.")] for held in (plan.adapters, plan.token_rows))
+        lacking, by = _lacking(plan, model, part, f"freeze_{name}", frozen_by_default)
+        wrong = {
+            f"{path} holds LoRA tensors of {part}, but the config sets no {setting}": (layers or rows) and not lora,
+            f"the config trains {part} with {setting}, but {path} holds no LoRA tensor of it": (
+                lora and not (layers or rows)
+            ),
+            f"the config trains rows of {part} (trainable_token_indices of {setting}), but {path} holds none of them": (
+                lora and lora.trainable_token_indices and not rows
+            ),
+            f"the config trains {part} (model.{by}), but {path} lacks {len(lacking)} of its tensors: "
+            f"{', '.join(lacking[:3])}": lacking,
+        }
+        if found := [words for words, is_so in wrong.items() if is_so]:
+            raise CheckpointError(f"{found[0]}; give the config that it was trained with")
 
 
 def _lacking(

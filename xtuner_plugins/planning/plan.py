@@ -202,13 +202,11 @@ def count_records(data: Mapping[str, Any]) -> int | None:
     from ..datasets.meta_file import expand_metas
     from ..datasets.records.opening import open_records
     from ..errors import DataError, SourceError
-    from ..files import get_cache_dir
 
     columns = [data.get(name) for name in ("data_paths", "image_folders", "repeat_times", "dataset_settings")]
-    options, cache = data.get("storage_options"), get_cache_dir(data.get("cache_dir"))
     try:
         paths, _, repeats, _ = expand_metas(*columns)
-        counts = [len(open_records(path, cache, options)) for path in paths]
+        counts = [len(open_records(path, data.get("storage_options"))) for path in paths]
     except (DataError, SourceError):  # told by the check, with the line
         return None
     repeats = repeats if isinstance(repeats, list) else [repeats] * len(counts)

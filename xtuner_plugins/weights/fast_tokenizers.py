@@ -31,56 +31,22 @@ QWEN_PATTERN = (
 )
 QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 _PLAIN, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # types of a sentencepiece
-# One text for each kind of character and spacing that a conversion could get wrong.
+# Each kind of character and spacing that a conversion could get wrong, alone and beside others.
 SAMPLES = (
-    "Hello world",
-    " leading",
-    "trailing ",
-    "  two",
-    "a  b   c    d",
-    " ",
-    "   ",
+    " leading and trailing ",
+    "  two   three    four",
+    " \t\tx\r\n \n\n\nword\n\n  - item\n\n    code",
     "\n",
-    "\n\n\n",
-    "\r\n",
-    "\t\tx",
     "",
-    "it's we'll I'D don't",
-    "3.14159 1,000,000 2024-05-06",
-    "0x1F 007",
-    "你好，世界！今天是星期三。",
-    "日本語のテスト",
-    "한국어 텍스트",
-    "Привет, мир",
-    "مرحبا بالعالم",
-    "नमस्ते दुनिया",
-    "ภาษาไทย",
-    "שלום",
-    "e\u0301 é ﬁ ① ｆｕｌｌ",
-    "ǅ ẞ ß İ",
-    "def f(x):\n    return {'a': [x ** 2, -1]}  # done\n",
-    'if (a&&b) { c = "d\\n"; }',
-    "<a href='x'>b</a>",
-    "😀👍🏽",
-    "👨\u200d👩\u200d👧",
-    "\u200b\u200d\ufeff",
-    "\x00\x01\x1b\x7f",
-    "\u2581a \u2581",
-    "<0x0A><0x41>",
-    "<s></s",
-    "<|im_",
-    "[UNUSED",
-    "================",
-    "--------",
-    "aaaaaaaaaaaaaaaaa",
-    "哈哈哈哈哈哈哈",
-    "word\n\n  - item\n\n    code",
-    "\u3000全角",
-    "𝒳 𠮷 🄰",
-    "www.example.org/?q=1&r=%20",
-    "A\u0300B\u0301",
-    "½ ² Ⅷ",
-    "…—–“”‘’",
+    "it's we'll I'D don't 3.14159 1,000,000 2024-05-06 0x1F 007",
+    "你好，世界！今天是星期三。\u3000全角 日本語のテスト 한국어 텍스트 𝒳 𠮷 🄰",
+    "Привет, мир مرحبا بالعالم नमस्ते दुनिया ภาษาไทย שלום",
+    "e\u0301 é ﬁ ① ｆｕｌｌ ǅ ẞ ß İ A\u0300B\u0301 ½ ² Ⅷ …—–“”‘’",
+    "def f(x):\n    return {'a': [x ** 2, -1]}  # done\nif (a&&b) { c = \"d\\n\"; }",
+    "<a href='x'>b</a> www.example.org/?q=1&r=%20",
+    "😀👍🏽👨\u200d👩\u200d👧\u200b\u200d\ufeff\x00\x01\x1b\x7f",
+    "\u2581a \u2581<0x0A><0x41><s></s<|im_[UNUSED",
+    "================--------aaaaaaaaaaaaaaaaa哈哈哈哈哈哈哈",
 )
 
 
@@ -130,9 +96,6 @@ def convert(directory: Path, file: str, make: Callable):
     if path.stat().st_size > MAX_BYTES:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes; that is no vocabulary")
     return make(path, read_json(directory / "tokenizer_config.json"))
-
-
-# ---- Qwen
 
 
 def read_tiktoken(path: Path) -> dict[bytes, int]:
@@ -191,9 +154,6 @@ def _tiktoken_ids(ranks: Mapping[bytes, int]) -> Callable[[str], list[int]]:
     return lambda text: encoding.encode(unicodedata.normalize("NFC", text), disallowed_special=())
 
 
-# ---- InternLM2
-
-
 def read_sentencepiece(path: Path):
     """``(processor, proto)`` of a sentencepiece model.
 
@@ -212,26 +172,22 @@ def read_sentencepiece(path: Path):
     except (DecodeError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path} is not a sentencepiece model, or damaged: {reason}") from None
-    names = dict.fromkeys(piece.piece for piece in proto.pieces)
-    kinds = [piece.type for piece in proto.pieces]
+    names, kinds = {piece.piece for piece in proto.pieces}, [piece.type for piece in proto.pieces]
     bytes_there = {piece.piece for piece in proto.pieces if piece.type == _BYTE}
-    spec, reason = proto.normalizer_spec, None
-    if not names or num_pieces != len(names) or len(kinds) != len(names) or "" in names:
-        reason = f"{len(kinds)} pieces, {len(names)} different ones"
-    elif max(map(len, names)) > MAX_PIECE:
-        reason = f"a piece of {max(map(len, names))} characters"
-    elif kinds.count(_UNKNOWN) != 1:
-        reason = f"{kinds.count(_UNKNOWN)} pieces for what is unknown"
-    elif proto.trainer_spec.model_type != 2:
-        reason = "not a BPE model (InternLM2's is)"
-    elif bytes_there != {f"<0x{n:02X}>" for n in range(256)}:
-        reason = f"{len(bytes_there)} of the 256 bytes to fall back on"
-    elif any(_grows_together(piece.piece, names) for piece in proto.pieces if piece.type == _UNUSED):
-        reason = "unused pieces that texts could grow together to"
-    elif proto.trainer_spec.treat_whitespace_as_suffix or spec.remove_extra_whitespaces or not spec.escape_whitespaces:
-        reason = "another treatment of white space than InternLM2's"
-    elif spec.precompiled_charsmap:
-        reason = "it replaces characters (InternLM2's doesn't), which a fast tokenizer does differently in places"
+    spec, unused = proto.normalizer_spec, [piece.piece for piece in proto.pieces if piece.type == _UNUSED]
+    longest = max(map(len, names), default=0)
+    white = proto.trainer_spec.treat_whitespace_as_suffix or spec.remove_extra_whitespaces
+    wrong = {
+        f"{len(kinds)} pieces, {len(names)} different ones": {len(names)} != {num_pieces, len(kinds)} or "" in names,
+        f"a piece of {longest} characters": longest > MAX_PIECE,
+        f"{kinds.count(_UNKNOWN)} pieces for what is unknown": kinds.count(_UNKNOWN) != 1,
+        "not a BPE model (InternLM2's is)": proto.trainer_spec.model_type != 2,
+        f"{len(bytes_there)} of the 256 bytes to fall back on": bytes_there != {f"<0x{n:02X}>" for n in range(256)},
+        "unused pieces that texts could grow together to": any(_grows_together(piece, names) for piece in unused),
+        "another treatment of white space than InternLM2's": white or not spec.escape_whitespaces,
+        "it replaces characters, which a fast tokenizer does differently in places": spec.precompiled_charsmap,
+    }
+    reason = next((reason for reason, is_so in wrong.items() if is_so), None)
     if reason:
         raise CheckpointError(f"{path} can't become a fast tokenizer: {reason}")
     return processor, proto
@@ -293,27 +249,23 @@ def _added_tokens(directory: Path, config: Mapping, pieces: list[str]) -> dict[i
     """Tokens by id that the directory renames in the vocabulary or appends to it."""
     from tokenizers import AddedToken
 
-    found: dict[int, tuple[str, Mapping]] = {}
     positions = {piece: number for number, piece in enumerate(pieces)}
-    listed = {_text(token) for token in config.get("additional_special_tokens") or []}
     try:
-        for content, number in read_json(directory / "added_tokens.json", missing={}).items():
-            found[int(number)] = (content, {"special": content in listed})
-        for number, fields in (config.get("added_tokens_decoder") or {}).items():
-            found[int(number)] = (fields["content"], fields)
+        listed = {int(number): fields for number, fields in (config.get("added_tokens_decoder") or {}).items()}
+        contents = {number: fields["content"] for number, fields in listed.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{directory}: the added tokens can't be read ({type(error).__name__}: {error})"
         ) from None
-    for number, (content, _) in found.items():
+    for number, content in contents.items():
         if number < 0 or not content or positions.get(content, number) != number:
             raise CheckpointError(
                 f"{directory}: the added token {content!r} with id {number} contradicts the vocabulary"
             )
     flags = ("lstrip", "rstrip", "single_word", "special")
     return {
-        number: AddedToken(content, normalized=False, **{flag: bool(fields.get(flag, False)) for flag in flags})
-        for number, (content, fields) in found.items()
+        number: AddedToken(content, normalized=False, **{flag: bool(listed[number].get(flag, False)) for flag in flags})
+        for number, content in contents.items()
     }
 
 

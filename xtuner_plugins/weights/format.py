@@ -1,57 +1,25 @@
-"""What every format offers: the interface of the modules in this package."""
+"""Formats of model directories: modules with the same members, and rows for language models.
+
+``official``, ``hf`` and ``export/llava`` (only written) have::
+
+    NAME                     for --format
+    PROCESSOR_TOKEN          a token that its processor needs, added after all others; None for none
+    keys(fields)             names of training <-> names in a directory with this config.json; None if they are equal
+    write_config(config, tokenizer, num_rows)    config.json from complete official fields; num_rows of embedding, head
+    chat_template(tokenizer, conversation)       the Jinja template that prompts as training does
+    write_files(stage, config, tokenizer)        everything but weights, config.json and code
+    detect(fields)                       whether a config.json is of this format
+    read_config(fields, directory)       the complete official fields of such a directory
+
+The last two are lacking where a format is only written. ``CheckpointError`` says what a format can't express.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
-from ..hub.conversation import Conversation
 from .mapping import KeyMapping
-
-
-class Format(Protocol):
-    """A format of model directories: a module with these members; ``detect`` and ``read_config`` only where it is read.
-
-    Attributes:
-        NAME: its name for ``--format``.
-        PROCESSOR_TOKEN: a token that its processor needs, added after all others; None for none.
-    """
-
-    NAME: str
-    PROCESSOR_TOKEN: str | None
-
-    def detect(self, fields: Mapping) -> bool:
-        """Whether a ``config.json`` is of this format."""
-
-    def keys(self, fields: Mapping) -> KeyMapping | None:
-        """Names of training <-> names in a directory with this ``config.json``; None if they are the same."""
-
-    def read_config(self, fields: Mapping, directory: str | Path) -> dict:
-        """The complete official fields of a directory with this ``config.json``.
-
-        Raises:
-            CheckpointError: an official config can't express it.
-        """
-
-    def write_config(self, config: Mapping, tokenizer, num_rows: int) -> dict:
-        """``config.json`` from official fields.
-
-        Args:
-            config: official fields, complete.
-            tokenizer: of the directory, with ``PROCESSOR_TOKEN``.
-            num_rows: rows of embedding and head.
-
-        Raises:
-            CheckpointError: the format can't express this model; the message names the setting.
-        """
-
-    def chat_template(self, tokenizer, conversation: Conversation) -> str:
-        """The Jinja template with which other programs prompt as training does (``conversation`` has no turns)."""
-
-    def write_files(self, stage: Path, config: Mapping, tokenizer) -> None:
-        """Everything but weights and ``config.json``; arguments as for ``write_config``."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,22 @@ _VISION_NAMES = {
     "initializer_factor": "layer_scale_init_value",
 }
 
+# The defaults of transformers (the sizes of the 300M encoder), which it leaves out of the file.
+_DEFAULTS = {
+    "norm_type": "layer_norm",
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu",
+    "qkv_bias": False,
+    "qk_normalization": False,
+    "num_channels": 3,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "initializer_range": 0.02,
+    "initializer_factor": 0.1,
+}
+
 _VIT, _HF_VIT = "vision_model.encoder.layers.{i}.", "vision_tower.encoder.layer.{i}."
 
 # Official <-> transformers' own InternVLForConditionalGeneration, in its names on disk.
@@ -69,44 +85,26 @@ KEYS = KeyMapping(
 
 
 def detect(fields: Mapping) -> bool:
-    """See ``Format``."""
+    """See ``format.py``."""
     return fields.get("model_type") == "internvl" and "text_config" in fields
 
 
 def keys(fields: Mapping) -> KeyMapping:
-    """See ``Format``."""
+    """See ``format.py``."""
     return KEYS
 
 
 def read_config(fields: Mapping, directory: str | Path) -> dict:
-    """See ``Format``; the tile limits come from the preprocessor's config."""
+    """See ``format.py``; the tile limits come from the preprocessor's config."""
     vision, text = fields["vision_config"], {"model_type": "qwen2", **fields["text_config"]}
-    # The defaults of transformers (the sizes of the 300M encoder), which it leaves out of the file.
-    ours = {
-        "norm_type": "layer_norm",
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu",
-        "qkv_bias": False,
-        "qk_normalization": False,
-        "num_channels": 3,
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "initializer_range": 0.02,
-        "initializer_factor": 0.1,
-    }
-    ours.update({ours_name: vision[name] for ours_name, name in _VISION_NAMES.items() if name in vision})
-    ours.update(
-        architectures=["InternVisionModel"],
-        model_type="intern_vit_6b",
-        attention_dropout=0.0,
-        dropout=0.0,
-        drop_path_rate=0.0,
-        use_flash_attn=False,
-        image_size=_one(vision["image_size"]),
-        patch_size=_one(vision["patch_size"]),
-    )
+    ours = {**_DEFAULTS, **{name: vision[theirs] for name, theirs in _VISION_NAMES.items() if theirs in vision}}
+    ours |= {"architectures": ["InternVisionModel"], "model_type": "intern_vit_6b", "use_flash_attn": False}
+    ours |= dict.fromkeys(("attention_dropout", "dropout", "drop_path_rate"), 0.0)
+    for key in ("image_size", "patch_size"):
+        sides = vision[key] if isinstance(vision[key], list) else [vision[key]]
+        if len(set(sides)) != 1:
+            raise CheckpointError(f"tiles and patches must be square, not {sides}")
+        ours[key] = sides[0]
     limits = read_json(Path(directory) / "preprocessor_config.json", missing={})
     return official.make_config(
         ours,
@@ -118,38 +116,23 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
     )
 
 
-def _one(value) -> int:
-    if isinstance(value, (list, tuple)):
-        if len(set(value)) != 1:
-            raise CheckpointError(f"tiles and patches must be square, not {list(value)}")
-        return int(value[0])
-    return int(value)
-
-
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``Format``; the language model keeps its config."""
-    vision = config["vision_config"]
-    if not encoder_family(vision).is_intern_vit or config.get("projector_type"):
-        raise CheckpointError(
-            "the hf format can't express CLIP, SigLIP or another projector than pixel_shuffle_mlp; "
-            "export with --format official or llava"
-        )
-    for key, value, want in (
-        ("ps_version", config.get("ps_version", "v1"), "v2"),
-        ("select_layer", config.get("select_layer", -1), -1),
-    ):
-        if value != want:
-            raise CheckpointError(
-                f"the hf format can't express {key}={value!r} (only {want!r}); export with --format official"
-            )
-    if not config["use_thumbnail"] and official.tile_limits(config)[1] > 1:
-        raise CheckpointError(
-            "the hf format can't express use_thumbnail=False, its processor always adds one; use --format official"
-        )
-    if vision.get("qk_normalization") and vision.get("layer_norm_eps") != 1e-6:
-        raise CheckpointError(
-            "the hf format can't express another eps of the q/k norm than 1e-6; use --format official"
-        )
+    """See ``format.py``; the language model keeps its config."""
+    vision, projector = config["vision_config"], config.get("projector_type")
+    others = {
+        "CLIP, SigLIP or another projector than pixel_shuffle_mlp": not encoder_family(vision).is_intern_vit
+        or projector,
+        f"ps_version={config.get('ps_version')!r} (only 'v2')": config.get("ps_version", "v1") != "v2",
+        f"select_layer={config.get('select_layer')} (only -1)": config.get("select_layer", -1) != -1,
+        "use_thumbnail=False, its processor always adds one": (
+            not config["use_thumbnail"] and official.tile_limits(config)[1] > 1
+        ),
+        "another eps of the q/k norm than 1e-6": (
+            vision.get("qk_normalization") and vision.get("layer_norm_eps") != 1e-6
+        ),
+    }
+    if reasons := [reason for reason, is_so in others.items() if is_so]:
+        raise CheckpointError(f"the hf format can't express {reasons[0]}; export with --format official")
     dtype = config.get("torch_dtype", "bfloat16")
     return {
         "architectures": ["InternVLForConditionalGeneration"],
@@ -191,12 +174,12 @@ def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 
 def chat_template(tokenizer, conversation: Conversation) -> str:
-    """See ``Format``."""
+    """See ``format.py``."""
     return tokenizer_files.processor_template(conversation, image="<IMG_CONTEXT>\n", video=PROCESSOR_TOKEN + "\n")
 
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
-    """See ``Format``: tokenizer, processors, chat template and generation config."""
+    """See ``format.py``: tokenizer, processors, chat template and generation config."""
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",

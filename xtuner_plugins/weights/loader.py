@@ -78,23 +78,22 @@ def compare(model: nn.Module, tensors: Mapping[str, LazyTensor], what: str) -> L
         CheckpointError: what is missing, unexpected or of another shape.
     """
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    fitting = [name for name in own.keys() & tensors.keys() if own[name] == tensors[name].shape]
-    report = LoadReport(len(fitting), sum(torch.Size(own[name]).numel() for name in fitting))
-    lines = [
-        f"{len(names)} {kind}: {_some(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected))
-        if names
-    ]
-    misshapen = sorted((own.keys() & tensors.keys()) - set(fitting))
-    if misshapen:
-        shown = [f"{n} is {list(tensors[n].shape)}, the model has {list(own[n])}" for n in misshapen]
-        lines.append(f"{len(shown)} of another shape: {_some(shown)}")
-    if any(".lora_" in name or ".base_layer." in name for name in unexpected):
-        lines[-1] += ". These are unmerged adapter tensors, not a model: export them with tools/convert_to_official.py"
-    if lines:
-        fit = f"{report.num_tensors} tensors, {report.num_parameters:,} parameters fit"
-        raise CheckpointError(f"{what}: {'; '.join([fit, *lines])}")
+    both = sorted(own.keys() & tensors.keys())
+    wrong = {
+        "missing": sorted(own.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - own.keys()),
+        "of another shape": [
+            f"{name} is {list(tensors[name].shape)}, the model has {list(own[name])}"
+            for name in both
+            if own[name] != tensors[name].shape
+        ],
+    }
+    report = LoadReport(len(both), sum(torch.Size(own[name]).numel() for name in both))
+    if any(wrong.values()):
+        lines = [f"{len(names)} {kind}: {_some(names)}" for kind, names in wrong.items() if names]
+        if any(".lora_" in name or ".base_layer." in name for name in wrong["unexpected"]):
+            lines.append("these are unmerged adapters, not a model: export them with tools/convert_to_official.py")
+        raise CheckpointError(f"{what}: {'; '.join(lines)}")
     return report
 
 

@@ -7,7 +7,7 @@ format        how it is recognized                                      what dif
 ``hf``        ``InternVLForConditionalGeneration`` (an ``-hf`` folder)  names and config
 ============  ========================================================  ==========================================
 
-``Format`` (``format.py``) is their interface. ``open_model`` gives config and lazy tensors in our names;
+``format.py`` lists what they have in common. ``open_model`` gives config and lazy tensors in our names;
 ``export/draft.py`` turns these into a directory of any format.
 """
 
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 from . import allowed, hf, manifest, official, preprocessing
-from .format import Format
 from .internlm2 import INTERNLM2
 from .lazy import LazyTensor
 from .qwen1 import QWEN1
@@ -44,7 +44,7 @@ class ModelView:
     """
 
     directory: Path
-    format: Format
+    format: ModuleType
     config: dict
     tensors: dict[str, LazyTensor]
     stored_config: dict
@@ -53,7 +53,7 @@ class ModelView:
     changed: set[str] = field(default_factory=set)
 
 
-def open_config(directory: str | Path) -> tuple[Format, dict, dict]:
+def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
     """Format, ``config.json`` as stored, and the same as complete official fields, of a model directory.
 
     Raises:

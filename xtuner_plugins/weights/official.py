@@ -32,7 +32,7 @@ AUTO_MAP = {
 
 
 def detect(fields: Mapping) -> bool:
-    """See ``Format``."""
+    """See ``format.py``."""
     return all(isinstance(fields.get(part), Mapping) for part in ("vision_config", "llm_config"))
 
 
@@ -42,13 +42,13 @@ def language(fields: Mapping) -> LanguageFormat | None:
 
 
 def keys(fields: Mapping) -> KeyMapping | None:
-    """See ``Format``."""
+    """See ``format.py``."""
     other = language(fields)
     return inside(other.keys(fields["llm_config"])) if other else None
 
 
 def read_config(fields: Mapping, directory: str | Path) -> dict:
-    """See ``Format``; missing fields get the defaults of the config classes, which are the official ones."""
+    """See ``format.py``; missing fields get the defaults of the config classes, which are the official ones."""
     from ..hub import InternVisionConfig, InternVLChatConfig
 
     other, vision = language(fields), dict(fields["vision_config"])
@@ -128,7 +128,7 @@ def make_config(
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``Format``; ``auto_map`` names our code."""
+    """See ``format.py``; ``auto_map`` names our code."""
     llm = {**config["llm_config"], "vocab_size": num_rows}
     if llm.get("pad_token_id") is None:
         llm["pad_token_id"] = tokenizer.pad_token_id
@@ -136,7 +136,7 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
-    """See ``Format``: tokenizer with chat template, generation and and preprocessor configs."""
+    """See ``format.py``: tokenizer with chat template, generation and preprocessor configs."""
     tokenizer_files.save_tokenizer(tokenizer, stage, chat_template(tokenizer, tokenizer_files.conversation_of(config)))
     tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)
     write_json(stage / "preprocessor_config.json", preprocessor_config(config["force_image_size"]))

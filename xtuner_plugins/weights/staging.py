@@ -16,11 +16,11 @@ then an error message tells where it is (``hint``).
 from __future__ import annotations
 
 import errno
+import glob
 import logging
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +31,6 @@ from .writer import format_size, write_json
 CONFIG = "config.json"
 _UNFINISHED = f"{CONFIG}.partial"
 _DISK_MARGIN = 64 * 2**20  # JSON, tokenizer and code files, rounded up generously
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_logger = logging.getLogger(__name__)
 
 
 def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Path | None]) -> Path:
@@ -79,15 +77,9 @@ def _check_apart(out: Path, role: str, path: Path) -> None:
 
 def _is_within(path: str | Path, folder: Path) -> bool:
     """Whether ``path`` is ``folder`` or below it, under any names."""
-    path = Path(os.path.realpath(path))
-    for place in (path, *path.parents):
-        try:
-            if os.path.samefile(place, folder):
-                return True
-        except OSError:  # one of them doesn't exist yet
-            if place == Path(os.path.realpath(folder)):
-                return True
-    return False
+    path, folder = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    places = (path, *path.parents)
+    return folder in places or (folder.exists() and any(each.exists() and each.samefile(folder) for each in places))
 
 
 @contextmanager
@@ -106,12 +98,11 @@ def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Pat
         CheckpointError: too little free space, or the file system refused something.
     """
     _check_disk(out, num_bytes)
-    stage = None
+    stage = out.parent / f".{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         recover(out)
         _remove_stale(out)
-        stage = out.parent / f".{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
         stage.mkdir()  # with default permissions (umask), unlike tempfile's
         yield stage
         write_json(stage / _UNFINISHED, config)
@@ -120,31 +111,27 @@ def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Pat
                 _sync(Path(root, name))
         _put_in_place(stage, out)
     except OSError as error:
-        reason = f"the disk is full ({error})" if error.errno in _NO_SPACE else str(error)
+        reason = f"the disk is full ({error})" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         raise CheckpointError(f"{out} can't be written: {reason}; nothing was changed") from error
     finally:
-        if stage is not None and stage.exists():
-            shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _check_disk(out: Path, num_bytes: int) -> None:
     """Raises ``CheckpointError`` when the file system of ``out`` has less than ``num_bytes`` and a margin free."""
-    parent = out.parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < num_bytes + _DISK_MARGIN:
+    parent = next(each for each in out.parents if each.exists())
+    needed, free = num_bytes + _DISK_MARGIN, shutil.disk_usage(parent).free
+    if free < needed:
         raise CheckpointError(
-            f"{out} needs {format_size(num_bytes + _DISK_MARGIN)} but only {format_size(free)} are free on "
-            f"{parent}; free some space or write elsewhere"
+            f"{out} needs {format_size(needed)} but only {format_size(free)} are free on {parent}; free some space or "
+            "write elsewhere"
         )
 
 
 def _put_in_place(stage: Path, out: Path) -> None:
     try:
         if out.exists():
-            old = tempfile.mkdtemp(prefix=f".{out.name}.replaced-{os.getpid()}-", dir=out.parent)
-            os.rename(out, old)  # an empty directory may be renamed over
+            os.rename(out, out.parent / f".{out.name}.replaced-{os.getpid()}-{secrets.token_hex(4)}")
         os.rename(stage, out)
         _sync(out.parent)
         os.rename(out / _UNFINISHED, out / CONFIG)
@@ -163,7 +150,7 @@ def recover(out: Path) -> None:
         if out.exists():
             shutil.rmtree(out)
         os.rename(hidden, out)
-        _logger.warning("%s is back as it was: a run that was to replace it did not end", out)
+        logging.getLogger(__name__).warning("%s is back as it was: a run that was to replace it did not end", out)
 
 
 def hint(directory: str | Path) -> str:
@@ -176,10 +163,7 @@ def hint(directory: str | Path) -> str:
 
 
 def _replaced(out: Path) -> list[Path]:
-    prefix = f".{out.name}.replaced-"
-    if not out.parent.is_dir():
-        return []
-    return sorted(path for path in out.parent.iterdir() if path.name.startswith(prefix))
+    return sorted(out.parent.glob(f".{glob.escape(out.name)}.replaced-*"))
 
 
 def _sync(path: Path) -> None:
@@ -196,9 +180,6 @@ def _sync(path: Path) -> None:
 
 def _remove_stale(out: Path) -> None:
     """Removes what a killed run of another process left for the same target."""
-    prefix = f".{out.name}.partial-"
-    for path in out.parent.iterdir():
-        pid = path.name.removeprefix(prefix).split("-")[0]
-        ended = pid.isdigit() and Path("/proc").exists() and not Path("/proc", pid).exists()
-        if path.name.startswith(prefix) and ended:
+    for path in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
+        if not Path("/proc", path.name.removeprefix(f".{out.name}.partial-").split("-")[0]).exists():
             shutil.rmtree(path, ignore_errors=True)

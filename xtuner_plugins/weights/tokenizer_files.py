@@ -189,15 +189,11 @@ def processor_template(conversation: Conversation, *, image: str, video: str | N
         image: text for an image.
         video: text for a video; None ignores videos.
     """
+    parts = {"image": image, **({} if video is None else {"video": video})}
+    media = "".join(f"{{% elif part['type'] == '{kind}' %}}{{{{ {quote(text)} }}}}" for kind, text in parts.items())
     content = (
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-        "{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}{{ "
-        + quote(image)
-        + " }}"
-        + ("" if video is None else "{% elif part['type'] == 'video' %}{{ " + quote(video) + " }}")
-        + "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-        "{% endfor %}{% endif %}"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }}" + media + "{% endif %}{% endfor %}{% endif %}"
     )
     return _render(conversation, content)
 
@@ -307,25 +303,18 @@ def merges_as_strings(path: Path) -> None:
 
 
 def drop_last_token(directory: Path, token: str) -> None:
-    """Removes a token from a directory's tokenizer files if it has the largest id."""
+    """Removes a processor's token, and what names it, from a directory's tokenizer files if it has the largest id."""
     state = read_json(directory / "tokenizer.json")
     added = state.get("added_tokens", [])
     if not added or added[-1]["content"] != token:
         return
-    number = added.pop()["id"]
+    number = str(added.pop()["id"])
     write_json(directory / "tokenizer.json", state)
-    config = read_json(directory / "tokenizer_config.json")
-    config.get("added_tokens_decoder", {}).pop(str(number), None)
-    for key in ("video_token", "start_image_token", "end_image_token", "context_image_token", "processor_class"):
-        config.pop(key, None)
-    config["additional_special_tokens"] = [t for t in config.get("additional_special_tokens", []) if t != token]
-    write_json(directory / "tokenizer_config.json", config)
-    for name in ("added_tokens.json", "special_tokens_map.json"):
+    named = (token, "video_token", "start_image_token", "end_image_token", "context_image_token", "processor_class")
+    for name in ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
         if (directory / name).is_file():
-            fields = read_json(directory / name)
-            fields = {
-                k: v for k, v in fields.items() if k not in (token, "video_token") and not k.endswith("image_token")
-            }
+            fields = {key: value for key, value in read_json(directory / name).items() if key not in named}
+            fields.get("added_tokens_decoder", {}).pop(number, None)
             if "additional_special_tokens" in fields:
-                fields["additional_special_tokens"] = config["additional_special_tokens"]
+                fields["additional_special_tokens"] = [t for t in fields["additional_special_tokens"] if t != token]
             write_json(directory / name, fields)

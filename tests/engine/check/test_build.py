@@ -141,3 +141,12 @@ def test_the_index_of_a_refused_scheduler_or_hook_is_named(load):
     cfg = load()
     cfg.custom_hooks = [*cfg.custom_hooks, dict(interval=3)]
     assert refusal(cfg).startswith(f"custom_hooks[{len(cfg.custom_hooks) - 1}]: ")
+
+
+def test_a_deepspeed_file_of_another_dtype(load):
+    cfg = load({"model.dtype": "float32"})
+    check_config(cfg, {"bf16": {"enabled": "auto"}})
+    said = refusal(cfg, lambda each: check_config(each, {"bf16": {"enabled": True}}))
+    assert said.startswith(
+        "--deepspeed: the file sets bf16.enabled=True, but the model computes in float32 (model.dtype)"
+    )

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tests.conftest import ROOT
-from xtuner_plugins.engine.check.text import CHECKS, check_base, check_text, check_values
+from xtuner_plugins.engine.check.text import CHECKS, check_base, check_text, check_values, step_note
 from xtuner_plugins.settings import ConfigError, read_config
 
 DATA = "train_dataloader.dataset"
@@ -137,3 +137,23 @@ def test_a_base_is_whole(tmp_path):
     assert "holds no weights" in refusal()
     (tmp_path / "model.safetensors").write_text("")
     check_base(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "recipe, ranks, changes, told",
+    [
+        ("finetune_full", 8, {}, ""),
+        ("finetune_full", 2, {}, "32 samples per step, but finetune_full has 128, for which its lr=4e-05 is meant"),
+        ("finetune_full", 2, {"optim_wrapper.optimizer.lr": 1e-5}, ""),
+        ("finetune_full", 3, {}, ""),
+        ("finetune_lora", 4, {}, "64 samples per step, but finetune_lora has 16"),
+    ],
+)
+def test_far_more_or_fewer_samples_per_step_than_the_recipe_are_told(recipe, ranks, changes, told, tmp_path):
+    path = tmp_path / "mine.py"
+    lines = "from mmengine.config import read_base", "with read_base():", f"    from xtp_configs.{recipe} import *"
+    path.write_text("\n".join(lines))
+    for name in (recipe, str(path)):
+        note = step_note(read_config(name, changes), ranks)
+        assert note.startswith(told) and bool(note) == bool(told)
+    assert step_note(read_config(str(ROOT / "configs/_base_/run.py")), 64) == ""

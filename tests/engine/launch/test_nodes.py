@@ -86,11 +86,9 @@ def test_when_a_node_is_gone_the_other_ends(nodes, tmp_path, victim, deepspeed):
     require_end(pair[1 - victim], victim)
 
 
-def begun(nodes, folder, options=None, **case):
+def begun(nodes, folder, **case):
     """Two nodes of a long run that has saved a checkpoint."""
-    pair = nodes(
-        options={"train_cfg.max_epochs": 1000, "default_hooks.checkpoint.interval": 2, **(options or {})}, **case
-    )
+    pair = nodes(options={"train_cfg.max_epochs": 1000, "default_hooks.checkpoint.interval": 2}, **case)
 
     def has_begun():
         return list((folder / "run").glob("iter_*.pth")) or any(n.launcher.poll() is not None for n in pair)
@@ -99,11 +97,11 @@ def begun(nodes, folder, options=None, **case):
     return pair
 
 
-def require_end(other, victim, seconds=ENDS_IN):
+def require_end(other, victim):
     """It ends soon, with a status and a line that tell what happened, and leaves nothing."""
     since = time.monotonic()
-    status = other.launcher.wait(2 * seconds)
-    assert time.monotonic() - since < seconds and status == 1, (status, other.said[-3000:])
+    status = other.launcher.wait(2 * ENDS_IN)
+    assert time.monotonic() - since < ENDS_IN and status == 1, (status, other.said[-3000:])
     assert wait_until(lambda: not marked(other.mark), 10)
     [line] = [line for line in other.said.splitlines() if line.startswith("error")]
     assert "another process of this run has ended" in line and f"NODE_RANK={1 - victim} " in line, line

@@ -116,9 +116,6 @@ FILES_REFUSED = {
     ),
     "tokenizer": (lambda run: (run / "base/merges.txt").write_text("#version: 0.2\n"), "merges.txt of the base"),
     "rope": (lambda run: edit_json(run / "base/config.json", rope_theta=5.0), "config.json of the base"),
-    "eps": (lambda run: edit_json(run / "base/config.json", rms_norm_eps=1e-3), "config.json of the base"),
-    "select_layer": (lambda run: edit_json(run / "base/config.json", select_layer=-2), "config.json of the base"),
-    "ps_version": (lambda run: edit_json(run / "base/config.json", ps_version="v1"), "config.json of the base"),
     "one more": (lambda run: (run / "base/chat_template.json").write_text("{}"), "chat_template.json of the base"),
     "no record": (strip, "holds no record of its run .*load_from="),
 }

@@ -50,8 +50,8 @@ def config(toy_base, data, tmp_path):
     return make
 
 
-def steps_of_a_run(cfg, monkeypatch, rank=0, num_ranks=1, place=None, of="sources"):
-    """Sources (or tiles) of each step to the end of the second epoch, by the iterator that trains."""
+def steps_of_a_run(cfg, monkeypatch, rank=0, num_ranks=1, place=None):
+    """Sources of each step to the end of the second epoch, by the iterator that trains."""
     monkeypatch.setattr("xtuner_plugins.datasets.samplers.get_dist_info", lambda: (rank, num_ranks))
     loader = Runner.build_dataloader({**cfg.train_dataloader, "num_workers": 0, "persistent_workers": False}, seed=3)
     iterator = PlanIterator(loader, cfg.optim_wrapper.accumulative_counts)
@@ -62,7 +62,7 @@ def steps_of_a_run(cfg, monkeypatch, rank=0, num_ranks=1, place=None, of="source
         if iterator.epoch > 1:
             monkeypatch.undo()
             return found
-        found.append(([batch[of] for batch in step], iterator.position()))
+        found.append(([batch["sources"] for batch in step], iterator.position()))
 
 
 def shown(cfg, number, rank=0, num_ranks=1, seed=None, checkpoint=None):

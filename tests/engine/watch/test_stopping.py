@@ -275,8 +275,6 @@ class Started:
         (OURS, 2, None, signal.SIGUSR1, "parent"),
         (OURS, 2, "deepspeed_zero3", signal.SIGTERM, "all"),
         (XTUNER, 1, None, signal.SIGINT, "group"),
-        (XTUNER, 1, None, signal.SIGTERM, "parent"),
-        (XTUNER, 2, None, signal.SIGINT, "group"),
         (XTUNER, 2, "deepspeed_zero2", signal.SIGTERM, "parent"),
     ],
 )

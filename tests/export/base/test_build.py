@@ -11,8 +11,8 @@ from tests.conftest import ROOT
 from tests.weights.language_models import write_llm
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.export.draft import hub_code
 from xtuner_plugins.export.export import convert
-from xtuner_plugins.export.remote_code import hub_code
 from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM, INTERNVL2_SYSTEM

@@ -35,7 +35,6 @@ from ..text.tokens import single_threaded_tokenizer
 from .budget import FRAME, TileBudget, first_limit
 from .measure import Complaint, Measure
 
-BLOCK = 1 << 20  # records whose tiles are counted at a time
 CHUNK = 2000  # records that a worker measures at a time, and a crash can lose
 STORE_THREADS = 16  # that ask a store for the images of broken records
 FOUND = ("text_tokens", "supervised", "prefix", "num_media", "sizes")  # by `Measure.rows`
@@ -110,33 +109,18 @@ class LengthIndex:
         return tuple(map(open_array, paths))
 
     def _lay_out(self, tiling: DynamicTiling, budget: TileBudget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        counts: dict[tuple[int, int, int], int] = {}  # tiles of an image by its size and limit
-        blocks = [
-            self._lay_out_rows(first, min(first + BLOCK, len(self)), tiling, budget, counts)
-            for first in range(0, max(len(self), 1), BLOCK)
-        ]
-        return tuple(map(np.concatenate, zip(*blocks, strict=True)))
-
-    def _lay_out_rows(
-        self, first: int, last: int, tiling: DynamicTiling, budget: TileBudget, counts: dict[tuple[int, int, int], int]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`lay_out` of some records, so that the memory it takes doesn't grow with the file."""
-        num = last - first
-        before = int(self.media_ends[first - 1]) if first else 0
-        num_media = np.diff(self.media_ends[first:last], prepend=before)
-        sizes = self.sizes[before : before + int(num_media.sum())]
+        num, num_media = len(self), np.diff(self.media_ends, prepend=0)
         rows = np.repeat(np.arange(num), num_media)
-        is_frame = (sizes == FRAME).all(1)
+        is_frame = (self.sizes == FRAME).all(1)
         images = np.bincount(rows[~is_frame], minlength=num)
-        shares = [first_limit(tiling.max_tiles, num) for num in range(images.max(initial=0) + 1)]
+        shares = [first_limit(tiling.max_tiles, count) for count in range(images.max(initial=0) + 1)]
         limits = np.where(is_frame, 1, np.array(shares)[images[rows]])
-        tiles = np.bincount(rows, _count_tiles(sizes, limits, tiling, budget, counts), minlength=num).astype(np.int32)
-        tokens = (self.text_tokens[first:last] + tiles * budget.tokens_per_tile + 2 * num_media).astype(np.int32)
-        broken = [row - first for row in self.complaints if first <= row < last]
+        tiles = np.bincount(rows, _count_tiles(self.sizes, limits, tiling, budget), minlength=num).astype(np.int32)
+        tokens = (self.text_tokens + tiles * budget.tokens_per_tile + 2 * num_media).astype(np.int32)
         fates = np.full(num, FITS, np.uint8)
-        fates[broken] = BROKEN
+        fates[list(self.complaints)] = BROKEN
         for row in np.flatnonzero((tokens > budget.max_length) & (fates == FITS)):
-            tokens[row], tiles[row], fates[row] = self._fit(first + int(row), tiling, budget)
+            tokens[row], tiles[row], fates[row] = self._fit(int(row), tiling, budget)
         tokens[fates >= DROPPED] = tiles[fates >= DROPPED] = 0
         return tokens, tiles, fates
 
@@ -156,25 +140,14 @@ class LengthIndex:
         return 0, 0, DROPPED
 
 
-def _count_tiles(
-    sizes: np.ndarray,
-    limits: np.ndarray,
-    tiling: DynamicTiling,
-    budget: TileBudget,
-    counts: dict[tuple[int, int, int], int],
-) -> np.ndarray:
-    """Tiles of each image, int64 `[m]`; `counts` holds those of the sizes and limits met so far."""
+def _count_tiles(sizes: np.ndarray, limits: np.ndarray, tiling: DynamicTiling, budget: TileBudget) -> np.ndarray:
+    """Tiles of each image, int64 `[m]`; each size and limit is counted once."""
     width, height = sizes.T.astype(np.int64)
     _, codes = np.unique(width << 32 | height, return_inverse=True)
     codes = codes.reshape(-1) * (limits.max(initial=0) + 1) + limits  # one number sorts much faster than a row of three
     _, places, inverse = np.unique(codes, return_index=True, return_inverse=True)
-    each = np.zeros(len(places), np.int64)
-    for number, place in enumerate(places):
-        key = int(width[place]), int(height[place]), int(limits[place])
-        if key not in counts:
-            counts[key] = budget.count(tiling, key[:2], key[2])
-        each[number] = counts[key]
-    return each[inverse.reshape(-1)]
+    each = [budget.count(tiling, (width[place], height[place]), int(limits[place])) for place in places]
+    return np.array(each, np.int64)[inverse.reshape(-1)]
 
 
 def report_change(directory: Path) -> None:

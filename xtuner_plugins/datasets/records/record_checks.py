@@ -174,7 +174,7 @@ def _of_spans(spans: object) -> object:
 
 def unread(key: str) -> str:
     """The reason of the warning about a key that nothing reads."""
-    return f"unread_key:{key[:40]}"
+    return f"unread_key:{key[:40]}".encode("utf-8", "replace").decode()
 
 
 def check_keys(extra: Mapping[str, Any], has_media: bool, source: str, warnings: list[RecordError]) -> bool:

@@ -34,16 +34,45 @@ from ...ranges import (
 )
 from ...settings import (
     CONFIGS,
+    PACKAGE,
     SETTINGS,
     ConfigError,
     labels_of,
     leaves,
+    read_config,
     typed_nodes,
     validation_settings,
     value_at,
 )
 from ..run.run_length import check_length
 from .signatures import parameters
+
+FAR = 4  # times as many samples per step as the recipe: its learning rate is no longer the right one
+
+
+def step_note(cfg: Config, ranks: int) -> str:
+    """That a step has far more or fewer samples than in the recipe whose learning rate it has; '' where it hasn't.
+
+    Args:
+        cfg: the config of a run; a recipe is the config of configs/ that it is, or takes in.
+        ranks: processes of the run.
+    """
+    path, known = Path(cfg.filename), leaves()
+    taken_in = re.search(rf"from {PACKAGE}\.(?:\w+\.)*(\w+) import \*", path.read_text(encoding="utf-8"))
+    name = taken_in[1] if taken_in else path.stem
+    if name not in known or not (taken_in or path.samefile(known[name])):
+        return ""
+    recipe = read_config(name)
+    own = re.search(r"NPROC_PER_NODE=(\d+)", labels_of(known[name]).get("launch", ""))
+    counts = [
+        value_at(each, "train_dataloader.batch_size", 1) * value_at(each, "optim_wrapper.accumulative_counts", 1) * of
+        for each, of in ((cfg, ranks), (recipe, int(own[1]) if own else 1))
+    ]
+    rates = [value_at(each, SETTINGS["lr"].key) for each in (cfg, recipe)]
+    if rates[0] != rates[1] or max(counts) < FAR * min(counts):
+        return ""
+    told = f"{counts[0]} samples per step, but {name} has {counts[1]}, for which its lr={rates[1]:g} is meant"
+    return f"{told}; change accumulative_counts or lr"
 
 
 def _check_targets(targets: Any) -> None:

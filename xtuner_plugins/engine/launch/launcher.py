@@ -27,7 +27,7 @@ from ...settings import (
     read_deepspeed,
 )
 from ...weights.errors import CheckpointError
-from ..check.text import check_text
+from ..check.text import check_text, step_note
 from ..run.resume import check_same_run, settle_start, work_dir_of
 from ..watch.stopping import COMMAND
 from .ranks import run_ranks
@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="checkpoint to resume from (.pth file or DeepSpeed directory); none or 'auto': the newest whole one",
     )
     parser.add_argument("--seed", type=int, help="random seed")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and plan the run; train no step")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default=None, help="job launcher")
     return parser
 
@@ -130,11 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..check.build import check_build
 
         check_build(cfg, settings)
+        num_ranks = int(ranks[0].get("WORLD_SIZE", 1))
+        num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
+        if note := step_note(cfg, num_ranks):
+            print(f"note: {note}", file=sys.stderr)
         if cfg.get("resume"):
-            num_ranks = int(ranks[0].get("WORLD_SIZE", 1))
-            num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
             for note in check_same_run(cfg, args, num_ranks=num_ranks):
                 print(f"note: {note}", file=sys.stderr)
+        if args.dry_run:
+            return 0
         make_reloadable(resolved)
         write_whole(_resolved_file(args), lambda part: part.write_text(resolved.pretty_text, encoding="utf-8"))
     except (ConfigError, CheckpointError) as error:

@@ -18,7 +18,7 @@ from ...weights.loader import check_model
 from ...weights.reading import CheckpointError, read_json
 from ...weights.staging import check_target, staged_directory
 from ...weights.writer import parse_size, resolve_dtype, write_weights
-from ..remote_code import copy_hub_code
+from ..draft import copy_hub_code
 from . import normalization, projectors, towers
 
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.bin", "*.jinja"]  # never *.py

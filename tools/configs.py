@@ -164,19 +164,19 @@ def write_config(args: argparse.Namespace) -> None:
         "starts from": base,
         "data": f"{', '.join(data)}; images in {', '.join(images)}",
     }
+    remarks = {}
     if args.gpu:
         launch = re.sub(r"NPROC_PER_NODE=\d+ | --deepspeed \S+", "", launch)
-        changes, told = plan_for_gpu(parent, changes, args.gpu)
+        changes, told, remarks = plan_for_gpu(parent, changes, args.gpu)
         labels |= told
     labels["launch"] = launch
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(derive(parent, labels, changes), encoding="utf-8")
+    out.write_text(derive(parent, labels, changes, remarks), encoding="utf-8")
     print(f"wrote {out}; start it with\n{launch}")
 
 
-def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str, str]]:
-    """The keys of a run on one GPU, and the labels that describe this run and base; prints what to expect."""
-    from xtuner_plugins.cli.from_xtuner import Code
+def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str, str], dict[str, str]]:
+    """The keys of a run on one GPU, labels that describe this run and base, and remarks; prints what to expect."""
     from xtuner_plugins.planning.choose import choose
     from xtuner_plugins.planning.hardware import find_gpu
     from xtuner_plugins.planning.report import sentence
@@ -186,8 +186,7 @@ def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str,
     job, changes, hardware = run.plan.job, dict(run.changes), sentence(run.memory, run.plan, gpu)
     batch, counts = (SETTINGS[each].key for each in ("batch_size", "accumulative_counts"))
     unit = "packs" if SETTINGS["pack_tokens"].key in changes else "samples"
-    said = f"# x {changes[counts]} accumulation x 1 GPU = {changes[batch] * changes[counts]} {unit} per step"
-    changes[batch] = Code(f"{changes[batch]}  {said}")
+    step = f"x {changes[counts]} accumulation x 1 GPU = {changes[batch] * changes[counts]} {unit} per step"
     trains = [words for part, words in PARTS.items() if part in job.whole]
     trains += [f"LoRA of rank {lora.rank} on the {PARTS[part]}" for part, lora in job.adapters.items()]
     own = {part: f"the {words}'s own weights" for part, words in PARTS.items() if part in job.adapters}
@@ -196,12 +195,13 @@ def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str,
     print(hardware)
     if gpu.dtype == "float32":
         print("no GPU was found: on a processor this is a trial (max_steps=20); --gpu 4090 plans for another machine")
-    return changes, {
+    labels = {
         "title": f"{os.path.basename(run.plan.model)}, {parent}, on one GPU.",
         "trains": f"{', '.join(trains)}: {job.trained:,} of {job.shape.parameters:,} parameters",
         "frozen": ", ".join(frozen) or "nothing",
         "hardware": hardware,
     }
+    return changes, labels, {batch: step}
 
 
 def take_over(args: argparse.Namespace) -> None:

@@ -255,13 +255,19 @@ def short(value: Any) -> str:
     return textwrap.shorten(repr(value), 80, placeholder="...")
 
 
-def derive(parent: str, labels: Mapping[str, str | Sequence[str]], changes: Mapping[str, Any]) -> str:
+def derive(
+    parent: str,
+    labels: Mapping[str, str | Sequence[str]],
+    changes: Mapping[str, Any],
+    remarks: Mapping[str, str] | None = None,
+) -> str:
     """The text of a config.
 
     Args:
         parent: Stem of the config that it takes in.
         labels: Of its docstring: ``title``, then e.g. ``data`` and ``launch``; several lines where several are given.
         changes: Keys of the runner with their values.
+        remarks: Comments behind some of them.
     """
     module = ".".join((PACKAGE, *leaves()[parent].relative_to(CONFIGS).with_suffix("").parts))
     lines = [str(labels["title"]), ""]
@@ -277,7 +283,7 @@ def derive(parent: str, labels: Mapping[str, str | Sequence[str]], changes: Mapp
         line = f"{key} = {literal(value)}"
         if len(line) > 120 and isinstance(value, list):
             line = "\n".join([f"{key} = [", *(f"    {literal(each)}," for each in value), "]"])
-        lines.append(line)
+        lines.append(f"{line}  # {remarks[key]}" if remarks and key in remarks else line)
     return "\n".join(lines) + "\n"
 
 

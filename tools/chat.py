@@ -11,7 +11,6 @@ Without --question it converses: a line is a question, Ctrl-C stops an answer, a
     /clear        forget the conversation
     /system TEXT  begin a new conversation with this system prompt
     /tiles N      cut images into at most N tiles from now on
-    /save FILE    write the conversation to FILE.json
     /help         say this
     /quit         leave (so does the end of the input)
 
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_imports()
     from xtuner_plugins.inference.opening import find_source, open_session
 
-    source = find_source(args.model, args.checkpoint)
+    find_source(args.model, args.checkpoint)  # a wrong path shows before anything large is imported
     from transformers.utils import logging
 
     from xtuner_plugins.datasets.images.media import image_size
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.temperature > 0:
         options |= {"do_sample": True, "temperature": args.temperature}
     session = open_session(args.model, args.checkpoint, **opening_of(args))
-    chat = TerminalChat(session, str(source), options, args.image)
+    chat = TerminalChat(session, options, args.image)
     if args.question is None:
         return chat.run()
     chat.ask(args.question)

@@ -144,10 +144,20 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
         drawn.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
         yield [answer.strip(), gr.Image(drawn, format="png", buttons=["fullscreen"])], shown
 
+    ranges = (  # least, most, at first, step, label
+        (0, 2, 0, 0.1, "Temperature (0: the likeliest word)"),
+        (1, max(24, most), most, 1, "Most tiles of a question's images, thumbnails not counted"),
+        (1, 4096, 512, 1, "Longest answer in tokens"),
+        (1, 32, 8, 1, "Frames of a video"),
+    )
     with gr.Blocks(title=name, analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)) as page:
         tiles = gr.Gallery(
             label=i18n("What the model sees"), columns=8, height=220, format="png", buttons=["fullscreen"], render=False
         )
+        hint = i18n("empty: the model's own")
+        system = gr.Textbox(label=i18n("System prompt"), placeholder=hint, lines=2, render=False)
+        numbers = [gr.Slider(*values, step=step, label=i18n(label), render=False) for *values, step, label in ranges]
+        upload = {"file_count": "multiple", "max_plain_text_length": 100_000}
         gr.ChatInterface(
             ask,
             multimodal=True,
@@ -157,25 +167,8 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
             additional_outputs=[tiles],
             additional_inputs_accordion=gr.Accordion(i18n("Settings"), open=False, render=False),
             chatbot=gr.Chatbot(height=460, show_label=False, buttons=["copy"], render=False),
-            textbox=gr.MultimodalTextbox(
-                file_count="multiple", show_label=False, max_plain_text_length=100_000, render=False
-            ),
-            additional_inputs=[
-                gr.Textbox(
-                    label=i18n("System prompt"), placeholder=i18n("empty: the model's own"), lines=2, render=False
-                ),
-                gr.Slider(0, 2, 0, step=0.1, label=i18n("Temperature (0: the likeliest word)"), render=False),
-                gr.Slider(
-                    1,
-                    max(24, most),
-                    most,
-                    step=1,
-                    label=i18n("Most tiles of a question's images, thumbnails not counted"),
-                    render=False,
-                ),  # fmt: skip
-                gr.Slider(1, 4096, 512, step=1, label=i18n("Longest answer in tokens"), render=False),
-                gr.Slider(1, 32, 8, step=1, label=i18n("Frames of a video"), render=False),
-            ],
+            textbox=gr.MultimodalTextbox(show_label=False, render=False, **upload),
+            additional_inputs=[system, *numbers],
         )
         tiles.render()
     return page.queue(max_size=MAX_WAITING), i18n

@@ -3,7 +3,7 @@
 import pytest
 
 from xtuner_plugins.hub import get_conv_template
-from xtuner_plugins.hub.conversation import TEMPLATES, SeparatorStyle
+from xtuner_plugins.hub.conversation import TEMPLATES
 
 V2 = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 V2_5 = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
@@ -31,7 +31,7 @@ def test_prompt(name):
     for role, message in ((user, "A"), (assistant, "B"), (user, "C"), (assistant, None)):
         conversation.append_message(role, message)
     assert conversation.get_prompt() == PROMPTS[name]
-    assert conversation.name == name and conversation.sep_style is SeparatorStyle.MPT
+    assert conversation.name == name
 
 
 def test_stop_token_is_the_separator_without_line_break():
@@ -49,11 +49,10 @@ def test_system_message_can_be_replaced_or_left_out():
     assert conversation.get_prompt() == "<|im_start|>user\nA<|im_end|>\n"
 
 
-def test_templates_and_copies_are_independent():
-    first = get_conv_template("internvl2_5")
-    second = first.copy()
+def test_conversations_are_independent():
+    first, second = get_conv_template("internvl2_5"), get_conv_template("internvl2_5")
     first.append_message(first.roles[0], "A")
-    assert second.messages == [] and get_conv_template("internvl2_5").messages == []
+    assert second.messages == []
 
 
 def test_unknown_template():

@@ -1,6 +1,5 @@
 """A conversation in the terminal, with a session that answers what the test says."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -36,7 +35,7 @@ def image(tmp_path):
 
 @pytest.fixture()
 def chat(tmp_path):
-    return TerminalChat(Session(), "exports/mine", {"max_new_tokens": 8}, out=tmp_path)
+    return TerminalChat(Session(), {"max_new_tokens": 8}, out=tmp_path)
 
 
 def test_an_image_goes_with_the_next_question(chat, image, capsys):
@@ -57,8 +56,6 @@ def test_wrong_lines(chat, tmp_path):
         (f"/image {tmp_path}/text.png", "text.png.*: can't be decoded"),
         ("/tiles many", "/tiles many: give a whole number"),
         ("/tiles 0", "/tiles 0: give a whole number"),
-        ("/save", "/save needs the path"),
-        ("/save a.txt", "ends in .json"),
     ):
         with pytest.raises(ValueError, match=said.replace("/", "[/]")):
             chat.handle(line)
@@ -75,23 +72,6 @@ def test_commands(chat, image, capsys):
     # the image went with the conversation before
     assert chat.session.asked == [("Hi", (), {"max_new_tokens": 8, "system": "Be brief.", "max_tiles": 3})]
     assert not chat.handle("/quit")
-
-
-def test_a_saved_conversation(chat, image, tmp_path):
-    chat.handle(f"/image {image}")
-    chat.handle("Grün?")
-    chat.handle("And now?")
-    chat.handle(f"/save {tmp_path}/a b.json")
-    assert json.loads((tmp_path / "a b.json").read_text(encoding="utf-8")) == {
-        "model": "exports/mine",
-        "system": "You are a test.",
-        "turns": [
-            {"question": "Grün?", "images": [str(image)], "answer": "Yes."},
-            {"question": "And now?", "images": [], "answer": "Yes."},
-        ],
-    }
-    with pytest.raises(ValueError, match="the file exists"):
-        chat.handle(f"/save {tmp_path}/a b.json")
 
 
 def test_boxes_are_drawn_into_a_new_file(chat, image, tmp_path, capsys):
@@ -114,11 +94,11 @@ def test_a_terminal_obeys_no_answer_and_no_name(chat, tmp_path, capsys):
     chat.handle("Which?")
     out = capsys.readouterr().out
     assert "\u241b]0;title\u2407Red." in out and "a\u241b[2J.png" in out and "\x1b" not in out and "\x07" not in out
-    assert chat.turns[0].answer == "\x1b]0;title\x07Red."  # what is saved is the answer itself
+    assert chat.turns[0].answer == "\x1b]0;title\x07Red."  # what is kept is the answer itself
 
 
 def test_ctrl_c_stops_one_answer(chat, monkeypatch, capsys):
-    lines = iter(["Interrupted?", "Again?", KeyboardInterrupt, "/save /no/such/folder/a.json", "/none"])
+    lines = iter(["Interrupted?", "Again?", KeyboardInterrupt, "/image /no/such/folder/a.png", "/none"])
 
     def typed(prompt):
         line = next(lines, EOFError)
@@ -136,7 +116,7 @@ def test_ctrl_c_stops_one_answer(chat, monkeypatch, capsys):
 
 
 def test_system_prompt_and_tiles_reach_the_model(toy_base, tmp_path, monkeypatch):
-    chat = TerminalChat(ChatSession.from_pretrained(toy_base, device="cpu"), "toy", {"max_new_tokens": 1})
+    chat = TerminalChat(ChatSession.from_pretrained(toy_base, device="cpu"), {"max_new_tokens": 1})
     model, asked = chat.session.model, []
     generate, own = model.chat, model.system_message
 

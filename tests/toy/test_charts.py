@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from xtuner_plugins.toy.charts import GREEN, RED, draw_contact_sheet
+from xtuner_plugins.toy.charts import GREEN, RED, alternate, draw_contact_sheet
 from xtuner_plugins.toy.data import write_data
 from xtuner_plugins.toy.evaluate import read_questions
 
@@ -22,3 +22,10 @@ def test_right_answers_are_green_and_wrong_ones_red(tmp_path):
     assert sheet.size == (1130, 2 * 250 + 16)
     right, wrong = colors(sheet, 0), colors(sheet, 1)
     assert right[0] > 0 == right[1] and wrong[1] > 0 == wrong[0]
+
+
+def test_chosen_questions_alternate_between_kinds_and_images():
+    kinds = ["number"] * 40 + ["colour"] * 40
+    questions = [{"id": index, "image": f"{index // 2}.jpg", "kind": kind} for index, kind in enumerate(kinds)]
+    chosen = alternate(questions, ["number"], rows=6)
+    assert [q["kind"] for q in chosen] == ["number", "colour"] * 3 and len({q["image"] for q in chosen}) == 6

@@ -7,8 +7,9 @@ import sys
 from tests.conftest import HANGS_AFTER
 from tests.weights.training import make_model, save_pth, write_config
 from xtuner_plugins.export.export import export
+from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.toy.data import write_data
-from xtuner_plugins.toy.evaluate import answer_with_checkpoint, read_questions
+from xtuner_plugins.toy.evaluate import answer, read_questions
 from xtuner_plugins.toy.quickstart import CLEAN_PROCESS
 
 
@@ -23,7 +24,6 @@ def test_an_export_answers_as_the_trained_model(toy_base, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "transformers_modules" in done.stdout and "in 2 ways" in done.stdout  # the model's class is the export's
-    expected = answer_with_checkpoint(
-        str(config), str(checkpoint), read_questions(tmp_path / "test.jsonl"), tmp_path / "images"
-    )
+    session = open_session(config, checkpoint, device="cpu", dtype="float32")
+    expected = answer(session, read_questions(tmp_path / "test.jsonl"), tmp_path / "images")
     assert json.loads((tmp_path / "answers.json").read_text()) == expected

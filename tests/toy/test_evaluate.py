@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.weights.training import make_model, save_pth, write_config
+from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.toy.data import write_data
-from xtuner_plugins.toy.evaluate import MODES, answer_with_checkpoint, is_right, read_questions, score, table
+from xtuner_plugins.toy.evaluate import MODES, answer, is_right, read_questions, score, table
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,9 @@ def test_score_and_table_count_what_is_right(root):
     assert is_right(" Red. ", "red") and not is_right("dark red", "red") and not is_right("4", "47")
 
 
-def test_a_checkpoint_answers_every_question_in_every_mode(root, toy_base, tmp_path):
-    config = write_config(tmp_path / "c.py", toy_base)
-    checkpoint = save_pth(make_model(toy_base), tmp_path / "iter_1.pth")
+def test_a_session_answers_every_question_in_every_mode(root, toy_base):
     questions = read_questions(root / "test.jsonl")
-    answers = answer_with_checkpoint(str(config), str(checkpoint), questions, root / "images")
+    answers = answer(ChatSession.from_pretrained(toy_base, device="cpu"), questions, root / "images")
     assert answers.keys() == MODES.keys()
     assert all(given.keys() == {q["id"] for q in questions} for given in answers.values())
     assert answers["tiling"] != answers["one tile"]

@@ -1,4 +1,4 @@
-"""The preference demo: its verdict, its chosen questions, and what it says where the quick start has not run."""
+"""The preference demo: its verdict, and what it says where the quick start has not run."""
 
 import json
 
@@ -29,11 +29,6 @@ def test_verdict(guessed, misread, reached):
     assert [good for good, _ in verdict(result)] == reached
     assert "0.0% before" in verdict(result)[0][1] and result["accuracy"][BEFORE]["number"] == 1
     assert UNREADABLE_KIND in result["table"] and json.dumps(result)
-
-
-def test_chosen_questions_alternate():
-    kinds = [q["kind"] for q in preference._chosen(questions())]
-    assert kinds == ["number", UNREADABLE_KIND] * 3
 
 
 def test_without_the_quick_start(tmp_path, monkeypatch, capsys):

@@ -58,4 +58,6 @@ def test_the_lines_lead_to_a_model_that_answers(toy_base, tmp_path):
     trial, run, compared, answer = (list(told.values())[index] for index in (3, 4, -2, -1))
     assert "What this run trains:" in trial and "step 2/2  " in run
     assert compared.count("held_out") >= 1 and answer.strip()
+    card = (tmp_path / "exports" / "mine" / "README.md").read_text(encoding="utf-8")
+    assert "The export was verified." in card and "| text | mentions: accuracy |" in card and "Not measured" not in card
     assert labels_of(tmp_path / "my_run.py")["trains"].startswith("LoRA of rank 16 on the LLM: ")

@@ -19,7 +19,7 @@ from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.inference.session import ChatSession, Turn
-from xtuner_plugins.weights.allowed import FILES
+from xtuner_plugins.weights.allowed import FILES, language_fields
 from xtuner_plugins.weights.errors import CheckpointError
 from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.model_view import open_config
@@ -203,3 +203,10 @@ def test_the_command_says_it_in_one_line(toy_base, tmp_path, run_tool):
     done = run_tool("tools/convert_to_official.py", "--from", base, tmp_path / "out", "--format", "hf")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "hidden_act is 'x'" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_rope_parameters_are_listed_too(caplog):
+    fields = {"rope_scaling": {"type": "dynamic", "factor": 2.0, "other": 1}, "rope_parameters": {"full_attention": {}}}
+    kept = language_fields({"model_type": "llama", **fields}, "config.json")
+    assert (kept["rope_scaling"], kept["rope_parameters"]) == ({"type": "dynamic", "factor": 2.0}, {})
+    assert "config.json: rope_scaling: left out other" in caplog.text

@@ -203,34 +203,26 @@ class MultimodalDataset(Dataset):
         tokens, tiles, fate = (column[index] for column in self._plan)
         sample = self.load(number, row, rng)
         found = len(sample["input_ids"]), sample["num_tiles"]
-        if found != (tokens, tiles) and not (fate == TRUNCATED and found[0] <= tokens and found[1] <= tiles):
-            raise self._changed(number, row, f"{found[0]} tokens and {found[1]} tiles", tokens, tiles)
-        return sample
-
-    def _changed(self, number: int, row: int, found: str, tokens: int, tiles: int) -> RecordError:
+        if found == (tokens, tiles) or (fate == TRUNCATED and found[0] <= tokens and found[1] <= tiles):
+            return sample
         remedy = "start again: the lengths of its file are then measured again"
         try:
             report_change(self._plan_folders[number])
         except SettingError:
             remedy = f"remove {self._plan_folders[number].parent} and start again"
-        return RecordError(
-            "plan_changed",
-            f"{found}, but {tokens} tokens and {tiles} tiles were planned: its images have changed since they were "
-            "measured",
-            remedy,
-            self.sources[number].index.source(row),
+        problem = (
+            f"{found[0]} tokens and {found[1]} tiles, but {tokens} tokens and {tiles} tiles were planned: its images "
+            "have changed since they were measured"
         )
+        raise RecordError("plan_changed", problem, remedy, self.sources[number].index.source(row))
 
     def _log_first(self, warnings: Sequence[RecordError]) -> None:
         """Log the first warning of each reason in this process; `tools/check_data.py` counts them all."""
         for warning in warnings:
             if warning.reason not in self._warned:
                 self._warned.add(warning.reason)
-                print_log(
-                    f"{warning} (the first {warning.reason} met here; tools/check_data.py counts all)",
-                    "current",
-                    logging.WARNING,
-                )
+                told = f"{warning} (the first {warning.reason} met here; tools/check_data.py counts all)"
+                print_log(told, "current", logging.WARNING)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_lengths": {}}

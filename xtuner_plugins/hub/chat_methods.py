@@ -123,7 +123,6 @@ class ChatMethods:
         IMG_END_TOKEN=IMAGE_END,
         IMG_CONTEXT_TOKEN=IMAGE_CONTEXT,
         verbose=False,
-        image_counts=None,
         visual_features=None,
     ):
         """Answers several unconnected questions at once.
@@ -139,7 +138,6 @@ class ChatMethods:
             history, return_history: Not supported.
             IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What an image is written with.
             verbose: Print questions and answers.
-            image_counts: Old name of `num_patches_list`.
             visual_features: [T, N, H] in place of `pixel_values`, from `extract_feature`; an image that several
                 questions are about is so encoded once.
 
@@ -154,8 +152,6 @@ class ChatMethods:
             raise NotImplementedError("batch_chat keeps no history; use chat, one conversation at a time")
         images = pixel_values if visual_features is None else visual_features
         num_tiles = 0 if images is None else images.shape[0]
-        if num_patches_list is None:
-            num_patches_list = image_counts
         if num_patches_list is None:
             num_patches_list = [num_tiles] if len(questions) == 1 else [0] * len(questions)
         if len(num_patches_list) != len(questions):

@@ -12,18 +12,7 @@ Training renders its samples from the same table, so `chat` prompts a model as i
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from enum import IntEnum, auto
-
-
-class SeparatorStyle(IntEnum):
-    """How roles, messages and separators are joined; all templates here use `MPT`.
-
-    `MPT`: system prompt, then each turn, as `role + message + separator`.
-    """
-
-    MPT = auto()
 
 
 @dataclasses.dataclass
@@ -38,7 +27,6 @@ class Conversation:
         sep: Suffix of every answer.
         question_sep: Suffix of the system turn and of every question.
         answer_prefix: What the model writes between an open turn and its answer.
-        sep_style: See `SeparatorStyle`.
         messages: `[role, message]` pairs; a message of `None` leaves the turn open.
     """
 
@@ -49,7 +37,6 @@ class Conversation:
     sep: str
     question_sep: str
     answer_prefix: str = ""
-    sep_style: SeparatorStyle = SeparatorStyle.MPT
     messages: list = dataclasses.field(default_factory=list)
 
     @property
@@ -78,10 +65,6 @@ class Conversation:
     def get_prompt(self) -> str:
         """The whole conversation as one text."""
         return "".join(text for _, text in self.get_parts())
-
-    def copy(self) -> Conversation:
-        """An independent copy."""
-        return copy.deepcopy(self)
 
 
 INTERNVL2_SYSTEM = (

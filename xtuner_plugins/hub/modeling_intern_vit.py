@@ -272,22 +272,6 @@ class InternVisionModel(PreTrainedModel):
         """The module that turns pixels into embeddings."""
         return self.embeddings
 
-    def resize_pos_embeddings(self, old_size, new_size, patch_size):
-        """Stores position embeddings for another tile side.
-
-        Args:
-            old_size: Side in pixels for which they are stored now.
-            new_size: Side in pixels wanted.
-            patch_size: Side of a patch in pixels.
-        """
-        old, new = old_size // patch_size, new_size // patch_size
-        with torch.no_grad():
-            resized = resize_positions(self.embeddings.position_embedding, old, new, new)
-        required = self.embeddings.position_embedding.requires_grad
-        self.embeddings.position_embedding = nn.Parameter(resized, requires_grad=required)
-        self.embeddings.image_size = new_size
-        self.config.image_size = new_size
-
     def patch_features(self, pixel_values, select_layer=-1):
         """Hidden state of the patches after a chosen block, without the class token; later blocks don't run.
 

@@ -6,7 +6,6 @@ terminal obeys them (they clear the screen, set the clipboard, or send input). T
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,6 @@ COMMANDS = {
     "/clear": "      forget the conversation and its images",
     "/system": "TEXT forget the conversation and begin one with this system prompt; without TEXT show it",
     "/tiles": "N     cut images into at most N tiles from now on; without N show how many",
-    "/save": "FILE   write the conversation to FILE.json",
     "/help": "       show this",
     "/quit": "       leave (so does the end of the input)",
 }
@@ -45,7 +43,6 @@ class TerminalChat:
 
     Args:
         session: Answers.
-        model: Its name, for saved conversations.
         options: Of `ChatSession.reply`.
         images: Files of images for the first question.
         out: Folder for images with drawn boxes.
@@ -57,12 +54,11 @@ class TerminalChat:
     def __init__(
         self,
         session: ChatSession,
-        model: str,
         options: Mapping[str, Any],
         images: Sequence[str | Path] = (),
         out: str | Path = ".",
     ):
-        self.session, self.model, self.options, self.out = session, model, dict(options), Path(out)
+        self.session, self.options, self.out = session, dict(options), Path(out)
         self.turns: list[Turn] = []
         self.pending = [str(path) for path in images]
         for path in self.pending:
@@ -99,7 +95,7 @@ class TerminalChat:
 
         Raises:
             ValueError: An unknown command, an image that can't be read, or a question that can't be asked.
-            OSError: A file can't be written.
+            OSError: Boxes can't be drawn into a file.
         """
         name, _, rest = line.partition(" ")
         actions: dict[str, Callable[[str], object]] = {
@@ -107,7 +103,6 @@ class TerminalChat:
             "/clear": self._clear,
             "/system": self._system,
             "/tiles": self._tiles,
-            "/save": self.save,
             "/help": lambda _: print("\n".join(f"{command} {text}" for command, text in COMMANDS.items())),
         }
         if name == "/quit":
@@ -116,8 +111,8 @@ class TerminalChat:
             self.ask(line)
         elif name not in actions:
             raise ValueError(f"no command {name}; there are {', '.join(COMMANDS)}")
-        elif name in ("/image", "/save") and not rest.strip():
-            raise ValueError(f"{name} needs the path of {'an image' if name == '/image' else 'a file'}")
+        elif name == "/image" and not rest.strip():
+            raise ValueError("/image needs the path of an image")
         else:
             actions[name](rest.strip())
         return True
@@ -140,23 +135,6 @@ class TerminalChat:
         self._save_boxes(answer)
         return answer.strip()
 
-    def save(self, path: str | Path) -> None:
-        """Writes the conversation as JSON.
-
-        Raises:
-            ValueError: Another suffix, or the file exists.
-            OSError: It can't be written.
-        """
-        path = Path(path).expanduser()
-        if path.suffix.lower() != ".json":
-            raise ValueError(f"/save {path}: give a name that ends in .json")
-        if path.exists():
-            raise ValueError(f"/save {path}: the file exists; give another name")
-        turns = [{"question": turn.question, "images": turn.images, "answer": turn.answer} for turn in self.turns]
-        content = {"model": self.model, "system": self._system_prompt(), "turns": turns}
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-        print(printable(f"(saved {path}, {len(self.turns)} questions)"))
-
     def _attach(self, path: str) -> None:
         path = str(Path(path.strip("\"'")).expanduser())
         width, height = image_size(path)
@@ -167,15 +145,13 @@ class TerminalChat:
         self.turns, self.pending = [], []
         print("(a new conversation)")
 
-    def _system_prompt(self) -> str:
-        return self.options.get("system") or self.session.model.system_message
-
     def _system(self, text: str) -> None:
         if text:
             self.options["system"] = text
             self._clear()
         else:
-            print(printable(self._system_prompt() or "(no system prompt)"))
+            system = self.options.get("system") or self.session.model.system_message
+            print(printable(system or "(no system prompt)"))
 
     def _tiles(self, text: str) -> None:
         if text:

@@ -14,6 +14,16 @@ INK, GREEN, RED, GRAY = (34, 34, 40), (24, 120, 48), (184, 32, 36), (120, 120, 1
 ROW, MARGIN = 250, 16  # px
 
 
+def alternate(questions: Sequence[Mapping], kinds: Sequence[str], rows: int = 8) -> list[Mapping]:
+    """Questions for a contact sheet, of these kinds and of others in turn, each about another image."""
+    pools = [[q for q in questions if (q["kind"] in kinds) == among] for among in (True, False)]
+    chosen: list[Mapping] = []
+    for index in range(rows):
+        seen = {q["image"] for q in chosen}
+        chosen += next(([q] for q in pools[index % 2][3 * index :] if q["image"] not in seen), [])
+    return chosen
+
+
 def draw_contact_sheet(
     questions: Sequence[Mapping], answers: Mapping[str, Mapping[str, str]], images: str | Path, out: str | Path
 ) -> None:

@@ -1,6 +1,6 @@
-"""Answers held-out questions with a training checkpoint, with tiling and with one tile, and scores answers.
+"""Answers held-out questions with a trained model, with tiling and with one tile, and scores answers.
 
-    python -m xtuner_plugins.toy.evaluate CONFIG CHECKPOINT TEST.jsonl IMAGES --out answers.json
+    python -m xtuner_plugins.toy.evaluate MODEL TEST.jsonl IMAGES --out answers.json
 
 `clean_process.py` asks the export the same questions in the same batches, in a process that can't import this project:
 equal weights must give equal answers.
@@ -62,25 +62,13 @@ def table(questions: Sequence[Mapping], by_mode: Mapping[str, Mapping[str, str]]
     return "\n".join(lines)
 
 
-def answer_with_checkpoint(
-    config: str, checkpoint: str, questions: Sequence[Mapping], images: str | Path, modes: Iterable[str] = MODES
-) -> dict:
-    """Answers of the trained model: `{mode: {id: answer}}`."""
-    import torch
-
-    from xtuner_plugins.export.trained import load_trained, read_training_config
-    from xtuner_plugins.inference.session import ChatSession
-    from xtuner_plugins.weights.loader import load_tokenizer
-
-    cfg = read_training_config(config)
-    model = load_trained(cfg, checkpoint, dtype=torch.float32)
-    session = ChatSession(model, load_tokenizer(cfg.model.base))
-    items = [(q["question"], [Path(images) / q["image"]]) for q in questions]
-    answers = {}
+def answer(session, questions: Sequence[Mapping], images: str | Path, modes: Iterable[str] = MODES) -> dict:
+    """A session's answers: `{mode: {id: answer}}`."""
+    items, answers = [(q["question"], [Path(images) / q["image"]]) for q in questions], {}
     for mode in modes:
-        max_tiles = MODES[mode]
-        given = session.answers(items, batch_size=BATCH_SIZE, max_tiles=max_tiles, max_new_tokens=MAX_NEW_TOKENS)
-        answers[mode] = {q["id"]: answer for q, answer in zip(questions, given, strict=True)}
+        limits = {"max_tiles": MODES[mode], "max_new_tokens": MAX_NEW_TOKENS}
+        given = session.answers(items, batch_size=BATCH_SIZE, **limits)
+        answers[mode] = {q["id"]: text for q, text in zip(questions, given, strict=True)}
     return answers
 
 
@@ -90,15 +78,16 @@ def main(argv: list[str] | None = None) -> int:
 
     quiet_imports()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("checkpoint")
+    parser.add_argument("model", help="an export, or a work directory")
     parser.add_argument("questions")
     parser.add_argument("images")
     parser.add_argument("--modes", nargs="+", choices=tuple(MODES), default=list(MODES), help="(default: all)")
     parser.add_argument("--out", required=True)
     args = parser.parse_args(argv)
-    questions = read_questions(args.questions)
-    answers = answer_with_checkpoint(args.config, args.checkpoint, questions, args.images, args.modes)
+    from xtuner_plugins.inference.opening import open_session
+
+    questions, session = read_questions(args.questions), open_session(args.model, device="cpu", dtype="float32")
+    answers = answer(session, questions, args.images, args.modes)
     Path(args.out).write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
     print(f"answered {len(questions)} questions in {len(answers)} ways: {args.out}")
     return 0

@@ -5,19 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import save_file
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
 
 from xtuner_plugins.weights import internlm2, qwen1
 from xtuner_plugins.weights.lazy import MemoryTensor
@@ -25,15 +14,22 @@ from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.tokenizer_files import load_tokenizer
 from xtuner_plugins.weights.writer import write_json
 
-SIZES = dict(
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    tie_word_embeddings=False,
-    torch_dtype="float32",
-)
+SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+SIZES |= dict(tie_word_embeddings=False, torch_dtype="float32")
+MOE = dict(head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+# Family: how transformers' classes begin, and fields of its config.
+CLASSES = {
+    "qwen3": ("Qwen3", dict(head_dim=16)),
+    "qwen3_moe": ("Qwen3Moe", MOE),
+    "llama": ("Llama", {}),
+    "mistral": ("Mistral", dict(sliding_window=4)),
+    "phi3": ("Phi3", dict(pad_token_id=0)),
+}
+INTERNLM2 = dict(model_type="internlm2", architectures=["InternLM2ForCausalLM"], bias=False, hidden_act="silu")
+INTERNLM2 |= dict(rms_norm_eps=1e-5, rope_theta=1e6, max_position_embeddings=512)
+INTERNLM2 |= dict(rope_scaling={"type": "dynamic", "factor": 2.0})
+QWEN = dict(model_type="qwen", architectures=["QWenLMHeadModel"], hidden_size=64, intermediate_size=192)
+QWEN |= dict(num_hidden_layers=2, num_attention_heads=4, layer_norm_epsilon=1e-6, rotary_emb_base=10000, seq_length=512)
 
 
 def write_llm(
@@ -58,62 +54,26 @@ def write_llm(
             path.unlink()
         tokenizer = load_tokenizer(write_vocabulary(folder), complete=False)
         ids = dict(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
-    classes = {
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=16)),
-        "qwen3_moe": (
-            Qwen3MoeConfig,
-            Qwen3MoeForCausalLM,
-            dict(head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
-        ),
-        "llama": (LlamaConfig, LlamaForCausalLM, {}),
-        "mistral": (MistralConfig, MistralForCausalLM, dict(sliding_window=4)),
-        "phi3": (Phi3Config, Phi3ForCausalLM, dict(pad_token_id=0)),
-    }
     torch.manual_seed(0)
-    if family in classes:
-        config_class, model_class, extra = classes[family]
-        model = model_class(config_class(**SIZES, **ids, **extra))
+    if family in CLASSES:
+        name, extra = CLASSES[family]
+        config = getattr(transformers, f"{name}Config")(**SIZES, **ids, **extra)
+        model = getattr(transformers, f"{name}ForCausalLM")(config)
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 torch.nn.init.normal_(parameter, 1.0, 0.1)
         model.save_pretrained(folder)
         return folder
-    llama = LlamaForCausalLM(LlamaConfig(**SIZES, **ids))
+    LlamaForCausalLM, LlamaConfig = transformers.LlamaForCausalLM, transformers.LlamaConfig
+    held = LlamaForCausalLM(LlamaConfig(**SIZES, **ids)).state_dict()
     if family == "internlm2":
-        mapping = internlm2.keys(SIZES)
-        config = {
-            **SIZES,
-            **ids,
-            "model_type": "internlm2",
-            "architectures": ["InternLM2ForCausalLM"],
-            "bias": False,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 1e6,
-            "max_position_embeddings": 512,
-            "rope_scaling": {"type": "dynamic", "factor": 2.0},
-        }
-        held = {k: MemoryTensor(v) for k, v in llama.state_dict().items()}
+        mapping, config = internlm2.keys(SIZES), {**SIZES, **ids, **INTERNLM2}
     else:
-        mapping = qwen1.KEYS
-        full = LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_key_value_heads": 4}, **ids)).state_dict()
-        held = {k: MemoryTensor(v) for k, v in full.items()}
-        for i in range(2):
-            for n in "qkv":
-                held[f"model.layers.{i}.self_attn.{n}_proj.bias"] = MemoryTensor(torch.randn(64))
-        config = {
-            "model_type": "qwen",
-            "architectures": ["QWenLMHeadModel"],
-            "hidden_size": 64,
-            "intermediate_size": 192,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "layer_norm_epsilon": 1e-6,
-            "rotary_emb_base": 10000,
-            "seq_length": 512,
-            "vocab_size": ids["vocab_size"],
-            "tie_word_embeddings": False,
-        }
+        mapping, config = qwen1.KEYS, {**QWEN, "vocab_size": ids["vocab_size"], "tie_word_embeddings": False}
+        held = LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_key_value_heads": 4}, **ids)).state_dict()
+        biases = [f"model.layers.{index}.self_attn.{name}_proj.bias" for index in range(2) for name in "qkv"]
+        held |= {name: torch.randn(64) for name in biases}
+    held = {name: MemoryTensor(tensor) for name, tensor in held.items()}
     save_file({k: v.read() for k, v in mapping.to_left(held).items()}, folder / "model.safetensors")
     write_json(folder / "config.json", config)
     return folder

@@ -119,53 +119,43 @@ def llm_config(tokenizer_dir: str | Path, overrides: Mapping[str, Any] | None = 
 def vision_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a standalone InternViT with this config."""
     width, inner, patch = config["hidden_size"], config["intermediate_size"], config["patch_size"]
-    num_patches = (config["image_size"] // patch) ** 2
-    shapes: dict[str, tuple[int, ...]] = {
+    num_patches, row = (config["image_size"] // patch) ** 2, (width,)
+    norms = [f"{norm}.{part}" for norm in ("norm1", "norm2") for part in ("weight", "bias")]
+    layer = {"attn.qkv.weight": (3 * width, width), "attn.qkv.bias": (3 * width,)}
+    layer |= {"attn.q_norm.weight": row, "attn.k_norm.weight": row}
+    layer |= {"attn.proj.weight": (width, width), "attn.proj.bias": row, **dict.fromkeys(norms, row)}
+    layer |= {"mlp.fc1.weight": (inner, width), "mlp.fc1.bias": (inner,)}
+    layer |= {"mlp.fc2.weight": (width, inner), "mlp.fc2.bias": row, "ls1": row, "ls2": row}
+    absent = [] if config["qkv_bias"] else ["attn.qkv.bias"]
+    absent += [] if config["qk_normalization"] else ["attn.q_norm.weight", "attn.k_norm.weight"]
+    absent += [] if config["norm_type"] == "layer_norm" else ["norm1.bias", "norm2.bias"]
+    return {
         "embeddings.class_embedding": (1, 1, width),
         "embeddings.position_embedding": (1, num_patches + 1, width),
         "embeddings.patch_embedding.weight": (width, config["num_channels"], patch, patch),
-        "embeddings.patch_embedding.bias": (width,),
-    }
-    for index in range(config["num_hidden_layers"]):
-        layer = f"encoder.layers.{index}."
-        shapes[layer + "attn.qkv.weight"] = (3 * width, width)
-        if config["qkv_bias"]:
-            shapes[layer + "attn.qkv.bias"] = (3 * width,)
-        if config["qk_normalization"]:
-            shapes[layer + "attn.q_norm.weight"] = shapes[layer + "attn.k_norm.weight"] = (width,)
-        shapes[layer + "attn.proj.weight"] = (width, width)
-        shapes[layer + "attn.proj.bias"] = (width,)
-        for norm in ("norm1", "norm2"):
-            shapes[layer + norm + ".weight"] = (width,)
-            if config["norm_type"] == "layer_norm":
-                shapes[layer + norm + ".bias"] = (width,)
-        shapes[layer + "mlp.fc1.weight"] = (inner, width)
-        shapes[layer + "mlp.fc1.bias"] = (inner,)
-        shapes[layer + "mlp.fc2.weight"] = (width, inner)
-        shapes[layer + "mlp.fc2.bias"] = (width,)
-        shapes[layer + "ls1"] = shapes[layer + "ls2"] = (width,)
-    return shapes
+        "embeddings.patch_embedding.bias": row,
+    } | _in_each_layer("encoder.layers", config, {name: layer[name] for name in layer if name not in absent})
 
 
 def llm_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a Qwen2 with this config; a head only where it isn't tied."""
-    width, inner = config["hidden_size"], config["intermediate_size"]
+    width, inner, row = config["hidden_size"], config["intermediate_size"], (config["hidden_size"],)
     kv_width = width // config["num_attention_heads"] * config["num_key_value_heads"]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], width)}
-    for index in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{index}."
-        shapes[layer + "input_layernorm.weight"] = (width,)
-        for name, rows in (("q_proj", width), ("k_proj", kv_width), ("v_proj", kv_width)):
-            shapes[f"{layer}self_attn.{name}.weight"] = (rows, width)
-            shapes[f"{layer}self_attn.{name}.bias"] = (rows,)
-        shapes[layer + "self_attn.o_proj.weight"] = (width, width)
-        shapes[layer + "post_attention_layernorm.weight"] = (width,)
-        shapes[layer + "mlp.gate_proj.weight"] = shapes[layer + "mlp.up_proj.weight"] = (inner, width)
-        shapes[layer + "mlp.down_proj.weight"] = (width, inner)
-    shapes["model.norm.weight"] = (width,)
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (config["vocab_size"], width)
-    return shapes
+    layer = {"input_layernorm.weight": row}
+    for name, rows in (("q_proj", width), ("k_proj", kv_width), ("v_proj", kv_width)):
+        layer |= {f"self_attn.{name}.weight": (rows, width), f"self_attn.{name}.bias": (rows,)}
+    layer |= {"self_attn.o_proj.weight": (width, width), "post_attention_layernorm.weight": row}
+    layer |= {"mlp.gate_proj.weight": (inner, width), "mlp.up_proj.weight": (inner, width)}
+    layer |= {"mlp.down_proj.weight": (width, inner)}
+    words = (config["vocab_size"], width)
+    head = {} if config["tie_word_embeddings"] else {"lm_head.weight": words}
+    layers = _in_each_layer("model.layers", config, layer)
+    return {"model.embed_tokens.weight": words, **layers, "model.norm.weight": row, **head}
+
+
+def _in_each_layer(prefix: str, config: Mapping[str, Any], layer: Mapping[str, tuple]) -> dict[str, tuple]:
+    numbers = range(config["num_hidden_layers"])
+    return {f"{prefix}.{number}.{name}": shape for number in numbers for name, shape in layer.items()}
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:

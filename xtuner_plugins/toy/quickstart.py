@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from xtuner_plugins.engine.watch.console import STEP_LINE
@@ -31,6 +31,7 @@ WARM_UP, FINE_TUNE = "configs/toy/toy_pretrain_mlp.py", "configs/toy/toy_finetun
 CLEAN_PROCESS = Path(__file__).with_name("clean_process.py")
 CONTROL = "trained with one tile"
 WANTED_ACCURACY, WANTED_GAP = 0.9, 0.3
+RUN_IN_ROOT = "run this in the repository's root"
 
 PROGRESS = re.compile(r"^\[(?:vision|llm)\]|^wrote |^all \d|^answered|^drew|answered \d|error:")
 
@@ -55,6 +56,14 @@ class Chain:
         self.env = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         self.env |= {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.seconds: dict[str, float] = {}
+        self.begin = time.perf_counter()
+
+    def keep(self, result: dict) -> dict:
+        """Writes `results.json` with the seconds of each stage, and returns it."""
+        seconds = {**self.seconds, "all": time.perf_counter() - self.begin}
+        result["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+        (self.logs.parent / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        return result
 
     def run(self, name: str, *commands: Sequence[str | Path], threads: int | None = None) -> None:
         """Runs the commands of a stage; several run side by side.
@@ -170,7 +179,6 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
     """
     out = root / OUT
     out.mkdir(parents=True)
-    begin = time.perf_counter()
     chain = Chain(root, out, threads)
     data, images, scaled = OUT / "data", OUT / "data/images", ["--scale", str(scale), "--seed", str(seed)]
     parts, base, warm, model, control = (OUT / name for name in ("parts", "base", "pretrain_mlp", "model", "control"))
@@ -196,7 +204,8 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
         ["tools/convert_to_official.py", WARM_UP, last_checkpoint(out / "runs/pretrain_mlp"), warm],
         [
             "tools/convert_to_official.py",
-            *_run_of(root, control / "runs/pretrain_mlp", WARM_UP),
+            control / "runs/pretrain_mlp" / Path(WARM_UP).name,  # as its command changed it
+            last_checkpoint(root / control / "runs/pretrain_mlp"),
             control / "pretrain_mlp",
         ],
     )
@@ -211,45 +220,23 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
 
     test = data / "test.jsonl"
     trained, exported, controls = (OUT / f"answers_{name}.json" for name in ("trained", "exported", "control"))
-    ask = ["-m", "xtuner_plugins.toy.evaluate", FINE_TUNE, checkpoint, test, images, "--out", trained]
-    config, last = _run_of(root, control / "runs/finetune_full", FINE_TUNE)
-    ask_control = [*ask[:2], config, last, test, images, "--modes", "one tile", "--out", controls]
+    ask = ["-m", "xtuner_plugins.toy.evaluate", OUT / "runs/finetune_full", test, images, "--out", trained]
+    one_tile = ["--modes", "one tile", "--out", controls]
+    ask_control = [*ask[:2], control / "runs/finetune_full", test, images, *one_tile]
     clean = ["-I", CLEAN_PROCESS, root / model, root / test, root / images, root / exported]
     chain.run("answer held-out questions: trained model, export in a clean process, control", ask, clean, ask_control)
 
     questions = evaluate.read_questions(root / test)
     answers, again, alone = (json.loads((root / path).read_text("utf-8")) for path in (trained, exported, controls))
     from xtuner_plugins.engine.hooks.losses_png import draw_losses
-    from xtuner_plugins.toy.charts import draw_contact_sheet
+    from xtuner_plugins.toy.charts import alternate, draw_contact_sheet
 
     draw_losses(
         {"projector warm-up": out / "runs/pretrain_mlp", "fine-tuning": out / "runs/finetune_full"}, out / "losses.png"
     )
-    draw_contact_sheet(_chosen(questions), again, root / images, out / "contact_sheet.png")
+    draw_contact_sheet(alternate(questions, RESOLUTION_KINDS), again, root / images, out / "contact_sheet.png")
     result = summarize(questions, answers, again, alone["one tile"])
-    result["seconds"] = {
-        **{name: round(value, 1) for name, value in chain.seconds.items()},
-        "all": round(time.perf_counter() - begin, 1),
-    }
-    (out / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return result
-
-
-def _run_of(root: Path, work_dir: Path, config: str) -> tuple[Path, Path]:
-    """The config that a run kept of itself, with what its command set, and its last checkpoint."""
-    return work_dir / Path(config).name, last_checkpoint(root / work_dir)
-
-
-def _chosen(questions: list[dict], rows: int = 8) -> list[dict]:
-    """Questions for the contact sheet, each about another image; every other one needs the resolution."""
-    fine = [q for q in questions if q["kind"] in RESOLUTION_KINDS]
-    coarse = [q for q in questions if q["kind"] not in RESOLUTION_KINDS]
-    chosen: list[dict] = []
-    for index in range(rows):
-        pool = (fine, coarse)[index % 2]
-        seen = {q["image"] for q in chosen}
-        chosen += next(([q] for q in pool[3 * index :] if q["image"] not in seen), [])
-    return chosen
+    return chain.keep(result)
 
 
 def summarize(questions: list[dict], answers: dict, again: dict, control: dict) -> dict:
@@ -288,18 +275,35 @@ def verdict(result: dict) -> list[tuple[bool, str]]:
     ]
 
 
-def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
-    """The command line.
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 when a command failed or a goal was missed."""
+    return run_demo(argv, __doc__, OUT, {FINE_TUNE: RUN_IN_ROOT}, run_chain, verdict, judged_in_trial=1)
+
+
+def run_demo(
+    argv: Sequence[str] | None,
+    about: str,
+    out: Path,
+    needed: Mapping[str, str],
+    run: Callable[[Path, float, int, int], dict],
+    goals: Callable[[dict], list[tuple[bool, str]]],
+    judged_in_trial: int = 0,
+) -> int:
+    """The command line of a chain, run in the repository's root.
 
     Args:
         argv: Arguments; those of the process when `None`.
-        root: The repository's root; the working directory when `None`.
+        about: For `--help`.
+        out: Gets the results; an earlier one is renamed.
+        needed: Files that must be there, with what to do otherwise.
+        run: Runs the chain with root, scale, threads and seed.
+        goals: `(reached, sentence)` of each.
+        judged_in_trial: How many of the last goals a scaled-down run must reach.
 
     Returns:
-        Exit status: 0 when every goal was reached; 1 when a command failed or a goal was missed. The accuracy of a
-        scaled-down run is not judged.
+        Exit status: 0 when every goal was reached; 1 when a command failed or a goal was missed.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of images and steps (below 1: only a trial)")
     # Matrices this small gain little from a second thread, and lose much when other processes run.
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default 1)")
@@ -307,26 +311,26 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
     args = parser.parse_args(argv)
     if not 0 < args.scale <= 1:
         parser.error(f"--scale {args.scale}: give more than 0 and at most 1")
-    root = (root or Path.cwd()).resolve()
-    if not (root / FINE_TUNE).is_file():
-        print(f"error: {root} has no {FINE_TUNE}; run this in the repository's root", file=sys.stderr)
-        return 1
+    root = Path.cwd().resolve()
     try:
-        with only_one(root / OUT):
-            earlier = keep_earlier(root / OUT)
+        for name, remedy in needed.items():
+            if not (root / name).is_file():
+                raise StageError(f"{root} has no {name}; {remedy}")
+        with only_one(root / out):
+            earlier = keep_earlier(root / out)
             if earlier:
-                print(f"The earlier {OUT} is now {earlier.relative_to(root)}; delete it when you no longer need it.")
-            result = run_chain(root, args.scale, args.threads, args.seed)
+                print(f"The earlier {out} is now {earlier.relative_to(root)}; delete it when you no longer need it.")
+            result = run(root, args.scale, args.threads, args.seed)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"\n{result['table']}\n")
-    reached = verdict(result)
-    measured = reached if args.scale == 1 else reached[-1:]
+    reached = goals(result)
+    measured = reached if args.scale == 1 else reached[len(reached) - judged_in_trial :]
     for good, sentence in measured:
         print(("reached   " if good else "NOT REACHED  ") + sentence)
-    print(f"\n{result['seconds']['all']:.0f} s in all; {OUT} has losses.png, contact_sheet.png, results.json, logs/")
-    print(f"Talk to the model: python tools/chat.py {OUT}/model --image {OUT}/data/images/test/00000.jpg")
+    print(f"\n{result['seconds']['all']:.0f} s in all; {out} has losses.png, contact_sheet.png, results.json, logs/")
+    print(f"Talk to the model: python tools/chat.py {out}/model --image IMAGE (some are in {out}/data/images/test)")
     return 0 if all(good for good, _ in measured) else 1
 
 

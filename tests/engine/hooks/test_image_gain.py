@@ -10,6 +10,8 @@ from scipy.stats import ttest_rel
 
 from xtuner_plugins.datasets import MultimodalDataset, collate
 from xtuner_plugins.engine.hooks.image_gain import ImageGain, ImageGainHook, exchange, open_samples, schedule
+from xtuner_plugins.export import card
+from xtuner_plugins.export.trained import lay_over
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.weights.reading import load_pickle
 
@@ -129,6 +131,9 @@ def test_a_run_says_it_warns_and_is_not_disturbed(toy_base, data, tmp_path):
     assert output.count("has not learned to look") == len(measured)
     newest = max((tmp_path / "with").glob("iter_*.pth"), key=lambda path: path.stat().st_mtime)
     assert load_pickle(newest)["image_gain"]["images/gain"] == measured[-1]["images/gain"]
+    shown = card.make(lay_over(None, newest))  # the model card takes all from this checkpoint
+    assert f"lower the loss by {measured[-1]['images/gain']:.3f} nats" in shown and "| command | " in shown
+    assert f"| optimizer steps | {measured[-1]['step']} |" in shown and "| share |" in shown
     with open(config, "a") as file:
         file.write("custom_hooks.pop()\n")
     output, without = run(tmp_path / "without", toy_base, data, config)

@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="checkpoint to resume from (.pth file or DeepSpeed directory); none or 'auto': the newest whole one",
     )
     parser.add_argument("--seed", type=int, help="random seed")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and plan the run; train no step")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default=None, help="job launcher")
     return parser
 
@@ -137,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cfg.get("resume"):
             for note in check_same_run(cfg, args, num_ranks=num_ranks):
                 print(f"note: {note}", file=sys.stderr)
+        if args.dry_run:
+            return 0
         make_reloadable(resolved)
         write_whole(_resolved_file(args), lambda part: part.write_text(resolved.pretty_text, encoding="utf-8"))
     except (ConfigError, CheckpointError) as error:

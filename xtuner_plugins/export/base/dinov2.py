@@ -98,6 +98,5 @@ def _layer(held: dict[str, LazyTensor], theirs: str, ours: str) -> dict[str, Laz
             continue
         if None in parts:
             raise KeyError(f"{theirs}attention.attention.*.{kind}")
-        rows = sum(part.shape[0] for part in parts)
-        tensors[f"{ours}attn.qkv.{kind}"] = Joined(parts, (rows, *parts[0].shape[1:]))
+        tensors[f"{ours}attn.qkv.{kind}"] = Joined(parts)
     return tensors

@@ -1,0 +1,19 @@
+"""A dry run checks what a start checks, plans the run, and leaves nothing behind."""
+
+from tests.conftest import ROOT
+from xtuner_plugins.toy.small_data import write_dataset
+
+
+def test_a_dry_run_plans_what_a_start_would_do(run_tool, toy_base, tmp_path):
+    data, images = write_dataset(tmp_path)
+    values = [f"base={toy_base}", f"data_paths={data}", f"image_folders={images}"]
+    words = [ROOT / "configs/toy/toy_finetune_lora.py", "--dry-run", "--set", *values]
+    done = run_tool(ROOT / "tools/train.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, *plan = done.stdout.splitlines()
+    assert first == "The config can start; nothing was trained. The plan of this run:"
+    assert any("trained" in line for line in plan) and any("one process" in line for line in plan)
+    assert not list(tmp_path.glob("work_dirs/**/*.py"))
+
+    done = run_tool(ROOT / "tools/train.py", *words, "lr=fast", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and not done.stdout

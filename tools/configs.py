@@ -35,6 +35,7 @@ from xtuner_plugins.settings import (  # noqa: E402
 
 LABELS = ("trains", "data", "hardware", "launch")
 OF_WRITING = ("base", "data", "images", "val", "val_images", "gpu")
+FEW_STEPS = 30  # in which hardly anything is learned
 PARTS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
 
 
@@ -193,6 +194,10 @@ def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str,
     frozen = [own.get(part, words) for part, words in PARTS.items() if part not in job.whole]
     frozen += ["in 4 bits"] * bool(job.quantized)
     print(hardware)
+    if run.plan.steps and run.plan.steps < FEW_STEPS:
+        print(
+            f"{run.plan.steps} steps are few: LoRA takes fewer samples per step, or set a smaller accumulative_counts"
+        )
     if gpu.dtype == "float32":
         print("no GPU was found: on a processor this is a trial (max_steps=20); --gpu 4090 plans for another machine")
     labels = {

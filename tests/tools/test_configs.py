@@ -139,6 +139,7 @@ def test_a_run_planned_for_one_gpu(data, tmp_path):
     assert (
         "of 80 GiB planned; 1 steps of 128 samples, at most " in mine["hardware"] and "not run yet" in mine["hardware"]
     )
+    assert "\n1 steps are few: " in done.stdout
     assert mine["trains"].startswith("projector, LLM: 4,") and mine["frozen"] == "vision encoder"
     assert mine["launch"] == done.stdout.splitlines()[-1] == f"python {ROOT}/tools/train.py mine.py"
     assert (cfg.optim_wrapper.optimizer.type, cfg.optim_wrapper.optimizer.lr) == ("AdamW8bit", 1e-5)

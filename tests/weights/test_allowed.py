@@ -27,6 +27,8 @@ from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
 
 KERNEL = "someone/attention:forward"
+# What bitsandbytes asks for by itself, whatever the model, when PEFT imports it on a processor with AVX512-BF16.
+BITSANDBYTES = "kernels-community/quantization-bitsandbytes"
 FOREIGN = {
     "_attn_implementation": KERNEL,
     "_attn_implementation_internal": KERNEL,
@@ -94,10 +96,11 @@ def __getattr__(name):
 # At last the recorder is shown to record.
 ASKED = """
 import pathlib, sys
-from tests.weights.test_allowed import KERNEL, build_train_export_and_ask
+from tests.weights.test_allowed import BITSANDBYTES, KERNEL, build_train_export_and_ask
 folder = pathlib.Path(sys.argv[1])
 build_train_export_and_ask(folder)
-assert not (folder / "asked").exists(), (folder / "asked").read_text()
+asked = (folder / "asked").read_text().split() if (folder / "asked").exists() else []
+assert set(asked) <= {BITSANDBYTES}, asked
 from transformers import AutoConfig, AutoModelForCausalLM
 try:
     AutoModelForCausalLM.from_config(AutoConfig.for_model("gptj", n_layer=1), attn_implementation=KERNEL)
@@ -142,7 +145,7 @@ def test_no_kernels_are_asked_for(toy_parts, tmp_path):
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = subprocess.run([sys.executable, "-c", ASKED, tmp_path], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(list(tmp_path.glob("out-*"))) == 7
+    assert len(list(tmp_path.glob("official-*"))) == 8
     assert "someone/attention" in (tmp_path / "asked").read_text()
 
 

@@ -5,6 +5,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import BaseDataset, Compose
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from xtuner_plugins.datasets.images.tiling import DynamicTiling, resize_to_grid
@@ -140,6 +142,32 @@ def test_as_many_tiles_are_cut_as_are_counted():
         assert len(rule(Image.new("RGB", (width, height)))) == rule.grid(width, height).num_tiles
     assert [rule.limited(limit).max_tiles for limit in (9, 6, 2, 0)] == [6, 6, 2, 1]
     assert DynamicTiling(min_tiles=4).limited(2).min_tiles == 2
+
+
+class Files(BaseDataset):
+    """A dataset as MMEngine's users write one: what it loads goes through a pipeline."""
+
+    def load_data_list(self):
+        return [{"img_path": self.ann_file}]
+
+
+@TRANSFORMS.register_module(force=True)
+class LoadArray:
+    def __call__(self, results):
+        return {**results, "img": np.asarray(Image.open(results["img_path"]).convert("RGB"))}
+
+
+def test_in_a_pipeline_of_mmengine(tmp_path):
+    image = Image.effect_noise((300, 100), 80).convert("RGB")
+    image.save(tmp_path / "a.png")
+    tiling = dict(type="DynamicTiling", max_tiles=6, tile_size=56)
+    expected = TRANSFORMS.build(tiling)(image)
+    results = Compose([tiling])(dict(img=image, label=3))
+    assert results["label"] == 3 and torch.equal(results["tiles"], expected)
+    (sample,) = Files(ann_file=str(tmp_path / "a.png"), pipeline=[dict(type="LoadArray"), tiling])
+    assert torch.equal(sample["tiles"], expected) and sample["img"].shape == (100, 300, 3)
+    with pytest.raises(SettingError, match="RGB"):
+        Compose([tiling])(dict(img=np.zeros((10, 10), np.uint8)))
 
 
 @pytest.mark.parametrize("limits", [(0, 12), (3, 2), (1, 0), (1, 10**6), (1.0, 12), (1, "12")])

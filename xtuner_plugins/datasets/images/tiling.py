@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from ...errors import SettingError
@@ -80,9 +81,12 @@ def resize_to_grid(image: Image.Image, tiling: "DynamicTiling") -> Image.Image:
     return image.resize((grid.columns * tiling.tile_size, grid.rows * tiling.tile_size), Image.Resampling.BICUBIC)
 
 
+@TRANSFORMS.register_module()
 @dataclass(frozen=True)
 class DynamicTiling:
     """The tiling rule with its settings; call it with an RGB image to get uint8 `[T, 3, S, S]`.
+
+    In a pipeline of MMEngine it takes `dict(img=...)`, an RGB image or array uint8 `[H, W, 3]`, and adds `tiles`.
 
     Args:
         min_tiles, max_tiles: limits of the grid, the thumbnail not counted.
@@ -105,12 +109,19 @@ class DynamicTiling:
         except RangeError as error:
             raise SettingError("tile_limits", error.problem, error.remedy) from None
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Image.Image | dict) -> torch.Tensor | dict:
         """The tiles of an image: the grid's row by row, then the thumbnail if there is one.
+
+        Args:
+            image: RGB; or a pipeline's dict with one under `img` (an array too, its channels in the order RGB), which
+                is returned with `tiles`.
 
         Raises:
             SettingError: the image isn't RGB.
         """
+        if isinstance(image, dict):
+            found = image["img"]
+            return image | {"tiles": self(Image.fromarray(found) if isinstance(found, np.ndarray) else found)}
         if image.mode != "RGB":
             raise SettingError(
                 "image_mode",

@@ -165,15 +165,31 @@ def write_config(args: argparse.Namespace) -> None:
         "starts from": base,
         "data": f"{', '.join(data)}; images in {', '.join(images)}",
     }
-    remarks = {}
+    remarks = take_released_rate(parent, changes)
     if args.gpu:
         launch = re.sub(r"NPROC_PER_NODE=\d+ | --deepspeed \S+", "", launch)
-        changes, told, remarks = plan_for_gpu(parent, changes, args.gpu)
-        labels |= told
+        changes, told, remark = plan_for_gpu(parent, changes, args.gpu)
+        labels, remarks = labels | told, remarks | remark
     labels["launch"] = launch
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(derive(parent, labels, changes, remarks), encoding="utf-8")
     print(f"wrote {out}; start it with\n{launch}")
+
+
+def take_released_rate(parent: str, changes: dict) -> dict[str, str]:
+    """Sets the rate of a released base where it isn't the recipe's and no other is asked for; returns its remark."""
+    from xtuner_plugins.planning.published import released_rate
+
+    key, config = SETTINGS["lr"].key, read_config(parent, changes)
+    model = config.model
+    if key in changes or "objectives" in model or not (model.get("llm_lora") or model.get("freeze_llm") is False):
+        return {}
+    rate = released_rate(model.base, has_lora=bool(model.get("llm_lora")))
+    if rate in (None, value_at(config, key)):
+        return {}
+    changes[key] = rate
+    print(f"lr={rate:g}, for {os.path.basename(model.base)}; {parent} has {value_at(config, key):g}")
+    return {key: "for this release"}
 
 
 def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str, str], dict[str, str]]:

@@ -128,7 +128,7 @@ def test_other_errors_too(toy_base, tmp_path, capsys):
         ((toy_base, "--image", tmp_path / "broken.png"), "broken.png"),
         ((toy_base, "--image", tmp_path / "missing.png"), "missing.png"),
         ((toy_base, "--device", "tpu"), "device 'tpu' can't be used"),
-        ((toy_base, "--dtype", "int4"), "dtype 'int4' is not one of"),
+        ((toy_base, "--dtype", "int4"), "dtype='int4' is unknown; it is one of"),
         ((toy_base, "--device", "cpu", "--question", "What is <image>?"), "1 <image> for 0 images"),
     ):
         assert tool.main([*map(str, args), *([] if "--question" in args else ["--question", "Hi"])]) == 2

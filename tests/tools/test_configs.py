@@ -150,6 +150,16 @@ def test_a_run_planned_for_one_gpu(data, tmp_path):
     assert labels_of(tmp_path / "mine.py")["frozen"] == said and 'model.dtype = "float32"' in text_of(tmp_path)
 
 
+def test_a_released_base_brings_its_rate(tmp_path, data):
+    """Unless another one is asked for; a base of one's own keeps the recipe's."""
+    done = write(tmp_path, "finetune_full", "models/InternVL3_5-4B", data)
+    assert "lr=2e-05, for InternVL3_5-4B; finetune_full has 4e-05" in done.stdout
+    assert "optim_wrapper.optimizer.lr = 2e-5  # for this release" in (tmp_path / "mine.py").read_text()
+    for base, more in (("models/InternVL3_5-4B", ("--set", "lr=3e-5")), ("models/own", ())):
+        assert "for this release" not in write(tmp_path, "finetune_full", base, data, "--force", *more).stdout
+        assert "for this release" not in (tmp_path / "mine.py").read_text()
+
+
 def text_of(folder):
     return (folder / "mine.py").read_text()
 

@@ -57,6 +57,7 @@ def finish(work: Callable[[], int | None], *, smaller: str = "--max-tiles", so_f
         smaller: What to lower when memory runs out.
         so_far: What is left of the work when it ends early.
     """
+    sys.modules.setdefault("kernels", None)  # libraries would fetch code from the hub with it (see `quiet_imports`)
     try:
         return work() or 0
     except (ValueError, OSError) as error:

@@ -178,6 +178,30 @@ NUM_SAMPLES = {
 }
 
 
+_LARGE = ("-26B", "-38B", "-30B-A3B", "-Chat-V1-5")
+
+
+def released_rate(base: str, *, has_lora: bool) -> float | None:
+    """The learning rate for fine-tuning a released model; None for any other base.
+
+    For the whole LLM it is that of the authors' second fine-tuning; InternVL3.5, which has no scripts, takes that of
+    InternVL3. LoRA learns best at several times as much.
+
+    Args:
+        base: a config's `model.base`.
+        has_lora: whether the LLM learns through LoRA.
+    """
+    row = known_base(base)
+    if row is None or not row.hub:
+        return None
+    is_large = row.name.endswith(_LARGE)
+    if has_lora:
+        return 5e-5 if is_large else 1e-4
+    if row.name.startswith("InternVL3"):
+        return 1e-5 if row.name.endswith("-1B") else 2e-5
+    return 2e-5 if is_large else 4e-5
+
+
 def known_base(path: str) -> Base | None:
     """The row of `BASES` that a config's `model.base` means where no such directory is there; None without one.
 

@@ -133,11 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_build(cfg, settings)
         num_ranks = int(ranks[0].get("WORLD_SIZE", 1))
         num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
-        if note := step_note(cfg, num_ranks):
+        notes = check_same_run(cfg, args, num_ranks=num_ranks) if cfg.get("resume") else [step_note(cfg, num_ranks)]
+        for note in filter(None, notes):
             print(f"note: {note}", file=sys.stderr)
-        if cfg.get("resume"):
-            for note in check_same_run(cfg, args, num_ranks=num_ranks):
-                print(f"note: {note}", file=sys.stderr)
         if args.dry_run:
             return 0
         make_reloadable(resolved)

@@ -27,7 +27,7 @@ train_dataloader.dataset.update(
     max_tiles=12,  # + thumbnail
     max_length=8192,  # tokens; 13 tiles take 3328
 )
-train_dataloader.sampler.group_by = "length"  # batches of samples of similar length, as the authors do
+train_dataloader.sampler.update(group_by="length", group_size=8)  # alike in a batch, mixed in a step
 train_dataloader.batch_size = 2  # x 8 accumulation x 1 GPU = 16 samples per step
 optim_wrapper.accumulative_counts = 8
 # The authors use the rate of full tuning, 2e-5; LoRA's best rate is about ten times as high.

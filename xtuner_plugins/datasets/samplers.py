@@ -40,8 +40,8 @@ class PlanSampler(Plan):
         seed: decides the order, together with the epoch; None: all ranks agree on a random one.
         shuffle: False keeps the order of the mixture, and measures nothing.
         group_by: 'length' groups samples of similar length; 'modality' also separates samples with and without images.
-        group_size: samples per group (batch size x ranks x accumulation, or a multiple); and how many of those with
-            most tokens begin the run, whatever the batch size.
+        group_size: samples per group, at least batch size x ranks; small groups mix the lengths, and with them the
+            kinds of questions, within a step. As many of those with most tokens begin the run, whatever the batch size.
         ranks: which rank this is, and of how many; None: those of the process group.
 
     Raises:

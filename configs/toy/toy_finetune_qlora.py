@@ -24,7 +24,8 @@ train_dataloader.dataset.update(
     max_length=512,  # tokens; 7 tiles of 112 px take 112
 )
 train_dataloader.update(num_workers=2, pin_memory=False)
-train_dataloader.sampler.group_by = None  # in groups, a step of 16 would hold one kind of question
+# Ungrouped: a step of 16 would hold one kind of question. The longest 16 begin the run.
+train_dataloader.sampler.update(group_by=None, group_size=16)
 train_dataloader.batch_size = 16  # x 1 accumulation x 1 process = 16 samples per step
 optim_wrapper.accumulative_counts = 1
 optim_wrapper.optimizer.update(lr=1e-3, weight_decay=0.0)

@@ -21,6 +21,7 @@ train_dataloader.dataset.update(
     max_length=512,  # tokens; 7 tiles of 112 px take 112
 )
 train_dataloader.update(num_workers=2, pin_memory=False)
+train_dataloader.sampler.group_size = 16  # so many of the longest begin the run
 train_dataloader.batch_size = 16  # x 1 accumulation x 1 process = 16 samples per step
 optim_wrapper.accumulative_counts = 1
 optim_wrapper.optimizer.lr = 3e-3

@@ -31,7 +31,7 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 	@touch $(READY)
 	@echo "==> $(VENV) is ready"
 
-quickstart: $(READY)  ## the whole chain on toy data: assemble, train, export, chat (10 to 13 minutes on 2 cores)
+quickstart: $(READY)  ## the whole chain on toy data: assemble, train, export, chat (7 to 13 minutes on 2 cores)
 	@echo "==> Quick start: results go to work_dirs/quickstart (an earlier one is kept beside it)"
 	@$(BIN)/python -m xtuner_plugins.toy.quickstart
 

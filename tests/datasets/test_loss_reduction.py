@@ -90,13 +90,14 @@ def test_what_does_not_fit_is_refused(toy_base, write_data, qa):
 @pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero2"])
 def test_two_processes_log_what_one_does(toy_base, tmp_path, deepspeed):
     data = write_dataset(tmp_path / "data", num_samples=8)
-    options = {"train_dataloader.dataset.loss_reduction": "square"}
+    mixed = {"train_dataloader.sampler.group_size": 1}  # steps of answers of unequal length
+    options = {**mixed, "train_dataloader.dataset.loss_reduction": "square"}
     case = dict(config="configs/toy/toy_finetune_lora.py", options=options)
     alone = train_forked(tmp_path / "alone", toy_base, data, **case)
     split = train_forked(tmp_path / "split", toy_base, data, processes=2, deepspeed=deepspeed, **case)
-    tokens = train_forked(tmp_path / "tokens", toy_base, data, **{**case, "options": {}})
+    tokens = train_forked(tmp_path / "tokens", toy_base, data, **{**case, "options": mixed})
     assert alone.ok and split.ok and tokens.ok, alone.output[-3000:] + split.output[-3000:]
     for key in ("loss", "grad_norm"):
         expected = logged(tmp_path / "alone", key)
         assert logged(tmp_path / "split", key) == pytest.approx(expected, rel=1e-5)
-        assert logged(tmp_path / "tokens", key) != pytest.approx(expected, rel=1e-4)
+        assert logged(tmp_path / "tokens", key) != pytest.approx(expected, rel=1e-3)

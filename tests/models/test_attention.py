@@ -209,3 +209,13 @@ def test_a_step_never_asks_the_device(toy_base, tiles_of):
         loss.backward()
         with pytest.raises(RuntimeError):
             loss.item()  # the test would see it
+
+
+def test_without_boundaries_a_pack_would_differ(toy_base):
+    """The check above can fail: letting samples see each other changes the loss."""
+    model = VisionLanguageModel(base=str(toy_base), dtype="float32").eval()
+    packed = pack(make_batch(model, tiles_of=(2, 0, 1, 3)))
+    right = run(model, packed)["loss"]
+    one_sample = {"cu_seqlens": torch.tensor([0, int(packed["cu_seqlens"][-1])]).int()}
+    wrong = run(model, {**packed, **one_sample, "num_tiles": packed["num_tiles"].sum()[None]})["loss"]
+    assert abs(right - wrong) > 1e-3

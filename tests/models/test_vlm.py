@@ -230,3 +230,28 @@ def test_recomputing_switches_no_dropout_on(build):
     for layer in llm.model.layers:
         layer.self_attn.attention_dropout = 0.9
     torch.testing.assert_close(run(model, make_batch(model))["loss"], run(model.eval(), make_batch(model))["loss"])
+
+
+@pytest.mark.parametrize(
+    "lora_on, prefix", [("llm", "model.language_model."), ("visual_encoder", "model.vision_model.")]
+)
+def test_lora_by_part(build, lora_on, prefix):
+    model = build(freeze_projector=True, **{f"{lora_on}_lora": LORA}).train()
+    names = set(model.state_dict())
+    assert names and all(name.startswith(prefix) and "lora_" in name for name in names)
+    before = run(model, make_batch(model))["loss"]
+    before.backward()
+    gradients = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
+    assert gradients and all(g is not None and g.abs().max() > 0 for g in gradients)
+    # B starts at zero, so a fresh adapter changes nothing.
+    plain = run(build(), make_batch(model))["loss"]
+    torch.testing.assert_close(before, plain, atol=1e-6, rtol=0)
+
+
+def test_trainable_parts_are_float32_beside_frozen_bfloat16(toy_base):
+    model = VisionLanguageModel(base=str(toy_base), dtype="bfloat16", llm_lora=LORA)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    loss = run(model.train(), make_batch(model))["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32 and torch.isfinite(loss)

@@ -9,7 +9,8 @@ import torch
 from scipy.stats import ttest_rel
 
 from xtuner_plugins.datasets import MultimodalDataset, collate
-from xtuner_plugins.engine.hooks.image_gain import ImageGain, ImageGainHook, exchange, open_samples, schedule
+from xtuner_plugins.engine.hooks.image_gain import ImageGain, ImageGainHook, exchange, losses, open_samples, schedule
+from xtuner_plugins.engine.watch.errors import OutOfMemory
 from xtuner_plugins.export import card
 from xtuner_plugins.export.trained import lay_over
 from xtuner_plugins.models import VisionLanguageModel
@@ -111,6 +112,19 @@ def test_a_model_that_learned_its_images_gains_and_a_blind_one_does_not(toy_base
         network.model.mlp1[-1].bias.zero_()
     blind = measure(network, samples)
     assert blind.gain == pytest.approx(0, abs=1e-6) and blind.projector_norm == 0 and blind.word_norm > 0
+
+
+def test_memory_that_runs_out_names_the_samples():
+    class Full:
+        data_preprocessor = dict
+
+        def __call__(self, **_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sample = dict(input_ids=torch.tensor([5, 6]), labels=torch.tensor([-100, 6]), num_tiles=1, source="a.jsonl:3")
+    sample["tiles"] = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    with pytest.raises(OutOfMemory, match="1 samples of 2 tokens and 1 tiles, from the samples a.jsonl:3"):
+        losses(Full(), [sample], 1)
 
 
 def run(work_dir, toy_base, data, config):

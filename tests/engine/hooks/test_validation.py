@@ -239,3 +239,14 @@ def cut_everything(name: str, folder: Path) -> str:
     path = folder / f"{name}.json"
     path.write_text(json.dumps(settings))
     return str(path)
+
+
+@pytest.mark.slow
+def test_memory_that_nothing_initializes_is_no_weight(toy_base, data, recipe, tmp_path):
+    """ZeRO-3's shares end with such memory where ranks don't divide a parameter; PyTorch fills it with NaN here."""
+    options = OPTIONS | {"train_dataloader.batch_size": 1, "randomness.deterministic": True}
+    deepspeed = cut_everything("deepspeed_zero3", tmp_path)
+    run = train_forked(
+        tmp_path / "run", toy_base, data, config=recipe, options=options, processes=3, deepspeed=deepspeed
+    )
+    assert run.ok, run.output[-3000:] + run.others

@@ -16,6 +16,7 @@ from xtuner_plugins.processes import free_port
 
 STARTED_IN = 600  # seconds, on a busy machine
 ENDS_IN = 60  # seconds after the other node is gone
+TIMEOUT = 40  # seconds that an operation waits for other ranks, where a test sets it
 
 
 class Node:
@@ -86,9 +87,19 @@ def test_when_a_node_is_gone_the_other_ends(nodes, tmp_path, victim, deepspeed):
     require_end(pair[1 - victim], victim)
 
 
-def begun(nodes, folder, **case):
+@pytest.mark.release  # waits for timeouts
+def test_when_a_node_answers_no_more_the_other_ends_after_the_timeout(nodes, tmp_path):
+    """As when its power or its network fails: its connections are not closed."""
+    pair = begun(nodes, tmp_path, options={"env_cfg.dist_cfg.timeout": TIMEOUT})
+    for pid in marked(pair[1].mark):
+        os.kill(pid, signal.SIGSTOP)
+    require_end(pair[0], victim=1, seconds=2 * TIMEOUT + ENDS_IN)  # the first operation's, and that of ending
+
+
+def begun(nodes, folder, options=None, **case):
     """Two nodes of a long run that has saved a checkpoint."""
-    pair = nodes(options={"train_cfg.max_epochs": 1000, "default_hooks.checkpoint.interval": 2}, **case)
+    own = {"train_cfg.max_epochs": 1000, "default_hooks.checkpoint.interval": 2, **(options or {})}
+    pair = nodes(options=own, **case)
 
     def has_begun():
         return list((folder / "run").glob("iter_*.pth")) or any(n.launcher.poll() is not None for n in pair)
@@ -97,11 +108,11 @@ def begun(nodes, folder, **case):
     return pair
 
 
-def require_end(other, victim):
+def require_end(other, victim, seconds=ENDS_IN):
     """It ends soon, with a status and a line that tell what happened, and leaves nothing."""
     since = time.monotonic()
-    status = other.launcher.wait(2 * ENDS_IN)
-    assert time.monotonic() - since < ENDS_IN and status == 1, (status, other.said[-3000:])
+    status = other.launcher.wait(2 * seconds)
+    assert time.monotonic() - since < seconds and status == 1, (status, other.said[-3000:])
     assert wait_until(lambda: not marked(other.mark), 10)
     [line] = [line for line in other.said.splitlines() if line.startswith("error")]
     assert "another process of this run has ended" in line and f"NODE_RANK={1 - victim} " in line, line

@@ -17,6 +17,7 @@ from ...datasets import MultimodalDataset, PreferenceDataset, collate
 from ...models.losses import supervised_per_sample
 from ..run.loops import planned_loop
 from ..run.steps import unwrap
+from ..watch.errors import naming
 from .validation import ValidationHook, undisturbed
 
 NUM_SAMPLES = 32  # of all ranks; fewer in a short run
@@ -184,7 +185,8 @@ def losses(network, samples: Sequence[dict], batch_size: int) -> tuple[np.ndarra
     for start in range(0, len(samples), batch_size):
         batch = collate(samples[start : start + batch_size])
         tokens += supervised_per_sample(batch).tolist()
-        found = network(**network.data_preprocessor(batch), mode="loss", mean_weight=None)["sample_losses"]
+        with naming([batch]):
+            found = network(**network.data_preprocessor(batch), mode="loss", mean_weight=None)["sample_losses"]
         sums += found[: len(batch["num_tiles"])].tolist()
     return np.array(sums), np.array(tokens)
 

@@ -19,6 +19,7 @@ from ...inference.questions import Unusable
 from ...inference.session import ChatSession
 from ...models.losses import sum_over_ranks, supervised_per_sample
 from ...weights.partition import is_partitioned
+from ..watch.errors import naming
 
 # Settings of the training data alone: which records are taken, how often, and how images are changed at random. All
 # others hold for validation, too.
@@ -86,7 +87,8 @@ def validation_loss(network: nn.Module, loader: DataLoader, should_stop: Callabl
         if should_stop():
             return None
         left_out.update(sample["dropped"] for sample in batch.pop("dropped", ()))
-        losses = network(**network.data_preprocessor(batch), mode="loss", mean_weight=torch.ones((), device=device))
+        with naming([batch]):
+            losses = network(**network.data_preprocessor(batch), mode="loss", mean_weight=torch.ones((), device=device))
         owners = [names.index(name) if name else len(names) for name in batch["datasets"]]
         owners += [len(names)] * (len(losses["sample_losses"]) - len(owners))
         index = torch.tensor(owners, device=device)

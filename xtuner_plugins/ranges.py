@@ -78,7 +78,7 @@ class Range(NamedTuple):
     def remedy(self) -> str:
         """What to give."""
         if self.low is None:
-            return f"it is one of: {', '.join(self.others)}"
+            return f"it is one of: {', '.join(map(str, self.others))}"
         said = f"give a {'whole ' * self.is_whole}number"
         said += f" above {self.low}" if self.is_above else f", {self.low} or more"
         said += f" and less than {self.below}" if self.below < math.inf else ""
@@ -101,6 +101,7 @@ RANGES = {
     "label_smoothing": Range(0, 0.5),  # from 0.5 on, the rejected answer would win
     "max_grad_norm": Range(0, is_above=True, others=(math.inf,)),  # below 0 PyTorch would reverse the gradient
     "dtype": Range(None, others=("auto", *DTYPE_NAMES)),
+    "sequence_parallel": Range(None, others=(1, 2, 4, 8)),
     "loss_reduction": Range(None, others=tuple(REDUCTIONS)),
 }
 

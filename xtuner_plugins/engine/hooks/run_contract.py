@@ -77,6 +77,8 @@ def gather(runner) -> dict[str, Any]:
     strategy = f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
     if isinstance(runner.model, MMDeepSpeedEngineWrapper):
         strategy = describe_engine(runner.model.model)
+    if (copies := getattr(unwrap(runner.model), "sequence_parallel", 1)) > 1:
+        strategy += f"; each row of tokens is shared by {copies} ranks"
     return {
         "parts": [describe_part(name, part) for name, part in unwrap(runner.model).parts().items()],
         "optimizer": _describe_groups(runner.optim_wrapper.optimizer),

@@ -66,8 +66,8 @@ class PlanSampler(Plan):
         self.seed = sync_random_seed() if seed is None else seed
         process, num_processes = get_dist_info() if ranks is None else ranks
         check_groups(num_processes, sequence_parallel)
-        self._shows_progress = process == 0
-        self.rank, self.num_ranks = process // sequence_parallel, num_processes // sequence_parallel
+        self._shows_progress, self.copies = process == 0, sequence_parallel
+        self.rank, self.num_ranks = process // self.copies, num_processes // self.copies
         self.seek(0)
         self._layout: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._indices = self.usable() if shuffle else np.arange(len(dataset))
@@ -227,6 +227,10 @@ class PackBatchSampler(Plan):
             f"imbalance over {self.sampler.num_ranks} ranks {figures['tile_imbalance']:.3f})"
             + (f"; {changed}" if changed else "")
         )
+
+    @property
+    def copies(self) -> int:
+        return self.sampler.copies
 
     @property
     def num_ranks(self) -> int:

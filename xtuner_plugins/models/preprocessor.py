@@ -83,7 +83,9 @@ class TilePreprocessor(BaseDataPreprocessor):
             num_tiles, sources = zip(*(next(pairs) if prompt else (0, "") for prompt in prompts), strict=True)
         check_counts(row, num_tiles, self.tokens_per_tile, sources)
         tiles, group = batch["tiles"], self.group if training else None
-        row = fill_row(row, math.lcm(self.row_multiple if self.device.type == "cuda" else 1, size_of(group)))
+        multiple = math.lcm(self.row_multiple if self.device.type == "cuda" else 1, size_of(group))
+        if multiple > 1:
+            row = fill_row(row, multiple)
         if group is not None:
             row, tiles = cut(row, tiles, group)
         if self.device.type == "cuda":

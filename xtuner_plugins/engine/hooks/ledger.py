@@ -12,7 +12,6 @@ from mmengine.registry import HOOKS
 from ...datasets.ledger import Ledger
 from ...datasets.left_out import FILLER
 from ..run.loops import PlanIterator, planned_loop
-from ..run.steps import unwrap
 
 
 @HOOKS.register_module()
@@ -48,7 +47,7 @@ class LedgerHook(Hook):
             self._epoch = iterator.epoch
             self._enter_plan(iterator)
         self._left_out = [sample for batch in data_batch for sample in batch.pop("dropped", ())]
-        self._counts = get_rank() % getattr(unwrap(runner.model), "sequence_parallel", 1) == 0
+        self._counts = get_rank() % iterator.plan.copies == 0
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: list[dict], outputs=None) -> None:
         """Enters a step that was made; of ranks that share rows the first does so."""

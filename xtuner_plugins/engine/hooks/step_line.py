@@ -79,7 +79,7 @@ class StepLineHook(LoggerHook):
         if step % self.interval and step not in (self._first_step + 1, last):
             return
         values, _ = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
-        values |= self._window.figures(getattr(unwrap(runner.model), "sequence_parallel", 1))
+        values |= self._window.figures(planned_loop(runner).dataloader_iterator.plan.copies)
         values["eta"] = (time.perf_counter() - self._begun) / (step - self._first_step) * (last - step)
         rates = learning_rates(runner.optim_wrapper.optimizer, unwrap(runner.model))
         if len(rates) > 1:
@@ -163,7 +163,7 @@ class _Window:
         self.loss += outputs["loss"] * outputs["supervised_tokens"]
         self.supervised += outputs["supervised_tokens"]
 
-    def figures(self, copies: int) -> dict[str, float]:
+    def figures(self, copies: int = 1) -> dict[str, float]:
         """Mean loss, speed and padding over all ranks, and the memory of the rank that needed most.
 
         Args:

@@ -285,9 +285,10 @@ def drop_last_token(directory: Path, token: str) -> None:
     number = str(added.pop()["id"])
     write_json(directory / "tokenizer.json", state)
     named = (token, "video_token", "start_image_token", "end_image_token", "context_image_token", "processor_class")
-    for name in ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
-        fields = {key: value for key, value in read_json(directory / name).items() if key not in named}
+    for path in map(directory.joinpath, ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")):
+        fields = {key: value for key, value in read_json(path, missing={}).items() if key not in named}
         fields.get("added_tokens_decoder", {}).pop(number, None)
         if token in fields.get("additional_special_tokens", ()):
             fields["additional_special_tokens"].remove(token)
-        write_json(directory / name, fields)
+        if path.is_file():
+            write_json(path, fields)

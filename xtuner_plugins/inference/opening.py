@@ -31,7 +31,6 @@ from ..weights import record
 from ..weights.checkpoint import open_checkpoint
 from ..weights.errors import CheckpointError
 from ..weights.model_view import open_config
-from ..weights.staging import hint
 from ..weights.work_dir import CHECKPOINT_NAME, newest_checkpoint
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def _in_work_dir(path: Path, checkpoint: str | Path | None) -> Source:
     if newest is None:
         raise CheckpointError(
             f"{path} is neither a model directory (it has no config.json) nor a work directory with a whole checkpoint "
-            f"(iter_N.pth){hint(path)}"
+            f"(iter_N.pth)"
         )
     return Source(None, newest)
 

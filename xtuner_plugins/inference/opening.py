@@ -29,7 +29,6 @@ from ..weights import record
 from ..weights.checkpoint import open_checkpoint
 from ..weights.errors import CheckpointError
 from ..weights.model_view import open_config
-from ..weights.staging import hint
 from ..weights.work_dir import checkpoint_step, newest_checkpoint
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def _in_work_dir(path: Path, checkpoint: str | Path | None) -> Path:
     if newest is None:
         raise CheckpointError(
             f"{path} is neither a model directory (it has no config.json) nor a work directory with a whole checkpoint "
-            f"(iter_N.pth){hint(path)}"
+            "(iter_N.pth)"
         )
     return newest
 

@@ -29,7 +29,7 @@ from ..weights import record
 from ..weights.checkpoint import open_checkpoint
 from ..weights.errors import CheckpointError
 from ..weights.model_view import open_config
-from ..weights.work_dir import checkpoint_step, newest_checkpoint
+from ..weights.work_dir import CHECKPOINT_NAME, newest_checkpoint
 
 if TYPE_CHECKING:
     from .session import ChatSession
@@ -71,7 +71,9 @@ def find_source(model: str | Path, checkpoint: str | Path | None = None) -> Sour
     """
     path = Path(model)
     is_config = path.suffix == ".py" or str(path) in leaves()
-    if checkpoint is None and ((path / record.FILE).is_file() or path.exists() and checkpoint_step(path) is not None):
+    if checkpoint is None and (
+        (path / record.FILE).is_file() or path.exists() and CHECKPOINT_NAME.fullmatch(path.name)
+    ):
         return Source(None, path)
     if (path / "config.json").is_file():
         if checkpoint is not None:

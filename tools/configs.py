@@ -178,17 +178,14 @@ def write_config(args: argparse.Namespace) -> None:
 
 def take_released_rate(parent: str, changes: dict) -> dict[str, str]:
     """Sets the rate of a released base where it isn't the recipe's and no other is asked for; returns its remark."""
-    from xtuner_plugins.planning.published import released_rate
+    from xtuner_plugins.planning.published import other_rate
 
     key, config = SETTINGS["lr"].key, read_config(parent, changes)
-    model = config.model
-    if key in changes or "objectives" in model or not (model.get("llm_lora") or model.get("freeze_llm") is False):
-        return {}
-    rate = released_rate(model.base, has_lora=bool(model.get("llm_lora")))
-    if rate in (None, value_at(config, key)):
+    rate = other_rate(config.model, value_at(config, key))
+    if key in changes or rate is None:
         return {}
     changes[key] = rate
-    print(f"lr={rate:g}, for {os.path.basename(model.base)}; {parent} has {value_at(config, key):g}")
+    print(f"lr={rate:g}, for {os.path.basename(config.model.base)}; {parent} has {value_at(config, key):g}")
     return {key: "for this release"}
 
 

@@ -15,6 +15,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from xtuner_plugins.engine.launch.launcher import build_parser, main  # noqa: E402
+from xtuner_plugins.settings import SETTINGS, ConfigError, parse_words, read_config, value_at  # noqa: E402
+
+
+def tell_rate(args) -> None:
+    """Prints the rate of another base's row where the config keeps that of its own base."""
+    from xtuner_plugins.planning.published import other_rate
+
+    base, key = SETTINGS["base"].key, SETTINGS["lr"].key
+    try:
+        changes = parse_words(args.set, args.cfg_options)
+        config = read_config(args.config, changes)
+    except ConfigError:
+        return  # the launcher refuses it
+    if base in changes and key not in changes and (rate := other_rate(config.model, value_at(config, key))):
+        name, own = Path(config.model.base).name, value_at(config, key)
+        print(f"note: lr={rate:g} is the rate for {name}; this config has {own:g}", file=sys.stderr, flush=True)
 
 
 def dry_run(args) -> int:
@@ -33,4 +49,5 @@ def dry_run(args) -> int:
 
 if __name__ == "__main__":
     args = build_parser().parse_args()
+    tell_rate(args)
     sys.exit(dry_run(args) if args.dry_run else main())

@@ -1,11 +1,29 @@
-"""What the five systems that the recipes come from are known for, said by the recipes themselves."""
+"""What the five systems that the recipes come from are known for: said by the recipes, and walked with tiny parts."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import HANGS_AFTER, ROOT
+from tests.engine.parallel_case import write_dataset
 from xtuner_plugins.planning.plan import job_of, model_of
-from xtuner_plugins.settings import leaves, parse_words, read_config
+from xtuner_plugins.planning.published import known_base
+from xtuner_plugins.settings import SETTINGS, labels_of, leaves, parse_words, read_config
+from xtuner_plugins.toy.bases import write_tiny_base
+from xtuner_plugins.toy.language_models import write_llm
+from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.toy.vision_towers import write_tower
 
 LLAVA = "llava_qwen2_5_3b"
+XTP = "import sys; from xtuner_plugins.cli.xtp import main; sys.exit(main())"
+FEW = dict(max_steps=2, batch_size=2, accumulative_counts=1, num_workers=1)  # two steps of two samples
 
 
 @pytest.mark.parametrize(
@@ -37,3 +55,153 @@ def test_every_recipe_takes_shares_and_workers():
         loader = read_config(name, changes).train_dataloader
         assert loader.dataset.repeat_times == [2, 0.5, 3.5] and len(loader.dataset.data_paths) == 3
         assert loader.num_workers == 8 and (loader.get("pin_memory") or "toy" in name)
+
+
+@dataclass
+class Place:
+    """A user's folder: commands are typed there, and data lies where the recipes look for it."""
+
+    folder: Path
+
+    def run(self, *words, **env):
+        """Runs a command; returns what it printed.
+
+        Raises:
+            AssertionError: It failed.
+        """
+        done = subprocess.run(
+            list(map(str, words)),
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
+            capture_output=True,
+            text=True,
+            timeout=HANGS_AFTER,
+        )
+        assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        return done.stdout + done.stderr
+
+    def type(self, *words, **env):
+        """Runs `xtp WORDS`; returns what it printed."""
+        return self.run(sys.executable, "-c", XTP, *words, **env)
+
+    def build(self, name, vision, llm):
+        """Runs the command of a recipe's docstring with tiny parts in the places of the published ones."""
+        words = labels_of(leaves()[name])["starts from"].partition("build_base_model.py ")[2].split()
+        parts = {"--vision": vision, "--llm": llm}
+        return self.type("build", *(parts.get(before, word) for before, word in pairwise(["", *words])))
+
+    def lay_out(self, name, num_samples=12):
+        """Writes records, an array or lines as the file's name says, to the files of a recipe."""
+        found = read_config(name).train_dataloader.dataset
+        for number, (file, images) in enumerate(zip(found.data_paths, found.image_folders, strict=True)):
+            lines, made = write_dataset(self.folder / f"{name}-{number}", num_samples)
+            target = self.folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            records = lines.read_text()
+            target.write_text(records if file.endswith("l") else f"[{','.join(records.splitlines())}]")
+            shutil.copytree(made, self.folder / images, dirs_exist_ok=True)
+
+    def train(self, name, *settings, **env):
+        """Trains a recipe for two steps of two samples, with a worker; returns what it printed."""
+        few = [f"{setting}={value}" for setting, value in FEW.items()]
+        said = self.type("train", name, "--set", *few, *settings, **env)
+        assert "step 2/2  " in said
+        return said
+
+    def export(self, name, *words):
+        """Exports the last checkpoint of a recipe's run to exports/NAME, and verifies it."""
+        self.type("export", name, f"work_dirs/{name}/iter_2.pth", f"exports/{name}", "--verify", *words)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    return write_random_parts(tmp_path_factory.mktemp("parts"))[1]
+
+
+@pytest.mark.slow
+def test_siglip_and_qwen_learn_captions_then_instructions_and_answer_about_a_folder(place, llm):
+    write_tower(place.folder / "siglip", "siglip", image_size=384)
+    assert "169" in place.build("siglip_pretrain", place.folder / "siglip", llm)
+    for name in ("siglip_pretrain", "siglip_sft_mlp"):
+        place.lay_out(name)
+    said = place.type("check", "siglip_sft_mlp", "--set", "base=models/SigLIP-Qwen2.5-0.5B")
+    assert "24 records" in said
+    place.train("siglip_pretrain")
+    place.export("siglip_pretrain")
+    place.train("siglip_sft_mlp")
+    folder = Path(read_config("siglip_sft_mlp").train_dataloader.dataset.image_folders[0])
+    asked = ("--data", folder, "--prompt", "What is it?", "--max-new-tokens", 3, "--out", "answers")
+    place.type("evaluate", "work_dirs/siglip_sft_mlp", *asked)
+    lines = (place.folder / "answers" / "answers.jsonl").read_text().splitlines()
+    names = {path.name for path in (place.folder / folder).iterdir()}
+    assert {Path(json.loads(line)["id"]).name for line in lines} == names and len(names) == 9
+
+
+@pytest.mark.slow
+def test_clip_and_qwen_7b_learn_from_captions_behind_a_map_of_images(place, llm):
+    write_tower(place.folder / "clip", "clip")
+    place.build("clip_qwen_7b_lora", place.folder / "clip", write_llm("qwen", place.folder / "qwen", llm))
+    place.lay_out("clip_qwen_7b_lora")
+    images = place.folder / "data" / "coco" / "train2017"
+    paired = {f"{n}.png": {"image_file": f"{n}.png", "ID": str(n), "path": str(images)} for n in (0, 1, 2)}
+    texts = {str(n): {"q": "<|extra_0|>What is it?", "a": ["A square.", "A sign."]} for n in (0, 1, 2)}
+    (place.folder / "image_map.json").write_text(json.dumps(paired))
+    (place.folder / "captions.json").write_text(json.dumps(texts))
+    said = place.type("prepare", "basic-vlm", ".", "data/basic.jsonl", "--image-folder", images)
+    assert "3 records read, 6 written" in said
+    mixed = "data_paths=[data/basic.jsonl,data/LLaVA-Instruct-150K/detail_23k.json,data/ai_challenger/train.jsonl]"
+    place.train("clip_qwen_7b_lora", mixed)
+    place.export("clip_qwen_7b_lora")
+
+
+@pytest.mark.slow
+def test_llava_trains_in_its_four_ways_from_its_own_first_stage(place, llm):
+    write_tower(place.folder / "clip", "clip")
+    place.build("llava_pretrain", place.folder / "clip", llm)
+    for name in ("llava_pretrain", f"{LLAVA}_full"):
+        place.lay_out(name)
+    place.train("llava_pretrain")
+    place.export("llava_pretrain")
+    for way in ("full", "freeze_vision", "lora", "lora_frozen_projector"):
+        said = place.train(f"{LLAVA}_{way}")
+        assert "What this run trains:" in said
+    place.export(f"{LLAVA}_full", "--format", "llava")
+
+
+@pytest.mark.slow
+def test_parts_with_tiles_train_under_zero_3_and_become_an_official_directory(place, llm):
+    vision, llm = write_random_parts(place.folder / "parts")
+    place.build("pretrain_mlp", vision, llm)
+    place.lay_out("pretrain_mlp")
+    leaf, few = leaves()["pretrain_mlp"], [f"{SETTINGS[name].key}={value}" for name, value in FEW.items()]
+    zero = ["--deepspeed", "deepspeed_zero3", "--cfg-options", *few]
+    scripts = Path(sys.executable).parent  # with torchrun, which `xtuner train` calls
+    with_scripts = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "NPROC_PER_NODE": "2"}
+    said = place.run(scripts / "xtuner", "train", leaf, *zero, **with_scripts)
+    assert "step 2/2  " in said and "(rank 1)" not in said  # one rank speaks for all
+    converter, checkpoint = ROOT / "tools" / "convert_to_official.py", "work_dirs/pretrain_mlp/iter_2.pth"
+    place.run(sys.executable, converter, leaf, checkpoint, "out")
+    photo = place.folder / "data" / "LLaVA-Pretrain" / "images" / "0.png"
+    place.type("chat", "out", "--image", photo, "--question", "What is it?", "--max-new-tokens", 3)
+
+
+@pytest.mark.slow
+def test_the_4b_of_xtuner_trains_on_shares_of_several_files(place):
+    name = "internvl_v1_5_phi3_4b_lora_finetune"
+    base = place.folder / read_config(name).model.base
+    base.parent.mkdir()
+    base.symlink_to(write_tiny_base(known_base(read_config(name).model.base), place.folder / "tiny"))
+    files, images = [], []
+    for letter in "abc":
+        file, folder = write_dataset(place.folder / letter, num_samples=8)
+        files.append(str(file))
+        images.append(str(folder))
+    shares = (f"data_paths=[{','.join(files)}]", f"image_folders=[{','.join(images)}]", "repeat_times=[2,0.5,3.5]")
+    said = place.train(name, *shares)
+    assert "data: 48 of 48 samples will train" in said
+    place.export(name)

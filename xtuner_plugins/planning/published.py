@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,6 +201,19 @@ def released_rate(base: str, *, has_lora: bool) -> float | None:
     if row.name.startswith("InternVL3"):
         return 1e-5 if row.name.endswith("-1B") else 2e-5
     return 2e-5 if is_large else 4e-5
+
+
+def other_rate(model: Mapping[str, Any], rate: float) -> float | None:
+    """The rate for a config's base where it isn't ``rate``; None where it is, and where no rate is known.
+
+    Args:
+        model: a config's `model`.
+        rate: its learning rate.
+    """
+    if "objectives" in model or not (model.get("llm_lora") or model.get("freeze_llm") is False):
+        return None
+    known = released_rate(model["base"], has_lora=bool(model.get("llm_lora")))
+    return None if known == rate else known
 
 
 def known_base(path: str) -> Base | None:

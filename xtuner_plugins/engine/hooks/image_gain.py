@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -119,7 +119,7 @@ class ImageGainHook(Hook):
             self._last = self._measure(unwrap(runner.model), runner.cfg.train_dataloader.get("batch_size", 1))
         runner.visualizer.add_scalars(self._last.scalars(), step=step)
         runner.logger.info(f"images after step {step:,}: {self._last}")
-        if self._last.low <= 0 and step >= FIRST * runner.max_iters:
+        if is_main_process() and self._last.low <= 0 and step >= FIRST * runner.max_iters:
             runner.logger.warning(
                 f"After {step:,} steps the model has not learned to look: its answers are as likely with other images. "
                 "If this stays, check that images belong to their questions (xtp check CONFIG --step 1) and that "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ def adjust_stack() -> None:
         _use_gloo_without_gpu()
         _build_no_cpu_op()
         _return_freed_memory()
+        warnings.filterwarnings("ignore", message="'pin_memory' argument")  # recipes set it for GPUs
     _describe_single_process()
     _use_our_deepspeed_strategy()
 

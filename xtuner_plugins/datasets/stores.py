@@ -23,7 +23,7 @@ from mmengine.logging import print_log
 
 from ..errors import MediaError, SettingError, SourceError
 from ..files import get_cache_dir, locked, masked, scheme_of, text_hash, unsigned, write_whole
-from ..ranges import RangeError, check_storage_options, check_store_url
+from ..ranges import check_storage_options, check_store_url
 
 PAUSES = (0.0, 0.5, 2.0, 8.0)  # seconds before each try
 SECONDS = 60.0  # that a try may last
@@ -52,12 +52,9 @@ class Store:
     def __init__(self, url: str, options: Mapping[str, Any] | None = None):
         self.url, self.options, self._opened = url, dict(options or {}), {}
         self.is_zip = scheme_of(url) == ZIP
-        try:
-            if not self.is_zip:
-                check_storage_options(self.options)
-                check_store_url(url)
-        except RangeError as error:
-            raise SettingError("storage_options", error.problem, error.remedy) from None
+        if not self.is_zip:
+            check_storage_options(self.options)
+            check_store_url(url)
         inside, _, self.archive = url.partition("://")[2].partition("::")
         self.shown = f"{self.archive}/{inside}".rstrip("/") if self.is_zip else masked(url)
 

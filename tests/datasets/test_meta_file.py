@@ -6,7 +6,6 @@ import logging
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
-from xtuner_plugins.datasets.lock import from_config
 from xtuner_plugins.datasets.meta_file import expand_metas, is_meta
 
 
@@ -51,9 +50,6 @@ def test_a_meta_file_is_the_four_settings(data_base, files, tmp_path, monkeypatc
     assert len(named) == 10 and samples(named) == samples(written)
     monkeypatch.chdir(tmp_path)  # relative to the working directory, as in the official code
     assert samples(MultimodalDataset(data_base, ["meta.json"])) == samples(named)
-    config = {"train_dataloader": {"dataset": {"base": str(data_base), "data_paths": meta}}}
-    described = from_config(config)["datasets"]
-    assert [(row["name"], row["max_tiles"]) for row in described] == [("a", 2), ("b", 6)]
 
 
 def test_between_other_files_and_in_one_line(files, tmp_path):

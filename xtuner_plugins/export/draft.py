@@ -138,7 +138,8 @@ def exported_stops(view: ModelView) -> list[int]:
     named = _named_stops(read_json(view.directory / _GENERATION, missing={}))
     if view.format is not official or template not in TEMPLATES:
         return named
-    stop = tokenizer_files.added_token_ids(view.directory).get(get_conv_template(template).stop_token)
+    tokenizer = tokenizer_files.load_tokenizer(view.directory)
+    stop = tokenizer_files.token_id(tokenizer, get_conv_template(template).stop_token)
     return named if stop is None or stop in named else [stop, *named]
 
 

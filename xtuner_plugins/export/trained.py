@@ -43,8 +43,8 @@ class TrainedPlan:
         adapters: official layer name to adapter tensors by part (``lora_A.weight``, ...).
         token_rows: official layer name to its trained rows and their indices.
         lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
-        preprocessing: what the training did to images and text, see `weights/preprocessing.py`; None if neither
-            checkpoint nor config says.
+        preprocessing: what the training did to images and text, see `weights/preprocessing.py`; None if the
+            checkpoint doesn't say.
         record: of the run, see ``record.py``; from the config where the checkpoint holds none.
         notes: what a user should know about the preprocessing.
     """
@@ -67,14 +67,14 @@ class TrainedPlan:
             max_tiles: which tile limit, if the training used several; None takes the largest.
 
         Raises:
-            CheckpointError: a choice, but nothing says how the training prepared images and text.
+            CheckpointError: a choice, but the checkpoint doesn't say how the training prepared images and text.
             PreprocessingError: several templates and none chosen, or a choice that the training didn't use.
         """
         if self.preprocessing is None:
             if template or max_tiles:
                 raise CheckpointError(
-                    "neither checkpoint nor config says how images and text were prepared, so there "
-                    "is nothing to choose with --template or --max-tiles"
+                    "the checkpoint doesn't say how images and text were prepared, so there is nothing to choose with "
+                    "--template or --max-tiles"
                 )
             return self
         choice, note = preprocessing.choose(self.preprocessing, template=template, max_tiles=max_tiles)
@@ -174,7 +174,7 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     _sort_tensors(plan)
     _check_parts(plan, model)
     plan.tensors(merged=True)  # checks shapes and ranks of adapters
-    _read_preprocessing(plan, cfg)
+    _read_preprocessing(plan)
     return plan
 
 
@@ -200,35 +200,17 @@ def _differing_settings(trained: Mapping, cfg) -> list[str]:
     return [f"the checkpoint counts, which was trained with {', '.join(found)}"] if found else []
 
 
-def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
-    """Takes the preprocessing of the checkpoint, compared with config and base; without one, that of the config."""
-    from ..datasets.lock import from_config
-
-    where, locked, said = str(plan.checkpoint.path), plan.checkpoint.preprocessing, cfg and from_config(cfg)
+def _read_preprocessing(plan: TrainedPlan) -> None:
+    """Takes the preprocessing of the checkpoint; without one, the base's stays."""
+    where, locked = str(plan.checkpoint.path), plan.checkpoint.preprocessing
     if locked is None:
-        plan.preprocessing = said
-        if said is not None:
-            plan.notes.append(
-                f"{where} holds no preprocessing (saved before checkpoints kept it, or without StateHook); tile limits "
-                "and template are the config's"
-            )
-        elif cfg and "train_dataloader" in cfg:
-            plan.notes.append(
-                "neither checkpoint nor config says how images and text were prepared (a dataset of your own); tile "
-                "limits and template are the base's"
-            )
+        plan.notes.append(
+            f"{where} doesn't say how images and text were prepared (a dataset of your own, or no StateHook); tile "
+            "limits and template are the base's"
+        )
         return
     plan.preprocessing = preprocessing.check_form(locked, where)
-    if said is not None:
-        preprocessing.check_same(locked, said, where, "give the config that it was trained with")
-    known = tokenizer_files.load_tokenizer(plan.view.directory)
-    base = {
-        "tile_size": plan.view.config["force_image_size"],
-        "special_tokens": {token: known.convert_tokens_to_ids(token) for token in locked.get("special_tokens", {})},
-        "datasets": locked["datasets"],
-    }
-    preprocessing.check_same(locked, base, where, f"{plan.view.directory} is not the base that it was trained on")
-    preprocessing.check_token_rules(locked, known, where)
+    preprocessing.check_token_rules(locked, tokenizer_files.load_tokenizer(plan.view.directory), where)
 
 
 def _sort_tensors(plan: TrainedPlan) -> None:

@@ -22,7 +22,6 @@ from .internlm2 import INTERNLM2
 from .lazy import LazyTensor
 from .qwen1 import QWEN1
 from .reading import CheckpointError, open_weights, read_json
-from .staging import hint
 
 _READ = (official, hf)
 _LANGUAGE_FORMATS = {row.model_type: row for row in (INTERNLM2, QWEN1)}
@@ -63,9 +62,9 @@ def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise CheckpointError(f"model directory {directory} does not exist{hint(directory)}")
+        raise CheckpointError(f"model directory {directory} does not exist")
     if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{directory} is not a model directory: it has no config.json{hint(directory)}")
+        raise CheckpointError(f"{directory} is not a model directory: it has no config.json")
     manifest.check(directory, weights=False)
     fields = read_json(directory / "config.json")
     found = next((each for each in _READ if each.detect(fields)), None)

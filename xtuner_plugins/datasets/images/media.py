@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from ...errors import MediaError, SettingError, out_of_files
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
+IMAGE_SUFFIXES = tuple(f".{name}" for name in "jpg jpeg png webp gif bmp tif tiff heic heif avif ppm".split())
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO", "TGA", "AVIF", "HEIF")
 ORIENTATION_TAG = 0x0112
 # EXIF orientation -> transposition to the upright image (Exif 2.32, table 6)
@@ -41,7 +42,7 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's messages call a `Blob`
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Blob:
     """An image or video that isn't a file of its own: a member of an archive, or part of a row of a table.
 
@@ -54,7 +55,7 @@ class Blob:
     data: bytes
 
     def head(self) -> bytes | None:
-        """The first bytes, where reading only these is faster; None: `data` is here, or needed whole."""
+        """The first bytes, where reading only these is faster; None: `data` is here, or as fast."""
         return None
 
     def __str__(self) -> str:
@@ -86,6 +87,11 @@ def check_name(name: object, folder: str | None = None) -> None:
     if ".." in name and ".." in Path(name).parts:
         problem = f"{name!r} leaves the image folder {folder!r}"
         raise MediaError("image_outside", problem, "name a file inside the folder, without '..'")
+
+
+def natural(name: str) -> list:
+    """Sorts `2.tar` before `10.tar`."""
+    return [int(part) if odd % 2 else part for odd, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 class ImageFolder:

@@ -2,8 +2,8 @@
 
     python -I clean_process.py EXPORT TEST.jsonl IMAGES ANSWERS.json
 
-The model is opened by `inference/verify_probe.py`, which makes this project impossible to import, and tiles are cut here
-by the published recipe: what answers is the code that the export ships.
+The model is opened by `inference/verify_probe.py`, which makes this project impossible to import, and tiles are cut
+here by the published recipe: what answers is the code that the export ships.
 """
 
 import json

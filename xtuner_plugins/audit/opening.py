@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from ..datasets.images.media import Blob, MediaSource, display_name, load_reduced
+from ..datasets.images.media import Blob, MediaSource, display_name, image_size, load_image
 from ..datasets.images.video import load_frames
 from ..datasets.plan.lengths import read_part, save_part
 from ..datasets.plan.measure import Complaint, Measure
@@ -84,7 +84,8 @@ class Look:
 
 
 def _look_at(source: MediaSource) -> tuple:
-    return look_at(*load_reduced(source, REDUCED))
+    content = source.data if isinstance(source, Blob) else Path(source).read_bytes()
+    return look_at(load_image(source, REDUCED), image_size(source), content)
 
 
 @lru_cache(maxsize=50_000)  # a file that many records name is decoded once; 15 MB a process

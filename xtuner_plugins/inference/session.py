@@ -310,10 +310,11 @@ class ChatSession:
         questions = [with_placeholders(text, len(own)) for (text, _), own in zip(items, keys, strict=True)]
         for question, own in zip(questions, keys, strict=True):
             self.checked_ids(question, [len(tiles[key]) for key in own])
-        features = self._features(tiles)
+        flash = self.model.flash_mode  # then each question chooses the tiles to compress
+        features = {} if flash else self._features(tiles)
         return self.model.batch_chat(
             self.tokenizer,
-            None,
+            self._pixels([tiles[key] for own in keys for key in own]) if flash else None,
             questions,
             {"do_sample": False, **generation},
             num_patches_list=[[len(tiles[key]) for key in own] for own in keys],

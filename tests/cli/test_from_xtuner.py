@@ -11,7 +11,7 @@ from tests.tools.test_refusals import run
 from xtuner_plugins.cli.from_xtuner import find_xtuner_config, import_config
 from xtuner_plugins.engine.check.text import check_text
 from xtuner_plugins.planning.published import BASES
-from xtuner_plugins.settings import SETTINGS, ConfigError, labels_of, load_config, read_config, value_at
+from xtuner_plugins.settings import SETTINGS, ConfigError, labels_of, read_config, value_at
 
 INTERNVL = sorted(name for name in cfgs_name_path if name.startswith("internvl_v") and name.endswith("finetune"))
 LORA = "internvl_v2_internlm2_5_8b_lora_finetune"
@@ -115,7 +115,7 @@ def test_the_result_passes_the_check_on_a_tiny_base(toy_base, tmp_path):
     assert not any("hf download" in note for note in imported.notes)
     dataset = ours.train_dataloader.dataset
     assert dataset["repeat_times"] == [2, 0.5] and dataset["data_paths"] == [str(data)] * 2
-    check_text(load_config(str(tmp_path / "mine.py"), {"train_dataloader.dataset.max_tiles": 6}))
+    check_text(read_config(str(tmp_path / "mine.py"), {"train_dataloader.dataset.max_tiles": 6}))
 
 
 def test_what_is_no_config_of_xtuners_internvl_is_refused(tmp_path):
@@ -139,7 +139,7 @@ def test_the_tool_writes_names_and_replaces_nothing(tmp_path):
     name = "internvl_v2_phi3_4b_qlora_finetune"
     status, lines, imported = run("configs.py", "--from-xtuner", name, cwd=tmp_path)
     assert (status, imported) == (0, []) and all(line.endswith("does not exist yet") for line in lines)
-    assert load_config(str(tmp_path / f"{name}.py")).train_dataloader.batch_size == 8
+    assert read_config(str(tmp_path / f"{name}.py")).train_dataloader.batch_size == 8
     for words, message in (
         ([name], f"{name}.py exists; --force replaces it"),
         ([f"{name}.py", "--force"], f"{name}.py is the config itself; name another file with --write"),

@@ -11,7 +11,7 @@ from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.forked import run_forked
 from tests.engine.parallel_case import logged, write_dataset
 from xtuner_plugins.engine.check.build import check_config
-from xtuner_plugins.settings import labels_of, leaves, load_config, make_reloadable, read_config
+from xtuner_plugins.settings import labels_of, leaves, make_reloadable, read_config
 
 
 def listed(run_tool, *words, **place):
@@ -96,7 +96,7 @@ def test_it_passes_the_check_and_trains_anywhere(toy_base, data, tmp_path, monke
     write(tmp_path, "toy_finetune_full", toy_base, data, "--set", "num_workers=0", "batch_size=4")
     config = tmp_path / "mine.py"
     monkeypatch.chdir("/")
-    check_config(load_config(str(config)))
+    check_config(read_config(str(config)))
     words = [
         "--work-dir",
         str(tmp_path / "run"),

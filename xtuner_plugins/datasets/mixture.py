@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import GONE_SETTINGS, DataError, SettingError
+from ..errors import DataError, SettingError
 from ..files import is_url, masked
 from .base import prompt_of, tiling_of
 from .images.jpeg import check_quality
@@ -123,8 +123,7 @@ def _open(
 ) -> Source:
     where = f"dataset_settings of {masked(os.fspath(path))!r}"
     if not (own is None or isinstance(own, Mapping)) or set(own or ()) - set(OWN_SETTINGS):
-        gone = [GONE_SETTINGS[name] for name in own if name in GONE_SETTINGS] if isinstance(own, Mapping) else []
-        remedy = gone[0] if gone else f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None"
+        remedy = f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None"
         raise SettingError("dataset_settings", f"{where} is {_shown(own)}", remedy)
     own = {name: value for name, value in (own or {}).items() if value is not None}
     settings = {**dict.fromkeys(OWN_SETTINGS), **shared, **own}

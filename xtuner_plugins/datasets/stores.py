@@ -23,7 +23,7 @@ from mmengine.logging import print_log
 
 from ..errors import MediaError, SettingError, SourceError
 from ..files import get_cache_dir, locked, masked, scheme_of, text_hash, unsigned, write_whole
-from ..ranges import RangeError, check_storage_options, check_store_url
+from ..ranges import check_storage_options, check_store_url
 
 PAUSES = (0.0, 0.5, 2.0, 8.0)  # seconds before each try
 SECONDS = 60.0  # that a try may last
@@ -54,12 +54,9 @@ class Store:
         self.url, self.options, self._opened = url, dict(options or {}), {}
         inside, _, self.archive = url.partition("://")[2].partition("::") if scheme_of(url) == "zip" else ("", "", "")
         self.shown = f"{self.archive}/{inside}".rstrip("/") if self.archive else masked(url)
-        try:
-            if not self.archive:
-                check_storage_options(self.options)
-                check_store_url(url)
-        except RangeError as error:
-            raise SettingError("storage_options", error.problem, error.remedy) from None
+        if not self.archive:
+            check_storage_options(self.options)
+            check_store_url(url)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_opened": {}}

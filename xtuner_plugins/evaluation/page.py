@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
 from ..datasets.images.media import load_image
 from ..errors import MediaError
 from ..html_page import render
@@ -20,7 +18,6 @@ from .results import Row, table
 MOST_CARDS = 300  # of all data sets; about 15 kB per image
 TILES = ((0, 0), (1, 1), (2, 4), (5, 7), (8, 10), (11, 13), (14, None))
 CHARACTERS = ((0, 0), (1, 3), (4, 10), (11, 30), (31, 100), (101, None))
-GRID_COLOR = "#ff2d92"
 SIDE = 360  # pixels of the longer side of an image
 
 
@@ -85,7 +82,7 @@ def _write(path: str | Path, **values: Any) -> None:
 
 def _tables(pairs: Sequence[tuple[Row, ...]]) -> list[tuple[str, str, list[tuple[str, ...]]]]:
     """(title, title in Chinese, rows) of mean scores by tiles and by length of the expected answer."""
-    by_tiles = breakdown(pairs, TILES, lambda row: row.num_tiles)
+    by_tiles = breakdown(pairs, TILES, lambda row: None if row.tiles is None else sum(row.tiles))
     by_length = breakdown(pairs, CHARACTERS, lambda row: len(row.item.expected[0]))
     return [
         ("Mean score by tiles of the question", "平均得分（按问题的图块数）", by_tiles),
@@ -151,36 +148,28 @@ class Images:
         self._known: dict[tuple, dict[str, Any]] = {}
 
     def add(self, row: Row, index: int) -> dict[str, Any]:
-        """An image of a row, with its tiles, and with the boxes of the answer where it is the only one."""
-        question = row.item.question
-        cut = None if row.tiles is None else row.tiles[index]
+        """An image of a row, with the boxes of the answer where it is the only one.
+
+        Returns:
+            Index of the image in `data`, `label`, `width`, `height` and its number of `tiles`; no index where it can't
+            be read any more.
+        """
+        question, tiles = row.item.question, row.tiles and row.tiles[index]
         boxes = row.answer if len(question.paths) == 1 and "[" in row.answer else ""
-        key = (question.paths[index], cut, boxes)
+        key = (question.paths[index], boxes)
         if key not in self._known:
-            self._known[key] = {**self._small(*key, question.images[index]), "cut": cut}
+            self._known[key] = {**self._small(*key, question.images[index]), "tiles": tiles}
         return self._known[key]
 
-    def _small(self, path: str, cut: tuple[int, int, int] | None, boxes: str, name: str) -> dict[str, Any]:
-        """Index of the image in `data`, `label`, `width` and `height`; no index where it can't be read any more."""
+    def _small(self, path: str, boxes: str, name: str) -> dict[str, Any]:
         try:
             image = load_image(path)
         except MediaError as error:  # it was there when the question was answered
             return {"label": str(error), "data": None, "width": 0, "height": 0}
         label = f"{name}, {image.width}x{image.height}"
-        image = (with_boxes(image, boxes) if boxes else None) or image.copy()
+        image = with_boxes(image, boxes) or image.copy()
         image.thumbnail((SIDE, SIDE))
-        _draw_grid(image, cut)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=82)
         self.data.append(base64.b64encode(buffer.getvalue()).decode())
         return {"label": label, "data": len(self.data) - 1, "width": image.width, "height": image.height}
-
-
-def _draw_grid(image: Image.Image, cut: tuple[int, int, int] | None) -> None:
-    """Draws the lines between the tiles."""
-    columns, rows, _ = cut or (1, 1, 0)
-    pen = ImageDraw.Draw(image)
-    for column in range(1, columns):
-        pen.line([(x := round(image.width * column / columns), 0), (x, image.height)], fill=GRID_COLOR)
-    for row in range(1, rows):
-        pen.line([(0, y := round(image.height * row / rows)), (image.width, y)], fill=GRID_COLOR)

@@ -164,19 +164,14 @@ class Row:
         item: The question with the right answers.
         answer: The model's.
         score: By the data set's metric; None without one.
-        tiles: Columns, rows and thumbnails of each image; None where an image is gone.
+        tiles: Of each image, thumbnails included; None where an image is gone.
     """
 
     dataset: str
     item: Item
     answer: str
     score: float | None
-    tiles: tuple[tuple[int, int, int], ...] | None
-
-    @property
-    def num_tiles(self) -> int | None:
-        """Of all its images, thumbnails included."""
-        return None if self.tiles is None else sum(columns * rows + thumb for columns, rows, thumb in self.tiles)
+    tiles: tuple[int, ...] | None
 
 
 def rows_of(measured: Measured, lengths: Lengths) -> list[Row]:
@@ -185,9 +180,9 @@ def rows_of(measured: Measured, lengths: Lengths) -> list[Row]:
     return [Row(measured.name, item, answer, score, _tiles(item.question, lengths)) for item, answer, score in triples]
 
 
-def _tiles(question: Question, lengths: Lengths) -> tuple[tuple[int, int, int], ...] | None:
+def _tiles(question: Question, lengths: Lengths) -> tuple[int, ...] | None:
     try:
-        return tuple(map(tuple, lengths.grids(question)))
+        return tuple(lengths.num_tiles(question))
     except MediaError:  # it was there when the question was answered
         return None
 
@@ -199,23 +194,11 @@ def versions() -> dict[str, str]:
 
 def summary(measured: Measured, data_set: DataSet) -> dict[str, Any]:
     """What results.json says of one data set."""
-    metric = measured.metric
-    scored = (
-        {
-            "metric": metric.name,
-            "headline": metric.headline,
-            "higher_is_better": metric.higher_is_better,
-            "score": measured.headline,
-            "interval": measured.interval,
-            "figures": measured.figures,
-        }
-        if metric
-        else {}
-    )
-    return {
-        "path": data_set.path,
-        "hash": data_set.hash,
-        **scored,
+    found = {"path": data_set.path, "hash": data_set.hash}
+    if metric := measured.metric:
+        found |= {key: getattr(metric, key) for key in ("headline", "higher_is_better")} | {"metric": metric.name}
+        found |= {"score": measured.headline, "interval": measured.interval, "figures": measured.figures}
+    return found | {
         "num_answered": len(measured.items),
         "num_left_out": len(data_set.left_out),
         "left_out": [each.message for each in data_set.left_out],
@@ -263,14 +246,14 @@ def _line(row: Row) -> dict[str, Any]:
         "facts": dict(row.item.facts),
         "answer": row.answer,
         "score": row.score,
-        "tiles": row.tiles,
+        "num_tiles": row.tiles,
     }
 
 
 def _row(line: Mapping[str, Any]) -> Row:
     question = Question(line["id"], line["question"], tuple(line["images"]), tuple(line["paths"]))
     item = Item(question, tuple(line["expected"]), line["facts"])
-    tiles = None if line["tiles"] is None else tuple(map(tuple, line["tiles"]))
+    tiles = None if line["num_tiles"] is None else tuple(line["num_tiles"])
     return Row(line["dataset"], item, line["answer"], line["score"], tiles)
 
 

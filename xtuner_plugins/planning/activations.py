@@ -67,14 +67,14 @@ def _adapter_bytes(job: Job, part: str) -> int:
 
 
 def llm_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the LLM when the loss is computed: its blocks or their inputs, the last norm and its output, the head's input.
+    """Of the LLM: its blocks or, where they are recomputed, their inputs; the rotations; the last norm's input.
 
-    A recomputed block keeps its input alone.
+    The last norm's output isn't kept, only normalized values for the gradient of its weights.
     """
-    wide = _wide(job, "llm")
-    block = batch.tokens * wide * job.shape.llm.width if job.recompute else llm_block_bytes(job, batch)
-    last = batch.tokens * (FLOAT + wide * (1 + ("llm" in job.whole))) + batch.supervised * wide
-    return job.shape.llm.layers * block + last * job.shape.llm.width
+    stack, wide = job.shape.llm, _wide(job, "llm")
+    block = batch.tokens * wide * stack.width if job.recompute else llm_block_bytes(job, batch)
+    last = stack.width * (FLOAT + wide * ("llm" in job.whole)) + 2 * stack.head_dim * wide  # and cosine, sine
+    return stack.layers * block + batch.tokens * last
 
 
 def encoder_kept_bytes(job: Job, batch: Batch) -> int:
@@ -84,17 +84,20 @@ def encoder_kept_bytes(job: Job, batch: Batch) -> int:
 
 
 def projector_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the projector: merged patches, in float32 and normalized where it has a norm; both sides of the activation."""
+    """Of the projector: merged patches, in float32 and normalized where it has a norm; the activation; output."""
     shape = job.shape
     per_patch = job.size + shape.projector_norm * (FLOAT if job.autocasts else job.size)
-    per_token = shape.projector_input * per_patch + 2 * shape.llm.width * job.size
+    per_token = shape.projector_input * per_patch + shape.llm.width * (2 * job.size + _wide(job, "llm"))
     return batch.tiles * shape.tokens_per_tile * per_token * job.projector_learns
 
 
 def head_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the head: its gradient in float32 and that of the hidden states, which the forward pass has made."""
-    gradient = job.shape.table * FLOAT * (job.trains_head and not job.pairs)
-    return gradient + batch.supervised * job.shape.llm.width * _wide(job, "llm")
+    """Of the head: its gradient in float32 and that of the hidden states, which the forward pass has made.
+
+    For pairs, the hidden states themselves.
+    """
+    states = batch.supervised * job.shape.llm.width
+    return states * _wide(job, "llm") if job.pairs else job.shape.table * FLOAT * job.trains_head + states * job.size
 
 
 def kept_bytes(job: Job, batch: Batch) -> int:
@@ -133,7 +136,7 @@ def cast_bytes(job: Job, kept: bool) -> int:
 
 
 def logits_bytes(job: Job, batch: Batch) -> int:
-    """While the loss is computed: a chunk's logits, the softmax of some of them, and what is made for a trained head.
+    """While the loss is computed: the LLM's output, logits of a chunk, softmax of some, what a trained head gets.
 
     `models/loss_head.py` runs the head in chunks, and writes the gradient in the logits' place; the gradient of all
     supervised positions is kept. A trained head has its gradient in float32, and autocast's copy.

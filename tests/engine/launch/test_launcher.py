@@ -15,7 +15,7 @@ from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.engine.launch import entry, launcher
 from xtuner_plugins.engine.launch.launcher import check_processes, main, training_processes
 from xtuner_plugins.processes import STARTED_BY
-from xtuner_plugins.settings import ConfigError, load_config
+from xtuner_plugins.settings import ConfigError, read_config
 
 TWO_NODES = {"NNODES": "2", "NODE_RANK": "1", "ADDR": "10.0.0.1", "NPROC_PER_NODE": "2", "PORT": "29500"}
 
@@ -155,7 +155,7 @@ def test_the_resolved_config_is_written_for_the_training_processes(started, tmp_
     status, command, envs = started(LEAF, "--set", "lr=5e-5", "max_tiles=3", *words)
     written = Path("work_dirs", LEAF, "settings", f"{LEAF}.py")
     assert status == 0 and command[3:] == [str(written), f"--work-dir=work_dirs/{LEAF}"]
-    cfg = load_config(str(written))
+    cfg = read_config(str(written))
     assert cfg.optim_wrapper.optimizer.lr == 5e-5 and cfg.train_cfg.max_iters == 2
     dataset = cfg.train_dataloader.dataset
     assert dataset.max_tiles == 3 and dataset.jpeg_quality == (75, 100) and dataset.base == cfg.model.base

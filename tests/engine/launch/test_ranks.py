@@ -13,12 +13,12 @@ import pytest
 from tests.conftest import HANGS_AFTER
 from xtuner_plugins.engine.launch import ranks
 from xtuner_plugins.engine.launch.ranks import run_ranks
-from xtuner_plugins.processes import PARENT_ENDED, STOP_SIGNALS
+from xtuner_plugins.processes import PARENT_ENDED, STOP_REQUESTS
 
 # Each rank writes the signals that it gets, and leaves at the first that is the last of its life.
 NOTE = """
 import os, signal, sys, time
-from xtuner_plugins.processes import STOP_REQUESTS
+from xtuner_plugins.processes import PARENT_ENDED, STOP_REQUESTS
 out = open(os.environ["OUT"], "a")
 for number in STOP_REQUESTS:
     signal.signal(number, lambda n, _: (out.write(f"{n}\\n"), out.flush(), sys.exit(128 + 15)))
@@ -34,7 +34,7 @@ def envs(folder, count, **more):
     return [{**os.environ, "RANK": str(rank), "OUT": str(folder / str(rank)), **more} for rank in range(count)]
 
 
-@pytest.mark.parametrize("number", [*STOP_SIGNALS, PARENT_ENDED])
+@pytest.mark.parametrize("number", STOP_REQUESTS)
 def test_a_signal_reaches_every_rank_once(tmp_path, number, monkeypatch):
     monkeypatch.setattr(ranks, "LEFT_AFTER_FAILURE_SECONDS", HANGS_AFTER)  # a busy machine may take long to write
 

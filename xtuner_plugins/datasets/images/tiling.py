@@ -25,7 +25,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from ...errors import SettingError
-from ...ranges import RangeError, check_tiles
+from ...ranges import check_tiles
 
 
 class Grid(NamedTuple):
@@ -103,11 +103,7 @@ class DynamicTiling:
     use_thumbnail: bool = True
 
     def __post_init__(self):
-        low, high = self.min_tiles, self.max_tiles
-        try:
-            check_tiles(low, high)
-        except RangeError as error:
-            raise SettingError("tile_limits", error.problem, error.remedy) from None
+        check_tiles(self.min_tiles, self.max_tiles)
 
     def __call__(self, image: Image.Image | dict) -> torch.Tensor | dict:
         """The tiles of an image: the grid's row by row, then the thumbnail if there is one.

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ...datasets import MultimodalDataset, PreferenceDataset, collate_pairs
 from ...ranges import check_room
-from ...settings import ConfigError, import_types, typed_nodes, validation_settings
+from ...settings import VALIDATION, ConfigError, import_types, typed_nodes, value_at
 from .. import register_all
 from .text import check_keywords, check_text, refused
 
@@ -115,7 +115,7 @@ def _build_model(cfg: Config, dataset: MultimodalDataset | None, deepspeed: Mapp
             planned_groups(cfg, model)
     if model is not None and dataset is not None:
         _check_pairs(model, dataset, cfg.train_dataloader.get("collate_fn") or {})
-    validation = validation_settings(cfg)
+    validation = value_at(cfg, VALIDATION) or {}
     if validation.get("data_paths"):
         with refused("val_data_paths"):
             _check_reference(model)

@@ -49,7 +49,7 @@ class ValidationHook(Hook):
         max_new_tokens: Length limit of an answer.
 
     Raises:
-        RangeError: A number out of its range, or a file that isn't there.
+        SettingError: A number out of its range, or a file that isn't there.
     """
 
     priority = "LOW"  # after the timer and the logger, before the checkpoint

@@ -49,7 +49,7 @@ class WholeCheckpointHook(CheckpointHook):
         **kwargs: As `mmengine.hooks.CheckpointHook`.
 
     Raises:
-        RangeError: ``interval`` or ``max_keep_ckpts`` is out of range.
+        SettingError: ``interval`` or ``max_keep_ckpts`` is out of range.
         ValueError: Parameters are missing from a checkpoint, unknown to the model, or differ in shape.
         SaveError: No space left, a failed write, or weights that aren't finite. Nothing half-written is left, and no
             earlier checkpoint was removed.

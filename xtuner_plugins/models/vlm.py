@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..dtypes import resolve_dtype
 from ..families import PARTS, families_of, llm_family
 from ..hub.constants import IMAGE_CONTEXT
+from ..hub.modeling_flash import FLASH_PARTS
 from ..ranges import ROW_MULTIPLE, check
 from ..weights.loader import load_model, load_tokenizer, read_config
 from ..weights.partition import is_partitioned, over_ranks, partition_dtype
@@ -118,6 +119,8 @@ class VisionLanguageModel(BaseModel):
         self.data_preprocessor.group = own_group(sequence_parallel)
         self.llm = llm_family(self.model.config.llm_config.to_dict())
         self._blocks_below = chosen.apply(self.model)  # frozen ones below those that train
+        for name in FLASH_PARTS if self.model.flash_mode else ():
+            getattr(self.model, name).requires_grad_(name in self.flash_parts)
         set_drop_path(self.model.vision_model, drop_path)
         attend_to_segments(self.model.language_model)
         LossHead.take_over(self.model.language_model.get_output_embeddings())
@@ -136,6 +139,7 @@ class VisionLanguageModel(BaseModel):
         if compile_blocks:
             compile_model_blocks(self.model)
 
+    flash_parts: tuple[str, ...] = ()  # those of `FLASH_PARTS` that a subclass trains
     metric_names: tuple[str, ...] = ()  # of `forward`'s ``metrics``, where a subclass has some
 
     def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -153,8 +157,9 @@ class VisionLanguageModel(BaseModel):
         return self.model.config.force_image_size
 
     def parts(self) -> dict[str, nn.Module]:
-        """The three parts by the names that the config uses."""
-        return {name: getattr(self.model, part.attribute) for name, part in PARTS.items()}
+        """The three parts by the names that the config uses; those of a Flash model too, by their own."""
+        flash = {name: getattr(self.model, name) for name in FLASH_PARTS if self.model.flash_mode}
+        return {name: getattr(self.model, part.attribute) for name, part in PARTS.items()} | flash
 
     def init_weights(self) -> None:
         """Does nothing: every weight comes from the base. MMEngine's would visit all of them, packed ones too."""

@@ -200,18 +200,19 @@ def _measured(data: Mapping[str, Any], paths: Sequence[str], pairs: bool) -> lis
 
 def count_records(data: Mapping[str, Any]) -> int | None:
     """Records of an epoch of a config's data; None where a file isn't there, or can't be read as it is."""
-    from ..datasets.meta_file import expand_metas
+    from ..datasets.meta_file import list_files
     from ..datasets.records.opening import open_records
     from ..errors import DataError, SourceError
 
     columns = [data.get(name) for name in ("data_paths", "image_folders", "repeat_times", "dataset_settings")]
     try:
-        paths, _, repeats, _ = expand_metas(*columns)
-        counts = [len(open_records(path, data.get("storage_options"))) for path in paths]
+        counts = [
+            round(len(open_records(entry.path, data.get("storage_options"))) * (entry.repeat_times or 1))
+            for entry in list_files(*columns)
+        ]
     except (DataError, SourceError):  # told by the check, with the line
         return None
-    repeats = repeats if isinstance(repeats, list) else [repeats] * len(counts)
-    return sum(round(count * (times or 1)) for count, times in zip(counts, repeats, strict=True))
+    return sum(counts)
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ class Range(NamedTuple):
 
 
 _ABOVE = Range(is_above=True)
-_COUNTS = """row_multiple lora_rank batch_size pack_tokens pack_tiles accumulative_counts val_interval val_batch_size
-    val_benchmark_limit val_max_new_tokens""".split()
+_COUNTS = """row_multiple flash_window lora_rank batch_size pack_tokens pack_tiles accumulative_counts val_interval
+    val_batch_size val_benchmark_limit val_max_new_tokens""".split()
 # By the short names of `settings.SETTINGS`; a setting that is None is left to its class.
 RANGES = {
     **dict.fromkeys(_COUNTS, Range(1, kinds=(int,))),
@@ -81,6 +81,7 @@ RANGES = {
     **dict.fromkeys(("visual_encoder_lr", "projector_lr", "llm_lr", "lora_lr"), _ABOVE._replace(below=1)),
     "num_workers": Range(kinds=(int,)),
     "beta": _ABOVE,
+    "flash_percentile": _ABOVE._replace(below=1),
     "label_smoothing": Range(0, 0.5),  # from 0.5 on, the rejected answer would win
     "max_grad_norm": _ABOVE._replace(others=(math.inf,)),  # below 0 PyTorch would reverse the gradient
     "dtype": Range(kinds=(), others=("auto", *DTYPE_NAMES)),

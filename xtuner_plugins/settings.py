@@ -93,6 +93,9 @@ beta model.beta scale of rewards
 label_smoothing model.label_smoothing of dpo: share of pairs whose labels may be swapped
 reward_per_token model.per_token rewards of mean log probabilities
 simpo_margin model.margin of simpo
+flash_percentile model.percentile share of the tiles whose label is to compress
+flash_window model.window past ratios of losses that the percentile is of
+flash_exact_labels model.exact_labels a label for each tile instead of one for each sample; T + 2 passes
 precompute_reference model.precomputed_reference of the reference, once; kept in work_dirs/reference
 accumulative_counts optim_wrapper.accumulative_counts micro-batches of an optimizer step
 optimizer optim_wrapper.optimizer.type AdamW, or AdamW8bit of bitsandbytes, or another that MMEngine registers

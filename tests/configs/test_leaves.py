@@ -16,7 +16,6 @@ from tests.engine.parallel_case import base_and_data, logged, write_dataset
 from tests.weights.training import chat_inputs, logits
 from xtuner_plugins.export.export import export
 from xtuner_plugins.families import PARTS
-from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
 from xtuner_plugins.planning.published import BASES, known_base
 from xtuner_plugins.settings import labels_of, leaves
 from xtuner_plugins.settings import read_config as read
@@ -45,7 +44,8 @@ def aspects(name):
     cfg = read_config(name)
     quantized = [part for part in PARTS if cfg.model.get(f"{part}_quantization")]
     packed = "batch_sampler" in cfg.train_dataloader
-    method = (*states_of(cfg.model).values(), *quantized, packed, *cfg.model.get("objectives", ()))
+    method = (cfg.model.type.__name__, *states_of(cfg.model).values(), *quantized, packed)
+    method = (*method, *cfg.model.get("objectives", ()))
     return {("method", *method), ("base", *kind(base_of(name)))}
 
 
@@ -140,7 +140,7 @@ def test_leaf_trains_saves_exports_and_answers(name, options, tmp_path):
     config = Config.fromfile(work_dir / f"{name}.py")
     settings = {k: v for k, v in config.model.items() if k != "type" and not k.endswith("_quantization")}
     torch.manual_seed(0)
-    trained = (PreferenceModel if "objectives" in settings else VisionLanguageModel)(**settings)
+    trained = read_config(name).model.type(**settings)
     start = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
     assert checkpoint.keys() == start.keys()
     for part, state in states_of(config.model).items():

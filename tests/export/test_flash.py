@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from xtuner_plugins.export.base.build import FLASH, build_base
+from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import prepare_conversion, write
 from xtuner_plugins.export.gguf import check
+from xtuner_plugins.families import FLASH
 from xtuner_plugins.hub.modeling_flash import FLASH_PARTS
 from xtuner_plugins.inference.session import ChatSession, Turn
 from xtuner_plugins.weights.loader import load_model, read_config

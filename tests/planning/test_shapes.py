@@ -6,7 +6,7 @@ from xtuner_plugins.planning.published import BASES, ENCODERS, LLMS
 from xtuner_plugins.planning.shapes import Linear, shape_of
 
 NAMES = ("InternViT-300M-Qwen2.5-1.5B", "SigLIP-Qwen2.5-0.5B", "CLIP-Qwen-7B", "InternVL2-4B", "InternVL2-26B")
-NAMES += ("InternVL3_5-8B", "InternVL3_5-30B-A3B")
+NAMES += ("InternVL3_5-8B", "InternVL3_5-8B-Flash-base", "InternVL3_5-30B-A3B")
 # Totals in billions as model cards and stored tensors give them.
 PUBLISHED = {
     "InternVL2-1B": "0.9382",
@@ -36,6 +36,8 @@ def test_shapes_are_those_of_the_classes():
         for part, (tower, _, _) in PARTS.items():
             found = sum(p.numel() for p in model.get_submodule(tower).parameters())
             assert shape.part(part) == found, (name, part)
+        if shape.flash:
+            assert shape.mlp2 == sum(p.numel() for p in model.mlp2.parameters())
         assert shape.parameters == sum(p.numel() for p in model.parameters())
         assert shape.tokens_per_tile == model.num_image_token
         assert shape.projector_input == next(m.in_features for m in model.mlp1.modules() if hasattr(m, "in_features"))

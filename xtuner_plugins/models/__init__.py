@@ -3,8 +3,17 @@
 Read `vlm.py` first: the registered model. The network itself is `xtuner_plugins.hub`, the code that exports ship.
 """
 
+from .flash import FlashConsistencyModel, FlashRouterModel
+from .flash_rows import FlashPreprocessor
 from .preference import PreferenceModel
 from .preprocessor import TilePreprocessor
 from .vlm import VisionLanguageModel
 
-__all__ = ["PreferenceModel", "TilePreprocessor", "VisionLanguageModel"]
+__all__ = [
+    "FlashConsistencyModel",
+    "FlashPreprocessor",
+    "FlashRouterModel",
+    "PreferenceModel",
+    "TilePreprocessor",
+    "VisionLanguageModel",
+]

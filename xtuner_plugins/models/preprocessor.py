@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..datasets.ledger import Unrecorded
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
-from .rows import check_counts, fill_row, make_row
+from .rows import Row, check_counts, fill_row, make_row
 from .sequence_parallel import cut, size_of
 
 
@@ -87,7 +87,11 @@ class TilePreprocessor(BaseDataPreprocessor):
             row = fill_row(row, multiple)
         if group is not None:
             row, tiles = cut(row, tiles, group)
+        return {"row": self.moved(row), "pixel_values": self.normalize(self.cast_data(tiles))}
+
+    def moved(self, row: Row) -> Row:
+        """A row on the model's device."""
         if self.device.type == "cuda":
             # A copy from pageable memory would wait for the device.
             row = tree_map_only(torch.Tensor, torch.Tensor.pin_memory, row)
-        return {"row": self.cast_data(row), "pixel_values": self.normalize(self.cast_data(tiles))}
+        return self.cast_data(row)

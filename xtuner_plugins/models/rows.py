@@ -18,6 +18,15 @@ from .attention import Segments, branch_off
 from .sequence_parallel import Share
 
 
+class Rates(NamedTuple):
+    """Which tiles of a row have few tokens and which have many (Flash): int64 indices of tiles, and their positions."""
+
+    few: torch.Tensor
+    many: torch.Tensor
+    few_positions: torch.Tensor
+    many_positions: torch.Tensor
+
+
 class Row(NamedTuple):
     """The tokens of a batch in one row.
 
@@ -33,6 +42,7 @@ class Row(NamedTuple):
         reference: float32 ``[K]``, the reference's log probabilities of the targets, where the batch has them.
         share: this rank's part of the images, where `sequence_parallel.cut` has made the row: then S, P and K are those
             of the cut, whose positions count from its beginning.
+        rates: where some tiles are compressed.
     """
 
     input_ids: torch.Tensor
@@ -45,6 +55,7 @@ class Row(NamedTuple):
     owners: torch.Tensor
     reference: torch.Tensor | None = None
     share: Share | None = None
+    rates: Rates | None = None
 
     @property
     def num_supervised(self) -> int:
@@ -106,7 +117,7 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
     row = Row(
         input_ids=ids[None],
         position_ids=position_ids[None],
-        segments=_segments(bounds, follows),
+        segments=segments_of(bounds, follows),
         image_positions=(ids == image_token).nonzero().flatten(),
         predicting=before[places],
         targets=labels[places],
@@ -132,7 +143,7 @@ def fill_row(row: Row, multiple: int) -> Row:
         return row
     bounds = torch.tensor([*row.segments.bounds, length + padding])
     branches = row.segments.branches
-    segments = _segments(bounds, None if branches is None else torch.tensor([*branches.follows, -1]))
+    segments = segments_of(bounds, None if branches is None else torch.tensor([*branches.follows, -1]))
     return row._replace(
         input_ids=F.pad(row.input_ids, (0, padding)),
         position_ids=torch.cat([row.position_ids, torch.arange(padding)[None]], dim=1),
@@ -140,7 +151,8 @@ def fill_row(row: Row, multiple: int) -> Row:
     )
 
 
-def _segments(bounds: torch.Tensor, follows: torch.Tensor | None) -> Segments:
+def segments_of(bounds: torch.Tensor, follows: torch.Tensor | None) -> Segments:
+    """The segments of boundaries int64 ``[n + 1]``, and of ``follows`` as `make_row` takes it."""
     places = tuple(bounds.tolist())
     return Segments(places, bounds.int(), None if follows is None else branch_off(places, tuple(follows.tolist())))
 

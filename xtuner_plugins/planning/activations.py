@@ -135,7 +135,7 @@ def cast_bytes(job: Job, kept: bool) -> int:
     again = {"llm": kept and job.recompute, "visual_encoder": kept and job.recompute_encoder}
     whole = {"llm": job.shape.llm.layers * ("llm" in job.whole)}
     whole["visual_encoder"] = job.encoder_blocks * (job.encoder_whole > 0)
-    copied = job.shape.projector * ("projector" in job.whole)
+    copied = sum(job.shape.part(part) for part in ("projector", "mlp2", "router") if part in job.whole)
     for part in (part for part in whole if not again[part]):
         adapters = job.adapters.get(part)
         copied += whole[part] * sum(linear.parameters for linear in job.stack(part).linears)

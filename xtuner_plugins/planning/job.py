@@ -57,7 +57,7 @@ class Job:
 
     Attributes:
         shape: of the model.
-        whole: parts that train whole.
+        whole: parts that train whole; of a Flash model `mlp2` or `router` among them.
         batches: micro-batches that the plan must hold; the largest counts.
         adapters: part -> LoRA.
         quantized: part -> names of its packed linear layers, held in 4 bits.
@@ -69,8 +69,8 @@ class Job:
         float_weights: trained weights are held in float32 and computed under autocast, as without DeepSpeed.
         accumulation: micro-batches of an optimizer step.
         moments: bytes of the optimizer's state per trained weight.
-        pairs: preference pairs, whose log probabilities are computed a second time in the backward pass.
-        reference: every micro-batch of pairs is also read by the model as it was before training.
+        pairs: preference pairs or a Flash model's answers: the head runs a second time in the backward pass.
+        reference: every micro-batch is also read by the model as it was before training.
         sharing: ranks that share each row (`sequence_parallel`).
     """
 
@@ -120,7 +120,9 @@ class Job:
     @property
     def copied(self) -> int:
         """Parameters of which the reference keeps a frozen copy: adapters are switched off instead."""
-        return self.trained - self.adapter_parameters if self.reference else 0
+        if not self.reference:
+            return 0
+        return self.trained - self.adapter_parameters - self.shape.mlp2 * ("mlp2" in self.whole)
 
     @property
     def packed(self) -> int:

@@ -22,6 +22,8 @@ from .work import Work, work_of
 LORA_RANK = 8  # PEFT's default
 BLOCK = 256  # weights per scale of an 8-bit moment
 TEXT_TOKENS = 512  # of a sample, where nobody has measured
+# Part that trains beside the others (consistency) or alone (router), by what the class of a Flash model is called.
+FLASH = {"FlashConsistencyModel": "mlp2", "FlashRouterModel": "router"}
 
 
 def model_of(path: str) -> Shape:
@@ -59,10 +61,11 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
         raise ConfigError("model: only configs of VisionLanguageModel (with base and freeze_llm) can be planned")
     kinds = {"vision_config": {"model_type": shape.encoder.kind}, "llm_config": {"model_type": shape.llm.kind}}
     families = families_of(kinds)
+    flash = next((part for kind, part in FLASH.items() if kind in str(ours.get("type"))), None)
     recompute, of_encoder = ours.get("gradient_checkpointing", True), ours.get("visual_encoder_checkpointing")
     job = Job(
         shape=shape,
-        whole=frozenset(part for part, row in PARTS.items() if not ours.get(f"freeze_{part}", row.is_frozen)),
+        whole=_whole(ours, flash),
         batches=batches or largest_batches(settings, shape),
         adapters={
             part: _adapters(lora, row.lora_targets)
@@ -78,13 +81,21 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
         accumulation=wrapper.get("accumulative_counts", 1),
         # In 8 bits with a scale per block, else in float32.
         moments=MOMENTS / 4 + MOMENTS / BLOCK if "8bit" in str(value_at(wrapper, "optimizer.type")) else MOMENTS,
-        pairs=bool(ours.get("objectives")),
-        reference=_needs_reference(ours) and not ours.get("precomputed_reference"),
+        pairs=bool(ours.get("objectives")) or flash == "mlp2",
+        reference=(_needs_reference(ours) or flash == "mlp2") and not ours.get("precomputed_reference"),
         sharing=ours.get("sequence_parallel", 1),
     )
     if not job.trained:
         raise ConfigError("model: nothing would train: every part is frozen and no LoRA is set")
     return job
+
+
+def _whole(model: Mapping[str, Any], flash: str | None) -> frozenset[str]:
+    """Parts that train whole; the router trains alone."""
+    if flash == "router":
+        return frozenset({flash})
+    parts = {part for part, row in PARTS.items() if not model.get(f"freeze_{part}", row.is_frozen)}
+    return frozenset(parts | ({flash} if flash else set()))
 
 
 def _adapters(settings: Mapping[str, Any], default: Sequence[str]) -> Adapters:

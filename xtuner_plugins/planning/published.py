@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..families import FLASH
 from ..hub.constants import PROJECTOR_TYPES
 
 
@@ -30,6 +31,7 @@ class Base:
         projector_type: of `build_base_model.py --projector-type`; None takes the encoder's own.
         options: further options of `build_base_model.py`.
         template: conversation template of the published directory.
+        flash: it has the second projector and the router of a Flash model.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Base:
     options: str = ""
     template: str = "internvl2_5"
     select_layer: int = -1
+    flash: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -51,6 +54,7 @@ class Base:
             downsample_ratio=1.0 if self.projector_type == "mlp" else 0.5,
             projector_type=self.projector_type or PROJECTOR_TYPES[0],
             select_layer=self.select_layer,
+            **(FLASH if self.flash else {}),
         )
 
 
@@ -156,6 +160,7 @@ BASES: dict[str, Base] = {
         _official("InternVL3_5-2B", "300M-V2_5", "Qwen3-1.7B", _QWEN3),
         _official("InternVL3_5-4B", "300M-V2_5", "Qwen3-4B", _QWEN3),
         _official("InternVL3_5-8B", "300M-V2_5", "Qwen3-8B", _QWEN3),
+        Base("InternVL3_5-8B-Flash-base", "300M-V2_5", "Qwen3-8B", _QWEN3, flash=True),
         _official("InternVL3_5-14B", "300M-V2_5", "Qwen3-14B", _QWEN3),
         _official("InternVL3_5-30B-A3B", "300M-V2_5", "Qwen3-30B-A3B", _QWEN3),
     )
@@ -168,6 +173,7 @@ EXPORTS = {
     "exports/siglip_pretrain": _SIGLIP,
     "exports/siglip_sft_lora": _SIGLIP,
     "exports/llava_pretrain": "LLaVA-Qwen2.5-3B",
+    "exports/flash_consistency": "InternVL3_5-8B-Flash-base",
 }
 # Records of annotation files as published, rounded.
 NUM_SAMPLES = {

@@ -105,6 +105,7 @@ class Shape:
         tokens_per_tile: N, image tokens.
         projector_input: width of the vectors that the projector takes.
         projector_norm: whether it starts with a norm.
+        flash: whether there are a second projector and a router.
     """
 
     encoder: Stack
@@ -117,6 +118,19 @@ class Shape:
     tokens_per_tile: int
     projector_input: int
     projector_norm: bool
+    flash: bool = False
+
+    @property
+    def mlp2(self) -> int:
+        """Parameters of a Flash model's second projector."""
+        wide, width = 4 * self.projector_input, self.llm.width
+        return (2 * wide + (wide + 1) * 2 * width + (2 * width + 1) * 3 * width) * self.flash
+
+    @property
+    def router(self) -> int:
+        """Parameters of a Flash model's router: four attentions, four blocks, the gate, and their norms."""
+        width = self.encoder.width
+        return (4 * (4 * width + 6) * width + 4 * (8 * width + 7) * width + 5 * width + 2) * self.flash
 
     @property
     def projector(self) -> int:
@@ -130,14 +144,15 @@ class Shape:
         return self.vocab_size * self.llm.width
 
     def part(self, name: str) -> int:
-        """Parameters of `visual_encoder`, `projector` or `llm`."""
-        parts = {"visual_encoder": self.encoder.parameters, "projector": self.projector, "llm": self.llm.parameters}
-        return parts[name]
+        """Parameters of `visual_encoder`, `projector`, `llm`, `mlp2` or `router`."""
+        if name in ("visual_encoder", "llm"):
+            return (self.encoder if name == "visual_encoder" else self.llm).parameters
+        return getattr(self, name)
 
     @property
     def parameters(self) -> int:
         """Of the whole model."""
-        return self.encoder.parameters + self.projector + self.llm.parameters
+        return self.encoder.parameters + self.projector + self.mlp2 + self.router + self.llm.parameters
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
@@ -169,6 +184,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         tokens_per_tile=token_grid(tile_size, vision["patch_size"], ratio, projector_type) ** 2,
         projector_input=projector_input_width(encoder.width, ratio, projector_type),
         projector_norm=projector_type == PROJECTOR_TYPES[0],
+        flash=bool(config.get("flash_mode")),
     )
 
 

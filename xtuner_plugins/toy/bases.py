@@ -19,8 +19,8 @@ from xtuner_plugins.weights.writer import write_json
 LARGE = dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)
 
 
-def kind(base: Base) -> tuple[str, str, str | None, str, bool]:
-    """What makes two bases differ in code: classes, projector, template, and whether it is published as a whole."""
+def kind(base: Base) -> tuple[str, str, str | None, str, bool, bool]:
+    """What makes two bases differ in code: classes, projector, template, a whole publication, and Flash's parts."""
     vision, name = ENCODERS[base.encoder].config, LLMS[base.llm].name
     encoder = vision["model_type"] + ("_rms" if vision.get("norm_type") == "rms_norm" else "")
     llm = "internlm2" if "internlm2" in name else "qwen" if "Qwen-7B" in name else LLMS[base.llm].config["model_type"]
@@ -31,12 +31,13 @@ def kind(base: Base) -> tuple[str, str, str | None, str, bool]:
         base.projector_type + ("_tiled" if tiled else "") if base.projector_type else None,
         base.template,
         bool(base.hub),
+        base.flash,
     )
 
 
 def write_tiny_base(base: Base, folder: Path) -> Path:
     """An official directory of the same kind as `base`, in the format in which that one is published."""
-    encoder, llm, _, template, is_whole = kind(base)
+    encoder, llm, _, template, is_whole, flash = kind(base)
     vision, toy_llm = write_random_parts(folder / "parts", vision_overrides=LARGE if encoder.endswith("_rms") else None)
     if not encoder.startswith("intern_vit"):
         vision = folder / "tower"
@@ -58,6 +59,7 @@ def write_tiny_base(base: Base, folder: Path) -> Path:
         projector_type=base.projector_type,
         max_tiles=max_tiles,
         dtype="float32",
+        flash=flash,
     )
     return as_internlm2(folder / "base", folder / "published") if published_later else folder / "base"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ...families import PARTS, LLMFamily, encoder_family, llm_family
+from ...families import FLASH, PARTS, LLMFamily, encoder_family, llm_family
 from ...hub.constants import ADDED_TOKENS, PROJECTOR_TYPES
 from ...hub.conversation import TEMPLATES, Conversation, get_conv_template
 from ...weights import model_view, official, preprocessing, tokenizer_files
@@ -21,8 +21,6 @@ from ...weights.writer import parse_size, resolve_dtype, write_weights
 from ..draft import copy_hub_code
 from . import normalization, projectors, towers
 
-# Of a new Flash model; ours. At most about 70 % of a request's tiles, 52 % of its image tokens, are saved.
-FLASH = {"flash_mode": True, "flash_relative_threshold": 0.3, "flash_absolute_threshold": 0.5}
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.bin", "*.jinja"]  # never *.py
 
 

@@ -293,7 +293,7 @@ class FlashRouterModel(FlashModel):
 
 def _tiles_of(row: Row, tokens_per_tile: int) -> tuple[torch.Tensor, torch.Tensor]:
     """For each tile its segment, and its number among the segment's tiles; int64 ``[T]``."""
-    first = row.image_positions[::tokens_per_tile]
+    first = row.image_positions[::tokens_per_tile].contiguous()
     owners = torch.bucketize(first, torch.tensor(row.segments.bounds[1:], device=first.device), right=True)
     counts = torch.bincount(owners, minlength=len(row.segments.bounds) - 1)
     return owners, torch.arange(len(first), device=first.device) - (counts.cumsum(0) - counts)[owners]

@@ -76,7 +76,7 @@ OF_TEXT, OF_BUILD = ([name for name, row in ROWS.items() if row["seen"] == seen]
 
 
 def test_wrong_inputs_are_refused_before_anything_large_is_imported(places, tmp_path):
-    """In one process; benchmarks/bench_refusals.py starts the command for each."""
+    """In one process, because each start takes a second."""
     words = json.dumps([wrong_inputs.command(ROWS[name], places) for name in OF_TEXT])
     command = [sys.executable, "-c", IN_TURN]
     done = subprocess.run(command, cwd=tmp_path, input=words, capture_output=True, text=True, timeout=HANGS_AFTER)

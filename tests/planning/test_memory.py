@@ -122,6 +122,20 @@ def test_zero_3_keeps_what_an_adapted_encoder_computes(warm_up):
     assert again == 2 * 5 * 2 * 8 and kept == 2 * act.encoder_block_bytes(job, job.batches[0])
 
 
+def test_ranks_that_share_a_row_hold_parts_of_it(warm_up):
+    """As a row of a quarter of the length, but for the features of all tiles, and keys that are repeated for each."""
+    whole, quarter = (replace(warm_up, batches=(Batch(*each),)) for each in ((4001, 5, 3000), (1001, 2, 1001)))
+    shared = replace(whole, sharing=4)
+    plans = [plan_memory(each, plain(4)).moments for each in (shared, quarter)]
+    assert plans[0]["loss"] == plans[1]["loss"] and plans[0]["encoding"] >= plans[1]["encoding"]
+    repeated = 2 * (4 - 2) * 4 * 2 * 1001  # keys and values of two heads more, of 4 numbers in 2 bytes, per token
+    assert plans[0]["backward"] - plans[1]["backward"] == repeated
+    gathered = 2 * 4 * 2 * 1 * 16 * 2  # sent and got, 8 tiles (two per rank) of a token, which has 16 numbers
+    assert plans[0]["end of backward"] - plans[1]["end of backward"] == repeated + gathered
+    for gpus, sharing in ((6, 4), (8, 8)):  # the LLM has four heads
+        assert "must divide" in obstacle(replace(whole, sharing=sharing), plain(gpus))
+
+
 def test_deepspeed_files(warm_up):
     strategy = from_deepspeed("mine", {"zero_optimization": {"stage": 3, "reduce_bucket_size": 5e7}}, 2)
     assert (strategy.bucket, strategy.overlap, strategy.gradient_size) == (50_000_000, True, 2)

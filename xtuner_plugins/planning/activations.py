@@ -7,6 +7,8 @@ in the classes used here; `benchmarks/bench_memory_plan.py` runs these classes o
 
 from __future__ import annotations
 
+import math
+
 from ..ranges import CHUNK_LOGITS, SOFTMAX_LOGITS
 from .job import FLOAT, Batch, Job
 
@@ -18,7 +20,7 @@ def llm_block_bytes(job: Job, batch: Batch) -> int:
     and token.
     """
     stack, size, wide = job.shape.llm, job.size, _wide(job, "llm")
-    queries, keys = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
+    queries, keys = stack.heads * stack.head_dim, math.lcm(stack.kv_heads, job.sharing) * stack.head_dim
     kept = 2 * FLOAT * stack.width + FLOAT * stack.heads  # input of both norms; denominators
     kept += size * (2 * queries + 2 * keys + 3 * stack.inner)  # queries, output, keys, values; gate, its SiLU, up
     if stack.qk_norm:
@@ -115,6 +117,12 @@ def encoding_bytes(job: Job, batch: Batch) -> int:
     """Of a frozen encoder at work: one block's input, normalized input, and both sides of the activation."""
     stack = job.shape.encoder
     return batch.tiles * job.shape.positions * job.size * (2 * stack.width + 2 * stack.inner)
+
+
+def gathered_bytes(job: Job, batch: Batch) -> int:
+    """Of the features of all tiles of a row that ranks share: what a rank sends, and what it gets."""
+    features = batch.tiles * job.sharing * job.shape.tokens_per_tile * job.shape.llm.width * job.size
+    return 2 * features * (job.sharing > 1)
 
 
 def cast_bytes(job: Job, kept: bool) -> int:

@@ -87,7 +87,7 @@ def test_every_short_name_has_a_place():
     """In one of the configs, or as a keyword of a class; `engine.check.signatures` reads those."""
     from xtuner_plugins.engine.check.signatures import parameters
 
-    found = [read_config(name) for name in ("finetune_qlora", "finetune_packed", "finetune_mpo_full")]
+    found = [read_config(name) for name in ("finetune_qlora", "finetune_packed", "finetune_mpo_full", "flash_router")]
     for name, setting in SETTINGS.items():
         at, _, last = setting.key.rpartition(".")
         places = [place for place in (value_at(cfg, at) for cfg in found) if isinstance(place, dict)]

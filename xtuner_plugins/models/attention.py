@@ -21,9 +21,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..stack import accepted
+
 SEGMENTS = "segments"  # attn_implementation
 _FLASH_CAPABILITY = (8, 0)  # Ampere
 _FLASH_HEAD_DIM = 256
+_GROUPED = accepted(varlen_attn, enable_gqa=True)
 
 
 class Branches(NamedTuple):
@@ -139,7 +142,8 @@ def segment_attention(
             rows[1:] = (row[branches.key_positions] for row in rows[1:])
         keys = segments.cu_seqlens if branches is None else branches.cu_seqlens
         borders = (segments.cu_seqlens, keys, segments.longest, longest)
-        output = varlen_attn(*rows, *borders, scale=scaling, window_size=(-1 if window is None else window - 1, 0))
+        options = dict(scale=scaling, window_size=(-1 if window is None else window - 1, 0), **_GROUPED)
+        output = varlen_attn(*rows, *borders, **options)
         return output[None], None
     pieces = [
         _one_segment(query[:, :, start:end], *_seen(segments, index, key, value), dropout, scaling, window)

@@ -62,7 +62,7 @@ class Range(NamedTuple):
     def remedy(self) -> str:
         """What to give."""
         if not self.kinds:
-            return f"it is one of: {', '.join(self.others)}"
+            return f"it is one of: {', '.join(map(str, self.others))}"
         said = f"give a {'whole ' * (self.kinds == (int,))}number"
         said += f" above {self.low}" if self.is_above else f", {self.low} or more"
         said += f" and less than {self.below}" if self.below < math.inf else ""
@@ -84,6 +84,7 @@ RANGES = {
     "label_smoothing": Range(0, 0.5),  # from 0.5 on, the rejected answer would win
     "max_grad_norm": _ABOVE._replace(others=(math.inf,)),  # below 0 PyTorch would reverse the gradient
     "dtype": Range(kinds=(), others=("auto", *DTYPE_NAMES)),
+    "sequence_parallel": Range(kinds=(), others=(1, 2, 4, 8)),
     "loss_reduction": Range(kinds=(), others=tuple(REDUCTIONS)),
 }
 

@@ -87,6 +87,7 @@ visual_encoder_checkpointing model.visual_encoder_checkpointing None: as gradien
 drop_path model.drop_path stochastic depth of an encoder that trains
 compile_blocks model.compile_blocks torch.compile; not with ZeRO-3 or 4 bits
 row_multiple model.row_multiple tokens; a row on a GPU is filled up to a multiple
+sequence_parallel model.sequence_parallel GPUs that share each row of tokens: 1, 2, 4 or 8
 objectives model.objectives of preference pairs: name to weight
 beta model.beta scale of rewards
 label_smoothing model.label_smoothing of dpo: share of pairs whose labels may be swapped
@@ -336,12 +337,18 @@ def _change(cfg: Config, key: str, value: Any) -> None:
 
 
 def complete(cfg: Mapping[str, Any]) -> None:
-    """Fills in what follows from other keys: the data's base is the model's, and without workers none persist."""
+    """Fills in what follows from other keys.
+
+    The data's base is the model's, its sampler knows how many ranks share a row, and without workers none persist.
+    """
     model, loader = cfg.get("model"), cfg.get("train_dataloader")
     if not isinstance(model, dict) or not isinstance(loader, dict):
         return
     if isinstance(loader.get("dataset"), dict) and "base" in model:
         loader["dataset"].setdefault("base", model["base"])
+    ranks, sampler = model.get("sequence_parallel", 1), loader.get("sampler")
+    if isinstance(sampler, dict) and ranks != sampler.get("sequence_parallel", 1):
+        sampler["sequence_parallel"] = ranks
     if loader.get("num_workers") == 0:
         loader["persistent_workers"] = False
 

@@ -62,5 +62,6 @@ def install() -> None:
 
 
 if __name__ == "__main__":
-    line = "import importlib.util as u; u.find_spec('xtuner_plugins') and __import__('xtuner_plugins.stack').stack.install()\n"
+    known = "import importlib.util as u; u.find_spec('xtuner_plugins')"
+    line = f"{known} and __import__('xtuner_plugins.stack').stack.install()\n"
     Path(sysconfig.get_path("purelib"), "xtuner_plugins_stack.pth").write_text(line, encoding="ascii")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -279,16 +279,18 @@ class ChatSession:
         counts = [[len(tiles[key]) for key in row] for row in rows]
         for question, each in zip(questions, counts, strict=True):
             self.checked_ids(question, each)
-        features = None
-        if tiles:
+        pixels = features = None
+        if tiles and self.model.flash_mode:  # each question chooses the tiles to compress
+            pixels = self._pixels(tiles[key] for row in rows for key in row)
+        elif tiles:
             found = self.model.extract_feature(self._pixels(tiles.values())).split(list(map(len, tiles.values())))
             by_key = dict(zip(tiles, found, strict=True))
             features = torch.cat([by_key[key] for row in rows for key in row])
         return self.model.batch_chat(
-            self.tokenizer, None, questions, dict(options), num_patches_list=counts, visual_features=features
+            self.tokenizer, pixels, questions, dict(options), num_patches_list=counts, visual_features=features
         )
 
-    def _pixels(self, tiles: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _pixels(self, tiles: Iterable[torch.Tensor]) -> torch.Tensor:
         """Normalized `[T, 3, S, S]` on the model's device."""
         return normalize(torch.cat(list(tiles)).to(self.model.device)).to(self.model.dtype)
 

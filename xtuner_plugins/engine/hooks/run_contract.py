@@ -77,6 +77,8 @@ def gather(runner) -> dict[str, Any]:
     strategy = f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
     if isinstance(runner.model, MMDeepSpeedEngineWrapper):
         strategy = describe_engine(runner.model.model)
+    if plan.copies > 1:
+        strategy += f"; {plan.copies} ranks share each row"
     return {
         "parts": [describe_part(name, part) for name, part in unwrap(runner.model).parts().items()],
         "optimizer": _describe_groups(runner.optim_wrapper.optimizer),
@@ -112,7 +114,7 @@ def _describe_run(runner, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "steps": runner.max_iters,
         "done": runner.iter,
         "epochs": loop.planned_epochs,
-        "ranks": runner.world_size,
+        "ranks": runner.world_size // loop.dataloader_iterator.plan.copies,
         "micro_batches": loop.micro_batches,
         "micro_batches_per_epoch": len(loader),
         "batch_size": loader.batch_sampler.batch_size if loop.dataloader_iterator.plan.is_seekable else None,

@@ -128,11 +128,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_processes(processes, os.environ)
         import torch
 
+        from ...datasets.samplers import check_groups
         from ..check.build import check_build
 
         check_build(cfg, settings)
         num_ranks = int(ranks[0].get("WORLD_SIZE", 1))
         num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
+        check_groups(num_ranks, cfg.model.get("sequence_parallel", 1))
         notes = check_same_run(cfg, args, num_ranks=num_ranks) if cfg.get("resume") else [step_note(cfg, num_ranks)]
         for note in filter(None, notes):
             print(f"note: {note}", file=sys.stderr)

@@ -10,6 +10,7 @@ alone. Registered with transformers under `SEGMENTS`, so that every LLM family t
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,13 +23,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..stack import accepted
 from .sequence_parallel import heads_to_tokens, tokens_to_heads
 
 SEGMENTS = "segments"  # attn_implementation
 _FLASH_CAPABILITY = (8, 0)  # Ampere
 _FLASH_HEAD_DIM = 256
-_GROUPED = accepted(varlen_attn, enable_gqa=True)
+_GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}  # newer PyTorch
 
 
 class Branches(NamedTuple):

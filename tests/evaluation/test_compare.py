@@ -18,7 +18,7 @@ def results(answers, metric="exact_match", digest="1", name="own", **facts):
         own = {key: value[number] if isinstance(value, list) else value for key, value in facts.items()}
         expected = own.pop("expected", "A" if "choices" in own else "yes")
         item = Item(Question(key, "?"), (expected,), own)
-        rows.append(Row(name, item, answer, float(measure.score(answer, item)), ()))
+        rows.append(Row(name, item, answer, float(measure.score(answer, item))))
     return {"datasets": {name: {"hash": digest, "metric": metric}}}, rows
 
 

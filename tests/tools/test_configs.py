@@ -173,9 +173,8 @@ def test_nothing_is_replaced_without_force(toy_base, data, tmp_path):
     assert (tmp_path / "mine.py").read_text() != "kept"
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
+def test_what_can_not_be_is_not_written(toy_base, data, tmp_path):
+    for words, message in (
         (["--set", "max_tile=3"], "did you mean max_tiles"),
         (["--set", "lr=abc"], "optim_wrapper.optimizer.lr='abc': build_adamw takes float"),
         (["--set", "num_workers=two"], "num_workers"),
@@ -185,8 +184,7 @@ def test_nothing_is_replaced_without_force(toy_base, data, tmp_path):
         (["--images", "a", "b"], "2 image folders for 1 files of --data"),
         (["--base", "models/InternVL3-8B", "--gpu", "12GB"], "the nearest that fits: finetune_qlora with "),
         (["--gpu", "4091"], "--gpu 4091: give memory as 24GB"),
-    ],
-)
-def test_what_can_not_be_is_not_written(toy_base, data, tmp_path, words, message):
-    done = write(tmp_path, "finetune_lora", toy_base, data, *words)
-    assert done.returncode == 2 and message in done.stderr and not (tmp_path / "mine.py").exists()
+    ):
+        done = write(tmp_path, "finetune_lora", toy_base, data, *words)
+        assert done.returncode == 2 and message in done.stderr, (words, done.stderr)
+        assert not (tmp_path / "mine.py").exists()

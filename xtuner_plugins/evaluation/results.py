@@ -3,7 +3,7 @@
 ::
 
     DIR/answers.jsonl    every answer, appended as it came (`inference/answer_file.py`)
-    DIR/items.jsonl      one line per answered question: question, expected, answer, score, tiles
+    DIR/items.jsonl      one line per answered question: question, expected, answer, score
     DIR/results.json     settings, hashes, versions, figures by data set
     DIR/report.html      the same to look at
 """
@@ -21,9 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MediaError
 from ..files import write_whole
-from ..inference.batch_answers import Lengths
 from ..inference.questions import Question
 from .benchmarks import DataSet
 from .items import Item
@@ -118,6 +116,12 @@ class Measured:
         return self.metric.figures(self.answers, self.items) if self.metric and self.items else {}
 
     @property
+    def rows(self) -> list[Row]:
+        """Its questions, one by one."""
+        triples = zip(self.items, self.answers, self.scores, strict=True)
+        return [Row(self.name, *triple) for triple in triples]
+
+    @property
     def headline(self) -> float | None:
         """The figure by which models are compared."""
         return self.figures.get(self.metric.headline) if self.metric else None
@@ -164,27 +168,12 @@ class Row:
         item: The question with the right answers.
         answer: The model's.
         score: By the data set's metric; None without one.
-        tiles: Of each image, thumbnails included; None where an image is gone.
     """
 
     dataset: str
     item: Item
     answer: str
     score: float | None
-    tiles: tuple[int, ...] | None
-
-
-def rows_of(measured: Measured, lengths: Lengths) -> list[Row]:
-    """The rows of a data set; the headers of its images are read."""
-    triples = zip(measured.items, measured.answers, measured.scores, strict=True)
-    return [Row(measured.name, item, answer, score, _tiles(item.question, lengths)) for item, answer, score in triples]
-
-
-def _tiles(question: Question, lengths: Lengths) -> tuple[int, ...] | None:
-    try:
-        return tuple(lengths.num_tiles(question))
-    except MediaError:  # it was there when the question was answered
-        return None
 
 
 def versions() -> dict[str, str]:
@@ -246,15 +235,13 @@ def _line(row: Row) -> dict[str, Any]:
         "facts": dict(row.item.facts),
         "answer": row.answer,
         "score": row.score,
-        "num_tiles": row.tiles,
     }
 
 
 def _row(line: Mapping[str, Any]) -> Row:
     question = Question(line["id"], line["question"], tuple(line["images"]), tuple(line["paths"]))
     item = Item(question, tuple(line["expected"]), line["facts"])
-    tiles = None if line["num_tiles"] is None else tuple(line["num_tiles"])
-    return Row(line["dataset"], item, line["answer"], line["score"], tiles)
+    return Row(line["dataset"], item, line["answer"], line["score"])
 
 
 def table(data_sets: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:

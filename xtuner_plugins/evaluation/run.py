@@ -15,7 +15,7 @@ from ..inference.opening import Source
 from ..inference.questions import Unusable
 from .benchmarks import DataSet
 from .page import write_report
-from .results import ANSWERS, REPORT, measure, rows_of, summary, versions, write_results
+from .results import ANSWERS, REPORT, measure, summary, versions, write_results
 
 
 class Evaluation:
@@ -93,7 +93,7 @@ class Evaluation:
             answers = {item.question.id: known.get(each.asked(item).id) for item in each.items}
             given = {name: answer for name, answer in answers.items() if answer is not None}
             measured.append(measure(each.name, each.metric, each.items, given))
-        rows = [row for each in measured for row in rows_of(each, self._described.lengths)]
+        rows = [row for each in measured for row in each.rows]
         results = {
             "model": {key: self._made_by[key] for key in ("model", "weights")},
             "preprocessing": {"hash": self._described.preprocessing_hash(), **self._described.preprocessing},

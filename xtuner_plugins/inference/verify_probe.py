@@ -19,20 +19,6 @@ import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
 
 
-def limits(directory):
-    """[tile size, fewest and most tiles, thumbnail] in the export's files, with the official class's defaults."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    if config["model_type"] == "llava":
-        return [config["vision_config"]["image_size"], 1, 1, True]
-    if config["model_type"] == "internvl":
-        images = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
-        return [images["size"]["height"], images["min_patches"], images["max_patches"], True]
-    most = config.get("max_dynamic_patch", 6) if config.get("dynamic_image_size", False) else 1
-    size = config.get("force_image_size") or config["vision_config"]["image_size"]
-    least, thumbnail = min(config.get("min_dynamic_patch", 1), most), config.get("use_thumbnail", False)
-    return [size, least, most, thumbnail or most == 1]
-
-
 def open_export(directory):
     """Returns (model, tokenizer, whether the format is the official one)."""
     kind = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
@@ -100,7 +86,7 @@ def main(directory, work):
     tiles = torch.load(work / "pixels.pt", weights_only=True)
     for case in json.loads((work / "cases.json").read_text(encoding="utf-8")):
         pixels = tiles[case["name"]]
-        facts = {"stops": stops if isinstance(stops, list) else [stops], "limits": limits(directory)}
+        facts = {"stops": stops if isinstance(stops, list) else [stops]}
         facts["tokenizer ids"] = tokenizer(case["prompt"]).input_ids
         if official:
             facts |= by_chat(model, tokenizer, case, pixels)

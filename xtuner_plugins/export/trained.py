@@ -95,11 +95,8 @@ class TrainedPlan:
         if not merged:
             return result
         for layer, parts in self.adapters.items():
-            part, _, inner = layer.partition(".")
-            config = self.lora_configs[part]
-            result[f"{layer}.weight"] = merge.merged_weight(result[f"{layer}.weight"], parts, config, inner)
-            if "lora_B.bias" in parts:
-                result[f"{layer}.bias"] = merge.merged_bias(result[f"{layer}.bias"], parts, config, inner)
+            config = self.lora_configs[layer.partition(".")[0]]
+            result[f"{layer}.weight"] = merge.merged_weight(result[f"{layer}.weight"], parts, config, layer)
         for layer, (rows, indices) in self.token_rows.items():
             result[f"{layer}.weight"] = token_rows.laid(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
         return result
@@ -169,8 +166,6 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
         )
     configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
     plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
-    for config in plan.lora_configs.values():
-        merge.check_mergeable(config, str(checkpoint))
     _sort_tensors(plan)
     _check_parts(plan, model)
     plan.tensors(merged=True)  # checks shapes and ranks of adapters

@@ -6,8 +6,7 @@ norms, single token rows. Tensors without an adapter must be equal bit by bit.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -62,7 +61,7 @@ def _differs_from_base(plan: TrainedPlan, name: str, found: LazyTensor) -> bool:
     source = plan.replaced.get(name, base)
     layer, _, leaf = name.rpartition(".")
     adapter, rows = plan.adapters.get(layer, {}), plan.token_rows.get(layer) if leaf == "weight" else None
-    merge = Adapter(plan, layer) if f"lora_B.{leaf}" in adapter else None
+    merge = Adapter(plan, layer) if adapter and leaf == "weight" else None
     for start, stop in _blocks(found):
         block = found.rows(start, stop).read() if found.shape else found.read()
         stop = min(stop, base.shape[0]) if base.shape else stop
@@ -74,7 +73,7 @@ def _differs_from_base(plan: TrainedPlan, name: str, found: LazyTensor) -> bool:
         block = block[:width] if found.shape else block
         want = source.rows(start, stop).read() if found.shape else source.read()
         if merge:
-            _check_merged(block, merge.rows(want, start, stop, leaf), f"{name}, rows {start} to {stop}")
+            _check_merged(block, merge.rows(want, start, stop), f"{name}, rows {start} to {stop}")
         else:
             if rows:
                 want = _with_rows(want, *rows, start)
@@ -119,7 +118,7 @@ def _check_merged(found: torch.Tensor, want: torch.Tensor, where: str) -> None:
 
 
 class Adapter:
-    """What a layer's adapter makes of its weight and bias, in float64.
+    """What a layer's adapter makes of its weight, in float64.
 
     Args:
         plan: holds the adapter and its settings.
@@ -127,24 +126,17 @@ class Adapter:
     """
 
     def __init__(self, plan: TrainedPlan, layer: str):
-        part, _, inner = layer.partition(".")
+        part = layer.partition(".")[0]
         self._parts, config = plan.adapters[layer], plan.lora_configs[part]
         self._a = self._parts["lora_A.weight"].read().double().flatten(1)
-        alpha, rank = _matching(config.alpha_pattern or {}, inner, config.lora_alpha), len(self._a)
-        self._scale = alpha / (rank**0.5 if config.use_rslora else rank)
+        rank = len(self._a)
+        self._scale = config.lora_alpha / (rank**0.5 if config.use_rslora else rank)
 
-    def rows(self, base: torch.Tensor, start: int, stop: int, leaf: str) -> torch.Tensor:
-        """Rows ``[start, stop)`` of the merged weight or bias (``leaf``), from those of the base."""
-        b = self._parts[f"lora_B.{leaf}"].rows(start, stop).read().double() * self._scale
-        if leaf == "bias":
-            return base.double() + b
+    def rows(self, base: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Rows ``[start, stop)`` of the merged weight, from those of the base."""
+        b = self._parts["lora_B.weight"].rows(start, stop).read().double() * self._scale
         merged = base.double() + (b.flatten(1) @ self._a).view(base.shape)
         if magnitude := self._parts.get("lora_magnitude_vector.weight"):
             norm = merged.norm(dim=1, keepdim=True)
             merged = merged / norm * magnitude.rows(start, stop).read().double().view(-1, 1)
         return merged
-
-
-def _matching(patterns: Mapping[str, int], layer: str, default: int) -> int:
-    """The value of the first pattern that matches the layer's name or its end, as PEFT looks it up."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), default)

@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import HANGS_AFTER
 from tests.hub.test_versions import environment
-from tests.weights.training import LORA, chat_inputs, logits, make_model, save_pth, write_config
+from tests.weights.training import LORA, chat_inputs, load_trained, logits, make_model, save_pth, write_config
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export, prepare, write
-from xtuner_plugins.export.trained import load_trained
 from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.verify import verify

@@ -6,10 +6,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.models.test_vlm import make_batch, run
-from tests.weights.training import chat_inputs, logits, save_pth, with_context, write_config
+from tests.weights.training import chat_inputs, load_trained, logits, save_pth, with_context, write_config
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import export
-from xtuner_plugins.export.trained import load_trained
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.reading import CheckpointError

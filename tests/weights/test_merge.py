@@ -83,8 +83,8 @@ def test_what_is_not_merged():
     for says, (shapes, base) in {
         r"only lora_A\.weight": ({a: (2, 3)}, (4, 3)),
         "belongs to another base": ({a: (2, 5), b: (4, 2)}, (4, 3)),
-        "has rank 3 and no magnitudes of DoRA, the config says r=2": ({a: (3, 3), b: (4, 3)}, (4, 3)),
-        "rank 2 and magnitudes of DoRA, the config says r=2": ({a: (2, 3), b: (4, 2), size: (4,)}, (4, 3)),
+        "has rank 3 and no magnitudes of DoRA; the config says r=2": ({a: (3, 3), b: (4, 3)}, (4, 3)),
+        "rank 2 and magnitudes of DoRA; the config says r=2": ({a: (2, 3), b: (4, 2), size: (4,)}, (4, 3)),
         "proj is no linear layer": ({a: (2, 3, 2, 2), b: (4, 2, 1, 1)}, (4, 3, 2, 2)),
         "proj is no linear layer, .*trainable_token_indices": ({"lora_embedding_A": (2, 4)}, (4, 3)),
     }.items():

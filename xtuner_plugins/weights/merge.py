@@ -118,10 +118,11 @@ def merged_weight(base: LazyTensor, parts: Mapping[str, LazyTensor], config: Lor
             f"{layer}: the adapter (A {parts[A]}, B {parts[B]}) doesn't fit the base's {base}: the checkpoint belongs "
             "to another base"
         )
-    if (parts[A].shape[0], SIZE in parts) != (config.r, bool(config.use_dora)):
+    rank, sizes = parts[A].shape[0], "magnitudes" if SIZE in parts else "no magnitudes"
+    if (rank, SIZE in parts) != (config.r, bool(config.use_dora)):
         raise CheckpointError(
-            f"{layer}: the adapter has rank {parts[A].shape[0]} and {'' if SIZE in parts else 'no '}magnitudes of DoRA, "
-            f"the config says r={config.r} and use_dora={config.use_dora}; give the config that it was trained with"
+            f"{layer}: its adapter has rank {rank} and {sizes} of DoRA; "
+            f"the config says r={config.r}, use_dora={config.use_dora}; give the config that it was trained with"
         )
 
     def make(start: int, stop: int) -> torch.Tensor:

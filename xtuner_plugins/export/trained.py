@@ -119,9 +119,8 @@ def read_training_config(cfg):
 
     found = read_config(str(cfg)) if isinstance(cfg, (str, Path)) else cfg
     if not (found.get("model") or {}).get("base"):
-        raise CheckpointError(
-            f"{getattr(found, 'filename', None) or 'the config'} has no model.base (the directory that training started from)"
-        )
+        where = getattr(found, "filename", None) or "the config"
+        raise CheckpointError(f"{where} has no model.base (the directory that training started from)")
     return found
 
 

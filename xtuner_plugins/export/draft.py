@@ -116,39 +116,22 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
             tokenizer = tokenizer_files.load_tokenizer(view.directory)
             prompt = view.format.chat_template(tokenizer, tokenizer_files.conversation_of(view.config))
             tokenizer_files.write_template(stage, prompt, processor=view.format is not official)
-        _write_stops(view, stage)
+        if stops := exported_stops(view):
+            generation = read_json(stage / _GENERATION, missing={"_from_model_config": True})
+            write_json(stage / _GENERATION, {**generation, "eos_token_id": stops})
 
     return Draft({name: tensors[name] for name in names}, config, write_files, view.format, foreign_code=other)
 
 
 def exported_stops(view: ModelView) -> list[int]:
-    """Ids of the tokens at which an export of this model stops: ``.chat``, ``generate`` and engines.
-
-    Those that the directory names, with the template's stop token; all of the template's where the training chose
-    another template than the directory's.
-    """
-    template = view.config["template"]
-    if "template" in view.changed:
-        return tokenizer_files.stop_token_ids(tokenizer_files.load_tokenizer(view.directory), template)
-    named = _named_stops(read_json(view.directory / _GENERATION, missing={}))
-    if view.format is not official or template not in TEMPLATES:
+    """Ids of the tokens at which an export stops: the template's, then those that the directory names."""
+    named = read_json(view.directory / _GENERATION, missing={}).get("eos_token_id")
+    named = named if isinstance(named, list) else [] if named is None else [named]
+    if view.config["template"] not in TEMPLATES:  # a published model that is only converted
         return named
     tokenizer = tokenizer_files.load_tokenizer(view.directory)
-    stop = tokenizer_files.token_id(tokenizer, get_conv_template(template).stop_token)
+    stop = tokenizer_files.token_id(tokenizer, get_conv_template(view.config["template"]).stop_token)
     return named if stop is None or stop in named else [stop, *named]
-
-
-def _named_stops(fields: Mapping) -> list[int]:
-    named = fields.get("eos_token_id")
-    return list(named) if isinstance(named, list) else [] if named is None else [named]
-
-
-def _write_stops(view: ModelView, stage: Path) -> None:
-    """Makes engines stop where ``.chat`` does."""
-    path = stage / _GENERATION
-    fields, stops = read_json(path, missing={"_from_model_config": True}), exported_stops(view)
-    if stops != _named_stops(fields):
-        write_json(path, {**fields, "eos_token_id": stops})
 
 
 def with_template(config: Mapping, template: str | None) -> dict:

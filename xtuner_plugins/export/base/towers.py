@@ -66,7 +66,7 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
         fields = allowed.vision_fields(fields, where)
         if tile_size not in (None, fields.get("image_size")):
             raise ValueError(
-                f"tile_size = {tile_size}: DINOv2 alone takes another size than {fields.get('image_size')}"
+                f"tile_size = {tile_size}: DINOv2 alone takes another size than {fields.get('image_size')} pixels"
             )
     tensors = {name: tensor for name, tensor in held.items() if name.startswith(PREFIX)}
     tensors = tensors or {PREFIX + name: tensor for name, tensor in held.items()}  # the newest transformers' names

@@ -73,7 +73,7 @@ def test_a_pair_that_does_not_fit_is_named_and_never_cut(make_dataset):
 
 
 def test_a_record_without_a_rejected_answer_is_named(make_dataset):
-    with pytest.raises(RecordError, match="pairs.jsonl:1.*no rejected answer"):
+    with pytest.raises(RecordError, match="pairs.jsonl:1.*none of rejected"):
         make_dataset([{"prompt": "a", "chosen": "b"}])[0]
 
 

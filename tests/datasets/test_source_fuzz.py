@@ -46,21 +46,12 @@ def read_all(path: Path, folder: Path | None, cache: Path) -> int:
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
-    kind, changed = rng.randrange(5), bytearray(data)
-    if kind == 0:
+    if rng.randrange(5) == 0:
         return data[: rng.randrange(len(data))]
+    changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8, 40))):
-        at = rng.randrange(len(changed))
-        if kind == 1:
-            changed[at] ^= 1 << rng.randrange(8)
-        elif kind == 2:
-            changed[at] = rng.choice((0, 0xFF, 0x7F, 0x80, rng.randrange(256)))
-        elif kind == 3:
-            length = rng.choice((1, 2, 4, 8, 60))
-            changed[at : at + length] = rng.randbytes(length)
-        else:
-            other = rng.randrange(len(changed))
-            changed[at : at + 16] = changed[other : other + 16]
+        at, length = rng.randrange(len(changed)), rng.choice((1, 2, 4, 8, 60))
+        changed[at : at + length] = rng.choice((rng.randbytes(length), bytes(length), b"\xff" * length))
     return bytes(changed)
 
 

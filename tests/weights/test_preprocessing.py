@@ -169,7 +169,8 @@ def test_programs_prompt_as_in_training_whatever_the_base_prompts(toy_base, tmp_
     export(write_config(tmp_path / "c.py", base), checkpoint, tmp_path / "out")
 
     asked = [{"role": "user", "content": "Q?"}]
-    prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, add_generation_prompt=True)
+    options = dict(add_generation_prompt=True, return_dict=False)
+    prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, **options)
     data = dict(data_paths=str(tmp_path / "data.jsonl"), image_folders=str(tmp_path))
     sample = MultimodalDataset(str(base), **data)[0]
     assert prompt == sample["input_ids"][: int((sample["labels"] == -100).int().argmin())].tolist()
@@ -248,7 +249,7 @@ def test_a_training_with_other_token_ids_does_not_go_on(toy_base, tmp_path):
     export(write_config(tmp_path / "c.py", toy_base), usual, tmp_path / "usual")
 
 
-def test_chat_says_when_a_config_was_edited(toy_base, model, tmp_path, caplog):
+def test_an_edited_config_is_refused_and_another_pillow_told(toy_base, model, tmp_path, caplog):
     lock = describe(toy_base, tmp_path, **TRAINED)
     checkpoint = save_locked(
         model, tmp_path / "iter_1.pth", {**lock, "resize_rule": "another", "pillow_version": "9.9"}
@@ -260,7 +261,7 @@ def test_chat_says_when_a_config_was_edited(toy_base, model, tmp_path, caplog):
         ChatSession.from_pretrained(tmp_path / "out", device="cpu")
     (tmp_path / "out" / "export_manifest.json").unlink()
     ChatSession.from_pretrained(tmp_path / "out", device="cpu")
-    assert "max_dynamic_patch=9 (trained: 3)" in caplog.text and "trained with Pillow 9.9" in caplog.text
+    assert "trained with Pillow 9.9" in caplog.text
 
 
 def test_an_adapter_keeps_the_lock(toy_base, tmp_path):

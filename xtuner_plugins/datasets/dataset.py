@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -142,7 +141,7 @@ class MultimodalDataset(Dataset):
         self.rejected = read_reject_list(reject_list, self.sources)
         self._lengths: dict[int, LengthIndex] = {}
         self._plan: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # what `layout` returned
-        self._plan_folders: list[Path] = []  # of the lengths behind `_plan`, one per file
+        self._plan_files: list[tuple] = []  # path and stamp of the lengths behind `_plan`, one per file
         self._warned: set[str] = set()  # reasons of the warnings that this process has logged
 
     def keep_images(self) -> None:
@@ -207,9 +206,9 @@ class MultimodalDataset(Dataset):
             return sample
         remedy = "start again: the lengths of its file are then measured again"
         try:
-            report_change(self._plan_folders[number])
+            report_change(*self._plan_files[number])
         except SettingError:
-            remedy = f"remove {self._plan_folders[number].parent} and start again"
+            remedy = f"remove {self._plan_files[number][0]} and start again"
         problem = (
             f"{found[0]} tokens and {found[1]} tiles, but {tokens} tokens and {tiles} tiles were planned: its images "
             "have changed since they were measured"
@@ -322,7 +321,8 @@ class MultimodalDataset(Dataset):
             options: `num_workers` and `progress` of `lengths`.
         """
         self._plan = self.sizes(**options)
-        self._plan_folders = [self.lengths(number).directory for number in range(len(self.sources))]
+        lengths = map(self.lengths, range(len(self.sources)))
+        self._plan_files = [(each.path, each.stamp) for each in lengths]
         return self._plan
 
     def sizes(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -334,13 +334,12 @@ class MultimodalDataset(Dataset):
         columns = []
         for number, (source, pick) in enumerate(zip(self.sources, self.picks, strict=True)):
             part = self.lengths(number, **options).lay_out(source.tiling, self.budget)
-            if source.repeat != 1 or self.rejected[number]:  # else it stays mapped
-                part = [column[pick] for column in part]
+            part = [column[pick] for column in part]
             if self.rejected[number]:
                 gone = np.isin(pick, list(self.rejected[number]))
                 part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
             columns.append(part)
-        return tuple(part[0] if len(part) == 1 else np.concatenate(part) for part in zip(*columns, strict=True))
+        return tuple(map(np.concatenate, zip(*columns, strict=True)))
 
     def usable(self, fates: np.ndarray) -> np.ndarray:
         """Indices of the samples that a plan contains.

@@ -107,6 +107,7 @@ def check(config: Mapping[str, Any]) -> None:
     others = {
         f"the encoder {encoder_family(vision).architecture}": not encoder_family(vision).is_intern_vit,
         f"the projector {projector}": projector != PROJECTOR_TYPES[0],
+        "the compressed tiles of a Flash model": config.get("flash_mode"),
         f"ps_version {config['ps_version']}": config["ps_version"] != "v2",
         f"select_layer {config['select_layer']}": config["select_layer"] not in (-1, vision["num_hidden_layers"]),
         f"norm_type {vision.get('norm_type')} of {shape[1]} layers of width {shape[0]}": (

@@ -45,6 +45,11 @@ class Batch:
     tiles: int
     supervised: int
 
+    def shared(self, ranks: int) -> Batch:
+        """The part of one of several ranks that share the row; all labels may stand in it."""
+        tokens, tiles = -(-self.tokens // ranks), -(-self.tiles // ranks)
+        return Batch(tokens, tiles, min(self.supervised, tokens))
+
 
 @dataclass(frozen=True)
 class Job:
@@ -66,6 +71,7 @@ class Job:
         moments: bytes of the optimizer's state per trained weight.
         pairs: preference pairs, whose log probabilities are computed a second time in the backward pass.
         reference: every micro-batch of pairs is also read by the model as it was before training.
+        sharing: ranks that share each row (`sequence_parallel`).
     """
 
     shape: Shape
@@ -83,6 +89,7 @@ class Job:
     moments: float = MOMENTS
     pairs: bool = False
     reference: bool = False
+    sharing: int = 1
 
     def stack(self, part: str) -> Stack:
         """The encoder's or the LLM's blocks."""

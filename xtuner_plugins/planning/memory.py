@@ -63,7 +63,7 @@ def plan_memory(job: Job, strategy: Strategy) -> Plan:
     """
     job = under(job, strategy)
     held = _held(job, strategy)
-    plans = (_plan(job, strategy, batch, held) for batch in job.batches)
+    plans = (_plan(job, strategy, batch.shared(job.sharing), held) for batch in job.batches)
     return max(plans, key=lambda plan: plan.total)
 
 
@@ -120,25 +120,27 @@ def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, 
     in_graph = act.cast_bytes(job, kept=True)  # autocast itself forgets its copies after the forward pass
     passes = {"ViT tiles": act.tile_bytes(job, batch), "gathered weights": _gathered_bytes(job, strategy)}
     back = {**passes, "gradients in buckets": _bucket_bytes(job, strategy)}
+    gathered = act.gathered_bytes(job, batch)
     after, own = projector + encoder + block, _sum_bytes(job, strategy, _encoder_trained(job))
+    after += gathered * job.projector_learns
     if accumulates:  # the embedding's gradient comes beside the accumulated one
         end = {"gradients": sums + table, "activations": after}
     else:
         end = {"gradients": sums - own, "activations": max(after - table, 0)}
     moments = {
-        "encoding": {**passes, "gradients": earlier, "activations": act.encoding_bytes(job, batch)},
+        "encoding": {**passes, "gradients": earlier, "activations": max(act.encoding_bytes(job, batch), gathered)},
         "loss": {
             **passes,
             "gradients": earlier,
             "autocast copies": act.cast_bytes(job, kept=False),
-            "activations": kept,
+            "activations": kept + act.output_bytes(job, batch),
             "logits": act.logits_bytes(job, batch),
         },
         "backward of the head": {
             **back,
             "gradients": earlier,
             "autocast copies": in_graph,
-            "activations": kept,
+            "activations": kept + act.head_kept_bytes(job, batch),
             "logits": act.head_backward_bytes(job, batch),
         },
         "backward": {

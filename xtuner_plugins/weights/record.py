@@ -47,7 +47,8 @@ LONGER = ": warm-up and cosine span that length from here on"
 WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
 # They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those.
 _NEUTRAL = {
-    "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple",
+    "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple sequence_parallel",
+    "train_dataloader.sampler": "sequence_parallel",
     "train_dataloader.dataset": "base data_paths image_folders repeat_times dataset_settings storage_options "
     "reject_list on_bad_sample template max_tiles jpeg_quality",
 }
@@ -159,7 +160,8 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
     clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
     wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
     parts = {key: loader[key] for key in LOADER if loader.get(key)}
-    parts["dataset"] = _counting(parts["dataset"], "train_dataloader.dataset")
+    for name in parts.keys() & {"dataset", "sampler"}:
+        parts[name] = _counting(parts[name], f"train_dataloader.{name}")
     return {
         "model": _counting(cfg["model"], "model"),
         "train_dataloader": parts,
@@ -188,7 +190,7 @@ def make(
     Args:
         cfg: As for `settings_of`.
         dataset: The live training dataset; of another class than ours, its content isn't recorded.
-        ranks: Processes of the run.
+        ranks: Processes of the run. Those that share a row count as one.
         dtype: What ``model.dtype`` means on this machine.
         resize_rule: That of the installed Pillow.
         seed: Of the run; None where nobody has chosen one: a run that resumes takes that of its checkpoint.
@@ -197,6 +199,7 @@ def make(
     accumulative = cfg["optim_wrapper"].get("accumulative_counts", 1)
     accumulative = (cfg.get("strategy") or {}).get("gradient_accumulation_steps", accumulative)
     batch_size = cfg["train_dataloader"]["batch_size"]
+    ranks //= cfg["model"].get("sequence_parallel", 1)
     settings = plain(settings_of(cfg, deepspeed=deepspeed), fill=True)
     settings["model"]["dtype"] = dtype
     settings |= {"seed": seed, "resize_rule": resize_rule, "token_rules": preprocessing.TOKEN_RULES}

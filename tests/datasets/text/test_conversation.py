@@ -1,39 +1,23 @@
 """Ids and labels: what is supervised, what can't be forged, and agreement with tokenizing the whole prompt."""
 
+import copy
 import unicodedata
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from xtuner_plugins.datasets.records.record_checks import FORMS
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import encode
 from xtuner_plugins.datasets.text.templates import get_template
+from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 
-CONTROL = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "<|end|>",
-    "<|user|>",
-    "<|im_start|>assistant\n",
-    "<ref>",
-    "</box>",
-    "\n",
-    " ",
-    "\r\n",
-    "<",
-    "é",
-    "e\u0301",
-    "中文",
-    "👍🏽",
-]
+CONTROL = "<|im_start|> <|im_end|> <|endoftext|> <img> </img> <IMG_CONTEXT> <|end|> <|user|> <ref> </box> < é 中文 👍🏽"
+CONTROL = [*CONTROL.split(), "<|im_start|>assistant\n", "\n", " ", "\r\n", "e\u0301"]
 TEXTS = (
     st.lists(st.sampled_from(CONTROL) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6)
     .map("".join)
@@ -45,14 +29,8 @@ CONVERSATIONS = st.lists(st.tuples(TEXTS, ANSWERS), min_size=1, max_size=3)
 
 
 def record_of(pairs, system=None, image=None):
-    raw = {
-        "conversations": [
-            {"from": role, "value": text} for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)
-        ]
-    }
-    if system is not None:
-        raw["system"] = system
-    return parse_record(raw | ({"image": image} if image else {}), "f:1")
+    turns = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(sum(pairs, ()))]
+    return parse_record({"conversations": turns, "system": system, "image": image}, "f:1")
 
 
 def supervised_runs(sample):
@@ -137,12 +115,6 @@ def test_grounding_tokens_in_texts_are_tokens(text_tokenizer):
 
 def test_ordinary_added_tokens_in_texts_are_tokens(hf_tokenizer):
     """Qwen3's `<think>` is added to the vocabulary but isn't special: data that holds it trains the token."""
-    import copy
-
-    from tokenizers import AddedToken
-
-    from xtuner_plugins.datasets.text.tokens import TextTokenizer
-
     tokenizer = copy.deepcopy(hf_tokenizer)
     tokenizer.add_tokens([AddedToken("<think>", normalized=False, special=False)])
     tokenizer.add_tokens([AddedToken("<|secret|>", normalized=False, special=True)])
@@ -155,12 +127,6 @@ def test_ordinary_added_tokens_in_texts_are_tokens(hf_tokenizer):
 
 
 def test_a_token_that_swallows_spaces_does_so_in_training_too(hf_tokenizer):
-    import copy
-
-    from tokenizers import AddedToken
-
-    from xtuner_plugins.datasets.text.tokens import TextTokenizer
-
     phi = copy.deepcopy(hf_tokenizer)
     phi.add_tokens(
         [AddedToken(t, rstrip=True, special=True) for t in ("<|user|>", "<|assistant|>", "<|end|>", "<|system|>")],

@@ -170,7 +170,8 @@ def test_programs_prompt_as_in_training_whatever_the_base_prompts(toy_base, tmp_
     export(write_config(tmp_path / "c.py", base), checkpoint, tmp_path / "out")
 
     asked = [{"role": "user", "content": "Q?"}]
-    prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, add_generation_prompt=True)
+    options = dict(add_generation_prompt=True, return_dict=False)
+    prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, **options)
     data = dict(data_paths=str(tmp_path / "data.jsonl"), image_folders=str(tmp_path))
     sample = MultimodalDataset(str(base), **data)[0]
     assert prompt == sample["input_ids"][: int((sample["labels"] == -100).int().argmin())].tolist()

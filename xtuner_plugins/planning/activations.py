@@ -71,12 +71,13 @@ def _adapter_bytes(job: Job, part: str) -> int:
 def llm_kept_bytes(job: Job, batch: Batch) -> int:
     """Of the LLM: its blocks or, where they are recomputed, their inputs; the rotations; the last norm's input.
 
-    The last norm's output isn't kept, only normalized values for the gradient of its weights.
+    The last norm's output isn't kept, only normalized values for the gradient of its weights. Of inputs in the host's
+    memory the GPU holds one at a time.
     """
     stack, wide = job.shape.llm, _wide(job, "llm")
     block = batch.tokens * wide * stack.width if job.recompute else llm_block_bytes(job, batch)
     last = stack.width * (FLOAT + wide * ("llm" in job.whole)) + 2 * stack.head_dim * wide  # and cosine, sine
-    return stack.layers * block + batch.tokens * last
+    return (1 if job.on_host else stack.layers) * block + batch.tokens * last
 
 
 def encoder_kept_bytes(job: Job, batch: Batch) -> int:
@@ -94,18 +95,20 @@ def projector_kept_bytes(job: Job, batch: Batch) -> int:
 
 
 def head_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the head: its gradient in float32 and that of the hidden states, which the forward pass has made.
+    """Of the hidden states that the head reads: their gradient, made in the forward pass; of pairs themselves."""
+    return batch.supervised * job.shape.llm.width * (_wide(job, "llm") if job.pairs else job.size)
 
-    For pairs, the hidden states themselves.
-    """
-    states = batch.supervised * job.shape.llm.width
-    return states * _wide(job, "llm") if job.pairs else job.shape.table * FLOAT * job.trains_head + states * job.size
+
+def output_bytes(job: Job, batch: Batch) -> int:
+    """Of the LLM's output, and what of it the head reads: they go when the loss is there."""
+    return (batch.tokens + batch.supervised) * job.shape.llm.width * _wide(job, "llm")
 
 
 def kept_bytes(job: Job, batch: Batch) -> int:
     """All that a forward pass leaves for the backward pass, autocast's copies of weights among it."""
     parts = llm_kept_bytes(job, batch), encoder_kept_bytes(job, batch), projector_kept_bytes(job, batch)
-    return sum(parts) + head_kept_bytes(job, batch) + cast_bytes(job, kept=True)
+    gradient = job.shape.table * FLOAT * (job.trains_head and not job.pairs)  # of the head, made in the forward pass
+    return sum(parts) + head_kept_bytes(job, batch) + gradient + cast_bytes(job, kept=True)
 
 
 def tile_bytes(job: Job, batch: Batch) -> int:
@@ -144,7 +147,7 @@ def cast_bytes(job: Job, kept: bool) -> int:
 
 
 def logits_bytes(job: Job, batch: Batch) -> int:
-    """While the loss is computed: the LLM's output, logits of a chunk, softmax of some, what a trained head gets.
+    """While the loss is computed: a chunk's logits, the softmax of some of them, and what is made for a trained head.
 
     `models/loss_head.py` runs the head in chunks, and writes the gradient in the logits' place; the gradient of all
     supervised positions is kept. A trained head has its gradient in float32, and autocast's copy.

@@ -55,7 +55,6 @@ REFUSALS = [
     ("optim_wrapper.optimizer.betas", (0.9, 1.5), "optim_wrapper: Invalid beta parameter at index 1"),
     ("optim_wrapper.paramwise_cfg.loraplus_lr_ratio", 0, "optim_wrapper.paramwise_cfg: loraplus_lr_ratio=0"),
     ("param_scheduler.warmup_ratio", 2, "param_scheduler: warmup_ratio=2"),
-    ("default_hooks.checkpoint.interval", 0, "default_hooks.checkpoint: save_steps=0 is out of range"),
     ("model.dtype", "int8", "model: dtype='int8'"),
     ("model.freeze_llm", False, "model: llm_lora is set, so set freeze_llm=True"),
     (f"{LLM_LORA}.type", "LoraKonfig", f"{LLM_LORA}.type='LoraKonfig' is not a known class"),
@@ -64,7 +63,6 @@ REFUSALS = [
     (f"{RATES}.visual_encoder", 1e-4, "a learning rate is set for visual_encoder, but nothing of it trains"),
     (f"{DATASET}.template", "nope", f"{DATASET}: unknown conversation template 'nope'"),
     (f"{DATASET}.dataset_settings", [{"max_tiles": 200}], "lower max_tiles to 30 or raise max_length above"),
-    (f"{VALIDATION}.batch_size", 0, f"{VALIDATION}: val_batch_size=0 is out of range"),
 ]
 
 

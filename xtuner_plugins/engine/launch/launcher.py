@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...files import write_whole
-from ...processes import allocator_settings, free_port, quiet_imports
+from ...processes import allocator_settings, free_port, num_cores, quiet_imports
 from ...settings import (
     DEEPSPEED,
     ConfigError,
@@ -100,7 +100,7 @@ def check_processes(processes: int, env: Mapping[str, str]) -> None:
     import torch
 
     num_gpus = torch.cuda.device_count()
-    limit, of = (num_gpus, "GPUs") if num_gpus else (len(os.sched_getaffinity(0)), "cores and no GPU")
+    limit, of = (num_gpus, "GPUs") if num_gpus else (num_cores(), "cores and no GPU")
     if processes > limit and (num_gpus or env.get(SHARE_CORES) != "1"):
         share = "" if num_gpus else f", or {SHARE_CORES}=1 to let them share the cores"
         raise ConfigError(

@@ -84,6 +84,7 @@ quant_type model.llm_quantization.bnb_4bit_quant_type nf4 or fp4
 dtype model.dtype auto: bfloat16 where the device has it, else float16
 gradient_checkpointing model.gradient_checkpointing less memory, one more forward pass
 visual_encoder_checkpointing model.visual_encoder_checkpointing None: as gradient_checkpointing
+offload_activations model.offload_activations True: inputs of the LLM's blocks in the CPU's memory
 drop_path model.drop_path stochastic depth of an encoder that trains
 compile_blocks model.compile_blocks torch.compile; not with ZeRO-3 or 4 bits
 row_multiple model.row_multiple tokens; a row on a GPU is filled up to a multiple

@@ -50,7 +50,9 @@ def compressed_of(probabilities, relative, absolute):
 def read_by_llm(model, pixels, ids):
     """Embeddings [S', H] of one request, tile by tile."""
     patches = model.encode_tiles(pixels)
-    chosen = compressed_of([probability(model, each) for each in patches], 0.4, 0.0)
+    probabilities = [probability(model, each) for each in patches]
+    assert model.route(patches).softmax(-1)[:, 0].tolist() == pytest.approx(probabilities, abs=1e-5)
+    chosen = compressed_of(probabilities, 0.4, 0.0)
     images, row, tile, within = [], [], -1, 15
     for each, few in zip(patches, chosen, strict=True):
         grid = each.view(8, 8, -1)

@@ -26,6 +26,7 @@ def test_equals_transformers_own_model(tower, attention):
     with torch.no_grad():
         ours, theirs = model(pixels, ids, mask).logits, native(ids, pixels, mask).logits
         features, native_features = model.extract_feature(pixels), native.get_image_features(pixels)
+    native_features = getattr(native_features, "pooler_output", native_features)  # of transformers 5
     assert features.shape == (3, 16, 32) and native_features.abs().max() > 1
     assert (features - native_features).abs().max() < 1e-6 * native_features.abs().max()
     real = mask.bool()
@@ -187,12 +188,6 @@ def test_embeddings_and_head_are_the_llms():
     model.resize_token_embeddings(330)
     assert model.lm_head.weight.shape == model.get_input_embeddings().weight.shape == (330, 32)
     assert model.config.llm_config.vocab_size == 330
-
-
-def test_parts_given_ready_made_are_used():
-    donor = make_model()
-    model = InternVLChatModel(donor.config, donor.vision_model, donor.language_model, use_flash_attn=False)
-    assert model.vision_model is donor.vision_model and model.language_model is donor.language_model
 
 
 def test_parameter_names_are_the_published_ones():

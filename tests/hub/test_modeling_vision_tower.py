@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from .cases import LLM, make_batch, make_config, make_model, make_tokenizer, write_directory
+from .cases import LLM, make_config, make_model, make_tokenizer, write_directory
 from .probing import run_probe
 
 SIZES = dict(
@@ -34,7 +34,8 @@ def test_features_are_those_of_transformers(tower):
     model = make_model(llava_type(tower))
     config_class, model_class = CLASSES[tower]
     theirs = model_class(config_class(**TOWERS[tower])).eval()
-    missing, unexpected = theirs.load_state_dict(model.vision_model.state_dict(), strict=False)
+    inner = getattr(theirs, "vision_model", theirs)  # transformers 5 has no class around it
+    missing, unexpected = inner.load_state_dict(model.vision_model.vision_model.state_dict(), strict=False)
     assert not unexpected and not missing
     pixels = torch.randn(2, 3, 112, 112)
     hidden = theirs(pixels, output_hidden_states=True).hidden_states
@@ -58,14 +59,6 @@ def test_plain_projector(tower):
     assert (model.project(features) - by_hand).abs().max() < 1e-5  # two sums of 48 and 32 products in fp32
 
 
-@torch.no_grad()
-def test_pixel_shuffle_on_these_towers(tower):
-    model = make_model(make_config(TOWERS[tower], LLM, select_layer=-2))
-    pixels, ids = make_batch(model)
-    assert model.num_image_token == 16
-    assert model(pixel_values=pixels, input_ids=ids).logits.isfinite().all()
-
-
 def test_config_comes_back(tower, tmp_path):
     config = llava_type(tower)
     config.save_pretrained(tmp_path)
@@ -74,11 +67,6 @@ def test_config_comes_back(tower, tmp_path):
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["vision_config"]["model_type"] == TOWERS[tower]["model_type"]
     assert written["projector_type"] == "mlp"
-
-
-def test_the_usual_config_says_nothing_new():
-    assert "projector_type" not in make_config().to_dict()
-    assert "projector_type" not in make_config(projector_type="pixel_shuffle_mlp").to_dict()
 
 
 def test_what_does_not_fit(tower):

@@ -81,7 +81,7 @@ def check_ids(tokenizer, template, system, turns):
     messages = [{"role": "system", "content": system}] * (system is not None)
     for question, answer in written:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    kept = dict(chat_template=chat_template(tokenizer, get_conv_template(template)))
+    kept = dict(chat_template=chat_template(tokenizer, get_conv_template(template)), return_dict=False)
     assert trained == tokenizer.apply_chat_template(messages, **kept)
 
     asked = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **kept)

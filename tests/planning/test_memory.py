@@ -137,6 +137,13 @@ def test_ranks_that_share_a_row_hold_parts_of_it(warm_up):
         assert "must divide" in obstacle(replace(whole, sharing=sharing), plain(gpus))
 
 
+def test_inputs_of_blocks_may_lie_on_the_host(warm_up):
+    """All but one of the two blocks' inputs, of 16 numbers in 2 bytes per token; the host holds them all."""
+    on_gpu, on_host = (plan_memory(replace(warm_up, on_host=each), plain(1)) for each in (False, True))
+    assert on_gpu.moments["loss"] - on_host.moments["loss"] == 10 * 16 * 2
+    assert on_gpu.host == 0 and on_host.host == act.llm_kept_bytes(warm_up, warm_up.batches[0])
+
+
 def test_deepspeed_files(warm_up):
     strategy = from_deepspeed("mine", {"zero_optimization": {"stage": 3, "reduce_bucket_size": 5e7}}, 2)
     assert (strategy.bucket, strategy.overlap, strategy.gradient_size) == (50_000_000, True, 2)

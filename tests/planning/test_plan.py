@@ -181,7 +181,11 @@ def test_advice_is_planned_again():
     roomy = dict(settings, gradient_checkpointing=True)
     found = advise(20, 80, roomy, gradient_checkpointing_False=70, batch_size_8=81)
     assert found == ["gradient_checkpointing=False fits too: 70.0 of 80.0 GiB"]
-    packed = dict(pack_tokens=8192, pack_tiles=26, batch_size=1, accumulative_counts=4)
+    found = advise(20, 80, dict(roomy, sequence_parallel=4), sequence_parallel_1=60, batch_size_8=81)
+    assert found[0] == "sequence_parallel=1 fits too: 60.0 of 80.0 GiB"
+    found = advise(100, 80, roomy, offload_activations_True=70, batch_size_2=101, batch_size_1=101, max_tiles_6=101)
+    assert found == ["offload_activations=True saves 30.0 GiB: 70.0 of 80.0 GiB"]
+    packed = dict(pack_tokens=8192, pack_tiles=26, batch_size=1, accumulative_counts=4, offload_activations=True)
     assert advise(100, 80, packed) == ["pack_tokens=4096 pack_tiles=13 saves 50.0 GiB: 50.0 of 80.0 GiB"]
 
 

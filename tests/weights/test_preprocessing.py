@@ -12,11 +12,10 @@ from transformers import AutoTokenizer
 
 from tests.engine.forked import train_forked
 from tests.engine.parallel_case import edited_config, write_dataset
-from tests.weights.training import SETTINGS, make_model, save_pth, write_config
+from tests.weights.training import SETTINGS, load_trained, make_model, save_pth, write_config
 from xtuner_plugins.datasets import MultimodalDataset, lock
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import convert, export, prepare
-from xtuner_plugins.export.trained import load_trained
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.inference.verify import verify
@@ -170,7 +169,8 @@ def test_programs_prompt_as_in_training_whatever_the_base_prompts(toy_base, tmp_
     export(write_config(tmp_path / "c.py", base), checkpoint, tmp_path / "out")
 
     asked = [{"role": "user", "content": "Q?"}]
-    prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, add_generation_prompt=True)
+    options = dict(add_generation_prompt=True, return_dict=False)
+    prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, **options)
     data = dict(data_paths=str(tmp_path / "data.jsonl"), image_folders=str(tmp_path))
     sample = MultimodalDataset(str(base), **data)[0]
     assert prompt == sample["input_ids"][: int((sample["labels"] == -100).int().argmin())].tolist()

@@ -47,7 +47,7 @@ class Evaluation:
         self._described = describe(source, template=opening.get("template"), max_tiles=opening.get("max_tiles"))
         name, device = opening.get("dtype", "auto"), resolve_device(opening.get("device", "auto"))
         dtype = resolve_dtype(name, device)
-        self.computes_in = describe_dtype(name, dtype, device, "--dtype ")
+        self.computes_in = describe_dtype(name, dtype, device)
         self._made_by = {
             "model": str(source),
             "weights": self._described.weights_hash(),
@@ -72,9 +72,7 @@ class Evaluation:
             RuntimeError: Out of memory, or a process was killed.
         """
         homes = {each.asked(item).id: each for each in self._data_sets for item in each.items}
-        for question, answer in (
-            answer_all(self._job, self.unanswered, self._described.lengths) if self.unanswered else ()
-        ):
+        for question, answer in answer_all(self._job, self.unanswered, self._described.lengths):
             if isinstance(answer, Unusable):
                 homes[question.id].left_out.append(answer)
             else:

@@ -10,6 +10,7 @@ alone. Registered with transformers under `SEGMENTS`, so that every LLM family t
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from .sequence_parallel import heads_to_tokens, tokens_to_heads
 SEGMENTS = "segments"  # attn_implementation
 _FLASH_CAPABILITY = (8, 0)  # Ampere
 _FLASH_HEAD_DIM = 256
+_GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}  # newer PyTorch
 
 
 class Branches(NamedTuple):
@@ -144,7 +146,8 @@ def segment_attention(
             rows[1:] = (row[branches.key_positions] for row in rows[1:])
         keys = segments.cu_seqlens if branches is None else branches.cu_seqlens
         borders = (segments.cu_seqlens, keys, segments.longest, longest)
-        output = varlen_attn(*rows, *borders, scale=scaling, window_size=(-1 if window is None else window - 1, 0))
+        options = dict(scale=scaling, window_size=(-1 if window is None else window - 1, 0), **_GROUPED)
+        output = varlen_attn(*rows, *borders, **options)
         return heads_to_tokens(output[None], segments.group), None
     pieces = [
         _one_segment(query[:, :, start:end], *_seen(segments, index, key, value), dropout, scaling, window)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmengine.dist import get_world_size
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -67,6 +69,8 @@ class VisionLanguageModel(BaseModel):
             ``'float32'``.
         gradient_checkpointing: Recompute activations of the LLM's blocks in the backward pass, and of the encoder's.
         visual_encoder_checkpointing: The same for the encoder alone; None is what ``gradient_checkpointing`` says.
+        offload_activations: Keep in the host's memory what the LLM keeps until its backward pass: the inputs of its
+            blocks. Needs ``gradient_checkpointing``.
         drop_path: Stochastic depth of an InternViT that trains, whole or in part (`set_drop_path`); a frozen one, and
             any that is evaluated, drops nothing.
         compile_blocks: Compile blocks of encoder and LLM with `torch.compile` (see `compiling`).
@@ -95,6 +99,7 @@ class VisionLanguageModel(BaseModel):
         dtype: str = "auto",
         gradient_checkpointing: bool = True,
         visual_encoder_checkpointing: bool | None = None,
+        offload_activations: bool = False,
         drop_path: float = 0.0,
         compile_blocks: bool = False,
         row_multiple: int = ROW_MULTIPLE,
@@ -136,6 +141,9 @@ class VisionLanguageModel(BaseModel):
 
         of_encoder = gradient_checkpointing if visual_encoder_checkpointing is None else visual_encoder_checkpointing
         recompute_blocks(self.model, llm=gradient_checkpointing, encoder=of_encoder)
+        if offload_activations and not gradient_checkpointing:
+            raise ValueError("offload_activations=True needs gradient_checkpointing=True: all else is too much to move")
+        self._offloads = offload_activations
         if compile_blocks:
             compile_model_blocks(self.model)
 
@@ -258,13 +266,15 @@ class VisionLanguageModel(BaseModel):
         """Hidden states ``[1, S, D]`` of a row with the encoder's ``patches``."""
         check_rotations(row, self.model.config.llm_config)
         decoder = getattr(self.model.language_model, self.llm.decoder)
-        return decoder(
-            inputs_embeds=self._embed(row, patches),
-            attention_mask=no_mask(patches.device),
-            position_ids=row.position_ids,
-            segments=row.segments,
-            use_cache=False,
-        ).last_hidden_state
+        embeds = self._embed(row, patches)
+        with save_on_cpu(pin_memory=embeds.is_cuda) if self._offloads else nullcontext():
+            return decoder(
+                inputs_embeds=embeds,
+                attention_mask=no_mask(patches.device),
+                position_ids=row.position_ids,
+                segments=row.segments,
+                use_cache=False,
+            ).last_hidden_state
 
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Tiles ``[T, 3, H, W]`` to patches of ``max(T, 1)`` tiles.

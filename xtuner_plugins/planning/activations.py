@@ -71,12 +71,13 @@ def _adapter_bytes(job: Job, part: str) -> int:
 def llm_kept_bytes(job: Job, batch: Batch) -> int:
     """Of the LLM: its blocks or, where they are recomputed, their inputs; the rotations; the last norm's input.
 
-    The last norm's output isn't kept, only normalized values for the gradient of its weights.
+    The last norm's output isn't kept, only normalized values for the gradient of its weights. Of inputs in the host's
+    memory the GPU holds one at a time.
     """
     stack, wide = job.shape.llm, _wide(job, "llm")
     block = batch.tokens * wide * stack.width if job.recompute else llm_block_bytes(job, batch)
     last = stack.width * (FLOAT + wide * ("llm" in job.whole)) + 2 * stack.head_dim * wide  # and cosine, sine
-    return stack.layers * block + batch.tokens * last
+    return (1 if job.on_host else stack.layers) * block + batch.tokens * last
 
 
 def encoder_kept_bytes(job: Job, batch: Batch) -> int:

@@ -65,6 +65,7 @@ class Job:
         train_head: the head of a frozen LLM trains.
         recompute: gradient checkpointing of the LLM.
         recompute_encoder: gradient checkpointing of the encoder.
+        on_host: inputs of the LLM's blocks are kept in the CPU's memory.
         half: bfloat16 or float16, which take the same, else everything is float32.
         float_weights: trained weights are held in float32 and computed under autocast, as without DeepSpeed.
         accumulation: micro-batches of an optimizer step.
@@ -83,6 +84,7 @@ class Job:
     train_head: bool = False
     recompute: bool = True
     recompute_encoder: bool = True
+    on_host: bool = False
     half: bool = True
     float_weights: bool = True
     accumulation: int = 1

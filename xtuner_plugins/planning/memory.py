@@ -87,7 +87,7 @@ def _plan(job: Job, strategy: Strategy, batch: Batch, held: Mapping[str, int]) -
     moment = max(sums, key=sums.get)
     runtime = CONTEXT + (COMMUNICATION if strategy.gpus > 1 else 0)
     parts = {**moments[moment], "CUDA, NCCL": runtime, "fragmentation": int(FRAGMENTATION * sums[moment])}
-    return Plan(moment, parts, sums, _host_bytes(job, strategy))
+    return Plan(moment, parts, sums, _host_bytes(job, strategy, batch))
 
 
 def _held(job: Job, strategy: Strategy) -> dict[str, int]:
@@ -194,9 +194,10 @@ def _gathered_bytes(job: Job, strategy: Strategy) -> int:
     return job.size * min(strategy.live + strategy.prefetch, job.shape.parameters) * (strategy.stage == 3)
 
 
-def _host_bytes(job: Job, strategy: Strategy) -> int:
-    """In the CPU's memory: master copy, moments, float32 gradients, and weights where they are offloaded."""
+def _host_bytes(job: Job, strategy: Strategy, batch: Batch) -> int:
+    """In the CPU's memory: master copy, moments, float32 gradients, weights and activations that are offloaded."""
     host = _share(job.trained * 4 * FLOAT, strategy.gpus) if strategy.offload_optimizer else 0
+    host += act.llm_kept_bytes(replace(job, on_host=False), batch) if job.on_host else 0
     return host + (_share(job.shape.parameters * job.size, strategy.gpus) if strategy.offload_weights else 0)
 
 

@@ -77,6 +77,7 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
         train_head=ours.get("train_head", False),
         recompute=recompute,
         recompute_encoder=recompute if of_encoder is None else bool(of_encoder),
+        on_host=ours.get("offload_activations", False),
         half=ours.get("dtype", "auto") != "float32",
         accumulation=wrapper.get("accumulative_counts", 1),
         # In 8 bits with a scale per block, else in float32.
@@ -323,6 +324,8 @@ def _changes(settings: Mapping[str, Any], saves: bool) -> Iterator[dict[str, Any
     batch, accumulation = settings.get("batch_size") or 1, settings.get("accumulative_counts") or 1
     if settings.get("sequence_parallel", 1) > 1 and not saves:
         yield {"sequence_parallel": 1}  # where one GPU holds a row, nothing need be exchanged
+    if saves and settings.get("gradient_checkpointing", True) and not settings.get("offload_activations"):
+        yield {"offload_activations": True}
     if settings.get("gradient_checkpointing", True) is not saves:
         yield {"gradient_checkpointing": saves}
     if "pack_tokens" in settings:

@@ -47,7 +47,8 @@ LONGER = ": warm-up and cosine span that length from here on"
 WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
 # They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those.
 _NEUTRAL = {
-    "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple sequence_parallel",
+    "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple "
+    "offload_activations sequence_parallel",
     "train_dataloader.sampler": "sequence_parallel",
     "train_dataloader.dataset": "base data_paths image_folders repeat_times dataset_settings storage_options "
     "reject_list on_bad_sample template max_tiles jpeg_quality",

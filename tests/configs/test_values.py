@@ -27,6 +27,8 @@ OTHERS = {
     "finetune_dpo_lora": (1e-5, 0.05, 32, 8192, 16, 32),
     "finetune_dpo_qlora": (1e-5, 0.05, 32, 8192, 16, 32),
     "finetune_mpo_full": (5e-6, 0.05, 256, 8192),
+    "flash_consistency": (1e-3, 0.05, 16, 8192, 16, 32),
+    "flash_router": (1e-4, 0.05, 16, 8192),
     "internvl_v2_internlm2_5_8b_mpo": (5e-6, 0.05, 256, 2 * 6144),
     "internvl_v2_5_internlm2_5_8b_mpo": (1e-6, 0.05, 256, 2 * 8192),
     "internvl_v3_qwen2_5_8b_mpo": (2e-7, 0.05, 256, 2 * 12288),
@@ -48,6 +50,7 @@ OTHERS = {
 }
 PART_RATES = {
     "pretrain_vit_mlp": {"projector": 2e-4},
+    "flash_consistency": {"lora": 1e-4},
     "clip_qwen_7b_lora": {"projector": 1e-4},
     "siglip_qwen_7b_lora": {"projector": 1e-4},
     "llava_qwen2_5_3b_lora": {"projector": 2e-5},
@@ -93,7 +96,8 @@ def test_what_the_recipes_share(recipes):
     for name in recipes:
         cfg = read_config(name)
         model, data = cfg.model, cfg.train_dataloader.dataset
-        assert data.get("loss_reduction", "token") == ("square" if name in PACKS else "token"), name
+        reduction = "square" if name in PACKS else "sample" if name == "flash_router" else "token"
+        assert data.get("loss_reduction", "token") == reduction, name
         assert data.get("jpeg_quality") == ((75, 100) if name in PACKS else None), name
         pack = cfg.train_dataloader.get("batch_sampler") or {}
         assert (pack.get("max_tokens"), pack.get("max_tiles")) == PACKS.get(name, (None, None)), name

@@ -171,7 +171,6 @@ def _row(batch: Batch, tokens_per_tile: int) -> Row:
         targets=targets.clone(),
         weights=None,
         owners=targets.clone(),
-        num_supervised=batch.supervised,
     )
 
 

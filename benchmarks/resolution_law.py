@@ -177,8 +177,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="work_dirs/quickstart/model", help="the quick start's")
-    parser.add_argument("--steps", type=int, default=1200, help="of training the reader (default 1200)")
-    parser.add_argument("--pages", type=int, default=100, help="for each height and limit (default 100)")
+    parser.add_argument("--steps", type=int, default=600, help="of training the reader (default 600)")
+    parser.add_argument("--pages", type=int, default=60, help="for each height and limit (default 60)")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/resolution.png"))
     args = parser.parse_args()
     torch.manual_seed(0)

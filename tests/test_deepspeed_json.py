@@ -11,7 +11,7 @@ import xtuner
 
 from tests.engine.forked import fork_server
 from xtuner_plugins.processes import free_port
-from xtuner_plugins.settings import DEEPSPEED, ConfigError, deepspeed_file
+from xtuner_plugins.settings import DEEPSPEED, ConfigError, read_deepspeed
 
 NAMES = ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 XTUNERS = Path(xtuner.__file__).parent / "configs" / "deepspeed"
@@ -20,40 +20,28 @@ MICRO_STEPS, RANKS = 16, 2
 GRADIENTS = [256.0] + [0.5] * (MICRO_STEPS - 1)
 
 
-class TestFiles:
-    def test_names_are_xtuners(self):
-        assert sorted(DEEPSPEED) == sorted(f"deepspeed_{name}" for name in NAMES)
-        assert set(DEEPSPEED) == {path.stem for path in XTUNERS.glob("deepspeed_*.json")}
-
-    @pytest.mark.parametrize("name", NAMES)
-    def test_each_is_its_stage_with_float32_sums(self, name):
-        settings = json.loads(deepspeed_file(f"deepspeed_{name}").read_text())
+def test_names_and_files(tmp_path, monkeypatch):
+    """Names are XTuner's; each is its stage with float32 sums; a file of one's own stays."""
+    assert sorted(DEEPSPEED) == sorted(f"deepspeed_{name}" for name in NAMES)
+    assert set(DEEPSPEED) == {path.stem for path in XTUNERS.glob("deepspeed_*.json")}
+    for name in NAMES:
+        settings = read_deepspeed(f"deepspeed_{name}")
         assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
         zero = settings["zero_optimization"]
         assert zero["stage"] == int(name[4]) and ("offload_optimizer" in zero) == name.endswith("offload")
-
-    def test_a_file_of_ones_own_stays(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        Path("deepspeed_zero2").write_text("{}")
-        assert deepspeed_file("deepspeed_zero2") == Path("deepspeed_zero2")
-
-    @pytest.mark.parametrize(
-        "value, message",
-        [
-            ("zero3", "did you mean deepspeed_zero3"),
-            ("no.json", "no such file"),
-            ("ffff", "give a JSON file or one of"),
-        ],
-    )
-    def test_unknown(self, value, message):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"deepspeed_zero2": "{}", "broken.json": "{", "list.json": "[1]"}.items():
+        Path(name).write_text(text)
+    assert read_deepspeed("deepspeed_zero2") == {}
+    for value, message in {
+        "zero3": "did you mean deepspeed_zero3",
+        "no.json": "no such file",
+        "ffff": "give a JSON file or one of",
+        "broken.json": "holds no JSON object",
+        "list.json": "holds no JSON object",
+    }.items():
         with pytest.raises(ConfigError, match=message):
-            deepspeed_file(value)
-
-    @pytest.mark.parametrize("text, message", [("{", "not JSON"), ("[]", "holds a list, not an object")])
-    def test_no_settings(self, tmp_path, text, message):
-        (tmp_path / "a.json").write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            deepspeed_file(str(tmp_path / "a.json"))
+            read_deepspeed(value)
 
 
 def _sum_micro_steps(path, rank, port, out, gradients=GRADIENTS):

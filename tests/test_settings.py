@@ -13,7 +13,6 @@ from xtuner_plugins.settings import (
     import_types,
     labels_of,
     leaves,
-    load_config,
     make_reloadable,
     parse_words,
     read_config,
@@ -32,12 +31,18 @@ def write(folder, body, parent=f"xtp_configs.{LORA}", name="mine.py"):
     return str(path)
 
 
+def refused(message, call, *args):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_config_anywhere_on_disk_inherits(tmp_path):
     """From a folder whose name is no module, over two files; what follows from the base and the workers follows."""
     body = "data_root = '/data'\nmodel.base = 'models/mine'\ntrain_dataloader.num_workers = 0\n"
     write(tmp_path, body + f"{DATA}.data_paths = [data_root + '/a.jsonl']")
     second = write(tmp_path, "optim_wrapper.optimizer.lr = 0.25", ".mine", "second.py")
-    cfg = load_config(second, parse_words(["lora_rank=8"]))
+    cfg = read_config(second, parse_words(["lora_rank=8"]))
     assert (cfg.optim_wrapper.optimizer.lr, cfg.model.llm_lora.r, cfg.model.llm_lora.lora_alpha) == (0.25, 8, 32)
     dataset = cfg.train_dataloader.dataset
     assert dataset.base == cfg.model.base == "models/mine" and dataset.data_paths == ["/data/a.jsonl"]
@@ -46,34 +51,28 @@ def test_a_config_anywhere_on_disk_inherits(tmp_path):
     assert own.train_dataloader.dataset.base == "other" and own.train_dataloader.persistent_workers
 
 
-@pytest.mark.parametrize(
-    "body, message",
-    [
-        ("lr = 0.25", "nothing reads 'lr'; write optim_wrapper.optimizer.lr = ..."),
-        ("max_tiles = 6", f"nothing reads 'max_tiles'; write {DATA}.max_tiles = ..."),
-        ("pack_tokens = 4096", "write train_dataloader.batch_sampler.max_tokens = ..."),
-        ("modle = dict()", "nothing reads 'modle'; did you mean 'model'?"),
-        ("optim_wraper = dict()", "did you mean 'optim_wrapper'?"),
-        ("train_dataloader.datset.max_tiles = 6", "datset"),
-        ("\nlr = = 3", "mine.py:5 cannot be read: SyntaxError"),
-    ],
-)
-def test_names_that_nothing_reads(tmp_path, body, message):
-    path = write(tmp_path, body)
-    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        read_config(path)
-    assert "\n" not in str(caught.value) and "mine.py" in str(caught.value)
+def test_names_that_nothing_reads(tmp_path):
+    for body, message in {
+        "lr = 0.25": "nothing reads 'lr'; write optim_wrapper.optimizer.lr = ...",
+        "max_tiles = 6": f"nothing reads 'max_tiles'; write {DATA}.max_tiles = ...",
+        "pack_tokens = 4096": "write train_dataloader.batch_sampler.max_tokens = ...",
+        "modle = dict()": "nothing reads 'modle'; did you mean 'model'?",
+        "optim_wraper = dict()": "did you mean 'optim_wrapper'?",
+        "train_dataloader.datset.max_tiles = 6": "datset",
+        "\nlr = = 3": "mine.py:5 cannot be read: SyntaxError",
+    }.items():
+        refused(message, read_config, write(tmp_path, body))
 
 
 def test_a_short_name_may_stand_beside_its_key(tmp_path):
     assert read_config(write(tmp_path, "lr = 0.5\noptim_wrapper.optimizer.lr = lr")).optim_wrapper.optimizer.lr == 0.5
 
 
-@pytest.mark.parametrize("more", ["", "from mmengine.optim import OptimWrapper\n"], ids=["plain", "with imports"])
-def test_a_base_of_the_old_kind_is_refused_with_what_to_write(tmp_path, more):
-    (tmp_path / "old.py").write_text(f'{more}_base_ = ["{ROOT}/configs/finetune_lora.py"]\n')
-    with pytest.raises(ConfigError, match="`_base_` can't take in .* derive with `with read_base"):
-        read_config(str(tmp_path / "old.py"))
+def test_a_base_of_the_old_kind_is_refused_with_what_to_write(tmp_path):
+    for more in ("", "from mmengine.optim import OptimWrapper\n"):
+        (tmp_path / "old.py").write_text(f'{more}_base_ = ["{ROOT}/configs/finetune_lora.py"]\n')
+        with pytest.raises(ConfigError, match="`_base_` can't take in .* derive with `with read_base"):
+            read_config(str(tmp_path / "old.py"))
 
 
 def test_imports_that_fail_are_named(tmp_path):
@@ -117,29 +116,18 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("text, value", VALUES, ids=[text for text, _ in VALUES])
-def test_values_of_the_command_line(text, value):
-    for words in ((f"a.b={text}", "c=1"), ()), ((), (f"a.b={text}", "c=1")):
-        assert parse_words(*words) == {"a.b": value, "c": 1}
-
-
-@pytest.mark.parametrize(
-    "word, message",
-    [
-        ("lr", "--set lr: takes KEY=VALUE pairs"),
-        (
-            "jpeg_quality={crop: 1.5}",
-            "names stand without quotes, or it is no literal; write a Python literal in quotes",
-        ),
-        ('jpeg_quality={"crop": 1.5', "'{' was never closed; write"),
-        ("jpeg_quality=dict(crop=1.5)", "no literal; write"),
-        ("betas=[(1,2]", "its brackets don't match; write"),
-    ],
-)
-def test_values_that_cannot_be_read(word, message):
-    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        parse_words([word])
-    assert "\n" not in str(caught.value)
+def test_values_of_the_command_line():
+    for text, value in VALUES:
+        for words in ((f"a.b={text}", "c=1"), ()), ((), (f"a.b={text}", "c=1")):
+            assert parse_words(*words) == {"a.b": value, "c": 1}, text
+    for word, message in {
+        "lr": "--set lr: takes KEY=VALUE pairs",
+        "jpeg_quality={crop: 1.5}": "names stand without quotes, or it is no literal; write a Python literal in quotes",
+        'jpeg_quality={"crop": 1.5': "'{' was never closed; write",
+        "jpeg_quality=dict(crop=1.5)": "no literal; write",
+        "betas=[(1,2]": "its brackets don't match; write",
+    }.items():
+        refused(message, parse_words, [word])
 
 
 def test_set_and_cfg_options_change_one_key():
@@ -161,26 +149,18 @@ def test_a_dict_takes_the_place_of_the_value():
     assert read_config(LORA, changes).train_dataloader.dataset.jpeg_quality == {"crop": 0.25}
 
 
-@pytest.mark.parametrize(
-    "key, message",
-    [
-        ("lr", "lr: no key of the runner; write optim_wrapper.optimizer.lr=..., or --set lr=..."),
-        ("max_tile", "nothing reads 'max_tile'; did you mean max_tiles?"),
-        ("modle.base", "nothing reads 'modle'; did you mean 'model'?"),
-        (
-            f"{DATA}.jpeg_quality.crop",
-            f"{DATA} has no 'jpeg_quality'; give all of it: {DATA}.jpeg_quality='{{...}}'",
-        ),
-        (f"{DATA}.max_tiles.x.y", f"{DATA}.max_tiles is 12 and has no 'x.y'; give all of it: {DATA}.max_tiles=..."),
-        (f"{DATA}.data_paths.5", f"{DATA}.data_paths is a list of 1, which has no '5'; give an index, from 0 on"),
-        ("train_dataloader.datset.max_tiles", "train_dataloader has no 'datset'; did you mean 'dataset'?"),
-        ("train_dataloader.batch_sampler.max_tokens", "train_dataloader has no 'batch_sampler'"),
-    ],
-)
-def test_keys_that_are_not_there(key, message):
-    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        read_config(LORA, {key: 1})
-    assert "\n" not in str(caught.value)
+def test_keys_that_are_not_there():
+    for key, message in {
+        "lr": "lr: no key of the runner; write optim_wrapper.optimizer.lr=..., or --set lr=...",
+        "max_tile": "nothing reads 'max_tile'; did you mean max_tiles?",
+        "modle.base": "nothing reads 'modle'; did you mean 'model'?",
+        f"{DATA}.jpeg_quality.crop": f"{DATA} has no 'jpeg_quality'; give all of it: {DATA}.jpeg_quality=...",
+        f"{DATA}.max_tiles.x.y": f"{DATA}.max_tiles is 12 and has no 'x'; give all of it: {DATA}.max_tiles=...",
+        f"{DATA}.data_paths.5": "and has no '5'; give all of it",
+        "train_dataloader.datset.max_tiles": "train_dataloader has no 'datset'; did you mean 'dataset'?",
+        "train_dataloader.batch_sampler.max_tokens": "train_dataloader has no 'batch_sampler'",
+    }.items():
+        refused(message, read_config, LORA, {key: 1})
 
 
 def test_what_a_run_writes_is_the_same_config(tmp_path):
@@ -206,21 +186,10 @@ def test_a_leaf_is_found_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / f"{LORA}.py").write_text("")
     assert find_config(f"{LORA}.py") == f"{LORA}.py"
 
-
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ("finetune_lorra", "did you mean .*finetune_lora"),
-        ("configs/finetune_lorra.py", "did you mean .*finetune_lora"),
-        ("zzz", "xtp configs lists"),
-        ("run", "xtp configs lists"),
-        ("", "xtp configs lists"),
-    ],
-)
-def test_what_is_no_config(wrong, message):
-    with pytest.raises(ConfigError, match=f"config {wrong} does not exist; {message}") as caught:
-        find_config(wrong)
-    assert "\n" not in str(caught.value)
+    for wrong in ("finetune_lorra", "configs/finetune_lorra.py"):
+        refused(f"config {wrong} does not exist; did you mean finetune_lora", find_config, wrong)
+    for wrong in ("zzz", "run", ""):
+        refused(f"config {wrong} does not exist; xtp configs lists", find_config, wrong)
 
 
 def test_labels_go_on_over_lines(tmp_path):

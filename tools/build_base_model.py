@@ -54,7 +54,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--image-mean", **rgb, help="that the tower was trained with, if not known; folded in")
     parser.add_argument("--image-std", **rgb, help="likewise")
     parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
-    parser.add_argument("--seed", type=int, default=0, help="of the fresh projector")
+    parser.add_argument("--flash", action="store_true", help="add InternVL3.5-Flash's projector and router, fresh")
+    parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
     parser.add_argument("--force", action="store_true", help="replace an existing --out")
     return parser.parse_args(argv)
 

@@ -22,6 +22,7 @@ can't be used; 2 for a wrong command line; 130 after Ctrl-C.
 
 import argparse
 import sys
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
@@ -122,8 +123,8 @@ def evaluate(args: argparse.Namespace) -> int:
             leave_out(data_set.name, each)
     generation = {"max_new_tokens": args.max_new_tokens}
     sizes = (args.batch_size, args.processes)
-    job = Job(args.model, args.checkpoint, opening_of(args), generation, *sizes, prepare=quiet_imports)
-    with Evaluation(source, job, data_sets, args.out, limit=args.limit) as evaluation:
+    job = Job(args.model, args.checkpoint, opening_of(args), generation, *sizes)
+    with closing(Evaluation(source, job, data_sets, args.out, limit=args.limit)) as evaluation:
         print(f"computing in {evaluation.computes_in}", file=sys.stderr)
         with tqdm(total=len(evaluation.unanswered), unit="question", desc="answering", disable=None) as bar:
             for question, answer in evaluation.answer():

@@ -10,10 +10,8 @@ planned.
 """
 
 import argparse
-import json
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
@@ -57,7 +55,6 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="share of the GPU's peak that is reached, recomputation counted as work (default: %(default)s, assumed)",
     )
     parser.add_argument("--samples", type=at_least(1), help="samples of an epoch, where lengths aren't measured")
-    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     return parser.parse_args(argv)
 
 
@@ -100,42 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
     lines = advise(values, planned.memory, available, memory_of)
     took = planned.seconds(GPUS[args.gpu].teraflops, args.mfu)
-    if args.json:
-        print(json.dumps(as_json(args, planned, available, others, lines, took), indent=2))
-    else:
-        print_plan(args, planned, available, others, lines, took)
+    print_plan(args, planned, available, others, lines, took)
     return int(planned.memory.total > available)
-
-
-def as_json(args, planned, available, others, lines, took) -> dict:
-    """The whole plan; memory in bytes, times in seconds."""
-    return {
-        "config": args.config,
-        "gpus": args.gpus,
-        "strategy": planned.strategy.name,
-        "bytes": {
-            "available": available,
-            "total": planned.memory.total,
-            "host": planned.memory.host,
-            "parts": dict(planned.memory.parts),
-            "moments": dict(planned.memory.moments),
-            "strategies": {strategy.name: plan.total for strategy, plan in others},
-        },
-        "fits": planned.memory.total <= available,
-        "advice": lines,
-        "parameters": {"total": planned.job.shape.parameters, "trained": planned.job.trained},
-        "batches": [asdict(batch) for batch in planned.job.batches],
-        "operations_per_sample": asdict(planned.work) | {"total": planned.work.total},
-        "lengths": {
-            "samples": planned.lengths.samples,
-            "mean": asdict(planned.lengths.mean),
-            "source": planned.lengths.source,
-        },
-        "steps": planned.steps,
-        "gpu": args.gpu,
-        "mfu": args.mfu,
-        "seconds": took,
-    }
 
 
 def print_plan(args, planned, available, others, lines, took) -> None:

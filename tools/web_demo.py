@@ -35,7 +35,6 @@ def serve(args: argparse.Namespace) -> None:
 
     find_source(args.model, args.checkpoint)  # a wrong path shows before transformers is imported
     password = read_password(args.password_file)
-    check_port(args.host, args.port)
     from xtuner_plugins.processes import quiet_imports
 
     quiet_imports()
@@ -50,23 +49,6 @@ def serve(args: argparse.Namespace) -> None:
     session = open_session(args.model, args.checkpoint, **opening_of(args))
     options = {"password": password, "max_upload_mb": args.max_upload_mb}
     launch(session, Path(args.model).resolve().name, host=args.host, port=args.port, **options).block_thread()
-
-
-def check_port(host: str, port: int) -> None:
-    """Refuses a port that can't be had, before a model is opened.
-
-    Raises:
-        ValueError: It is in use or may not be used, or the host isn't this machine.
-    """
-    import socket
-
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"port {port} of {host} can't be used ({reason}); give another --port or --host") from None
 
 
 def read_password(path: str | None) -> str | None:

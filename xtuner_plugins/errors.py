@@ -1,4 +1,4 @@
-"""The errors that data can cause, the settings of data that went, and checks of settings.
+"""The errors that data can cause, and checks of settings.
 
 Every message says what is wrong, where, and what to do about it. `reason` is a short machine-readable
 word (`image_missing`, `json`, `turn_order`...) by which the checker and the ledger count.
@@ -8,26 +8,6 @@ import errno
 import resource
 from collections.abc import Callable, Sequence
 from numbers import Integral
-
-# Settings of data that went, and what to do instead
-GONE_SETTINGS = {
-    "augment": "write jpeg_quality=(75, 100); images are no longer cropped or recolored in training",
-    "route": "write fast_decoding: False for pillow (the default), True or 'auto' for torchvision",
-    "backend_args": "write fsspec's options as storage_options; mount another store, or save LMDB as Parquet",
-    "store_timeout": "leave it out: a read is tried four times, 60 s each",
-    "image_cache_gib": "leave it out: images in stores are read each time; copy them to a disk to keep them",
-    "windows_paths": "leave it out: `\\` separates folders where no file has the name as it is",
-    "num_threads": "leave it out: set num_workers, whose processes open samples side by side",
-    "tile_sharing": "leave it out: several images of a record share max_tiles, as in the official code",
-    "too_long": "leave it out: a sample that is too long loses tiles, then the end of its text",
-    "max_bad_samples": "leave it out: a run stops beyond 100 unusable samples per epoch",
-    "max_pixels": "leave it out: images of more than 178,956,970 pixels are refused",
-    "min_tiles": "leave it out: the base's config.json says it (min_dynamic_patch)",
-    "use_thumbnail": "leave it out: the base's config.json says it",
-    "seed": "leave it out: which records a fraction in repeat_times takes is fixed",
-    "cache_dir": "set the environment variable XTUNER_PLUGINS_CACHE",
-    "record_sizes": "leave it out: sizes are read from the images' headers",
-}
 
 
 class DataError(ValueError):

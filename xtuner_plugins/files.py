@@ -29,6 +29,7 @@ CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
 FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so
 LONGEST_SILENCE = 60.0  # most seconds between two such messages
+PAUSE = 0.05  # seconds between two tries
 WILDCARDS = "*?"
 LOCAL_SCHEME = "file"
 # Packages that fsspec needs, by the scheme of a URL, as Python and pip name them; '' where it needs none
@@ -61,11 +62,8 @@ def content_hash(path: str | os.PathLike) -> str:
     """Hash of a file's bytes, as fast as a disk gives them."""
     import xxhash
 
-    digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def array_hash(*arrays: np.ndarray) -> str:
@@ -126,13 +124,12 @@ def save(path: Path, content: str | np.ndarray | dict[str, np.ndarray]) -> None:
     import numpy as np
 
     def write(target: Path) -> None:
-        with open(target, "wb") as file:
-            if isinstance(content, str):
-                file.write(content.encode())
-            elif isinstance(content, dict):
-                np.savez(file, **content)
-            else:
-                np.save(file, np.ascontiguousarray(content))
+        if isinstance(content, str):
+            target.write_text(content, encoding="utf-8")
+        elif isinstance(content, dict):
+            np.savez(target, **content)
+        else:
+            np.save(target, np.ascontiguousarray(content))
 
     with writing(path):
         write_whole(path, write)
@@ -174,15 +171,15 @@ def locked(path: Path) -> Iterator[None]:
         file = open(path, "a+", encoding="utf-8")  # "w" would erase what the holder wrote
     with file:
         with writing(path):
-            _wait_for_lock(file, path)
+            _wait_for_lock(file)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})")
             file.flush()
         yield  # closing the file releases the lock
 
 
-def _wait_for_lock(file: IO[str], path: Path) -> None:
-    started, pause, say_at = time.monotonic(), 0.01, FIRST_WORD
+def _wait_for_lock(file: IO[str]) -> None:
+    started, say_at = time.monotonic(), FIRST_WORD
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,17 +189,13 @@ def _wait_for_lock(file: IO[str], path: Path) -> None:
         if waited >= say_at:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 file.seek(0)
-                print(_waiting_message(file.read(), path, waited), file=sys.stderr, flush=True)
+                said = (
+                    f"waiting {waited:.0f} s for {file.read() or 'another process'}, which holds {file.name} while it "
+                )
+                said += "prepares the data; if it isn't at work, end it, and this process goes on"
+                print(said, file=sys.stderr, flush=True)
             say_at += min(say_at, LONGEST_SILENCE)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.25)
-
-
-def _waiting_message(holder: str, path: Path, waited: float) -> str:
-    return (
-        f"waiting {waited:.0f} s for {holder or 'another process'}, which holds {path} while it prepares the data; "
-        "if it isn't at work, end it, and this process goes on"
-    )
+        time.sleep(PAUSE)
 
 
 def is_url(path: object) -> bool:
@@ -225,11 +218,6 @@ def local_path(path: str) -> str:
 def absolute_path(path: str) -> str:
     """The absolute path of an entry; a URL as it is."""
     return path if is_url(path) else os.path.abspath(path)
-
-
-def real_path(path: str) -> str:
-    """The path of an entry without links, by which two entries are compared; a URL as it is."""
-    return path if is_url(path) else os.path.realpath(path)
 
 
 def masked(text: str) -> str:

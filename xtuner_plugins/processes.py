@@ -26,13 +26,12 @@ STARTED_BY = "XTUNER_PLUGINS_STARTED_BY"  # process id of the caller of `start_b
 ENDED_BY = "XTUNER_PLUGINS_ENDED_BY"  # number of the signal that a child gets when its parent ends, if not SIGKILL
 
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer name, and the older one
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # What a process gets that is to finish its work when its parent ends.
-PARENT_ENDED = signal.SIGRTMIN + 12 if sys.platform == "linux" else signal.SIGTERM
-STOP_REQUESTS = tuple(dict.fromkeys([*STOP_SIGNALS, PARENT_ENDED]))
+PARENT_ENDED = signal.SIGRTMIN + 12
+STOP_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, PARENT_ENDED)
 
 
-def die_with_parent(parent: int | None = None, *, watch: bool = sys.platform != "linux") -> None:
+def die_with_parent(parent: int | None = None, *, watch: bool = False) -> None:
     """Makes this process end (SIGKILL) as soon as its parent ends. Call it first in a child process.
 
     The variable ``ENDED_BY`` in the environment names another signal, on which a training saves before it ends. If the
@@ -60,13 +59,11 @@ def die_with_parent(parent: int | None = None, *, watch: bool = sys.platform != 
 
 
 def start_bound(command: Sequence[str], **options) -> subprocess.Popen:
-    """As `subprocess.Popen`, for a program that ends with this process (on Linux: with the calling thread).
+    """As `subprocess.Popen`, for a program that ends with the calling thread.
 
     Processes started by that program end with it if they call `die_with_parent`.
     """
     options["env"] = {**(options.get("env") or os.environ), STARTED_BY: str(os.getpid())}
-    if sys.platform != "linux":  # only Linux has the kernel's signal
-        return subprocess.Popen(command, **options)
     parent, libc = os.getpid(), ctypes.CDLL(None, use_errno=True)
 
     def bind() -> None:
@@ -85,17 +82,15 @@ def leave_signals_to_parent() -> None:
 
 
 def is_ancestor(pid: int) -> bool:
-    """Whether ``pid`` is a living ancestor of this process; True where the system can't tell (no ``/proc``)."""
-    current: int | None = os.getpid()
-    while current is not None and current > 1:
+    """Whether ``pid`` is a living ancestor of this process."""
+    current: int | None = os.getppid()
+    while current and current != pid:
         current = parent_of(current)
-        if current == pid:
-            return True
-    return not os.path.isdir("/proc/self")
+    return current == pid
 
 
 def parent_of(pid: int) -> int | None:
-    """The parent of a process; None if the process has ended or the system can't tell."""
+    """The parent of a process; None if the process has ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return int(file.read().rpartition(")")[2].split()[1])
@@ -104,7 +99,7 @@ def parent_of(pid: int) -> int | None:
 
 
 def program_of(pid: int | None) -> str:
-    """The name of the program or Python script that a process runs; '' if the system can't tell."""
+    """The name of the program or Python script that a process runs; '' if it has ended."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = [os.path.basename(word) for word in os.fsdecode(file.read()).split("\0")]
@@ -115,9 +110,7 @@ def program_of(pid: int | None) -> str:
 
 def num_cores() -> int:
     """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def map_in_workers(work: Callable, items: Sequence, num_workers: int | None = None) -> Iterator:

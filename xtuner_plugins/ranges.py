@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .errors import SettingError
 from .files import LOCAL_SCHEME, STORE_PACKAGES, is_url, masked, scheme_of
 
 MAX_TILES = 256  # published configurations use up to 40
@@ -23,10 +24,9 @@ DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 OBJECTIVES = {"dpo": True, "ipo": True, "hinge": True, "bco_pair": True, "orpo": False, "simpo": False, "sft": False}
 # A supervised token weighs this power of their number in its sample; the names are those of the official code.
 REDUCTIONS = {"token": 0.0, "square": -0.5, "sample": -1.0}
-# Names of options that hold a credential itself: `key`, `secret`, `token`, `aws_session_token`, `access_key_id` ...
+# Names of options that hold a credential itself: `key`, `secret`, `aws_session_token`, `access_key_id` ...
 _CREDENTIAL = re.compile(
-    r"(?:^|_)(?:key|secret|token|password|passwd|pwd|credentials?|signature|sas)(?:$|_)"
-    r"|access_?key|secret|^(?:authorization|cookie)$|password"
+    r"(?<![a-z])(key|token|pwd|sas|signature|credentials?|cookie)(?![a-z])|access_?key|secret|passw|authorization"
 )
 # What gcsfs takes for `token` that is none, beside the path of a file of credentials
 _NO_TOKENS = re.compile(r"anon|google_default|cloud|cache|browser|.*\.json")
@@ -38,87 +38,70 @@ _CREDENTIALS_REMEDY = (
 _USER_IN_URL = re.compile(r"://[^/\s]*:[^\s@]*@")
 
 
-class RangeError(ValueError):
-    """A value out of its range.
-
-    Attributes:
-        problem: What is wrong, with the value.
-        remedy: What to give instead.
-    """
-
-    def __init__(self, problem: str, remedy: str):
-        super().__init__(f"{problem}; {remedy}")
-        self.problem, self.remedy = problem, remedy
-
-
 class Range(NamedTuple):
-    """Numbers that a setting can be: from ``low`` on and less than ``below``; or one of ``others``.
+    """Values that a setting can have: numbers from ``low`` on and less than ``below``, or one of ``others``.
 
     Attributes:
-        low: None for no number at all.
-        below: less than this.
-        is_whole: whole numbers alone.
-        is_above: ``low`` itself is none of them.
-        others: further values.
+        kinds: Types of the numbers; none where only ``others`` count.
+        is_above: ``low`` itself is no such number.
     """
 
-    low: float | None
+    low: float = 0
     below: float = math.inf
-    is_whole: bool = False
+    kinds: tuple[type, ...] = (int, float)
     is_above: bool = False
     others: tuple = ()
 
     def holds(self, value: Any) -> bool:
         """Whether the setting can have this value; True and texts are no numbers."""
-        if self.low is None or type(value) not in ((int,) if self.is_whole else (int, float)):
-            return value in self.others
-        return (self.low < value if self.is_above else self.low <= value) and value < self.below or value in self.others
+        if type(value) in self.kinds and self.low <= value < self.below and not (self.is_above and value == self.low):
+            return True
+        return value in self.others
 
     @property
     def remedy(self) -> str:
         """What to give."""
-        if self.low is None:
-            return f"it is one of: {', '.join(self.others)}"
-        said = f"give a {'whole ' * self.is_whole}number"
+        if not self.kinds:
+            return f"it is one of: {', '.join(map(str, self.others))}"
+        said = f"give a {'whole ' * (self.kinds == (int,))}number"
         said += f" above {self.low}" if self.is_above else f", {self.low} or more"
         said += f" and less than {self.below}" if self.below < math.inf else ""
         return said + "".join(f", or {other}" for other in self.others)
 
 
-_COUNT, _KEPT, _SHARE = Range(1, is_whole=True), Range(1, is_whole=True, others=(-1,)), Range(0, 1)
-_ANY, _PART = Range(0), Range(0, 1, is_above=True)
+_ABOVE = Range(is_above=True)
 _COUNTS = """row_multiple lora_rank batch_size pack_tokens pack_tiles accumulative_counts val_interval val_batch_size
     val_benchmark_limit val_max_new_tokens""".split()
 # By the short names of `settings.SETTINGS`; a setting that is None is left to its class.
 RANGES = {
-    **dict.fromkeys(_COUNTS, _COUNT),
-    **dict.fromkeys(("save_steps", "save_total_limit"), _KEPT),  # -1: no limit
-    **dict.fromkeys(("lora_dropout", "drop_path", "warmup_ratio"), _SHARE),  # PEFT takes a dropout of -1 for 0
-    **dict.fromkeys(("lr", "weight_decay", "simpo_margin"), _ANY),
-    **dict.fromkeys(("visual_encoder_lr", "projector_lr", "llm_lr", "lora_lr"), _PART),
-    "num_workers": Range(0, is_whole=True),
-    "beta": Range(0, is_above=True),
+    **dict.fromkeys(_COUNTS, Range(1, kinds=(int,))),
+    **dict.fromkeys(("save_steps", "save_total_limit"), Range(1, kinds=(int,), others=(-1,))),  # -1: no limit
+    **dict.fromkeys(("lora_dropout", "drop_path", "warmup_ratio"), Range(0, 1)),  # PEFT takes a dropout of -1 for 0
+    **dict.fromkeys(("lr", "weight_decay", "simpo_margin"), Range()),
+    **dict.fromkeys(("visual_encoder_lr", "projector_lr", "llm_lr", "lora_lr"), _ABOVE._replace(below=1)),
+    "num_workers": Range(kinds=(int,)),
+    "beta": _ABOVE,
     "label_smoothing": Range(0, 0.5),  # from 0.5 on, the rejected answer would win
-    "max_grad_norm": Range(0, is_above=True, others=(math.inf,)),  # below 0 PyTorch would reverse the gradient
-    "dtype": Range(None, others=("auto", *DTYPE_NAMES)),
-    "loss_reduction": Range(None, others=tuple(REDUCTIONS)),
+    "max_grad_norm": _ABOVE._replace(others=(math.inf,)),  # below 0 PyTorch would reverse the gradient
+    "dtype": Range(kinds=(), others=("auto", *DTYPE_NAMES)),
+    "sequence_parallel": Range(kinds=(), others=(1, 2, 4, 8)),
+    "loss_reduction": Range(kinds=(), others=tuple(REDUCTIONS)),
 }
 
 
 def check(name: str, value: Any) -> Any:
-    """The value of a setting of `RANGES`; raises `RangeError` where it is out of its range."""
+    """The value of a setting of `RANGES`; raises `SettingError` where it is out of its range."""
     if not RANGES[name].holds(value):
-        raise RangeError(
-            f"{name}={value!r} is {'unknown' if RANGES[name].low is None else 'out of range'}", RANGES[name].remedy
-        )
+        problem = "out of range" if RANGES[name].kinds else "unknown"
+        raise SettingError(name, f"{name}={value!r} is {problem}", RANGES[name].remedy)
     return value
 
 
 def check_tiles(low: Any, high: Any) -> None:
-    """Limits of a grid of tiles; raises `RangeError`."""
+    """Limits of a grid of tiles; raises `SettingError`."""
     if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high <= MAX_TILES):
         remedy = f"give whole numbers with 1 <= min_tiles <= max_tiles <= {MAX_TILES}"
-        raise RangeError(f"min_tiles={low!r} and max_tiles={high!r} are no tile limits", remedy)
+        raise SettingError("tile_limits", f"min_tiles={low!r} and max_tiles={high!r} are no tile limits", remedy)
 
 
 def image_tokens(num_tiles: Sequence[int], tokens_per_tile: int) -> int:
@@ -127,86 +110,77 @@ def image_tokens(num_tiles: Sequence[int], tokens_per_tile: int) -> int:
 
 
 def check_room(max_tiles: int, use_thumbnail: bool, tokens_per_tile: int, limit: int, name: str = "max_length") -> None:
-    """Raises `RangeError` where no image can have ``max_tiles``: every large one would be shrunk silently."""
+    """Raises `SettingError` where no image can have ``max_tiles``: every large one would be shrunk silently."""
 
     def tokens(tiles: int) -> int:
         return image_tokens([tiles + (use_thumbnail and tiles > 1)], tokens_per_tile)
 
-    if tokens(max_tiles) < limit:
-        return
-    fitting = next((tiles for tiles in range(max_tiles, 0, -1) if tokens(tiles) < limit), None)
-    lower = f"lower max_tiles to {fitting} or " if fitting else ""
-    raise RangeError(
-        f"max_tiles={max_tiles} means images of {tokens(max_tiles):,} tokens (thumbnail included), but "
-        f"{name}={limit:,}",
-        f"{lower}raise {name} above {tokens(max_tiles):,}",
-    )
+    needed = tokens(max_tiles)
+    if needed >= limit:
+        fitting = next((tiles for tiles in range(max_tiles, 0, -1) if tokens(tiles) < limit), None)
+        lower = f"lower max_tiles to {fitting} or " if fitting else ""
+        problem = f"max_tiles={max_tiles} means images of {needed:,} tokens (thumbnail included), but {name}={limit:,}"
+        raise SettingError("max_tiles", problem, f"{lower}raise {name} above {needed:,}")
 
 
 def check_benchmarks(value: Any) -> None:
-    """``val_benchmarks``: a path or several; raises `RangeError`."""
+    """``val_benchmarks``: a path or several; raises `SettingError`."""
     for path in [value] if isinstance(value, str) else value or ():
         if not isinstance(path, str) or not Path(path).exists():
-            raise RangeError(
-                f"val_benchmarks: {path} does not exist", "correct it, or set val_benchmarks = [] for none"
-            )
+            remedy = "correct it, or set val_benchmarks = [] for none"
+            raise SettingError("val_benchmarks", f"val_benchmarks: {path} does not exist", remedy)
 
 
 def check_objectives(value: Any) -> dict[str, float]:
-    """The weights of a mixture of preference objectives; raises `RangeError`."""
+    """The weights of a mixture of preference objectives; raises `SettingError`."""
     names = ", ".join(OBJECTIVES)
     if not isinstance(value, Mapping) or not value:
-        raise RangeError(
-            f"objectives={value!r} is no mixture", f'give at least one of {names} with its weight: {{"dpo": 1.0}}'
-        )
+        remedy = f'give at least one of {names} with its weight: {{"dpo": 1.0}}'
+        raise SettingError("objectives", f"objectives={value!r} is no mixture", remedy)
     for name, weight in value.items():
         if name not in OBJECTIVES:
-            raise RangeError(f"objectives: {name!r} is unknown", f"there are {names}")
+            raise SettingError("objectives", f"objectives: {name!r} is unknown", f"there are {names}")
         if not RANGES["beta"].holds(weight):
-            raise RangeError(f"objectives: {weight!r} is no weight of {name}", RANGES["beta"].remedy)
+            problem = f"objectives: {weight!r} is no weight of {name}"
+            raise SettingError("objectives", problem, RANGES["beta"].remedy)
     return {name: float(weight) for name, weight in value.items()}
 
 
 def check_store_url(url: str) -> None:
-    """A URL among ``data_paths`` or ``image_folders``; raises `RangeError`."""
-    scheme = scheme_of(url)
+    """A URL among ``data_paths`` or ``image_folders``; raises `SettingError`."""
+    scheme, shown = scheme_of(url), masked(url)
     if scheme == LOCAL_SCHEME:
         return
     if scheme not in STORE_PACKAGES or "::" in url or not url.lower().startswith(scheme):
-        known = ", ".join((LOCAL_SCHEME, *STORE_PACKAGES))
-        remedy = f"there are {known}; mount another store, or copy the data"
-        raise RangeError(f"{masked(url)} is a URL of a kind that isn't read", remedy)
+        remedy = f"there are {', '.join((LOCAL_SCHEME, *STORE_PACKAGES))}; mount another store, or copy the data"
+        raise SettingError("storage_options", f"{shown} is a URL of a kind that isn't read", remedy)
     if _USER_IN_URL.search(url) and scheme not in ("http", "https"):
-        raise RangeError(f"{masked(url)} holds a credential itself, which nothing reads there", _CREDENTIALS_REMEDY)
+        problem = f"{shown} holds a credential itself, which nothing reads there"
+        raise SettingError("storage_options", problem, _CREDENTIALS_REMEDY)
     package = STORE_PACKAGES[scheme]
     if package and importlib.util.find_spec(package) is None:
-        raise RangeError(f"{masked(url)} needs the package {package}", f"pip install {package}")
+        raise SettingError("storage_options", f"{shown} needs the package {package}", f"pip install {package}")
 
 
 def check_storage_options(value: Any) -> None:
-    """``storage_options``, which each run's copy of its config will show; raises `RangeError`."""
+    """``storage_options``, which each run's copy of its config will show; raises `SettingError`."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        said = "of numbers" if isinstance(value, Mapping) else f"{masked(repr(value))[:80]}"
-        raise RangeError(
-            f"storage_options is no dict of options ({said})", "write storage_options=dict(endpoint_url=..., anon=True)"
-        )
-    if (name := _find_credential(value)) is not None:
+        said = "of names" if isinstance(value, Mapping) else f"({masked(repr(value))[:80]})"
+        remedy = "write storage_options=dict(endpoint_url=..., anon=True)"
+        raise SettingError("storage_options", f"storage_options is no dict of options {said}", remedy)
+    if name := next(_find_credentials(value, ""), None):
         problem = f"storage_options holds a credential itself ({name}), and each run writes a copy of its config"
-        raise RangeError(problem, _CREDENTIALS_REMEDY)
+        raise SettingError("storage_options", problem, _CREDENTIALS_REMEDY)
 
 
-def _find_credential(value: Any, name: str = "") -> str | None:
-    """The name of the first option that holds a credential."""
-    if isinstance(value, Mapping):
-        found = (_find_credential(each, f"{name}.{key}" if name else str(key)) for key, each in value.items())
-    elif isinstance(value, (list, tuple)):
-        found = (_find_credential(each, name) for each in value)
-    elif not isinstance(value, (str, bytes)) or not value:
-        return None
-    else:
-        last = name.rpartition(".")[2].lower()
-        if last == "token" and isinstance(value, str) and _NO_TOKENS.fullmatch(value):
-            return None
-        in_url = isinstance(value, str) and is_url(value) and _USER_IN_URL.search(value)
-        return name if in_url or (_CREDENTIAL.search(last) and not last.endswith(("_file", "_path"))) else None
-    return next((each for each in found if each is not None), None)
+def _find_credentials(value: Any, name: str) -> Iterator[str]:
+    """Names of options that hold a credential."""
+    if isinstance(value, (Mapping, list, tuple)):
+        named = value.items() if isinstance(value, Mapping) else ((name, each) for each in value)
+        for key, each in named:
+            yield from _find_credentials(each, str(key).lower())
+    elif isinstance(value, (str, bytes)) and value:
+        text = value if isinstance(value, str) else ""
+        is_none = name.endswith(("_file", "_path")) or (name == "token" and _NO_TOKENS.fullmatch(text))
+        if (_CREDENTIAL.search(name) and not is_none) or (is_url(text) and _USER_IN_URL.search(text)):
+            yield name

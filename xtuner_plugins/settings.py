@@ -31,6 +31,7 @@ CONFIGS = _HERE.parent / ("xtp_configs" if IS_INSTALLED else "configs")
 PACKAGE = "xtp_configs"  # configs/ under a name that MMEngine finds: a distribution's own name would not do
 PREPARED = "xtuner_plugins.engine.prepared"
 LABELS = ("trains", "frozen", "starts from", "data", "hardware", "launch", "less memory", "note")
+VALIDATION = "default_hooks.validation"
 # What MMEngine's runners and XTuner's command read at the top level of a config.
 RUNNER_KEYS = frozenset(
     """model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr
@@ -83,9 +84,11 @@ quant_type model.llm_quantization.bnb_4bit_quant_type nf4 or fp4
 dtype model.dtype auto: bfloat16 where the device has it, else float16
 gradient_checkpointing model.gradient_checkpointing less memory, one more forward pass
 visual_encoder_checkpointing model.visual_encoder_checkpointing None: as gradient_checkpointing
+offload_activations model.offload_activations True: inputs of the LLM's blocks in the CPU's memory
 drop_path model.drop_path stochastic depth of an encoder that trains
 compile_blocks model.compile_blocks torch.compile; not with ZeRO-3 or 4 bits
 row_multiple model.row_multiple tokens; a row on a GPU is filled up to a multiple
+sequence_parallel model.sequence_parallel GPUs that share each row of tokens: 1, 2, 4 or 8
 objectives model.objectives of preference pairs: name to weight
 beta model.beta scale of rewards
 label_smoothing model.label_smoothing of dpo: share of pairs whose labels may be swapped
@@ -246,13 +249,6 @@ def read_config(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     return cfg
 
 
-def load_config(name: str, changes: Mapping[str, Any] | None = None) -> Config:
-    """As `read_config`, and imports all that the config names; raises `ConfigError` also where an import fails."""
-    cfg = read_config(name, changes)
-    import_types(cfg)
-    return cfg
-
-
 def import_types(cfg: Config) -> None:
     """Imports of a config are lazy: this makes every one of them happen; raises `ConfigError` where one fails."""
     try:
@@ -262,9 +258,7 @@ def import_types(cfg: Config) -> None:
 
 
 def _unreadable(path: str, error: Exception) -> ConfigError:
-    line, said = "", str(error)
-    if isinstance(error, SyntaxError):
-        line, said = f":{error.lineno}", error.msg
+    line, said = (f":{error.lineno}", error.msg) if isinstance(error, SyntaxError) else ("", str(error))
     problem = f"{type(error).__name__}: {' '.join(said.split())[:300]}"
     if "inheritance chain" in said:  # MMEngine's two kinds of configs
         problem = "`_base_` can't take in a config that is written with imports, nor stand in one"
@@ -322,43 +316,40 @@ def value_at(cfg: Config | Mapping[str, Any], key: str, default: Any = None) -> 
 
 def _change(cfg: Config, key: str, value: Any) -> None:
     """Gives a key a value; raises `ConfigError` where nothing reads it, or the config has no such place."""
-    *parents, last = key.split(".")
+    *parents, last = parts = key.split(".")
     if key in SETTINGS:
         raise ConfigError(f"{key}: no key of the runner; write {SETTINGS[key].key}=..., or --set {key}=...")
-    if (top := key.partition(".")[0]) not in RUNNER_KEYS:
-        raise ConfigError(f"{key}: nothing reads {top!r}{_near(top, [*SETTINGS, *RUNNER_KEYS])}")
+    if parts[0] not in RUNNER_KEYS:
+        raise ConfigError(f"{key}: nothing reads {parts[0]!r}{_near(parts[0], [*SETTINGS, *RUNNER_KEYS])}")
     node = cfg._cfg_dict
-    for depth, part in enumerate(parents):
-        node = _below(node, part, key, ".".join(parents[:depth]))
-    if isinstance(node, dict):
-        node[last] = copy.deepcopy(value)
-    else:
-        _below(node, last, key, ".".join(parents))
-        node[int(last)] = copy.deepcopy(value)
-
-
-def _below(node: Any, part: str, key: str, above: str) -> Any:
-    """The value under a name of a dict, or an index of a list; ``key`` and ``above`` are for the message."""
-    if isinstance(node, list):
-        if part.isdigit() and int(part) < len(node):
-            return node[int(part)]
-        raise ConfigError(f"{key}: {above} is a list of {len(node)}, which has no {part!r}; give an index, from 0 on")
-    if not isinstance(node, dict):
-        rest = key[len(above) + 1 :]
-        raise ConfigError(f"{key}: {above} is {node!r} and has no {rest!r}; give all of it: {above}=...")
-    if part not in node:
-        hint = _near(part, node) or f"; give all of it: {f'{above}.{part}'.lstrip('.')}='{{...}}'"
-        raise ConfigError(f"{key}: {above or 'the config'} has no {part!r}{hint}")
-    return dict.__getitem__(node, part)
+    for depth, part in enumerate(parts):
+        is_dict, is_last = isinstance(node, dict), depth == len(parents)
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            part = int(part)
+        elif not is_dict or (part not in node and not is_last):
+            above = ".".join(parts[:depth])
+            said = f"{above or 'the config'} {'' if is_dict else f'is {node!r} and '}has no {part!r}"
+            whole = ".".join(parts[: depth + is_dict])
+            raise ConfigError(f"{key}: {said}{is_dict and _near(part, node) or f'; give all of it: {whole}=...'}")
+        if is_last:
+            node[part] = copy.deepcopy(value)
+        else:
+            node = (dict if is_dict else list).__getitem__(node, part)  # an attribute would be imported
 
 
 def complete(cfg: Mapping[str, Any]) -> None:
-    """Fills in what follows from other keys: the data's base is the model's, and without workers none persist."""
+    """Fills in what follows from other keys.
+
+    The data's base is the model's, its sampler knows how many ranks share a row, and without workers none persist.
+    """
     model, loader = cfg.get("model"), cfg.get("train_dataloader")
     if not isinstance(model, dict) or not isinstance(loader, dict):
         return
     if isinstance(loader.get("dataset"), dict) and "base" in model:
         loader["dataset"].setdefault("base", model["base"])
+    ranks, sampler = model.get("sequence_parallel", 1), loader.get("sampler")
+    if isinstance(sampler, dict) and ranks != sampler.get("sequence_parallel", 1):
+        sampler["sequence_parallel"] = ranks
     if loader.get("num_workers") == 0:
         loader["persistent_workers"] = False
 
@@ -371,16 +362,6 @@ def make_reloadable(cfg: Config) -> None:
     cfg.custom_imports = dict(imports=[*(each for each in own if each != PREPARED), PREPARED])
 
 
-def validation_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the `ValidationHook` among a config's hooks, lazy or imported; empty without one."""
-    for hook in (*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())):
-        kind = hook.get("type") if isinstance(hook, Mapping) else None
-        name = getattr(kind, "_imported", None) or getattr(kind, "__name__", kind)
-        if isinstance(name, str) and name.rpartition(".")[2] == "ValidationHook":
-            return {key: value for key, value in hook.items() if key != "type"}
-    return {}
-
-
 DEEPSPEED = {path.stem: path for path in sorted((_HERE / "deepspeed").glob("*.json"))}
 
 
@@ -391,7 +372,7 @@ def deepspeed_file(value: str) -> Path:
     up in bfloat16.
 
     Raises:
-        ConfigError: Neither, or not a JSON file with an object.
+        ConfigError: Neither.
     """
     path = Path(value) if Path(value).is_file() else DEEPSPEED.get(value)
     if path is None:
@@ -399,15 +380,12 @@ def deepspeed_file(value: str) -> Path:
         hint = f"did you mean {close[0]}?" if close else "give a JSON file or one of these"
         problem = "no such file" if value.endswith(".json") else f"unknown; {hint} (known: {', '.join(DEEPSPEED)})"
         raise ConfigError(f"--deepspeed {value}: {problem}")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"--deepspeed {value}: not JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--deepspeed {value}: holds a {type(settings).__name__}, not an object of settings")
     return path
 
 
 def read_deepspeed(value: str) -> dict[str, Any]:
-    """The settings in the file of a value of ``--deepspeed``; raises as `deepspeed_file`."""
-    return json.loads(deepspeed_file(value).read_text(encoding="utf-8"))
+    """The settings in the file of a value of ``--deepspeed``; raises as `deepspeed_file`, or where it holds none."""
+    try:
+        return dict(json.loads(deepspeed_file(value).read_text(encoding="utf-8")))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"--deepspeed {value}: holds no JSON object of settings: {error}") from None

@@ -104,10 +104,8 @@ def opened(tmp_path, monkeypatch, write_data, make_image, qa):
         folder = make_image(f"{number}.png", 100 + number, 90)
     records = [qa(f"What is {number}?", image=f"{number % 4}.png") for number in range(5)]
     path = write_data([*records, qa(image="none.png"), qa(), {"a": 1}])
-    names, real = [], opening.load_reduced
-    monkeypatch.setattr(
-        opening, "load_reduced", lambda path, *more: names.append(os.path.basename(path)) or real(path, *more)
-    )
+    names, real = [], opening.load_image
+    monkeypatch.setattr(opening, "load_image", lambda path, *more: names.append(os.path.basename(path)) or real(path))
 
     def call():
         names.clear()

@@ -11,7 +11,7 @@ from tests.tools.test_refusals import run
 from xtuner_plugins.cli.from_xtuner import find_xtuner_config, import_config
 from xtuner_plugins.engine.check.text import check_text
 from xtuner_plugins.planning.published import BASES
-from xtuner_plugins.settings import SETTINGS, ConfigError, labels_of, load_config, read_config, value_at
+from xtuner_plugins.settings import SETTINGS, ConfigError, labels_of, read_config, value_at
 
 INTERNVL = sorted(name for name in cfgs_name_path if name.startswith("internvl_v") and name.endswith("finetune"))
 LORA = "internvl_v2_internlm2_5_8b_lora_finetune"
@@ -21,7 +21,7 @@ SAME = [
     *(f"optim_wrapper.{key}" for key in ("optimizer.lr", "optimizer.betas", "optimizer.weight_decay")),
     *("optim_wrapper.clip_grad.max_norm", "optim_wrapper.accumulative_counts", "train_cfg.max_epochs"),
     *(f"default_hooks.checkpoint.{key}" for key in ("interval", "max_keep_ckpts", "by_epoch")),
-    *(f"model.llm_lora.{key}" for key in ("r", "lora_alpha", "lora_dropout", "target_modules")),
+    *(f"model.llm_lora.{key}" for key in ("r", "lora_alpha", "lora_dropout")),
 ]
 NOTED = ("'float16'", "'dynamic'", "DatasetInfoHook", "save_optimizer", "hf download")
 
@@ -74,34 +74,35 @@ EDITS = [
     (('"OpenGVLab/InternVL2-8B"', '"me/mine"'), "hf download me/mine", {"template": "internlm2-chat"}),
     (("weight_decay = 0.05", "weight_decay = 0.0"), None, {"weight_decay": 0.0}),
     (("type=LengthGroupedSampler", "type=DefaultSampler"), None, {"train_dataloader.sampler.group_by": None}),
-    (("type=LengthGroupedSampler", "type=SGD"), "sampler SGD: random order here", {}),
+    (("type=LengthGroupedSampler", "type=SGD"), "sampler.type=", {}),
     (("max_norm=max_norm", "max_norm=0.5"), None, {"max_grad_norm": 0.5}),
-    (("eta_min=0.0", "eta_min=1e-7"), "eta_min=1e-07 is not carried over", {}),
-    (('dtype="float16"', 'dtype="bfloat16"'), "dtype='bfloat16' without loss scaling", {"dtype": "bfloat16"}),
-    (("max_epochs=max_epochs)", "max_iters=1001)"), "has no share of the run", {"max_steps": 501, "max_epochs": None}),
+    (("eta_min=0.0", "eta_min=1e-7"), "param_scheduler is not carried over", {}),
+    (('dtype="float16"', 'dtype="bfloat16"'), None, {"dtype": "bfloat16"}),
+    (("max_epochs=max_epochs)", "max_iters=1001)"), "set warmup_ratio", {"max_steps": 501, "max_epochs": None}),
     (("load_from = None", 'load_from = "a.pth"'), "load_from='a.pth' is not carried over", {}),
     (("seed=None", "seed=7"), "randomness.seed=7 is not", {}),
-    (("target_modules=None", 'target_modules=["wqkv"]'), "other names here", {"lora_targets": ["wqkv"]}),
+    (("target_modules=None", 'target_modules=["wqkv"]'), "target_modules=['wqkv'] is not", {"lora_targets": None}),
     (("freeze_llm=True,", 'freeze_llm=True,\n    pretrained_pth="b.pth",'), "model.pretrained_pth='b.pth' is not", {}),
     (("type=optim_type", "type=SGD"), "optim_wrapper.optimizer.type=", {}),
-    (("max_length=max_length", "max_length=max_length, repeat_times=3"), None, {"repeat_times": [3]}),
+    (("max_length=max_length", "max_length=max_length, repeat_times=3"), None, {"repeat_times": 3}),
     (("freeze_llm=True,", LORA_ON_BOTH), "visual_encoder_lora.r=16 is not carried over", {"lora_rank": 128}),
 ]
 
 
-@pytest.mark.parametrize("edit, note, settings", EDITS, ids=[edit[1] for edit, _, _ in EDITS])
-def test_what_a_user_changed_is_carried_over_or_named(edit, note, settings, tmp_path):
+def test_what_a_user_changed_is_carried_over_or_named(tmp_path):
     sgd = (
         "from torch.optim import AdamW",
         "from mmengine.dataset import DefaultSampler\nfrom torch.optim import SGD, AdamW",
     )
     plain = import_config(LORA, tmp_path / "mine.py")
-    imported, found = written(edited(tmp_path, sgd, edit), tmp_path)
-    said = " ".join(labels_of(tmp_path / "mine.py").get("differs", imported.text).split())
-    assert note is None or sum(note in line for line in imported.notes) == 1, imported.notes
-    assert note is None or not any(note in line for line in plain.notes)
-    assert all(line in " ".join(imported.text.split()) for line in imported.notes if "hf download" not in line), said
-    assert {name: value_at(found, SETTINGS[name].key if name in SETTINGS else name) for name in settings} == settings
+    for edit, note, settings in EDITS:
+        imported, found = written(edited(tmp_path, sgd, edit), tmp_path)
+        text = " ".join(imported.text.split())
+        assert note is None or sum(note in line for line in imported.notes) == 1, imported.notes
+        assert note is None or not any(note in line for line in plain.notes), note
+        assert all(line in text for line in imported.notes if "hf download" not in line), note
+        values = {name: value_at(found, SETTINGS[name].key if name in SETTINGS else name) for name in settings}
+        assert values == settings, edit
 
 
 def test_the_result_passes_the_check_on_a_tiny_base(toy_base, tmp_path):
@@ -115,7 +116,7 @@ def test_the_result_passes_the_check_on_a_tiny_base(toy_base, tmp_path):
     assert not any("hf download" in note for note in imported.notes)
     dataset = ours.train_dataloader.dataset
     assert dataset["repeat_times"] == [2, 0.5] and dataset["data_paths"] == [str(data)] * 2
-    check_text(load_config(str(tmp_path / "mine.py"), {"train_dataloader.dataset.max_tiles": 6}))
+    check_text(read_config(str(tmp_path / "mine.py"), {"train_dataloader.dataset.max_tiles": 6}))
 
 
 def test_what_is_no_config_of_xtuners_internvl_is_refused(tmp_path):
@@ -130,16 +131,13 @@ def test_what_is_no_config_of_xtuners_internvl_is_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             import_config(path, tmp_path / "out.py")
-    path = edited(tmp_path, ('data_root + "llava_images"', '["a", "b"]'))
-    with pytest.raises(ConfigError, match="1 data_paths, 2 image_folders, 1 repeat_times; give one for each file"):
-        import_config(path, tmp_path / "out.py")
 
 
 def test_the_tool_writes_names_and_replaces_nothing(tmp_path):
     name = "internvl_v2_phi3_4b_qlora_finetune"
     status, lines, imported = run("configs.py", "--from-xtuner", name, cwd=tmp_path)
     assert (status, imported) == (0, []) and all(line.endswith("does not exist yet") for line in lines)
-    assert load_config(str(tmp_path / f"{name}.py")).train_dataloader.batch_size == 8
+    assert read_config(str(tmp_path / f"{name}.py")).train_dataloader.batch_size == 8
     for words, message in (
         ([name], f"{name}.py exists; --force replaces it"),
         ([f"{name}.py", "--force"], f"{name}.py is the config itself; name another file with --write"),

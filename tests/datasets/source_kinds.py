@@ -2,7 +2,6 @@
 
 import base64
 import functools
-import gzip
 import io
 import json
 import tarfile
@@ -45,6 +44,11 @@ def make_images(folder: Path) -> Path:
     return folder
 
 
+def names_of(record: dict) -> list[str]:
+    names = record.get("image", [])
+    return [names] if isinstance(names, str) else names
+
+
 def as_lines(records: list[dict]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
@@ -54,22 +58,16 @@ def write_plain(records, images: Path, out: Path) -> dict:
     return {"data_paths": str(out / "plain.jsonl"), "image_folders": str(images)}
 
 
-def write_gzip(records, images: Path, out: Path) -> dict:
-    (out / "data.jsonl.gz").write_bytes(gzip.compress(as_lines(records)))
-    return {"data_paths": str(out / "data.jsonl.gz"), "image_folders": str(images)}
-
-
-def write_gzip_array(records, images: Path, out: Path) -> dict:
-    (out / "data.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
-    return {"data_paths": str(out / "data.json.gz"), "image_folders": str(images)}
-
-
-def write_zstd(records, images: Path, out: Path) -> dict:
+def write_packed(records, images: Path, out: Path, name: str) -> dict:
+    """Compressed as the suffix says: an array, or lines."""
     import pyarrow
 
-    with pyarrow.output_stream(str(out / "data.jsonl.zst"), compression="zstd") as file:
-        file.write(as_lines(records))
-    return {"data_paths": str(out / "data.jsonl.zst"), "image_folders": str(images)}
+    with pyarrow.output_stream(str(out / name), compression="zstd" if name.endswith("zst") else "gzip") as file:
+        file.write(as_lines(records) if "jsonl" in name else json.dumps(records).encode())
+    return {"data_paths": str(out / name), "image_folders": str(images)}
+
+
+write_gzip = functools.partial(write_packed, name="data.jsonl.gz")
 
 
 def write_windows(records, images: Path, out: Path) -> dict:
@@ -87,8 +85,7 @@ def write_columns(records, images: Path, out: Path) -> dict:
     """Turns under another name, and images as data URLs in the records."""
     changed = []
     for record in records:
-        names = record.get("image", [])
-        names = [names] if isinstance(names, str) else names
+        names = names_of(record)
         urls = ["data:image/png;base64," + base64.b64encode((images / name).read_bytes()).decode() for name in names]
         changed.append({"system": record.get("system"), "dialog": record["conversations"], "pictures": urls})
     (out / "columns.jsonl").write_bytes(as_lines(changed))
@@ -131,15 +128,8 @@ def as_rows(records, images: Path, image: str) -> list[dict]:
 
     rows = []
     for record in records:
-        names = record.get("image")
-        names = [names] if isinstance(names, str) else names
-        rows.append(
-            {
-                "images": None if names is None else [hold(name) for name in names],
-                "conversations": record["conversations"] or None,
-                "system": record.get("system"),
-            }
-        )
+        held = [hold(name) for name in names_of(record)] or None
+        rows.append({"images": held, "conversations": record["conversations"] or None, "system": record.get("system")})
     return rows
 
 
@@ -177,13 +167,9 @@ def write_saved(records, images: Path, out: Path) -> dict:
     import datasets
 
     rows = as_rows(records, images, "struct")
-    features = datasets.Features(
-        {
-            "images": datasets.List(datasets.Image()),
-            "conversations": datasets.List({"from": datasets.Value("string"), "value": datasets.Value("string")}),
-            "system": datasets.Value("string"),
-        }
-    )
+    text = datasets.Value("string")
+    turns, held = datasets.List({"from": text, "value": text}), datasets.List(datasets.Image())
+    features = datasets.Features({"images": held, "conversations": turns, "system": text})
     datasets.Dataset.from_list(rows, features=features).save_to_disk(out / "saved", num_shards=2)
     return {"data_paths": str(out / "saved")}
 
@@ -194,8 +180,7 @@ def write_webdataset(records, images: Path, out: Path, shards: int = 1) -> dict:
     for number in range(shards):
         with tarfile.open(out / f"{number:06}.tar", "w") as archive:
             for index, record in enumerate(records[number * per_shard : (number + 1) * per_shard]):
-                names = record.get("image", [])
-                names = [names] if isinstance(names, str) else names
+                names = names_of(record)
                 inside = {key: value for key, value in record.items() if key != "image"}
                 files = {f"{index:04}.json": json.dumps(inside).encode()}
                 for place, name in enumerate(names):
@@ -209,9 +194,9 @@ def write_webdataset(records, images: Path, out: Path, shards: int = 1) -> dict:
 
 
 KINDS = {
-    "json.gz": write_gzip_array,
+    "json.gz": functools.partial(write_packed, name="data.json.gz"),
     "jsonl.gz": write_gzip,
-    "jsonl.zst": write_zstd,
+    "jsonl.zst": functools.partial(write_packed, name="data.jsonl.zst"),
     "windows": write_windows,
     "columns and data URLs": write_columns,
     "images in zip": write_zip,

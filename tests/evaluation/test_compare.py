@@ -18,7 +18,7 @@ def results(answers, metric="exact_match", digest="1", name="own", **facts):
         own = {key: value[number] if isinstance(value, list) else value for key, value in facts.items()}
         expected = own.pop("expected", "A" if "choices" in own else "yes")
         item = Item(Question(key, "?"), (expected,), own)
-        rows.append(Row(name, item, answer, float(measure.score(answer, item)), ()))
+        rows.append(Row(name, item, answer, float(measure.score(answer, item))))
     return {"datasets": {name: {"hash": digest, "metric": metric}}}, rows
 
 
@@ -95,24 +95,18 @@ VERDICTS = [
 ]
 
 
-@pytest.mark.parametrize("metric, one, other, verdict, sentence", VERDICTS)
-def test_the_verdict(metric, one, other, verdict, sentence):
+def test_the_verdict():
     """Of forty questions; each pair of words is repeated twenty times."""
-    found = compare_one(*(results(dict(enumerate(words.split() * 20)), metric) for words in (one, other)))
-    assert found.verdict == verdict == found.as_json()["verdict"]
-    assert found.sentence().startswith(sentence) and ", 40 questions)" in found.sentence()
-    assert ("forgotten what A knows without images" in found.sentence()) == (verdict == "worse")
-
-
-@pytest.mark.parametrize("losses, verdict", [(5, "equal"), (6, "worse")])
-def test_a_verdict_needs_interval_and_p_value(losses, verdict):
-    """Five of forty that all become wrong have an interval below 0 and p = 0.0625; six have p = 0.03."""
-    one = results({n: "yes" for n in range(40)})
-    found = compare_one(one, results({n: "no" if n < losses else "yes" for n in range(40)}))
-    assert found.interval[1] < 0 and found.p_value == pytest.approx(2 / 2**losses) and found.verdict == verdict
-
-
-def test_one_image_gives_no_verdict():
+    for metric, one, other, verdict, sentence in VERDICTS:
+        found = compare_one(*(results(dict(enumerate(words.split() * 20)), metric) for words in (one, other)))
+        assert found.verdict == verdict == found.as_json()["verdict"]
+        assert found.sentence().startswith(sentence) and ", 40 questions)" in found.sentence()
+        assert ("forgotten what A knows without images" in found.sentence()) == (verdict == "worse")
+    # Five of forty that all become wrong have an interval below 0 and p = 0.0625; six have p = 0.03.
+    for losses, verdict in ((5, "equal"), (6, "worse")):
+        one = results({n: "yes" for n in range(40)})
+        found = compare_one(one, results({n: "no" if n < losses else "yes" for n in range(40)}))
+        assert found.interval[1] < 0 and found.p_value == pytest.approx(2 / 2**losses) and found.verdict == verdict
     found = compare_one(results({1: "yes", 2: "yes"}, group="a"), results({1: "no", 2: "no"}, group="a"))
     assert found.verdict == "unknown" and "all 2 questions are about one image or of one group" in found.sentence()
 

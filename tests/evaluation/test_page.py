@@ -36,16 +36,16 @@ RESULTS = {
 def rows(tmp_path):
     Image.new("RGB", (336, 224), "white").save(path := tmp_path / "a.png")
 
-    def row(dataset, name, answer, score, tiles):
-        images = ((), ()) if tiles == () else (("a.png",), (str(path),))
+    def row(dataset, name, answer, score, path=path):
+        images = (("a.png",), (str(path),)) if path else ((), ())
         expected = () if score is None else ("red", "rot")
-        return Row(dataset, Item(Question(name, "Which <b>?", *images), expected), answer, score, tiles)
+        return Row(dataset, Item(Question(name, "Which <b>?", *images), expected), answer, score)
 
     return [
-        row("own", "a", "<script>alert(1)</script>", 0.0, ((3, 2, 1),)),
-        row("own", "b", "red", 1.0, ((3, 2, 1),)),
-        row("own", "c", "[[0, 0, 500, 500]]", 0.4, ((1, 1, 0),)),
-        row("asked", "d", "only asked", None, ()),
+        row("own", "a", "<script>alert(1)</script>", 0.0),
+        row("own", "b", "red", 1.0),
+        row("own", "c", "[[0, 0, 500, 500]]", 0.4),
+        row("asked", "d", "only asked", None, None),
     ]
 
 
@@ -54,7 +54,7 @@ def test_one_result(rows, tmp_path, monkeypatch):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count('<div class="card" data-dataset=') == 3 and "exports/&lt;mine&gt;" in text
     assert "<script>alert" not in text and "Which &lt;b&gt;?" in text and "only asked" in text
-    assert "3 x 2 tiles + thumbnail" in text and "3 x 2 个图块和缩略图" in text and "red | rot" in text
+    assert "a.png, 336x224<" in text and "red | rot" in text
     assert "own.jsonl:9: no answer" in text and "10.0 to 40.0" in text and "(--limit 4)" in text
     assert len(re.search(r"const images = \[(.*)\]", text)[1].split(",")) == 2  # with boxes, and without
     assert "http" not in text.replace("data:image", ""), "loads nothing"
@@ -65,30 +65,10 @@ def test_one_result(rows, tmp_path, monkeypatch):
     assert "const images = []" in text and re.findall('class="soft path">(.*?)<', text) == ["own / a", "asked / d"]
 
 
-def test_breakdown(rows):
-    assert page.breakdown([(row,) for row in rows[:3]], page.TILES, lambda row: row.num_tiles) == [
-        ("data set", "range", "score", "questions"),
-        ("own", "1", "40.0", "1"),
-        ("own", "5-7", "50.0", "2"),
-    ]
-
-
-def test_ranges_follow_each_other():
-    assert [page.range_name(*each) for each in page.TILES] == ["0", "1", "2-4", "5-7", "8-10", "11-13", "14+"]
-    assert [page.range_name(*each) for each in page.CHARACTERS] == ["0", "1-3", "4-10", "11-30", "31-100", "101+"]
-
-
-@pytest.mark.parametrize("cut, columns, rows", [(None, [], []), ((1, 1, 0), [], []), ((3, 2, 1), [20, 40], [20])])
-def test_the_lines_between_tiles(cut, columns, rows):
-    page._draw_grid(image := Image.new("RGB", (60, 40)), cut)
-    assert [x for x in range(60) if image.getpixel((x, 1)) != (0, 0, 0)] == columns
-    assert [y for y in range(40) if image.getpixel((1, y)) != (0, 0, 0)] == rows
-
-
 def test_a_comparison(rows, tmp_path):
     own = {**RESULTS, "datasets": {"own": OWN}}
     better = [
-        Row("own", row.item, text, float(text == "red"), ((3, 2, 1),))
+        Row("own", row.item, text, float(text == "red"))
         for row, text in zip(rows[:3], ("red", "x", "<i>"), strict=True)
     ]
     other = {**own, "settings": {"dtype": "bfloat16", "limit": 4}}

@@ -1,6 +1,7 @@
 """The folder of an evaluation: one run at a time, begun and finished by the same model on the same data."""
 
 import json
+from contextlib import closing
 
 import pytest
 
@@ -26,10 +27,10 @@ def begin(toy_base, tmp_path):
 
 
 def test_answered_measured_and_gone_on_with(begin, tmp_path):
-    with begin(limit=1) as evaluation:
+    with closing(begin(limit=1)) as evaluation:
         assert len(evaluation.unanswered) == 1 == len(list(evaluation.answer()))
         assert evaluation.finish()["settings"]["limit"] == 1
-    with begin() as evaluation:
+    with closing(begin()) as evaluation:
         assert [question.id for question, _ in evaluation.answer()] == ["own/b"]
         results = evaluation.finish()
     again, rows = read_results(tmp_path / "out")
@@ -40,11 +41,11 @@ def test_answered_measured_and_gone_on_with(begin, tmp_path):
 
 
 def test_one_run_at_a_time_and_only_with_the_same_settings(begin):
-    with begin() as evaluation:
+    with closing(begin()) as evaluation:
         list(evaluation.answer())
         with pytest.raises(ValueError, match="is being written by another run"):
             begin()
     with pytest.raises(ValueError, match="max_new_tokens was 2 and is 3"):
         begin(max_new_tokens=3)
-    with begin() as evaluation:  # the refused one left no lock behind
+    with closing(begin()) as evaluation:  # the refused one left no lock behind
         assert evaluation.unanswered == []

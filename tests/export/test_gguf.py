@@ -4,6 +4,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.export.llama_cpp_runner import LlamaCpp
@@ -11,7 +12,7 @@ from tests.weights.language_models import write_llm
 from xtuner_plugins.datasets.images.tiling import resize_to_grid
 from xtuner_plugins.export import gguf
 from xtuner_plugins.export.base.build import build_base
-from xtuner_plugins.inference.session import ChatSession, Turn
+from xtuner_plugins.inference.session import ChatSession, Turn, normalize
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.weights import model_view
 from xtuner_plugins.weights.errors import CheckpointError
@@ -100,8 +101,12 @@ def test_llama_cpp_computes_what_we_compute(family, dtype, most, tmp_path, monke
     theirs, side = LlamaCpp(done["model"], done["mmproj"]), session.tiling.tile_size
     # Two tiles and a thumbnail, which llama.cpp makes of the resized image. GELU comes from a table there.
     for image, factor in ((noise(side, side), 1), (resize_to_grid(noise(2 * side, side), session.tiling), 10)):
-        turns = [Turn(QUESTION, [image])]
-        expected = session.first_log_probabilities(turns)
+        ids = torch.tensor([session.prompt_ids([Turn(QUESTION, [image])])])
+        session.model.img_context_token_id = session.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+        inputs = {"pixel_values": normalize(torch.cat(session.tiles([image]))), "input_ids": ids}
+        with torch.no_grad():
+            logits = session.model(**inputs, attention_mask=torch.ones_like(ids)).logits
+        expected = logits[0, -1].log_softmax(-1)
         _, count, first = theirs.ask(QUESTION, image)
-        assert count == len(session.prompt_ids(turns)) and len(first) >= 10
+        assert count == ids.shape[1] and len(first) >= 10
         assert max(abs(value - expected[token].item()) for token, value in first.items()) < most * factor

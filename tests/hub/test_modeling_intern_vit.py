@@ -13,26 +13,18 @@ def tiles(count=2, side=TILE, seed=0):
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("select_layer", [-1, -2, -4, 0, 2, 3])
-def test_patch_features_are_the_chosen_hidden_state_without_class_token(select_layer):
+def test_patch_features_are_the_chosen_hidden_state_without_class_token():
     vision = make_model().vision_model
     with torch.no_grad():
         states = vision(tiles(), output_hidden_states=True).hidden_states
-        features = vision.patch_features(tiles(), select_layer)
-    assert len(states) == 4
-    assert torch.equal(features, states[select_layer][:, 1:])
-
-
-def test_patch_features_skip_the_blocks_behind():
-    vision = make_model().vision_model
-    vision.encoder.layers[-1].forward = None  # calling it would fail
+        assert len(states) == 4
+        for layer in (-1, -2, -4, 0, 2, 3):
+            assert torch.equal(vision.patch_features(tiles(), layer), states[layer][:, 1:])
+    for layer in (-5, 4):
+        with pytest.raises(ValueError, match=f"select_layer = {layer}, but the encoder has 3"):
+            vision.patch_features(tiles(), layer)
+    vision.encoder.layers[-1].forward = None  # calling it would fail: the blocks behind are skipped
     assert vision.patch_features(tiles(), -2).shape == (2, 64, VISION["hidden_size"])
-
-
-@pytest.mark.parametrize("select_layer", [-5, 4])
-def test_no_such_layer(select_layer):
-    with pytest.raises(ValueError, match=f"select_layer = {select_layer}, but the encoder has 3"):
-        make_model().vision_model.patch_features(tiles(), select_layer)
 
 
 def grads(vision, pixels):
@@ -41,10 +33,9 @@ def grads(vision, pixels):
     return {name: parameter.grad for name, parameter in vision.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("frozen_embeddings", [False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(frozen_embeddings):
+def test_gradient_checkpointing_gives_the_same_gradients():
     vision = make_model().vision_model.train()
-    vision.embeddings.requires_grad_(not frozen_embeddings)
+    vision.embeddings.requires_grad_(False)
     plain = grads(vision, tiles())
     calls = []
     vision.encoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
@@ -52,7 +43,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(frozen_embeddings):
     assert vision.is_gradient_checkpointing
     recomputed = grads(vision, tiles())
     assert len(calls) == 2  # once forward, once again in backward
-    assert plain.keys() == recomputed.keys() and len(plain) >= 36
+    assert plain.keys() == recomputed.keys() and len(plain) >= 30
     for name in plain:
         assert plain[name] is not None and plain[name].abs().sum() > 0, name
         torch.testing.assert_close(recomputed[name], plain[name], atol=0, rtol=0)
@@ -81,10 +72,6 @@ def test_drop_path_grows_over_the_blocks_and_rests_in_evaluation():
     assert abs(dropped.mean() - 1) < 0.04
 
 
-def test_drop_path_of_a_single_block():
-    assert InternVisionModel(InternVisionConfig(**{**VISION, "num_hidden_layers": 1, "drop_path_rate": 0.2}))
-
-
 def test_another_tile_side_interpolates_positions():
     vision = make_model().vision_model
     stored = vision.embeddings.position_embedding.detach()
@@ -94,17 +81,6 @@ def test_another_tile_side_interpolates_positions():
         vision.embeddings.image_size = 168
         assert torch.equal(vision(tiles(side=168)).last_hidden_state, interpolated)
     torch.testing.assert_close(resize_positions(stored, 8, 8, 8), stored, atol=1e-6, rtol=0)
-
-
-def test_outputs_and_tuple():
-    vision = make_model().vision_model
-    with torch.no_grad():
-        out = vision(tiles())
-        last, pooled, states = vision(tiles(), return_dict=False, output_hidden_states=True)
-        again = vision(pixel_embeds=vision.embeddings(tiles())).last_hidden_state
-    assert torch.equal(out.last_hidden_state, last) and torch.equal(out.pooler_output, last[:, 0])
-    assert out.hidden_states is None and len(states) == 4 and torch.equal(again, last)
-    assert torch.equal(pooled, last[:, 0])
 
 
 def test_pixels_of_another_dtype_are_cast():
@@ -120,25 +96,14 @@ def test_nothing_that_newer_releases_would_lose_or_overwrite():
         assert "_init_weights" not in vars(cls)
 
 
-def test_optimum_intel_finds_no_flash_attention_to_switch_off():
-    assert make_model().vision_model.encoder.layers[0].attn.use_flash_attn is False
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
+def test_what_does_not_fit():
+    for change, message in (
         ({"norm_type": "batch_norm"}, "norm_type = 'batch_norm'.*layer_norm, rms_norm"),
         ({"num_attention_heads": 5}, "hidden_size = 48 is no multiple of num_attention_heads = 5"),
-    ],
-)
-def test_unfit_configs(change, message):
-    with pytest.raises(ValueError, match=message):
-        InternVisionModel(InternVisionConfig(**{**VISION, **change}))
-
-
-def test_unfit_pixels():
+    ):
+        with pytest.raises(ValueError, match=message):
+            InternVisionModel(InternVisionConfig(**{**VISION, **change}))
     vision = make_model().vision_model
+    assert vision.encoder.layers[0].attn.use_flash_attn is False  # optimum-intel switches it off where it finds it
     with pytest.raises(ValueError, match=r"not \(3, 112, 112\)"):
         vision(tiles()[0])
-    with pytest.raises(ValueError, match="not None"):
-        vision()

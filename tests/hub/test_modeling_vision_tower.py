@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from .cases import LLM, make_batch, make_config, make_model, make_tokenizer, write_directory
+from .cases import LLM, make_config, make_model, make_tokenizer, write_directory
 from .probing import run_probe
 
 SIZES = dict(
@@ -29,28 +29,23 @@ def llava_type(tower, **fields):
     return make_config(TOWERS[tower], LLM, **{"select_layer": -2, **MLP, **fields})
 
 
-@pytest.mark.parametrize("select_layer", [-1, -2, 0, 3])
 @torch.no_grad()
-def test_features_are_those_of_transformers(tower, select_layer):
+def test_features_are_those_of_transformers(tower):
     model = make_model(llava_type(tower))
     config_class, model_class = CLASSES[tower]
     theirs = model_class(config_class(**TOWERS[tower])).eval()
-    missing, unexpected = theirs.load_state_dict(model.vision_model.state_dict(), strict=False)
+    inner = getattr(theirs, "vision_model", theirs)  # transformers 5 has no class around it
+    missing, unexpected = inner.load_state_dict(model.vision_model.vision_model.state_dict(), strict=False)
     assert not unexpected and not missing
     pixels = torch.randn(2, 3, 112, 112)
-    hidden = theirs(pixels, output_hidden_states=True).hidden_states[select_layer]
-    expected = hidden[:, 1:] if tower == "clip" else hidden
-    assert expected.shape == (2, 64, 48)
-    # the same modules in the same order
-    assert torch.equal(model.vision_model.patch_features(pixels, select_layer), expected)
-
-
-def test_position_ids_do_not_matter(tower):
-    """Newer releases leave buffers that aren't stored undefined after loading."""
-    model, pixels = make_model(llava_type(tower)).vision_model, torch.randn(1, 3, 112, 112)
-    expected = model.patch_features(pixels)
-    model.vision_model.embeddings.position_ids = torch.full((1, 65), 7)
-    assert torch.equal(model.patch_features(pixels), expected)
+    hidden = theirs(pixels, output_hidden_states=True).hidden_states
+    # Newer releases leave buffers that aren't stored undefined after loading: they don't matter.
+    model.vision_model.vision_model.embeddings.position_ids = torch.full((1, 65), 7)
+    for select_layer in (-1, -2, 0, 3):
+        expected = hidden[select_layer][:, 1:] if tower == "clip" else hidden[select_layer]
+        assert expected.shape == (2, 64, 48)
+        # the same modules in the same order
+        assert torch.equal(model.vision_model.patch_features(pixels, select_layer), expected)
 
 
 @torch.no_grad()
@@ -64,14 +59,6 @@ def test_plain_projector(tower):
     assert (model.project(features) - by_hand).abs().max() < 1e-5  # two sums of 48 and 32 products in fp32
 
 
-@torch.no_grad()
-def test_pixel_shuffle_on_these_towers(tower):
-    model = make_model(make_config(TOWERS[tower], LLM, select_layer=-2))
-    pixels, ids = make_batch(model)
-    assert model.num_image_token == 16
-    assert model(pixel_values=pixels, input_ids=ids).logits.isfinite().all()
-
-
 def test_config_comes_back(tower, tmp_path):
     config = llava_type(tower)
     config.save_pretrained(tmp_path)
@@ -82,24 +69,13 @@ def test_config_comes_back(tower, tmp_path):
     assert written["projector_type"] == "mlp"
 
 
-def test_the_usual_config_says_nothing_new():
-    assert "projector_type" not in make_config().to_dict()
-    assert "projector_type" not in make_config(projector_type="pixel_shuffle_mlp").to_dict()
-
-
-@pytest.mark.parametrize(
-    "fields, message",
-    [
+def test_what_does_not_fit(tower):
+    for fields, message in (
         (dict(projector_type="resampler"), "projector_type = 'resampler'; legal are pixel_shuffle_mlp, mlp"),
         (dict(downsample_ratio=0.5), "downsample_ratio must be 1"),
-    ],
-)
-def test_impossible_projectors(fields, message):
-    with pytest.raises(ValueError, match=message):
-        make_model(llava_type("clip", **fields))
-
-
-def test_wrong_layer_and_size(tower):
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_model(llava_type(tower, **fields))
     model = make_model(llava_type(tower)).vision_model
     with pytest.raises(ValueError, match="select_layer = -5, but the encoder has 3 layers"):
         model.patch_features(torch.zeros(1, 3, 112, 112), -5)

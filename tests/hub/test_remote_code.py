@@ -38,6 +38,7 @@ def test_files_import_nothing_but_torch_and_transformers():
         "configuration_internvl_chat",
         "constants",
         "conversation",
+        "modeling_flash",
         "modeling_intern_vit",
         "modeling_internvl_chat",
         "modeling_vision_tower",

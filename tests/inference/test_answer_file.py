@@ -1,6 +1,7 @@
 """Answers are appended as they come; a run goes on with the file of a killed one, and touches no other."""
 
 import json
+from contextlib import closing
 
 import pytest
 
@@ -14,7 +15,7 @@ BUS, CAT = (Question(name, "What is it?", (name,), (f"/x/{name}",)) for name in 
 @pytest.fixture()
 def path(tmp_path):
     path = tmp_path / "new" / "answers.jsonl"
-    with AnswerFile(path, MADE_BY) as file:
+    with closing(AnswerFile(path, MADE_BY)) as file:
         file.add(BUS, "Ein Bus, grün.")
     return path
 
@@ -29,41 +30,37 @@ def test_a_line_per_answer(path):
     }
 
 
-@pytest.mark.parametrize("kept", [1, 10, -1])
-def test_what_a_killed_run_did_not_finish_is_asked_again(path, kept):
-    with AnswerFile(path, MADE_BY) as file:
+def test_what_a_killed_run_did_not_finish_is_asked_again(path):
+    with closing(AnswerFile(path, MADE_BY)) as file:
         file.add(CAT, "A cat.")
     first, second = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(first + second[:kept])
-    with AnswerFile(path, MADE_BY) as file:
-        assert file.has(BUS) and not file.has(CAT)
-        file.add(CAT, "A cat.")
-    assert path.read_bytes() == first + second
-
-
-def test_a_first_line_that_is_cut_off(path):
-    path.write_bytes(path.read_bytes()[:20])
-    with AnswerFile(path, MADE_BY) as file:
-        assert not file.has(BUS)
-    assert path.read_bytes() == b""
+    for whole, cut in ((first, second[:1]), (first, second[:10]), (first, second[:-1]), (b"", first[:20])):
+        path.write_bytes(whole + cut)
+        with closing(AnswerFile(path, MADE_BY)) as file:
+            assert (file.has(BUS), file.has(CAT)) == (bool(whole), False)
+            file.add(CAT, "A cat.")
+        assert path.read_bytes() == whole + second
 
 
 def test_other_settings_and_other_questions_are_refused(path):
     with pytest.raises(ValueError, match="max_new_tokens was 8 and is 9; give the same ones, or another --out"):
         AnswerFile(path, {**MADE_BY, "max_new_tokens": 9})
-    with AnswerFile(path, MADE_BY) as file, pytest.raises(ValueError, match="another question under id 'bus.jpg'"):
+    with (
+        closing(AnswerFile(path, MADE_BY)) as file,
+        pytest.raises(ValueError, match="another question under id 'bus.jpg'"),
+    ):
         file.has(Question("bus.jpg", "Which?", ("bus.jpg",)))
 
 
-@pytest.mark.parametrize("content", ["my notes\n", "my notes", '{"id": "a"}\n', "[1]\n"])
-def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, content):
+def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path):
     path = tmp_path / "notes.txt"
-    path.write_text(content)
-    with pytest.raises(ValueError, match="not an answer of this tool"):
-        AnswerFile(path, MADE_BY)
-    assert path.read_text() == content
+    for content in ("my notes\n", "my notes", '{"id": "a"}\n', "[1]\n"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="not answers of this tool"):
+            AnswerFile(path, MADE_BY)
+        assert path.read_text() == content
 
 
 def test_one_run_at_a_time(path):
-    with AnswerFile(path, MADE_BY), pytest.raises(ValueError, match="is being written by another run"):
+    with closing(AnswerFile(path, MADE_BY)), pytest.raises(ValueError, match="is being written by another run"):
         AnswerFile(path, MADE_BY)

@@ -1,9 +1,8 @@
 """Many questions: batched answers equal single ones, one bad image takes out its question, processes agree."""
 
-import os
 import shutil
-import signal
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,11 @@ def questions(tmp_path_factory):
     return [*asked, Question("text", "Hello"), Question("marks", "Two <image> <image>", ("a.png",), asked[0].paths)]
 
 
+@pytest.fixture(scope="module")
+def session(toy_base):
+    return open_session(toy_base, device="cpu")
+
+
 def job(base, **settings):
     return Job(str(base), opening={"device": "cpu"}, generation=SHORT, **settings)
 
@@ -42,54 +46,41 @@ def results(found):
     return answers
 
 
-def test_batched_answers_equal_single_ones_and_bad_images_are_named(toy_base, questions):
-    answers = results(list(answer_all(job(toy_base, batch_size=4), questions)))
+def test_batched_answers_equal_single_ones_and_bad_images_are_named(toy_base, questions, session):
+    answers = results(list(answer_all(job(toy_base, batch_size=4), questions, lengths_of(session))))
     bad = {name: answers.pop(name) for name in ("text.png", "cut.png", "marks", "long")}
     assert all(isinstance(each, Unusable) for each in bad.values())
     assert "text.png" in bad["text.png"].message and "cut.png" in bad["cut.png"].message
     assert bad["marks"].message.startswith("question marks: the question has 2 <image> for 1 images")
     assert "tokens, but the model knows 4,096 positions; lower" in bad["long"].message
-    session, single = open_session(toy_base, device="cpu"), {}
-    for question in questions:
-        if question.id in answers:
-            single[question.id] = session.answers([(question.text, question.paths)], **SHORT)[0]
-    assert answers == single and set(answers) == {"a.png", "b.png", "c.png", "text"}
+    asked = [each for each in questions if each.id in answers]
+    assert answers == {each.id: session.answers([(each.text, each.paths)], **SHORT)[0] for each in asked}
+    assert set(answers) == {"a.png", "b.png", "c.png", "text"}
 
 
-def test_the_longest_come_first(toy_base, questions):
-    questions = [each for each in questions if each.id != "long"]
-    batches, unusable = plan_batches(questions, lengths_of(open_session(toy_base, device="cpu")), 2)
+def test_the_longest_come_first_and_those_about_an_image_together(questions, session):
+    asked = [each for each in questions if each.id != "long"]
+    batches, unusable = plan_batches(asked, lengths_of(session), 2)
     named = [[question.id for question in batch] for batch in batches]
     assert named == [["b.png", "cut.png"], ["c.png", "marks"], ["a.png", "text"]]
     assert [question.id for question, _ in unusable] == ["text.png"]
-
-
-def test_questions_about_an_image_come_together(toy_base, questions):
     first = questions[2]
     shutil.copyfile(first.paths[0], other := str(Path(first.paths[0]).with_name("d.png")))
-    second = replace(first, id="d.png", paths=(other,))
-    asked = [
-        replace(each, id=f"{each.id} {text}", text=text)
-        for text in ("Why?", "Who is that?")
-        for each in (first, second)
-    ]
-    ((batch,), _) = plan_batches(asked, lengths_of(open_session(toy_base, device="cpu")), 4)
+    both = (first, replace(first, id="d.png", paths=(other,)))
+    asked = [replace(each, id=f"{each.id} {text}", text=text) for text in ("Why?", "Who is that?") for each in both]
+    ((batch,), _) = plan_batches(asked, lengths_of(session), 4)
     assert [each.id for each in batch] == ["b.png Who is that?", "b.png Why?", "d.png Who is that?", "d.png Why?"]
 
 
 @pytest.mark.slow
-def test_processes_answer_as_one(toy_base, questions):
-    one = results(list(answer_all(job(toy_base), questions)))
-    assert results(list(answer_all(job(toy_base, processes=2), questions))) == one
-
-
-@pytest.mark.slow
-def test_what_stops_a_process_is_said(toy_base, questions):
+def test_processes_answer_as_one_and_say_what_stops_them(toy_base, questions, session):
+    lengths = lengths_of(session)
+    one = results(list(answer_all(job(toy_base), questions, lengths)))
+    assert results(list(answer_all(job(toy_base, processes=2), questions, lengths))) == one
     with pytest.raises(ValueError, match="device 'tpu' can't be used"):
-        list(answer_all(Job(str(toy_base), opening={"device": "tpu"}, generation=SHORT, processes=2), questions))
+        list(answer_all(replace(job(toy_base, processes=2), opening={"device": "tpu"}), questions, lengths))
+    found = answer_all(job(toy_base, processes=2), questions * 9, lengths)
     with pytest.raises(RuntimeError, match="a process was killed or could not start .out of memory"):
-        list(answer_all(job(toy_base, processes=2, prepare=_die), questions))
-
-
-def _die():
-    os.kill(os.getpid(), signal.SIGKILL)
+        for _ in found:
+            for child in active_children():
+                child.kill()

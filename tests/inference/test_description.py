@@ -17,10 +17,9 @@ def run(toy_base, tmp_path_factory):
     return write_config(folder / "mine.py", toy_base), save_pth(make_model(toy_base), folder / "iter_2.pth")
 
 
-@pytest.mark.parametrize("max_tiles", [None, 2])
-def test_tiles_are_those_of_a_session(toy_base, run, tmp_path, max_tiles):
+def test_tiles_are_those_of_a_session(toy_base, run, tmp_path):
     convert(toy_base, tmp_path / "hf", format="hf")
-    for model in ((toy_base,), (tmp_path / "hf",), run):
+    for model, max_tiles in (((toy_base,), None), ((toy_base,), 2), ((tmp_path / "hf",), 2), (run, None), (run, 2)):
         session = open_session(*model, device="cpu", max_tiles=max_tiles)
         found = describe(find_source(*model), max_tiles=max_tiles)
         assert found.lengths == lengths_of(session)

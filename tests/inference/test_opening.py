@@ -61,22 +61,23 @@ def test_a_checkpoint_answers_as_its_export(run, tmp_path):
     assert answer(session) == answer(exported)
 
 
-@pytest.mark.parametrize("named", [None, 922, [922, 923]])
-@pytest.mark.parametrize("template", [None, "internlm2-chat"])
-def test_a_checkpoint_stops_where_its_export_does(toy_base, tmp_path, named, template):
+def test_a_checkpoint_stops_where_its_export_does(toy_base, tmp_path):
     shutil.copytree(toy_base, tmp_path / "base")
-    fields = {} if named is None else {"eos_token_id": named}
-    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(fields))
-    checkpoint = save_pth(make_model(tmp_path / "base"), tmp_path / "iter_1.pth")
-    if template:
-        content = torch.load(checkpoint, weights_only=False)
-        datasets = [{**LOCK["datasets"][0], "template": template}]
-        torch.save({**content, preprocessing.KEY: {**LOCK, "datasets": datasets}}, checkpoint)
-    config = write_config(tmp_path / "mine.py", tmp_path / "base")
-    export(config, checkpoint, tmp_path / "out")
-    exported, live = open_session(tmp_path / "out", device="cpu"), open_session(config, checkpoint, device="cpu")
-    assert live.model.template == exported.model.template == (template or "internvl2_5")
-    assert live.model.stop_token_ids() == exported.model.stop_token_ids() != []
+    written = tmp_path / "base" / "generation_config.json"
+    for number, (named, template) in enumerate([(None, None), (922, None), ([922, 923], "internlm2-chat")]):
+        written.write_text(json.dumps({} if named is None else {"eos_token_id": named}))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        checkpoint = save_pth(make_model(tmp_path / "base"), folder / "iter_1.pth")
+        if template:
+            content = torch.load(checkpoint, weights_only=False)
+            datasets = [{**LOCK["datasets"][0], "template": template}]
+            torch.save({**content, preprocessing.KEY: {**LOCK, "datasets": datasets}}, checkpoint)
+        config = write_config(folder / "mine.py", tmp_path / "base")
+        export(config, checkpoint, folder / "out")
+        exported, live = open_session(folder / "out", device="cpu"), open_session(config, checkpoint, device="cpu")
+        assert live.model.template == exported.model.template == (template or "internvl2_5")
+        assert live.model.stop_token_ids() == exported.model.stop_token_ids() != []
 
 
 def test_limits_are_those_of_the_session(run):
@@ -148,14 +149,10 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("words, message", REFUSED, ids=[message for _, message in REFUSED])
-def test_what_cannot_be_opened_is_named(words, message, odd, run, toy_base):
-    words = [word.format(odd=odd, run=run, base=toy_base) for word in words]
-    with pytest.raises(CheckpointError, match=message):
-        find_source(*words)
-
-
-def test_an_unknown_config(run):
+def test_what_cannot_be_opened_is_named(odd, run, toy_base):
+    for words, message in REFUSED:
+        with pytest.raises(CheckpointError, match=message):
+            find_source(*(word.format(odd=odd, run=run, base=toy_base) for word in words))
     with pytest.raises(ConfigError, match="did you mean finetune_lora"):
         find_source("finetune_lorra", run / "iter_4.pth")
 

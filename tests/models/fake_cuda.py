@@ -188,7 +188,6 @@ def run_forward(model: VisionLanguageModel, held: torch.dtype | None = None) -> 
         targets=positions[:SUPERVISED].clone(),
         weights=None,
         owners=positions[:SUPERVISED].clone(),
-        num_supervised=SUPERVISED,
     )
     pixels = torch.zeros(TILES, 3, model.tile_size, model.tile_size, device="cuda")
     mean_weight = torch.ones((), device="cuda")

@@ -14,6 +14,7 @@ WAYS = {
     "llm alone": dict(gradient_checkpointing=True, visual_encoder_checkpointing=False),
     "encoder alone": dict(gradient_checkpointing=False, visual_encoder_checkpointing=True),
     "all": dict(gradient_checkpointing=True),
+    "all, on the host": dict(gradient_checkpointing=True, offload_activations=True),
 }
 
 
@@ -63,6 +64,10 @@ def test_each_part_keeps_less_by_itself(base):
     kept = {name: kept_bytes(build(base, **settings), batch)[0] for name, settings in {"none": KEEPS, **WAYS}.items()}
     assert all(kept[name] < kept["none"] for name in WAYS)
     assert kept["all"] < min(kept["llm alone"], kept["encoder alone"])
+    inputs = 2 * batch["attention_mask"].sum() * 64 * 4  # of two blocks of the LLM, 64 numbers of 4 bytes per token
+    assert kept["all"] - kept["all, on the host"] >= inputs
+    with pytest.raises(ValueError, match="offload_activations=True needs gradient_checkpointing=True"):
+        build(base, gradient_checkpointing=False, offload_activations=True)
 
 
 def test_blocks_that_no_gradient_reaches_run_once(base):

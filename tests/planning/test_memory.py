@@ -36,8 +36,9 @@ def test_parts_add_up_and_the_largest_batch_counts(warm_up):
     assert plan.parts["fragmentation"] == int(FRAGMENTATION * max(plan.moments.values()))
     assert plan.moments[plan.moment] == max(plan.moments.values()) and plan.host == 0
     kept = plan_memory(replace(warm_up, recompute=False), plain(1)).moments
-    assert kept["backward"] - kept["backward of the head"] == act.llm_backward_bytes(warm_up, warm_up.batches[0])
     encoder, batch = replace(warm_up, whole=frozenset({"visual_encoder"})), warm_up.batches[0]
+    more = act.llm_backward_bytes(warm_up, batch) - act.head_kept_bytes(warm_up, batch)
+    assert kept["backward"] - kept["backward of the head"] == more
     passing = act.tile_bytes(encoder, batch) + act.encoder_backward_bytes(encoder, batch)
     moments = plan_memory(encoder, plain(1)).moments
     again = act.encoder_block_bytes(encoder, batch)
@@ -120,6 +121,27 @@ def test_zero_3_keeps_what_an_adapted_encoder_computes(warm_up):
     job = replace(warm_up, adapters={"visual_encoder": Adapters(4, ["qkv"], False)}, float_weights=False)
     again, kept = (act.encoder_kept_bytes(under(job, Strategy("x", 2, n)), job.batches[0]) for n in (2, 3))
     assert again == 2 * 5 * 2 * 8 and kept == 2 * act.encoder_block_bytes(job, job.batches[0])
+
+
+def test_ranks_that_share_a_row_hold_parts_of_it(warm_up):
+    """As a row of a quarter of the length, but for the features of all tiles, and keys that are repeated for each."""
+    whole, quarter = (replace(warm_up, batches=(Batch(*each),)) for each in ((4001, 5, 3000), (1001, 2, 1001)))
+    shared = replace(whole, sharing=4)
+    plans = [plan_memory(each, plain(4)).moments for each in (shared, quarter)]
+    assert plans[0]["loss"] == plans[1]["loss"] and plans[0]["encoding"] >= plans[1]["encoding"]
+    repeated = 2 * (4 - 2) * 4 * 2 * 1001  # keys and values of two heads more, of 4 numbers in 2 bytes, per token
+    assert plans[0]["backward"] - plans[1]["backward"] == repeated
+    gathered = 2 * 4 * 2 * 1 * 16 * 2  # sent and got, 8 tiles (two per rank) of a token, which has 16 numbers
+    assert plans[0]["end of backward"] - plans[1]["end of backward"] == repeated + gathered
+    for gpus, sharing in ((6, 4), (8, 8)):  # the LLM has four heads
+        assert "must divide" in obstacle(replace(whole, sharing=sharing), plain(gpus))
+
+
+def test_inputs_of_blocks_may_lie_on_the_host(warm_up):
+    """All but one of the two blocks' inputs, of 16 numbers in 2 bytes per token; the host holds them all."""
+    on_gpu, on_host = (plan_memory(replace(warm_up, on_host=each), plain(1)) for each in (False, True))
+    assert on_gpu.moments["loss"] - on_host.moments["loss"] == 10 * 16 * 2
+    assert on_gpu.host == 0 and on_host.host == act.llm_kept_bytes(warm_up, warm_up.batches[0])
 
 
 def test_deepspeed_files(warm_up):

@@ -43,20 +43,20 @@ def test_each_leaf_fits_the_hardware_that_it_names():
             assert own_data is False or run.seconds(100, 0.4) is None, name
 
 
-@pytest.mark.parametrize("name", ["siglip_sft_lora", "clip_qwen_7b_lora", "internvl_v3_5_qwen3_1b_lora_finetune"])
-def test_adapters_are_those_that_peft_adds(name):
+def test_adapters_are_those_that_peft_adds():
     """By names, by a regular expression, by the family's own targets."""
-    job, settings = planned(name)[0].job, settings_of(name)
-    model = meta_model(known_base(settings["model"]["base"]))
-    meta_model.cache_clear()
-    lora = {key: value for key, value in settings["model"]["llm_lora"].items() if key in ("r", "target_modules")}
-    with torch.device("meta"):
-        family = llm_family(model.language_model.config.to_dict())
-        inject_lora(model.language_model, dict(type=LoraConfig, **lora), family.lora_targets)
-    adapters = sum(p.numel() for p in model.language_model.parameters() if p.requires_grad)
-    assert job.adapter_parameters == adapters > 0
-    projector = sum(p.numel() for p in model.mlp1.parameters())
-    assert job.trained == adapters + projector * (not settings["model"].get("freeze_projector"))
+    for name in ("siglip_sft_lora", "clip_qwen_7b_lora", "internvl_v3_5_qwen3_1b_lora_finetune"):
+        job, settings = planned(name)[0].job, settings_of(name)
+        model = meta_model(known_base(settings["model"]["base"]))
+        meta_model.cache_clear()
+        lora = {key: value for key, value in settings["model"]["llm_lora"].items() if key in ("r", "target_modules")}
+        with torch.device("meta"):
+            family = llm_family(model.language_model.config.to_dict())
+            inject_lora(model.language_model, dict(type=LoraConfig, **lora), family.lora_targets)
+        adapters = sum(p.numel() for p in model.language_model.parameters() if p.requires_grad)
+        assert job.adapter_parameters == adapters > 0, name
+        projector = sum(p.numel() for p in model.mlp1.parameters())
+        assert job.trained == adapters + projector * (not settings["model"].get("freeze_projector")), name
 
 
 def test_the_largest_batches_of_rows_and_of_packs():
@@ -84,22 +84,19 @@ def test_steps_and_time():
     assert plan.plan_config(settings_of("finetune_packed") | {"train_cfg": {"max_iters": 7}}, plain(1)).steps == 7
 
 
-@pytest.mark.parametrize(
-    "settings, message",
-    [
+def test_what_cannot_be_planned():
+    loader = {"train_dataloader": {"batch_size": 1, "dataset": {"max_length": 512}}}
+    mine = {"base": "exports/mine"}
+    for settings, message in (
         ({"model": {"type": "LLaVAModel"}}, "base names no model directory"),
         ({"model": {"base": "models/none"}}, "'models/none' isn't there, and no shipped config says what is in it"),
-        ({"model": {"base": "exports/mine"}}, "needs batch_size and dataset.max_length"),
-        ({"model": {"base": "exports/mine", "freeze_projector": True}}, "nothing would train"),
-        ({"model": {"base": "exports/mine", "llm_lora": {"use_dora": True}}}, "use_dora=True isn't planned"),
-        ({"model": {"base": "exports/mine", "llm_quantization": {"load_in_4bit": True}}}, "packed weights"),
-    ],
-)
-def test_what_cannot_be_planned(settings, message):
-    if "batch_size" not in message and "base" not in message and "models" not in message:
-        settings = settings | {"train_dataloader": {"batch_size": 1, "dataset": {"max_length": 512}}}
-    with pytest.raises(ConfigError, match=message):
-        plan.plan_config(settings, strategy_named("deepspeed_zero3", 2))
+        ({"model": mine}, "needs batch_size and dataset.max_length"),
+        ({"model": {**mine, "freeze_projector": True}, **loader}, "nothing would train"),
+        ({"model": {**mine, "llm_lora": {"use_dora": True}}, **loader}, "use_dora=True isn't planned"),
+        ({"model": {**mine, "llm_quantization": {"load_in_4bit": True}}, **loader}, "packed weights"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan.plan_config(settings, strategy_named("deepspeed_zero3", 2))
 
 
 def test_a_reference_is_planned_where_one_is_computed():
@@ -184,7 +181,11 @@ def test_advice_is_planned_again():
     roomy = dict(settings, gradient_checkpointing=True)
     found = advise(20, 80, roomy, gradient_checkpointing_False=70, batch_size_8=81)
     assert found == ["gradient_checkpointing=False fits too: 70.0 of 80.0 GiB"]
-    packed = dict(pack_tokens=8192, pack_tiles=26, batch_size=1, accumulative_counts=4)
+    found = advise(20, 80, dict(roomy, sequence_parallel=4), sequence_parallel_1=60, batch_size_8=81)
+    assert found[0] == "sequence_parallel=1 fits too: 60.0 of 80.0 GiB"
+    found = advise(100, 80, roomy, offload_activations_True=70, batch_size_2=101, batch_size_1=101, max_tiles_6=101)
+    assert found == ["offload_activations=True saves 30.0 GiB: 70.0 of 80.0 GiB"]
+    packed = dict(pack_tokens=8192, pack_tiles=26, batch_size=1, accumulative_counts=4, offload_activations=True)
     assert advise(100, 80, packed) == ["pack_tokens=4096 pack_tiles=13 saves 50.0 GiB: 50.0 of 80.0 GiB"]
 
 

@@ -13,9 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import HANGS_AFTER
-from tests.weights.training import SETTINGS, make_model, save_pth, write_config
 from xtuner_plugins.inference.chat import COMMANDS, printable
-from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.session import ChatSession, Turn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,27 +101,12 @@ def test_in_a_terminal(toy_base, image, tmp_path):
     assert child.exitstatus == 0
 
 
-def test_a_checkpoint_without_an_export(toy_base, tmp_path):
-    write_config(tmp_path / "mine.py", toy_base, **SETTINGS["lora"])
-    save_pth(make_model(toy_base, **SETTINGS["lora"]), tmp_path / "iter_4.pth")
-    done = chat(tmp_path / "mine.py", tmp_path / "iter_4.pth", "--question", "Hello", *SHORT)
-    assert done.returncode == 0, done.stderr
-    session = open_session(tmp_path / "mine.py", tmp_path / "iter_4.pth", device="cpu")
-    assert done.stdout.strip() == answer(session, Turn("Hello"))
-
-
-def test_an_error_is_one_clear_line(tmp_path):
-    done = chat(tmp_path / "missing", "--question", "Hi")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
-    assert "missing does not exist" in done.stderr
-
-
-def test_other_errors_too(toy_base, tmp_path, capsys):
+def test_an_error_is_one_clear_line(toy_base, tmp_path, capsys):
     """In this process: a fresh one takes seconds to start."""
     (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "empty").mkdir()
     for args, said in (
+        ((tmp_path / "missing",), "missing does not exist"),
         ((tmp_path / "empty",), "no config.json"),
         ((toy_base, "--image", tmp_path / "broken.png"), "broken.png"),
         ((toy_base, "--image", tmp_path / "missing.png"), "missing.png"),
@@ -136,20 +119,14 @@ def test_other_errors_too(toy_base, tmp_path, capsys):
         assert out == "" and err.startswith("error: ") and len(err.splitlines()) == 1 and said in err
 
 
-@pytest.mark.parametrize(
-    "args, said",
-    [
+def test_wrong_command_lines(capsys):
+    for args, said in (
         (("--max-new-tokens", "0"), "--max-new-tokens: 0: give at least 1"),
         (("--temperature", "-1"), "--temperature: -1: give at least 0"),
-    ],
-)
-def test_wrong_command_lines(args, said, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        tool.parse_args(["model", *args])
-    assert said in capsys.readouterr().err
-
-
-def test_help_names_the_commands():
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            tool.parse_args(["model", *args])
+        assert said in capsys.readouterr().err
     assert [command for command in COMMANDS if command not in tool.__doc__] == []
 
 

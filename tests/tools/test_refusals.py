@@ -32,10 +32,9 @@ def run(tool, *words, cwd=ROOT):
     return done.returncode, lines[:-1], lines[-1].split()[1:]
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_help_imports_nothing_large(tool):
-    status, _, imported = run(tool, "--help")
-    assert (status, imported) == (0, [])
+def test_help_imports_nothing_large():
+    found = {tool: run(tool, "--help")[::2] for tool in TOOLS}
+    assert found == dict.fromkeys(TOOLS, (0, []))
 
 
 LEAF = "toy_finetune_lora"
@@ -77,7 +76,7 @@ OF_TEXT, OF_BUILD = ([name for name, row in ROWS.items() if row["seen"] == seen]
 
 
 def test_wrong_inputs_are_refused_before_anything_large_is_imported(places, tmp_path):
-    """In one process; benchmarks/bench_refusals.py starts the command for each."""
+    """In one process, because each start takes a second."""
     words = json.dumps([wrong_inputs.command(ROWS[name], places) for name in OF_TEXT])
     command = [sys.executable, "-c", IN_TURN]
     done = subprocess.run(command, cwd=tmp_path, input=words, capture_output=True, text=True, timeout=HANGS_AFTER)
@@ -90,23 +89,22 @@ def test_wrong_inputs_are_refused_before_anything_large_is_imported(places, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", OF_BUILD)
-def test_wrong_inputs_are_refused_before_a_process_starts(name, places, tmp_path, monkeypatch, capsys):
+def test_wrong_inputs_are_refused_before_a_process_starts(places, tmp_path, monkeypatch, capsys):
     """In this process, because the imports take seconds."""
     monkeypatch.chdir(tmp_path)
     main = runpy.run_path(str(ROOT / "tools" / "train.py"))["main"]
-    assert main(wrong_inputs.command(ROWS[name], places)) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert wrong_inputs.is_told(ROWS[name], places, line), line
+    for name in OF_BUILD:
+        assert main(wrong_inputs.command(ROWS[name], places)) == 2, name
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert wrong_inputs.is_told(ROWS[name], places, line), (name, line)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("tool, words, message", TEXT_ALONE, ids=[f"{t}-{m}" for t, _, m in TEXT_ALONE])
-def test_what_the_text_tells_is_refused_before_anything_large_is_imported(tool, words, message, places, tmp_path):
-    words = [word.format(**places) for word in words]
-    status, lines, imported = run(tool, *words, cwd=tmp_path)
-    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
-    assert imported == []
+def test_what_the_text_tells_is_refused_before_anything_large_is_imported(tmp_path):
+    for tool, words, message in TEXT_ALONE:
+        status, lines, imported = run(tool, *words, cwd=tmp_path)
+        assert (status, len(lines), imported) == (2, 1, []), (tool, words, lines, imported)
+        assert lines[0].startswith("error: ") and message in lines[0], lines
     assert list(tmp_path.iterdir()) == []
 
 
@@ -119,13 +117,10 @@ MISSING = [
 ]
 
 
-@pytest.mark.parametrize("tool, words", MISSING, ids=[f"{tool}-{words[0]}" for tool, words in MISSING])
-def test_a_missing_directory_is_refused_with_pytorch_alone(tool, words, tmp_path):
-    status, _, imported = run(tool, *(word.format(leaf=LEAF) for word in words), cwd=tmp_path)
-    assert (status, imported) == (2, ["torch"])
-
-
-def test_a_missing_file_of_data_is_refused_with_pytorch_alone(tmp_path):
+def test_what_is_missing_is_refused_with_pytorch_alone(tmp_path):
+    for tool, words in MISSING:
+        status, lines, imported = run(tool, *(word.format(leaf=LEAF) for word in words), cwd=tmp_path)
+        assert (status, imported) == (2, ["torch"]), (tool, words, lines)
     status, lines, imported = run("check_data.py", "none.jsonl", cwd=tmp_path)
     assert (status, imported) == (2, ["torch"]), lines
     assert lines[0].startswith("error: none.jsonl:1: the annotation file can't be read (No such file"), lines

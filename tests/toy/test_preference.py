@@ -17,16 +17,14 @@ def questions(readable=10, small=10):
     ]
 
 
-@pytest.mark.parametrize(
-    ("guessed", "misread", "reached"), [(0, 0, [True, True]), (2, 0, [False, True]), (0, 1, [True, False])]
-)
-def test_verdict(guessed, misread, reached):
+def test_verdict():
     asked = questions()
     right = {q["id"]: q["answer"] for q in asked}
     before = {**right, **{q["id"]: "55" for q in asked if q["kind"] == UNREADABLE_KIND}}
-    wrong = [q["id"] for q in asked[:misread]] + [q["id"] for q in asked[10 : 10 + guessed]]
-    result = summarize(asked, {BEFORE: before, AFTER: {**right, **dict.fromkeys(wrong, "55")}})
-    assert [good for good, _ in verdict(result)] == reached
+    for guessed, misread, reached in ((0, 0, [True, True]), (2, 0, [False, True]), (0, 1, [True, False])):
+        wrong = [q["id"] for q in asked[:misread]] + [q["id"] for q in asked[10 : 10 + guessed]]
+        result = summarize(asked, {BEFORE: before, AFTER: {**right, **dict.fromkeys(wrong, "55")}})
+        assert [good for good, _ in verdict(result)] == reached
     assert "0.0% before" in verdict(result)[0][1] and result["accuracy"][BEFORE]["number"] == 1
     assert UNREADABLE_KIND in result["table"] and json.dumps(result)
 

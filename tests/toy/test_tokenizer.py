@@ -6,7 +6,6 @@ import sys
 import pytest
 from transformers import AutoTokenizer, Qwen2Tokenizer, Qwen2TokenizerFast
 
-from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM
 from xtuner_plugins.toy.tokenizer import SPECIAL_TOKENS, build_tokenizer
 
 MIXED = "Read 407 in the sign!\n\n你好，图中有3个★ — naïve café\t{'a': 1}  <img> 🙂 don't"
@@ -36,15 +35,7 @@ def test_slow_and_fast_give_the_same_ids_and_the_text_back(directory, tokenizer)
     assert slow.tokenize(MIXED) == tokenizer.tokenize(MIXED)
     assert slow(MIXED)["input_ids"] == tokenizer(MIXED)["input_ids"]
     assert tokenizer.decode(tokenizer(MIXED)["input_ids"]) == MIXED
-
-
-def test_a_digit_is_a_token_of_its_own(tokenizer):
     assert tokenizer.tokenize("4071") == ["4", "0", "7", "1"]
-
-
-def test_the_system_prompt_is_cheap(tokenizer):
-    # 54 characters in 7 words: every pretoken of it is in the corpus and becomes one token.
-    assert len(tokenizer(INTERNVL2_5_SYSTEM)["input_ids"]) <= 12
 
 
 def test_merges_are_strings_and_agree_between_the_files(directory):
@@ -53,13 +44,6 @@ def test_merges_are_strings_and_agree_between_the_files(directory):
     assert all(isinstance(merge, str) for merge in state["model"]["merges"])
     assert lines[0].startswith("#version") and lines[1:] == state["model"]["merges"]
     assert json.loads((directory / "vocab.json").read_text(encoding="utf-8")) == state["model"]["vocab"]
-
-
-def test_chat_template_adds_the_prompt_of_the_answer(tokenizer):
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "<image>\nhi"}], tokenize=False, add_generation_prompt=True
-    )
-    assert text.endswith("<|im_start|>user\n<image>\nhi<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_another_process_writes_the_same_bytes(directory, tmp_path):

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoTokenizer
 
 from tests.engine.forked import train_forked
 from tests.engine.parallel_case import edited_config, write_dataset
-from tests.weights.training import make_model, save_pth, write_config
+from tests.weights.training import SETTINGS, load_trained, make_model, save_pth, write_config
 from xtuner_plugins.datasets import MultimodalDataset, lock
+from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import convert, export, prepare
-from xtuner_plugins.export.trained import load_trained
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.inference.verify import verify
@@ -72,8 +71,6 @@ def test_a_shipped_recipe_with_other_tiles_and_template(run_tool, toy_base, tmp_
     assert said["ids"] == sample["input_ids"][:asked].tolist()
 
     config.write_text("".join(line for line in config.open() if "Hermes-2" not in line))  # edited after the training
-    with pytest.raises(ValueError, match="Hermes-2 there.*internvl2_5 here|internvl2_5 here.*Hermes-2 there"):
-        export(config, checkpoint, tmp_path / "no")
     again = train_forked(tmp_path / "again", toy_base, (data, images), extra=("--resume", str(checkpoint)), **case)
     assert again.codes == [2] and "Hermes-2" in again.errors[0], again.errors
 
@@ -113,135 +110,114 @@ def model(toy_base):
     return make_model(toy_base)
 
 
-class TestExport:
-    """From a checkpoint with a lock to the files of an export."""
+@pytest.fixture
+def run(toy_base, model, tmp_path):
+    def make(lock):
+        return write_config(tmp_path / "c.py", toy_base), save_locked(model, tmp_path / "iter_1.pth", lock)
 
-    @pytest.fixture()
-    def run(self, toy_base, model, tmp_path):
-        def make(lock):
-            return write_config(tmp_path / "c.py", toy_base), save_locked(model, tmp_path / "iter_1.pth", lock)
+    return make
 
-        return make
 
-    def test_config_tokenizer_and_generation_say_what_was_trained(self, run, toy_base, tmp_path):
-        lock = describe(toy_base, tmp_path, **TRAINED)
-        lock["datasets"][0] |= {"min_tiles": 2, "use_thumbnail": False}
-        export(*run(lock), tmp_path / "out")
-        fields = read_json(tmp_path / "out" / "config.json")
-        rule = {"dynamic_image_size": True, "min_dynamic_patch": 2, "max_dynamic_patch": 3, "use_thumbnail": False}
-        assert {key: fields[key] for key in rule} == rule and fields["template"] == "Hermes-2"
-        written = read_json(tmp_path / "out" / preprocessing.FILE)
-        assert {key: written[key] for key in lock} == lock and written["exported"]["max_tiles"] == 3
-        tokenizer = load_tokenizer(tmp_path / "out")
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], tokenize=False)
-        assert "<|im_end|><|im_start|>user\nQ<|im_end|>" in text  # no line break after <|im_end|>, as Hermes-2 has it
+def test_all_files_of_an_export_say_what_was_trained(run, toy_base, tmp_path):
+    lock = describe(toy_base, tmp_path, **TRAINED)
+    lock["datasets"][0] |= {"min_tiles": 2, "use_thumbnail": False}
+    config, checkpoint = run(lock)
+    export(config, checkpoint, tmp_path / "out")
+    fields = read_json(tmp_path / "out" / "config.json")
+    rule = {"dynamic_image_size": True, "min_dynamic_patch": 2, "max_dynamic_patch": 3, "use_thumbnail": False}
+    assert {key: fields[key] for key in rule} == rule and fields["template"] == "Hermes-2"
+    written = read_json(tmp_path / "out" / preprocessing.FILE)
+    assert {key: written[key] for key in lock} == lock and written["exported"]["max_tiles"] == 3
+    tokenizer = load_tokenizer(tmp_path / "out")
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], tokenize=False)
+    assert "<|im_end|><|im_start|>user\nQ<|im_end|>" in text  # no line break after <|im_end|>, as Hermes-2 has it
+    session = ChatSession.from_pretrained(tmp_path / "out", device="cpu")
+    live = load_trained(config, checkpoint, dtype=torch.float32)  # what evaluation asks
+    assert ChatSession(live, session.tokenizer).tiling == session.tiling and session.tiling.max_tiles == 3
+    assert live.template == session.model.template == "Hermes-2"
+    verify(prepare(config, checkpoint), tmp_path / "out")
 
-    def test_chat_evaluation_and_verification_read_it_back(self, run, toy_base, model, tmp_path):
-        config, checkpoint = run(describe(toy_base, tmp_path, **TRAINED))
-        export(config, checkpoint, tmp_path / "out")
-        session = ChatSession.from_pretrained(tmp_path / "out", device="cpu")
-        assert session.tiling.max_tiles == 3 and session.model.template == "Hermes-2"
-        live = load_trained(config, checkpoint, dtype=torch.float32)  # what evaluation asks
-        assert ChatSession(live, session.tokenizer).tiling == session.tiling and live.template == "Hermes-2"
-        verify(prepare(config, checkpoint), tmp_path / "out")
 
-    def test_the_hf_form_keeps_it_and_brings_it_back(self, run, toy_base, tmp_path):
-        export(*run(describe(toy_base, tmp_path, **TRAINED)), tmp_path / "hf", format="hf")
-        session = ChatSession.from_pretrained(tmp_path / "hf", device="cpu")
-        assert session.tiling.max_tiles == 3 and session.model.template == "Hermes-2"
-        convert(tmp_path / "hf", tmp_path / "back", format="official")
-        fields = read_json(tmp_path / "back" / "config.json")
-        assert (fields["max_dynamic_patch"], fields["template"]) == (3, "Hermes-2")
+def test_the_hf_form_keeps_it_and_brings_it_back(run, toy_base, tmp_path):
+    """From an official base and, trained again, from an hf one."""
+    lock = describe(toy_base, tmp_path, **TRAINED)
+    export(*run(lock), tmp_path / "hf", format="hf")
+    session = ChatSession.from_pretrained(tmp_path / "hf", device="cpu")
+    assert session.tiling.max_tiles == 3 and session.model.template == "Hermes-2"
+    convert(tmp_path / "hf", tmp_path / "back", format="official")
+    fields = read_json(tmp_path / "back" / "config.json")
+    assert (fields["max_dynamic_patch"], fields["template"]) == (3, "Hermes-2")
+    convert(toy_base, tmp_path / "base", format="hf")
+    trained = save_locked(make_model(tmp_path / "base"), tmp_path / "iter_2.pth", lock)
+    export(write_config(tmp_path / "c.py", tmp_path / "base"), trained, tmp_path / "out")
+    assert read_json(tmp_path / "out" / "preprocessor_config.json")["max_patches"] == 3
+    assert ChatSession.from_pretrained(tmp_path / "out", device="cpu").model.template == "Hermes-2"
 
-    def test_an_hf_base_is_exported_with_it(self, toy_base, model, tmp_path):
-        convert(toy_base, tmp_path / "base", format="hf")
-        lock = describe(tmp_path / "base", tmp_path, **TRAINED)
-        trained = save_locked(make_model(tmp_path / "base"), tmp_path / "iter_1.pth", lock)
-        export(write_config(tmp_path / "c.py", tmp_path / "base"), trained, tmp_path / "out")
-        assert read_json(tmp_path / "out" / "preprocessor_config.json")["max_patches"] == 3
-        assert ChatSession.from_pretrained(tmp_path / "out", device="cpu").model.template == "Hermes-2"
 
-    @pytest.mark.parametrize("form", ["official", "hf"])
-    def test_programs_prompt_as_in_training_whatever_the_base_prompts(self, toy_base, tmp_path, form):
-        """The base has the stock template of its language model, in each of the files where programs look for one."""
-        base = tmp_path / "base"
-        convert(toy_base, base, format=form)
-        (base / "export_manifest.json").unlink()
-        write_json(base / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
-        (base / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-        stock = {**read_json(base / "tokenizer_config.json"), "chat_template": CHAT_TEMPLATE}
-        write_json(base / "tokenizer_config.json", stock)
-        lock = describe(base, tmp_path)
-        checkpoint = save_locked(make_model(base), tmp_path / "iter_1.pth", lock)
-        export(write_config(tmp_path / "c.py", base), checkpoint, tmp_path / "out")
+@pytest.mark.parametrize("form", ["official", "hf"])
+def test_programs_prompt_as_in_training_whatever_the_base_prompts(toy_base, tmp_path, form):
+    """The base has the stock template of its language model, in each of the files where programs look for one."""
+    base = tmp_path / "base"
+    convert(toy_base, base, format=form)
+    (base / "export_manifest.json").unlink()
+    write_json(base / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    (base / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    stock = {**read_json(base / "tokenizer_config.json"), "chat_template": CHAT_TEMPLATE}
+    write_json(base / "tokenizer_config.json", stock)
+    lock = describe(base, tmp_path)
+    checkpoint = save_locked(make_model(base), tmp_path / "iter_1.pth", lock)
+    export(write_config(tmp_path / "c.py", base), checkpoint, tmp_path / "out")
 
-        asked = [{"role": "user", "content": "Q?"}]
-        prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, add_generation_prompt=True)
-        data = dict(data_paths=str(tmp_path / "data.jsonl"), image_folders=str(tmp_path))
-        sample = MultimodalDataset(str(base), **data)[0]
-        assert prompt == sample["input_ids"][: int((sample["labels"] == -100).int().argmin())].tolist()
-        assert (tmp_path / "out" / "chat_template.jinja").is_file() == (form == "hf")  # processors read it
-        assert not (tmp_path / "out" / "chat_template.json").exists()
+    asked = [{"role": "user", "content": "Q?"}]
+    options = dict(add_generation_prompt=True, return_dict=False)
+    prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, **options)
+    data = dict(data_paths=str(tmp_path / "data.jsonl"), image_folders=str(tmp_path))
+    sample = MultimodalDataset(str(base), **data)[0]
+    assert prompt == sample["input_ids"][: int((sample["labels"] == -100).int().argmin())].tolist()
+    assert (tmp_path / "out" / "chat_template.jinja").is_file() == (form == "hf")  # processors read it
+    assert not (tmp_path / "out" / "chat_template.json").exists()
 
-    def test_several_templates_need_a_choice(self, run, toy_base, tmp_path):
-        lock = describe(toy_base, tmp_path, [{"name": "a", "max_tiles": 4}, {"name": "b", **TRAINED}])
-        config, checkpoint = run(lock)
-        with pytest.raises(ValueError, match=r"several templates \(Hermes-2: b; internvl2_5: a\).*--template"):
-            export(config, checkpoint, tmp_path / "out")
-        with pytest.raises(ValueError, match="--template phi3-chat: trained with Hermes-2: b; internvl2_5: a only"):
-            export(config, checkpoint, tmp_path / "out", template="phi3-chat")
-        assert not (tmp_path / "out").exists()
-        export(config, checkpoint, tmp_path / "out", template="internvl2_5")
-        assert read_json(tmp_path / "out" / "config.json")["max_dynamic_patch"] == 4  # of the files with that template
 
-    def test_several_tile_limits(self, run, toy_base, tmp_path):
-        lock = describe(toy_base, tmp_path, [{"max_tiles": 2}, {"max_tiles": 4}])
-        lock["datasets"][1]["use_thumbnail"] = False
-        config, checkpoint = run(lock)
-        done = export(config, checkpoint, tmp_path / "out")
-        assert "the one with most: 1 to 4 tiles without thumbnail" in done["notes"][1]
-        assert read_json(tmp_path / "out" / "config.json")["use_thumbnail"] is False
-        done = export(config, checkpoint, tmp_path / "two", max_tiles=2)
-        assert not any("the one with most" in note for note in done["notes"])
-        assert read_json(tmp_path / "two" / "config.json")["max_dynamic_patch"] == 2
-        with pytest.raises(ValueError, match="--max-tiles 3: trained with 1 to 2 tiles.* and 1 to 4 tiles"):
-            export(config, checkpoint, tmp_path / "three", max_tiles=3)
+def test_a_mixture_needs_a_choice(run, toy_base, tmp_path):
+    own = [{"name": "a", "max_tiles": 4}, {"name": "a2", "max_tiles": 2}, {"name": "b", **TRAINED}]
+    lock = describe(toy_base, tmp_path, own)
+    lock["datasets"][0]["use_thumbnail"] = False
+    config, checkpoint = run(lock)
+    for choice, words in (
+        ({}, r"several templates \(Hermes-2: b; internvl2_5: a, a2\).*--template"),
+        ({"template": "phi3-chat"}, "--template phi3-chat: trained with Hermes-2: b; internvl2_5: a, a2 only"),
+        ({"template": "internvl2_5", "max_tiles": 3}, "--max-tiles 3: trained with 1 to 2 tiles.* and 1 to 4 tiles"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export(config, checkpoint, tmp_path / "out", **choice)
+    assert not (tmp_path / "out").exists()
+    done = export(config, checkpoint, tmp_path / "out", template="internvl2_5")
+    assert "the one with most: 1 to 4 tiles without thumbnail" in done["notes"][1]
+    assert "serving engines give each of them 4" in done["notes"][2]
+    fields = read_json(tmp_path / "out" / "config.json")
+    assert (fields["max_dynamic_patch"], fields["use_thumbnail"]) == (4, False)
+    done = export(config, checkpoint, tmp_path / "two", template="internvl2_5", max_tiles=2)
+    assert not any("the one with most" in note for note in done["notes"])
+    assert read_json(tmp_path / "two" / "config.json")["max_dynamic_patch"] == 2
 
-    @pytest.mark.parametrize("sharing, tiles", [("equal", [3, 3, 3]), ("each", [7, 7, 7])])
-    def test_tiles_of_several_images(self, run, toy_base, tmp_path, sharing, tiles):
-        """Three images of 3 x 2 tiles under a limit of 6; engines give each 6 and a thumbnail."""
-        lock = describe(toy_base, tmp_path, max_tiles=6) | {"tile_sharing": sharing}
-        done = export(*run(lock), tmp_path / "out")
-        told = [note for note in done["notes"] if "serving engines give each of them 6" in note]
-        assert len(told) == (sharing == "equal")
-        assert read_json(tmp_path / "out" / preprocessing.FILE)["tile_sharing"] == sharing
 
-        Image.new("RGB", (336, 224)).save(tmp_path / "a.png")
-        session = ChatSession.from_pretrained(tmp_path / "out", device="cpu")
-        assert [len(t) for t in session._load([tmp_path / "a.png"] * 3, session.tiling)] == tiles
+def test_what_says_nothing_is_exported_as_the_base(toy_base, model, tmp_path):
+    config, checkpoint = write_config(tmp_path / "c.py", toy_base), save_pth(model, tmp_path / "iter_1.pth")
+    done = export(config, checkpoint, tmp_path / "out")
+    assert "doesn't say how images and text were prepared" in done["notes"][1]
+    with pytest.raises(ValueError, match="nothing to choose with --template"):
+        export(config, checkpoint, tmp_path / "no", max_tiles=2)
 
-    def test_a_checkpoint_from_before_the_lock(self, toy_base, model, tmp_path):
-        config = write_config(tmp_path / "c.py", toy_base)
-        dataset = dict(base=str(toy_base), data_paths=["gone.jsonl"], **TRAINED)
-        config.write_text(config.read_text() + f"train_dataloader = dict(dataset={dataset!r})\n")
-        done = export(config, save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "out")
-        assert "holds no preprocessing" in done["notes"][1] and "are the config's" in done["notes"][1]
-        assert read_json(tmp_path / "out" / "config.json")["max_dynamic_patch"] == 3
 
-    @pytest.mark.parametrize(
-        "change, words",
-        [
-            ({"image_mean": [0.5, 0.5, 0.5]}, r"image mean \[0.5, 0.5, 0.5\].*--image-mean"),
-            ({"tile_size": 448}, "tile_size=448 there, 112 here.*is not the base"),
-            ({"special_tokens": {"<img>": 7}}, "special_tokens=.*is not the base"),
-            ({"datasets": "x"}, "preprocessing that can't be read"),
-            ({"datasets": []}, "preprocessing that can't be read"),
-        ],
-    )
-    def test_what_does_not_fit_is_refused(self, run, toy_base, tmp_path, change, words):
+def test_what_does_not_fit_is_refused(run, toy_base, tmp_path):
+    for change, words in (
+        ({"image_mean": [0.5, 0.5, 0.5]}, r"image mean \[0.5, 0.5, 0.5\].*--image-mean"),
+        ({"datasets": "x"}, "preprocessing that can't be read"),
+        ({"datasets": []}, "preprocessing that can't be read"),
+    ):
         with pytest.raises(ValueError, match=words):
             export(*run({**describe(toy_base, tmp_path), **change}), tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_training_with_other_token_ids_does_not_go_on(toy_base, tmp_path):
@@ -266,14 +242,14 @@ def test_a_training_with_other_token_ids_does_not_go_on(toy_base, tmp_path):
         lambda: convert(tmp_path / "old", tmp_path / "no", format="hf"),
         lambda: ChatSession.from_pretrained(tmp_path / "old", device="cpu"),
     ):
-        with pytest.raises(ValueError, match="trained by an older version.* internvl2_5 .*or train anew"):
+        with pytest.raises(ValueError, match="trained by an older version.*or train anew"):
             step()
     assert not (tmp_path / "no").exists()
     usual = save_locked(make_model(toy_base), where, lock)
     export(write_config(tmp_path / "c.py", toy_base), usual, tmp_path / "usual")
 
 
-def test_chat_says_when_a_config_was_edited(toy_base, model, tmp_path, caplog):
+def test_an_edited_config_is_refused_and_another_pillow_told(toy_base, model, tmp_path, caplog):
     lock = describe(toy_base, tmp_path, **TRAINED)
     checkpoint = save_locked(
         model, tmp_path / "iter_1.pth", {**lock, "resize_rule": "another", "pillow_version": "9.9"}
@@ -285,17 +261,13 @@ def test_chat_says_when_a_config_was_edited(toy_base, model, tmp_path, caplog):
         ChatSession.from_pretrained(tmp_path / "out", device="cpu")
     (tmp_path / "out" / "export_manifest.json").unlink()
     ChatSession.from_pretrained(tmp_path / "out", device="cpu")
-    assert "max_dynamic_patch=9 (trained: 3)" in caplog.text and "trained with Pillow 9.9" in caplog.text
+    assert "trained with Pillow 9.9" in caplog.text
 
 
 def test_an_adapter_keeps_the_lock(toy_base, tmp_path):
-    from tests.weights.training import SETTINGS
-    from xtuner_plugins.export.adapters import export_adapter
-
     lock = describe(toy_base, tmp_path, **TRAINED)
     checkpoint = save_locked(make_model(toy_base, **SETTINGS["lora"]), tmp_path / "iter_1.pth", lock)
     config = write_config(tmp_path / "c.py", toy_base, **SETTINGS["lora"])
     export_adapter(config, checkpoint, tmp_path / "adapter")
     export(config, tmp_path / "adapter", tmp_path / "out")
     assert read_json(tmp_path / "out" / "config.json")["template"] == "Hermes-2"
-    shutil.rmtree(tmp_path / "out")

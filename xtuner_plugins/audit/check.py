@@ -225,9 +225,8 @@ def _open(
     if isinstance(dataset, MultimodalDataset):
         with locked(directory.with_suffix(".lock")):
             lengths = keep(directory, parts)
-        report.tokens, report.tiles, report.fates = map(
-            np.array, lengths.lay_out(dataset.sources[number].tiling, dataset.budget)
-        )
+        columns = lengths.lay_out(dataset.sources[number].tiling, dataset.budget)
+        report.tokens, report.tiles, report.fates = columns
         report.supervised = np.minimum(lengths.supervised, report.tokens)  # an end that is cut off isn't learned
         late = late.union(set(np.flatnonzero(report.fates >= DROPPED).tolist()) - known)
     yield from (Complaint.of(row, why_left_out(dataset, number, row)) for row in sorted(late) if row < len(report))

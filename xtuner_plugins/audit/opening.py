@@ -6,7 +6,6 @@ check that was killed goes on where it stopped, and a second one opens only what
 
 import os
 import stat
-import zipfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from ..datasets.images.media import Blob, MediaSource, display_name, load_reduced
+from ..datasets.images.media import Blob, MediaSource, display_name, image_size, load_image
 from ..datasets.images.video import load_frames
 from ..datasets.plan.lengths import read_part, save_part
 from ..datasets.plan.measure import Complaint, Measure
@@ -84,7 +83,8 @@ class Look:
 
 
 def _look_at(source: MediaSource) -> tuple:
-    return look_at(*load_reduced(source, REDUCED))
+    content = source.data if isinstance(source, Blob) else Path(source).read_bytes()
+    return look_at(load_image(source, REDUCED), image_size(source), content)
 
 
 @lru_cache(maxsize=50_000)  # a file that many records name is decoded once; 15 MB a process
@@ -135,13 +135,10 @@ def _open_part(task: Measure, folder: Path, rows: range) -> dict:
 
 def _kept(task: Measure, path: Path) -> dict | None:
     """What an earlier check found, if no image file has changed and what was unusable still is."""
-    try:
-        found = read_part(path)
-        found["seen"] = [Complaint(*words) for words in found["seen"]]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # missing, or cut off by a power failure
+    found = read_part(path)
+    if found is None or any(stamp(name) != state for name, state in found["stamps"].items()):
         return None
-    if any(stamp(name) != state for name, state in found["stamps"].items()):
-        return None
+    found["seen"] = [Complaint(*words) for words in found["seen"]]
     return found if unusable(open_rows(task, [each.row for each in unusable(found)])) == unusable(found) else None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..datasets.images.media import Blob
 from ..datasets.records.opening import open_records
 from ..datasets.records.pairs import parse_pair
-from ..datasets.records.records import IMAGE, parse_record
+from ..datasets.records.records import IMAGE, parse_record, read_name
 from ..datasets.records.tables import write_image
 from ..errors import RecordError, SettingError
 from ..files import write_whole
@@ -37,8 +37,7 @@ def ai_challenger(raw: dict, number: int) -> Iterator[dict]:
 
 def text_ocr(raw: dict, number: int) -> Iterator[dict]:
     """TextOCR-GPT4o and GPT4V: the name of an image and its description, whole or in parts."""
-    keys = ("filename", "file_name", "image", "image_path", "image_id")
-    name = Path(raw[next((key for key in keys if key in raw), keys[0])])
+    name = Path(raw.get("filename") or raw["image_id"])
     parts = "\n".join(raw[key] for key in ("caption_image", "caption_text") if raw.get(key))
     caption = raw.get("caption") or raw.get("caption_condensed") or parts
     name = name.name if name.suffix else f"{name.name}.jpg"  # TextOCR's own ids have no suffix
@@ -231,12 +230,12 @@ def _with_files(record: dict, folder: str | os.PathLike | None, place: str) -> d
     images = record.get("image")
     names = []
     for image in images if isinstance(images, list) else [] if images is None else [images]:
-        data = image.data if isinstance(image, Blob) else image
-        if isinstance(data, bytes):
+        name = read_name(image, "an image", place)
+        if isinstance(name, Blob):
             if folder is None:
                 raise SettingError("image_folder", "the file holds its images", "name a folder with --image-folder")
-            data = write_image(data, Path(folder), place)
-        elif folder is not None and not (Path(folder) / str(data)).is_file():
-            raise RecordError("image_missing", f"{data!r} isn't in {os.fspath(folder)!r}", "unpack it there", place)
-        names.append(data)
+            name = write_image(name.data, Path(folder), place)
+        elif folder is not None and not (Path(folder) / name).is_file():
+            raise RecordError("image_missing", f"{name!r} isn't in {os.fspath(folder)!r}", "unpack it there", place)
+        names.append(name)
     return record | {"image": names[0] if len(names) == 1 else names} if names else record

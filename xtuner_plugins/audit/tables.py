@@ -68,7 +68,7 @@ def _epoch_with(dataset: MultimodalDataset, max_length: int, max_tiles: int, own
             limit = max_tiles if tiling.max_tiles == own else min(max_tiles, tiling.max_tiles)
             tiling = replace(tiling, min_tiles=min(tiling.min_tiles, max_tiles), max_tiles=limit)
         lengths = dataset.lengths(number)
-        columns = lengths.lay_out(tiling, replace(dataset.budget, max_length=max_length), keep=False)
+        columns = lengths.lay_out(tiling, replace(dataset.budget, max_length=max_length))
         times = np.bincount(dataset.picks[number], minlength=len(lengths)).astype(np.int64)
         times[list(dataset.rejected[number])] = 0
         total += np.bincount(columns[2], times, len(FATES)).astype(np.int64)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..processes import quiet_imports
-from ..settings import ConfigError, find_config, import_types, parse_words, read_config, validation_settings
+from ..settings import VALIDATION, ConfigError, find_config, import_types, parse_words, read_config, value_at
 
 SHOWN_WARNINGS = 5  # of each reason
 SHOWN_FILES = 3  # of each finding
@@ -61,7 +61,7 @@ def _of_config(name: str, pairs: list[str], options: list[str]) -> list:
 
     from ..engine.hooks.validation_scores import validation_dataset
 
-    validation = validation_settings(config)
+    validation = value_at(config, VALIDATION) or {}
     wanted = [settings]
     if validation.get("data_paths"):
         wanted.append(validation_dataset(settings, validation["data_paths"], validation.get("image_folders")))

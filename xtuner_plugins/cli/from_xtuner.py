@@ -41,16 +41,18 @@ _SAME = {
 }
 # Keys that `_Reader` reads in its own way.
 _READ = re.compile(
-    rf"model\.(model_path|quantization_llm|llm_lora\.(type|task_type|target_modules))|{_DATA}\.(model_path|template)"
-    rf"|{_DATA}\.(data_paths|image_folders|repeat_times)|optim_wrapper\.(type|dtype|loss_scale)|param_scheduler"
-    r"|train_cfg\.max_iters|train_dataloader\.sampler\..*"
+    rf"model\.(model_path|quantization_llm|llm_lora\.(type|task_type))|{_DATA}\.(model_path|template)"
+    rf"|{_DATA}\.(data_paths|image_folders|repeat_times)|param_scheduler|train_cfg\.max_iters"
+    r"|train_dataloader\.sampler\.(?!type).*"
 )
 # What happens here, too, at these values; any other is noted.
 _STANDARD = dict(
     pair.split("=")
     for pair in """
     model.type=InternVL_V1_5 train_dataloader.dataset.type=InternVL_V1_5_Dataset
-    train_dataloader.collate_fn.type=default_collate_fn optim_wrapper.optimizer.type=AdamW
+    train_dataloader.collate_fn.type=default_collate_fn
+    train_dataloader.sampler.type=LengthGroupedSampler optim_wrapper.type=AmpOptimWrapper
+    optim_wrapper.optimizer.type=AdamW
     optim_wrapper.clip_grad.error_if_nonfinite=False train_cfg.type=TrainLoop default_hooks.timer.type=IterTimerHook
     default_hooks.logger.type=LoggerHook default_hooks.logger.log_metric_by_epoch=False default_hooks.logger.interval=10
     default_hooks.param_scheduler.type=ParamSchedulerHook default_hooks.sampler_seed.type=DistSamplerSeedHook
@@ -59,9 +61,13 @@ _STANDARD = dict(
     randomness.deterministic=False resume=False model.quantization_vit=False
     """.split()
 )
-_OTHERWISE = {
-    f"{_CHECKPOINT}.save_optimizer": "has no meaning: checkpoints hold the optimizer here, so that they can be resumed"
-}
+# What differs in every import.
+ALWAYS = (
+    "system prompt: XTuner writes one that names InternLM or Phi-3; here it is the template's own",
+    "float16 needs no optim_wrapper here: dtype is 'auto', with the loss scaled where it is float16",
+    "weight_decay: not on norms and biases here; XTuner decays them too",
+    "save_steps and max_steps count optimizer steps here, micro-batches in XTuner",
+)
 
 
 @dataclass(frozen=True)
@@ -124,16 +130,16 @@ def import_config(name: str, out: Path, base: str | None = None) -> Imported:
     parent = {"all": "finetune_full", "lora": "finetune_lora", "frozen": "pretrain_mlp"}[llm]
     parent = "finetune_qlora" if llm == "lora" and model.get("quantization_llm") else parent
     start, how = _base(model, base)
-    changes = {"model.base": start, **_data(path, cfg, start, notes), **_plain(cfg, notes), **_schedule(cfg, notes)}
+    changes = {"model.base": start, **_data(cfg, notes), **_plain(cfg, notes), **_schedule(cfg, notes)}
     if llm != "lora" and model.get("quantization_llm"):
         notes.append("model.quantization_llm is not carried over: only an LLM with LoRA is held in 4 bits")
+    notes += ALWAYS
     present = read_config(parent)
     usual = {"model.freeze_llm": True, "model.freeze_visual_encoder": True, "model.dtype": "auto"}
     changes = {key: value for key, value in changes.items() if value != value_at(present, key, usual.get(key))}
     launch = re.sub(r"^(NPROC_PER_NODE=\d+ )?", "NPROC_PER_NODE=8 ", launch_line(parent, out))  # as XTuner's own
     launch += "" if "--deepspeed" in launch else " --deepspeed deepspeed_zero2"
-    files, folders = (changes.get(f"{_DATA}.{key}") or value_at(present, f"{_DATA}.{key}") for key in _COLUMNS[:2])
-    folders = list(dict.fromkeys(filter(None, folders)))
+    files, folders = (changes.get(f"{_DATA}.{key}") or [] for key in ("data_paths", "image_folders"))
     labels = {
         "title": f"As XTuner's {Path(path).name} trains it.",
         "trains": _TRAINS[parent],
@@ -156,61 +162,36 @@ def _base(model: Mapping[str, Any], given: str | None) -> tuple[str, str]:
     return path, "" if given or Path(path).is_dir() else f"hf download {hub} --local-dir {path}"
 
 
-_COLUMNS = ("data_paths", "image_folders", "repeat_times")  # one value per file
+def _paths(value: Any) -> list[str]:
+    """Paths as they are found from anywhere; a URL stays."""
+    return [each if "://" in each else os.path.abspath(each) for each in ([value] if isinstance(value, str) else value)]
 
 
-def _data(path: str, cfg: Mapping[str, Any], base: str, notes: list[str]) -> dict[str, Any]:
-    """Files, template and tiles of the dataset."""
+def _data(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Files and template of the dataset."""
     dataset, known = value_at(cfg, _DATA), {known.hub: known for known in BASES.values() if known.hub}
-    given = [dataset.get(key, default) for key, default in zip(_COLUMNS, ((), None, 1), strict=True)]
-    columns = [list(each) if isinstance(each, (list, tuple)) else [each] for each in given]
-    columns[1:] = [column * len(columns[0]) if len(column) == 1 else column for column in columns[1:]]
-    if len(set(map(len, columns))) != 1:
-        counts = ", ".join(f"{len(column)} {key}" for key, column in zip(_COLUMNS, columns, strict=True))
-        raise ConfigError(f"config {path}: {counts}; give one for each file")
-    columns[:2] = [
-        [each and (each if "://" in each else os.path.abspath(each)) for each in column] for column in columns[:2]
-    ]
-    settings = {f"{_DATA}.{key}": column for key, column in zip(_COLUMNS, columns, strict=True)}
-    if set(columns[2]) == {1}:
-        del settings[f"{_DATA}.repeat_times"]
+    settings = {f"{_DATA}.{key}": _paths(dataset[key]) for key in ("data_paths", "image_folders") if dataset.get(key)}
+    settings[f"{_DATA}.repeat_times"] = dataset.get("repeat_times")
     row, template = known.get(value_at(cfg, "model.model_path")), TEMPLATES.get(str(dataset.get("template")))
     if template is None:
         notes.append(f"template {short(dataset.get('template'))} is not carried over; the base's own is used")
     elif row is None or row.template != template:
         settings[f"{_DATA}.template"] = template
-    notes.append("system prompt: XTuner writes one that names InternLM or Phi-3; here it is the template's own")
-    if row is None:
-        notes.append(f"max_tiles=12: no table knows {Path(base).name}; set its max_dynamic_patch")
     return settings
 
 
 def _plain(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Keys that mean the same here; a note for each that means something else, or that nothing reads."""
-    key, wrapper = "model.llm_lora.target_modules", cfg["optim_wrapper"]
-    settings = {key: value_at(cfg, key)}
-    if settings[key] is not None:
-        notes.append(f"{key}={short(settings[key])}: layers may have other names here")
-    settings["model.dtype"] = "bfloat16" if wrapper.get("dtype") == "bfloat16" else "auto"
-    if settings["model.dtype"] == "auto" or "loss_scale" in wrapper:
-        words = ", ".join(f"{key}={short(wrapper[key])}" for key in ("dtype", "loss_scale") if key in wrapper)
-        words = f"optim_wrapper {wrapper.get('type')} with {words or 'no dtype'}"
-        notes.append(f"{words}: dtype={settings['model.dtype']!r} without loss scaling here")
-    sampler = str(value_at(cfg, "train_dataloader.sampler.type"))
-    settings["train_dataloader.sampler.group_by"] = "length" if sampler == "LengthGroupedSampler" else None
-    if sampler not in ("LengthGroupedSampler", "DefaultSampler"):
-        notes.append(f"sampler {sampler}: random order here")
+    """Keys that mean the same here; a note for each that nothing reads."""
+    settings: dict[str, Any] = {"model.dtype": "auto"}
     for key, value in _flat(cfg):
         if key in _SAME:
             settings[key] = float(value) if key.endswith("max_norm") else value
-        elif value is None or _READ.fullmatch(key) or _STANDARD.get(key) == str(value):
-            continue
-        else:
-            notes.append(f"{key}={short(value)} {_OTHERWISE.get(key, 'is not carried over')}")
-    if settings.get("optim_wrapper.optimizer.weight_decay"):
-        notes.append("weight_decay: not on norms and biases here; XTuner decays them too")
-    if wrapper.get("accumulative_counts", 1) > 1:
-        notes.append("save_steps and max_steps count optimizer steps here, micro-batches in XTuner")
+        elif key == "optim_wrapper.dtype" and value == "bfloat16":
+            settings["model.dtype"] = value
+        elif key == "train_dataloader.sampler.type" and str(value) == "DefaultSampler":
+            settings["train_dataloader.sampler.group_by"] = None
+        elif value is not None and not _READ.fullmatch(key) and _STANDARD.get(key) != str(value):
+            notes.append(f"{key}={short(value)} is not carried over")
     return settings
 
 
@@ -228,25 +209,14 @@ def _schedule(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Length of the run, and the share of its warm-up."""
     train, settings = cfg["train_cfg"], {}
     if train.get("max_iters") is not None:
-        settings["train_cfg.max_iters"] = math.ceil(
-            train["max_iters"] / cfg["optim_wrapper"].get("accumulative_counts", 1)
-        )
-        settings["train_cfg.max_epochs"] = None
+        steps = math.ceil(train["max_iters"] / cfg["optim_wrapper"].get("accumulative_counts", 1))
+        settings |= {"train_cfg.max_iters": steps, "train_cfg.max_epochs": None}
     schedulers = cfg.get("param_scheduler") or []
-    by_kind = {
-        str(each.get("type")): each for each in ([schedulers] if isinstance(schedulers, Mapping) else schedulers)
-    }
-    if list(by_kind) != ["LinearLR", "CosineAnnealingLR"]:
-        notes.append(f"param_scheduler {', '.join(by_kind) or 'none'}: a linear start and a cosine to 0 here")
-    warmup, cosine = by_kind.get("LinearLR", {}), by_kind.get("CosineAnnealingLR", {})
-    if not warmup:
-        settings["param_scheduler.warmup_ratio"] = 0.0
-    elif warmup.get("by_epoch") and warmup.get("end") is not None and train.get("max_epochs"):
-        settings["param_scheduler.warmup_ratio"] = float(f"{warmup['end'] / train['max_epochs']:.6g}")
+    kinds, end = [str(each.get("type")) for each in schedulers], schedulers[0].get("end") if schedulers else None
+    if kinds == ["LinearLR", "CosineAnnealingLR"] and not schedulers[1].get("eta_min") and train.get("max_epochs"):
+        settings["param_scheduler.warmup_ratio"] = float(f"{end / train['max_epochs']:.6g}")
     else:
-        notes.append(f"param_scheduler: a warm-up until {warmup.get('end')} has no share of the run; set warmup_ratio")
-    if cosine.get("eta_min"):
-        notes.append(f"param_scheduler: eta_min={cosine['eta_min']} is not carried over; the cosine ends at 0")
+        notes.append("param_scheduler is not carried over: a linear start and a cosine to 0 here; set warmup_ratio")
     return settings
 
 

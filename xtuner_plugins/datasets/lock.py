@@ -1,20 +1,15 @@
 """The preprocessing of a data set, as `preprocessing` locks it into checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..hub.constants import ADDED_TOKENS
 from ..hub.conversation import Conversation
-from ..weights.preprocessing import SETTINGS, TOKEN_RULES, Choice
-from .base import prompt_of, read_base, tiling_of
+from ..weights.preprocessing import TOKEN_RULES, Choice
 from .images.resize_rules import resize_facts
 from .images.tiling import DynamicTiling
-from .meta_file import OTHERS, expand_metas
-from .records.opening import stem_of
-from .text.templates import get_template
 
 if TYPE_CHECKING:
     from .dataset import MultimodalDataset
@@ -46,29 +41,6 @@ def describe(dataset: "MultimodalDataset", image_mean: Sequence[float], image_st
         **resize_facts(),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "pillow")},
     }
-
-
-def from_config(cfg: Mapping) -> dict | None:
-    """``tile_size`` and ``datasets`` of a training config, without opening its data.
-
-    Returns:
-        The two, or None if the config has no dataset of ours.
-    """
-    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
-    paths = dataset.get("data_paths")
-    if not paths or "base" not in dataset:
-        return None
-    paths, _, _, own = expand_metas(paths, *(dataset.get(name) for name in OTHERS))
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    own = list(own) if isinstance(own, (list, tuple)) else [own] * len(paths)
-    shared, config = {key: dataset.get(key) for key in SETTINGS}, read_base(dataset["base"])
-    described = []
-    for path, settings in zip(paths, own, strict=False):
-        settings = shared | {key: value for key, value in (settings or {}).items() if value is not None}
-        conversation = get_template(*prompt_of(config, settings["template"])).conversation
-        rule = _settings(tiling_of(config, settings), conversation)
-        described.append({"name": settings.get("name") or stem_of(path), **rule})
-    return {"tile_size": tiling_of(config, {}).tile_size, "datasets": described}
 
 
 def _settings(tiling: DynamicTiling, conversation: Conversation) -> dict:

@@ -1,5 +1,6 @@
 """The annotation files of a mixture with their settings, and which of their records an epoch uses."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import GONE_SETTINGS, DataError, SettingError
-from ..files import is_url, masked
+from ..errors import DataError, SettingError
+from ..files import masked
 from .base import prompt_of, tiling_of
 from .images.jpeg import check_quality
 from .images.media import ImageFolder
 from .images.stored import StoreImages, open_images
 from .images.tiling import DynamicTiling
-from .meta_file import expand_metas
+from .meta_file import list_files
 from .records.opening import RecordSource, folder_of, open_records, stem_of
 from .text.templates import Template, get_template
 
@@ -65,26 +66,10 @@ def open_sources(
     Raises:
         SettingError: a list of another length, a path that isn't there, an impossible or unknown setting.
     """
-    data_paths, image_folders, repeat_times, dataset_settings = expand_metas(
-        data_paths, image_folders, repeat_times, dataset_settings
-    )
-    paths = [data_paths] if isinstance(data_paths, (str, os.PathLike)) else list(data_paths or [])
-    if not paths:
-        raise SettingError("data_paths", "data_paths is empty", "give at least one annotation file")
-    for path in paths:
-        if not isinstance(path, (str, os.PathLike)):
-            raise SettingError("data_paths", f"data_paths holds {path!r}", "name annotation files by their paths")
-    columns = {"image_folders": image_folders, "repeat_times": repeat_times, "dataset_settings": dataset_settings}
-    for name, value in columns.items():
-        each = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * len(paths)
-        if len(each) != len(paths):
-            problem = f"{name} has {len(each)} entries for {len(paths)} data_paths"
-            raise SettingError(name, problem, "give one for each")
-        columns[name] = each
     sources, errors = [], []
-    for path, *row in zip(paths, *columns.values(), strict=True):
+    for entry in list_files(data_paths, image_folders, repeat_times, dataset_settings):
         try:
-            sources.append(_open(path, *row, config, shared))
+            sources.append(_open(*entry, config, shared))
         except DataError as error:
             errors.append(error)
     messages = list(dict.fromkeys(map(str, errors)))
@@ -113,36 +98,25 @@ def pick_records(num_records: int, repeat: float, seed: int) -> np.ndarray:
     return np.concatenate([rounds, part])
 
 
-def _open(
-    path,
-    folder,
-    repeat,
-    own,
-    config: "InternVLChatConfig",
-    shared: Mapping[str, object],
-) -> Source:
+def _open(path, folder, repeat, own, config: "InternVLChatConfig", shared: Mapping[str, object]) -> Source:
     where = f"dataset_settings of {masked(os.fspath(path))!r}"
     if not (own is None or isinstance(own, Mapping)) or set(own or ()) - set(OWN_SETTINGS):
-        gone = [GONE_SETTINGS[name] for name in own if name in GONE_SETTINGS] if isinstance(own, Mapping) else []
-        remedy = gone[0] if gone else f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None"
+        remedy = f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None"
         raise SettingError("dataset_settings", f"{where} is {_shown(own)}", remedy)
     own = {name: value for name, value in (own or {}).items() if value is not None}
     settings = {**dict.fromkeys(OWN_SETTINGS), **shared, **own}
     for name, value in settings.items():
         kind, words = OWN_SETTINGS[name]
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             said = f"{name}={_shown(value)}" + (f" ({where})" if name in own else "")
             raise SettingError(name, f"{said} can't be used", f"give {words}")
     if not (folder is None or isinstance(folder, (str, os.PathLike))):
         raise SettingError("image_folders", f"image_folders holds {folder!r}", "name folders by their paths, or None")
-    if "storage_options" in own and not (is_url(path) or is_url(folder)):
-        problem = f"storage_options ({where}): neither its data nor its images are in a store"
-        raise SettingError("storage_options", problem, "name a URL, or leave storage_options out")
-    columns, options = own.get("columns", {}), settings["storage_options"]
+    columns, options = settings["columns"] or {}, settings["storage_options"]
     if not all(isinstance(name, str) for pair in columns.items() for name in pair):
         raise SettingError("columns", f"columns={columns!r} ({where}) can't be used", "give names of keys")
     return Source(
-        name=own.get("name") or stem_of(path),
+        name=settings["name"] or stem_of(path),
         index=open_records(path, options, columns),
         folder=open_images(folder, folder_of(path), options),
         repeat=_positive(1.0 if repeat is None else repeat, "repeat_times"),
@@ -161,6 +135,6 @@ def _shown(value: object) -> str:
 
 
 def _positive(value, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1e6:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
         raise SettingError(name, f"{name} holds {value!r}", "give positive numbers")
     return float(value)

@@ -20,6 +20,7 @@ from mmengine.registry import DATA_SAMPLERS
 
 from ..errors import SettingError, check_choice
 from ..files import array_hash, text_hash
+from ..settings import ConfigError
 from .dataset import MultimodalDataset
 from .left_out import FILLER_INDEX, describe, left_out
 from .plan.lengths import FATES, FITS
@@ -43,9 +44,11 @@ class PlanSampler(Plan):
         group_size: samples per group, at least batch size x ranks; small groups mix the lengths, and with them the
             kinds of questions, within a step. As many of those with most tokens begin the run, whatever the batch size.
         ranks: which rank this is, and of how many; None: those of the process group.
+        sequence_parallel: ranks that get the same samples, because they share rows (`model.sequence_parallel`).
 
     Raises:
         SettingError: an unknown `group_by`, or nothing usable in the dataset.
+        ConfigError: as `check_groups`.
     """
 
     def __init__(
@@ -56,11 +59,15 @@ class PlanSampler(Plan):
         group_by: str | None = None,
         group_size: int = 64,
         ranks: tuple[int, int] | None = None,
+        sequence_parallel: int = 1,
     ):
         self.dataset, self.shuffle, self.group_size = dataset, shuffle, group_size
         self.group_by = check_choice("group_by", group_by, GROUPS)
         self.seed = sync_random_seed() if seed is None else seed
-        self.rank, self.num_ranks = get_dist_info() if ranks is None else ranks
+        process, num_processes = get_dist_info() if ranks is None else ranks
+        check_groups(num_processes, sequence_parallel)
+        self._shows_progress, self.copies = process == 0, sequence_parallel
+        self.rank, self.num_ranks = process // self.copies, num_processes // self.copies
         self.seek(0)
         self._layout: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._indices = self.usable() if shuffle else np.arange(len(dataset))
@@ -69,7 +76,7 @@ class PlanSampler(Plan):
         """Tokens, tiles and fate of every sample of the dataset (measured now unless the cache has them)."""
         if self._layout is None:
             total, options = sum(len(source.index) for source in self.dataset.sources), {}
-            if self.rank == 0 and total >= PROGRESS_FROM:
+            if self._shows_progress and total >= PROGRESS_FROM:
                 from tqdm import tqdm
 
                 options["progress"] = tqdm(total=total, unit="record", desc="measuring lengths", mininterval=1.0).update
@@ -151,6 +158,15 @@ class PlanSampler(Plan):
             yield PlannedIndex.of(rest[place], epoch) if place < len(rest) else FILLER_INDEX
 
 
+def check_groups(num_processes: int, sequence_parallel: int) -> None:
+    """Raises `ConfigError` where processes don't make whole groups of those that share a row."""
+    if num_processes % sequence_parallel:
+        raise ConfigError(
+            f"sequence_parallel={sequence_parallel}: the run has {num_processes} process(es), which make no whole "
+            f"groups of {sequence_parallel}; set NPROC_PER_NODE to a multiple of it, or sequence_parallel to 1"
+        )
+
+
 @DATA_SAMPLERS.register_module()
 class PackBatchSampler(Plan):
     """Batches that are packs: their samples go through `collate_packed` into one row.
@@ -211,6 +227,10 @@ class PackBatchSampler(Plan):
             f"imbalance over {self.sampler.num_ranks} ranks {figures['tile_imbalance']:.3f})"
             + (f"; {changed}" if changed else "")
         )
+
+    @property
+    def copies(self) -> int:
+        return self.sampler.copies
 
     @property
     def num_ranks(self) -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import binascii
 import csv
 import json
 import os
@@ -23,7 +22,7 @@ import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..datasets.images.media import ImageFolder
@@ -40,10 +39,11 @@ IMAGES = "benchmark_images"  # in the cache folder: images that TSV files hold, 
 MAX_CELL = 128 * 2**20  # bytes of a cell: an image of 96 MiB in base64
 LONGEST_REFERENCE = 64  # VLMEvalKit's rule: a shorter image cell is the index of the row that holds the image
 ROTATION = 1_000_000  # MMBench numbers the rotations of question 7 as 1000007, 2000007, ...
-FIELDS = ("question", "hint", "choices")
-FACTS = ("category", "group", "width", "height", "frame", "answer_frame")
+FACTS = ("category", "group")
 KEYS = ("id", "image", "images", "question", "answer", "answers", "choices", "hint", *FACTS)
+WRITTEN = "written"  # of a TSV's row: the path of its image in the cache
 TURNS = "conversations"
+_FIELD = re.compile(r"\{(question|hint|choices)\}")
 _HAN = re.compile("[\u4e00-\u9fff]")
 _SHORT = "Answer the question using a single word or phrase."
 _LETTER = "{hint}\n{question}\n{choices}\nAnswer with the option's letter from the given choices directly."
@@ -53,7 +53,7 @@ TEXT = "text"  # names the questions without images that every instruct model an
 TEXT_FILE = Path(__file__).with_name("text.jsonl")
 # How names of VLMEvalKit's files begin: metric and prompt. Prompts are those of OpenGVLab/InternVL
 # (internvl_chat/eval/*/evaluate_*.py), for AI2D and MMStar those of VLMEvalKit's wrapper (vlmeval/vlm/internvl/).
-STEMS: dict[tuple[str, ...], tuple[str, str]] = {
+STEMS: dict[tuple[str, ...], tuple[str | None, str]] = {
     ("mmbench", "ccbench", "mmstar", "ai2d", "scienceqa"): ("multiple_choice", _LETTER),
     ("pope",): ("yes_no", "{question}\n" + _SHORT),
     ("textvqa",): ("vqa_accuracy", "{question} " + _SHORT),
@@ -112,10 +112,7 @@ def open_data_sets(
     """
     found: dict[str, DataSet] = {}
     for path in [paths] if isinstance(paths, str) else paths:
-        if path == TEXT:
-            read = _open(TEXT_FILE, "mentions", None, None)
-        else:
-            read = _open(Path(path), metric, prompt, images)
+        read = _open(TEXT_FILE, "mentions", None, None) if path == TEXT else _open(Path(path), metric, prompt, images)
         if read.name in found:
             problem = f"{found[read.name].path} and {path} have the same name, {read.name!r}"
             raise SettingError("data", problem, "rename one of them")
@@ -135,187 +132,98 @@ def first_groups(items: Sequence[Item], limit: int) -> list[Item]:
     """The first groups that make up `limit` items or more, in the items' order."""
     taken: set[int] = set()
     for group in by_group(items):
-        if len(taken) >= limit:
-            break
-        taken.update(group)
+        if len(taken) < limit:
+            taken.update(group)
     return [item for position, item in enumerate(items) if position in taken]
 
 
-@dataclass
-class _Draft:
-    """An item before its prompt and its images are known; `paths` are those of images that were written out."""
-
-    id: str
-    question: str
-    answers: Sequence[str]
-    images: Sequence[str] = ()
-    choices: Mapping[str, str] = field(default_factory=dict)
-    hint: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-    paths: Sequence[str] = ()
-
-
 def _open(path: Path, metric: str | None, prompt: str | None, images: str | None) -> DataSet:
+    name, suffix = (path.name if path.is_dir() else path.stem), path.suffix.lower()
     known, template = None, OWN
     if not path.exists():
         raise SettingError("data", f"{path} isn't there", "correct the path")
     if path.is_dir():
         folder, rows = ImageFolder(path), _in_folder(path)
-    elif path.suffix.lower() == ".tsv":
-        named = (row for stems, row in STEMS.items() if path.stem.lower().startswith(stems))
-        known, template = next(named, (None, OWN))
+    elif suffix == ".tsv":
+        known, template = next((row for stems, row in STEMS.items() if name.lower().startswith(stems)), (None, OWN))
         folder, rows = ImageFolder(images or path.parent), _in_tsv(path)
-    elif path.suffix.lower() in (".jsonl", ".json"):
+    elif suffix in (".jsonl", ".json"):
         folder, rows = ImageFolder(images, path.parent), _in_lines(path)
     else:
         raise SettingError("data", f"{path} is neither .tsv nor .jsonl nor a folder", "name a file of questions")
-    found = list(rows)
-    drafts = [draft for _, draft in found if isinstance(draft, _Draft)]
-    if prompt and "{question}" not in prompt:
-        if all(draft.question for draft in drafts):
-            told = "write {question} where the question belongs"
-            raise SettingError("prompt", f"the prompt {prompt[:80]!r} has no {{question}}", told)
-        for draft in drafts:
-            draft.question = draft.question or prompt
-    elif prompt:
-        template = prompt
-    if any(draft.answers for draft in drafts):
-        chosen = "multiple_choice" if all(draft.choices for draft in drafts) else "exact_match"
-        measure = find_metric(metric or known or chosen)
-    else:
-        measure = None
-    return _build(path, found, template, folder, measure)
-
-
-def _build(
-    path: Path, found: list[tuple[str, _Draft | DataError]], template: str, folder: ImageFolder, measure: Metric | None
-) -> DataSet:
-    """The data set of drafts and complaints with their places."""
-    data_set, seen = DataSet(path.stem if path.is_file() else path.name, str(path), measure, []), set()
-    for place, draft in found:
-        try:
-            if isinstance(draft, DataError):
-                raise draft
-            item = _item(draft, template, folder, place)
-            if measure is not None:
-                measure.check(item)
-            if item.question.id in seen:
-                raise RecordError("id", f"id {item.question.id!r} was used before", "give each its own", place)
-        except DataError as error:
-            said = str(error)
-            data_set.left_out.append(Unusable(place, said if place in said else f"{place}: {said}"))
-            continue
-        seen.add(item.question.id)
-        data_set.items.append(item)
+    rows, asks = list(rows), bool(prompt) and "{question}" not in prompt
+    if asks and all(row.get("question") for _, row in rows if isinstance(row, dict)):
+        told = "write {question} where the question belongs"
+        raise SettingError("prompt", f"the prompt {prompt[:80]!r} has no {{question}}", told)
+    default, template = (prompt, template) if asks else ("", prompt or template)
+    found = [(place, _item(row, default, template, folder, place)) for place, row in rows]
+    items = [each for _, each in found if isinstance(each, Item)]
+    chosen = "multiple_choice" if all("choices" in item.facts for item in items) else "exact_match"
+    measure = find_metric(metric or known or chosen) if any(item.expected for item in items) else None
+    data_set = DataSet(name, str(path), measure, *_checked(found, measure))
     if not data_set.items:
         first = f"; the first: {data_set.left_out[0].message}" if found else ""
-        told = "correct the file" if path.is_file() else "name a folder of images"
-        raise SettingError("data", f"{path}: none of its {len(found)} questions can be used{first}", told)
+        raise SettingError("data", f"{path}: none of its {len(found)} questions can be used{first}", "correct it")
     return data_set
 
 
-def _item(draft: _Draft, template: str, folder: ImageFolder, place: str) -> Item:
-    """The item.
+def _checked(found: list[tuple[str, Item | DataError]], measure: Metric | None) -> tuple[list[Item], list[Unusable]]:
+    """The items that can be measured, and why the others can't be used."""
+    items: dict[str, Item] = {}
+    left_out = []
+    for place, item in found:
+        try:
+            if isinstance(item, DataError):
+                raise item
+            if measure is not None:
+                measure.check(item)
+            if item.question.id in items:
+                raise RecordError("id", f"id {item.question.id!r} was used before", "give each its own", place)
+            items[item.question.id] = item
+        except DataError as error:
+            said = str(error)
+            left_out.append(Unusable(place, said if place in said else f"{place}: {said}"))
+    return list(items.values()), left_out
 
-    Raises:
-        DataError: No question, or an image that can't be named or isn't there.
-    """
-    if not draft.question.strip():
-        raise RecordError("question", "no 'question'", "every row needs one, or give --prompt", place)
-    choices = "\n".join(f"{letter}. {text}" for letter, text in draft.choices.items())
-    values = {"question": draft.question, "hint": draft.hint, "choices": choices}
-    text = fill(_LETTER_ZH if template == _LETTER and _HAN.search("".join(values.values())) else template, values)
-    clean(text, "the question", place)
-    paths = [*draft.paths, *(_find(name, folder, place) for name in draft.images)]
-    names = [os.path.basename(path) for path in draft.paths] + list(draft.images)
-    facts = ({"choices": dict(draft.choices)} if draft.choices else {}) | draft.facts
-    question = Question(draft.id or f"line {place.rpartition(':')[2]}", text, tuple(names), tuple(paths))
-    return Item(question, tuple(draft.answers), facts, place)
+
+def _item(
+    row: dict[str, Any] | DataError, default: str, template: str, folder: ImageFolder, place: str
+) -> Item | DataError:
+    """The item of a row of one's own, or what is wrong with it; `default` is asked where it has no question."""
+    try:
+        if isinstance(row, DataError):
+            raise row
+        choices = _choices(row.get("choices"), place)
+        values = {key: "".join(_texts(row, key, place)) for key in ("id", "hint", "question")}
+        values["question"] = values["question"] or default
+        if not values["question"].strip():
+            raise RecordError("question", "no 'question'", "every row needs one, or give --prompt", place)
+        values["choices"] = "\n".join(f"{letter}. {text}" for letter, text in choices.items())
+        text = clean(fill(template, values), "the question", place)
+        names = [each for key in ("images", "image") for each in _texts(row, key, place)]
+        paths = [folder.resolve(name) for name in names]
+        if gone := [path for path in paths if not os.path.isfile(path)]:
+            raise RecordError("image_missing", f"image {gone[0]!r} isn't there", "give the image folder", place)
+        if WRITTEN in row:
+            names, paths = [os.path.basename(row[WRITTEN])], [row[WRITTEN]]
+        answers = [_letter(each, choices) for key in ("answers", "answer") for each in _texts(row, key, place)]
+        facts = ({"choices": choices} if choices else {}) | {key: row[key] for key in FACTS if row.get(key) is not None}
+        name = values["id"] or f"line {place.rpartition(':')[2]}"
+        return Item(Question(name, text, tuple(names), tuple(paths)), tuple(answers), facts, place)
+    except DataError as error:
+        return error
 
 
 def fill(prompt: str, values: Mapping[str, str]) -> str:
-    """The prompt with its fields; lines whose fields are all empty are left out, and no suffix is written twice."""
+    """The prompt with its fields; lines whose fields are all empty are left out. Han in them takes a Chinese suffix."""
+    if prompt == _LETTER and _HAN.search("".join(values.values())):
+        prompt = _LETTER_ZH
     lines = []
     for line in prompt.split("\n"):
-        names = [name for name in FIELDS if f"{{{name}}}" in line]
-        if names and not any(values[name] for name in names):
-            continue
-        for name in names:
-            line = line.replace(f"{{{name}}}", values[name])
-        lines.append(line)
-    text, question = "\n".join(lines), values["question"].rstrip()
-    suffix = prompt.split("{question}")[-1].strip()
-    return question if suffix and question.endswith(suffix) and text.startswith(question) else text
-
-
-def _find(name: str, folder: ImageFolder, place: str) -> str:
-    """The path of an image: of a file that isn't there also without leading folders, which downloads often lack."""
-    path = folder.resolve(name)
-    parts = PurePosixPath(name).parts if not os.path.isfile(path) else ()
-    for start in range(1, len(parts)):
-        if os.path.isfile(found := folder.resolve("/".join(parts[start:]))):
-            return found
-    if not os.path.isfile(path):
-        raise RecordError("image_missing", f"image {path!r} isn't there", "give the image folder", place)
-    return path
-
-
-def _in_folder(folder: Path) -> Iterator[tuple[str, _Draft]]:
-    """A question about each image below a folder, in the order of their names; hidden ones are passed over."""
-    from PIL import Image
-
-    readable = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-    for path in sorted(path.relative_to(folder) for path in folder.rglob("*")):
-        if path.suffix.lower() in readable and not any(part.startswith(".") for part in path.parts):
-            yield str(folder / path), _Draft(path.as_posix(), "", (), [path.as_posix()])
-
-
-def _in_lines(path: Path) -> Iterator[tuple[str, _Draft | DataError]]:
-    """A draft, or what is wrong, for each JSON line that isn't empty, or each record of a JSON array."""
-    records = open_index(str(path))
-    for row in range(len(records)):
-        place = records.source(row)
-        try:
-            yield place, _own(records.parse(row), place)
-        except RecordError as error:
-            yield place, error
-
-
-def _own(values: object, place: str) -> _Draft:
-    """A line of one's own, or a training record of a single turn."""
-    if not isinstance(values, dict):
-        raise RecordError("record", "not an object", 'write {"image": ..., "question": ...}', place)
-    values = _of_training(values, place) if TURNS in values else values
-    if unknown := sorted(values.keys() - set(KEYS)):
-        raise RecordError("key", f"unknown key {unknown[0]!r}", f"the keys are {', '.join(KEYS)}", place)
-    for one, many in (("image", "images"), ("answer", "answers")):
-        if one in values and many in values:
-            raise RecordError(one, f"both {one!r} and {many!r}", "write one of the two", place)
-    choices = _choices(values.get("choices"), place)
-    names, hint, question = (_texts(values, key, place) for key in ("id", "hint", "question"))
-    return _Draft(
-        "".join(names),
-        "".join(question),
-        [_letter(each, choices) for key in ("answers", "answer") for each in _texts(values, key, place)],
-        [each for key in ("images", "image") for each in _texts(values, key, place)],
-        choices,
-        "".join(hint),
-        {key: values[key] for key in FACTS if values.get(key) is not None},
-    )
-
-
-def _of_training(values: dict[str, Any], place: str) -> dict[str, Any]:
-    """A record of the training form as a line of one's own."""
-    turns = values[TURNS]
-    known = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    said = [turn.get("value") for turn in turns if turn.get("from") != "system"] if known else []
-    if len(said) != 2 or not all(isinstance(text, str) for text in said):
-        problem = f"{TURNS!r} is not one question with its answer"
-        raise RecordError(TURNS, problem, "only records of a single turn can be evaluated", place)
-    images = _texts(values, "image", place)
-    question = re.sub(r"\s*<image>\s*", " ", said[0]).strip() if len(images) <= 1 else said[0]
-    kept = {"id": values["id"]} if "id" in values else {}
-    return {**kept, "images": images, "question": question, "answer": said[1]}
+        names = _FIELD.findall(line)
+        if not names or any(values[name] for name in names):
+            lines.append(_FIELD.sub(lambda found: values[found[1]], line))
+    return "\n".join(lines)
 
 
 def _texts(values: Mapping[str, Any], key: str, place: str) -> list[str]:
@@ -329,7 +237,7 @@ def _texts(values: Mapping[str, Any], key: str, place: str) -> list[str]:
 
 def _choices(value: object, place: str) -> dict[str, str]:
     """Choices as letter to text, from a list or an object; {} for None."""
-    if isinstance(value, list) and 0 < len(value) <= len(string.ascii_uppercase):
+    if isinstance(value, list) and len(value) <= len(string.ascii_uppercase):
         value = dict(zip(string.ascii_uppercase, value, strict=False))
     if value is not None and (not isinstance(value, dict) or not value or value.keys() - set(string.ascii_uppercase)):
         problem = "'choices' is no list of up to 26 and no object of letters"
@@ -343,98 +251,120 @@ def _letter(answer: str, choices: Mapping[str, str]) -> str:
     return same[0] if len(same) == 1 and answer not in choices else answer
 
 
-def _in_tsv(path: Path) -> Iterator[tuple[str, _Draft | DataError]]:
-    """A draft, or what is wrong, for each row; images in base64 are written into the cache."""
-    written: dict[str, str] = {}  # path of the image that the row with an index holds
-    waiting = []  # rows whose image another row holds
-    for place, cells in _rows(path):
+def _in_folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A row for each image below a folder, in the order of their names; hidden ones are passed over."""
+    from PIL import Image
+
+    readable = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    for path in sorted(path.relative_to(folder) for path in folder.rglob("*")):
+        if path.suffix.lower() in readable and not any(part.startswith(".") for part in path.parts):
+            yield str(folder / path), {"id": path.as_posix(), "image": path.as_posix()}
+
+
+def _in_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    """A row, or what is wrong, for each JSON line that isn't empty, or each record of a JSON array."""
+    records = open_index(str(path))
+    for row in range(len(records)):
+        place = records.source(row)
         try:
-            if isinstance(cells, DataError):
-                raise cells
-            draft, index, cell = _of_row(cells, path, place), cells.get("index", ""), cells.get("image", "")
-            if len(cell) > LONGEST_REFERENCE:
-                draft.paths = [_write(cell, place)]
-                written.setdefault(index, draft.paths[0])
-            elif not cell and "image_path" not in cells:
-                raise RecordError("image", "no image", "every row needs one", place)
+            values = records.parse(row)
+            if not isinstance(values, dict):
+                raise RecordError("record", "not an object", 'write {"image": ..., "question": ...}', place)
+            values = _of_training(values, place) if TURNS in values else values
+            if unknown := sorted(values.keys() - set(KEYS)):
+                raise RecordError("key", f"unknown key {unknown[0]!r}", f"the keys are {', '.join(KEYS)}", place)
+            yield place, values
         except RecordError as error:
             yield place, error
-            continue
-        if cell and not draft.paths:
-            waiting.append((place, draft, cell))
-        else:
-            draft.images = [] if cell else [cells["image_path"]]
-            yield place, draft
-    for place, draft, cell in waiting:
-        draft.paths, draft.images = ([written[cell]], []) if cell in written else ([], [cell])  # else a file's name
-        yield place, draft
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str] | DataError]]:
-    """The rows of a TSV file with a header, and their places; cells may be quoted and hold line breaks."""
+def _of_training(values: dict[str, Any], place: str) -> dict[str, Any]:
+    """A record of the training form as a line of one's own."""
+    turns = values[TURNS]
+    known = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    said = [turn.get("value") for turn in turns if turn.get("from") != "system"] if known else []
+    if len(said) != 2 or not all(isinstance(text, str) for text in said):
+        problem = f"{TURNS!r} is not one question with its answer"
+        raise RecordError(TURNS, problem, "only records of a single turn can be evaluated", place)
+    images = _texts(values, "image", place)
+    question = re.sub(r"\s*<image>\s*", " ", said[0]).strip() if len(images) <= 1 else said[0]
+    return {"id": values.get("id"), "images": images, "question": question, "answer": said[1]}
+
+
+def _in_tsv(path: Path) -> Iterable[tuple[str, dict[str, Any] | DataError]]:
+    """A row of one's own, or what is wrong, for each row; images in base64 are written into the cache."""
+    found, written = [], {}  # the path of the image that the row with an index holds
+    for place, cells in _cells(path):
+        try:
+            row = _of_cells(cells, path, place)
+            if WRITTEN in row:
+                written.setdefault(row["id"], row[WRITTEN])
+            found.append((place, row))
+        except RecordError as error:
+            found.append((place, error))
+    for _, row in found:
+        if isinstance(row, dict) and row.get("image") in written:
+            row[WRITTEN] = written[row.pop("image")]
+    return found
+
+
+def _cells(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The cells that aren't empty of each row of a TSV file, and its place; they may be quoted and hold line breaks."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t")
-            header = next(reader, [])
-            _check_header(path, header)
-            line = reader.line_num
+            reader = csv.DictReader(file, delimiter="\t", restkey="", restval="")
+            columns, line = reader.fieldnames or [], reader.line_num
+            missing = [name for name in ("question", "answer") if name not in columns]
+            missing += ["image"] * (not {"image", "image_path"} & set(columns))
+            if missing:
+                shown = f"its columns are {', '.join(columns[:12])}; test splits come without answers: take dev or val"
+                raise SettingError("file", f"{path} has no column {missing[0]!r}", shown)
             for cells in reader:
                 place, line = f"{path}:{line + 1}", reader.line_num
-                if cells and len(cells) != len(header):
-                    problem = f"{len(cells)} cells, and {len(header)} columns in the header"
-                    remedy = "quote cells that hold tabs or quotation marks"
-                    yield place, RecordError("columns", problem, remedy, place)
-                elif cells:
-                    yield place, {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
+                yield place, {name: cell for name, cell in cells.items() if not name or cell.strip()}
     except (csv.Error, UnicodeDecodeError) as error:
         raise SettingError("file", f"{path} can't be read as TSV ({error})", "save it as UTF-8 with tabs") from None
 
 
-def _check_header(path: Path, columns: Sequence[str]) -> None:
-    if len(set(columns)) < len(columns):
-        raise SettingError("file", f"{path}: two columns have one name", "rename one of them")
-    for name in ("question", "answer"):
-        if name not in columns:
-            hint = "; answers of test splits aren't published, take the dev or val split" if name == "answer" else ""
-            shown = f"its columns are {', '.join(columns[:12])}{hint}"
-            raise SettingError("file", f"{path} has no column {name!r}", shown)
-    if not {"image", "image_path"} & set(columns):
-        raise SettingError("file", f"{path} has no column 'image' or 'image_path'", "name one of them so")
-
-
-def _of_row(cells: Mapping[str, str], path: Path, place: str) -> _Draft:
-    """The draft of a row, without its image."""
+def _of_cells(cells: Mapping[str, Any], path: Path, place: str) -> dict[str, Any]:
+    """The row of one's own that a TSV's cells are; a reference to another row's image stands as its `image`."""
+    if "" in cells:
+        raise RecordError("columns", "more cells than columns", "quote cells that hold tabs or quotation marks", place)
     if "answer" not in cells:
         raise RecordError("answer", "no 'answer'", "every row needs one", place)
-    index, category = cells.get("index", ""), cells.get("category") or cells.get("split")
-    choices = {letter: cells[letter] for letter in string.ascii_uppercase if letter in cells}
-    facts: dict[str, Any] = {"category": category} if category else {}
-    if "group" in cells:
-        facts["group"] = cells["group"]
-    elif path.stem.lower().startswith(("mmbench", "ccbench")) and index.isdigit():
-        facts["group"] = str(int(index) % ROTATION)
+    index, image = cells.get("index", ""), cells.get("image", "")
+    category = cells.get("category") or cells.get("split")
+    row = {"id": index, "question": cells.get("question"), "hint": cells.get("hint"), "group": cells.get("group")}
+    row |= {"category": category, "answers": _answers(cells["answer"])}
+    row["choices"] = {letter: cells[letter] for letter in string.ascii_uppercase if letter in cells} or None
+    if "group" not in cells and path.stem.lower().startswith(("mmbench", "ccbench")) and index.isdigit():
+        row["group"] = str(int(index) % ROTATION)
     elif path.stem.lower().startswith("pope") and category:
-        facts["category"] = [part.strip() for part in category.split(",")]
-    answers = [_letter(answer, choices) for answer in _answers(cells["answer"])]
-    return _Draft(index, cells.get("question", ""), answers, choices=choices, hint=cells.get("hint", ""), facts=facts)
+        row["category"] = [part.strip() for part in category.split(",")]
+    if len(image) > LONGEST_REFERENCE:
+        row[WRITTEN] = _write(image, place)
+    elif not (image or "image_path" in cells):
+        raise RecordError("image", "no image", "every row needs one", place)
+    else:
+        row["image"] = image or cells["image_path"]
+    return row
 
 
-def _answers(cell: str) -> Iterable[str]:
+def _answers(cell: str) -> list[Any]:
     """The answers of a cell: a list as Python prints it, or the text itself."""
     try:
         found = ast.literal_eval(cell) if cell.startswith("[") else None
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         found = None
-    is_list = isinstance(found, list) and found and all(isinstance(one, (str, int, float)) for one in found)
-    return map(str, found) if is_list else [cell]
+    return found if isinstance(found, list) and found else [cell]
 
 
 def _write(cell: str, place: str) -> str:
     """The path of an image in base64, after it has been written."""
     try:
         data = base64.b64decode("".join(cell.split()), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise RecordError("image", "its image isn't base64", "download the file again", place) from None
     folder = get_cache_dir() / IMAGES
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,9 @@ circular evaluation, MMBench (arXiv:2307.06281), letters by VLMEvalKit's rules w
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -25,13 +23,6 @@ NUM_ANNOTATORS = 10  # of VQA accuracy
 AGREEMENT = 3  # annotators who say the same make an answer right
 TOLERANCE = 0.05  # of the right number, in relaxed accuracy
 THRESHOLD = 0.5  # of ANLS and IoU
-FRAMES = ("0-1000", "fraction", "pixel")
-
-
-def refuse(item: Item, reason: str, problem: str, remedy: str) -> RecordError:
-    """The error of an item that can't be measured; it names the item's file and line, or its id."""
-    place = f"{item.place} ({item.question.id})" if item.place else f"question {item.question.id}"
-    return RecordError(reason, problem, remedy, place)
 
 
 def by_category(items: Sequence[Item]) -> dict[str, list[int]]:
@@ -59,31 +50,44 @@ def share(sums: np.ndarray) -> np.ndarray:
     return 100.0 * np.divide(part, whole, out=np.zeros(part.shape), where=whole != 0).mean(axis=-1)
 
 
-class Metric:
-    """A measure of answers whose headline is a share in percent; the mean of the scores unless `tally` says otherwise.
+def percent(found: Sequence[bool | float]) -> float:
+    """Their mean in percent."""
+    return 100 * float(np.mean(found))
 
-    Attributes:
+
+class Metric:
+    """A measure of answers whose headline is a share in percent: the mean of the scores, unless `tally` says otherwise.
+
+    Args:
         name: As on the command line and in results.json.
+        score: `score(answer, item)` says how good one answer is, in [0, 1].
         headline: The key of `figures` by which models are compared.
         higher_is_better: Whether more of the headline is better; False for error rates.
     """
 
-    name: str
-    headline: str = "accuracy"
-    higher_is_better = True
+    def __init__(
+        self,
+        name: str,
+        score: Callable[[str, Item], float],
+        headline: str = "accuracy",
+        higher_is_better: bool = True,
+    ):
+        self.name, self.score, self.headline, self.higher_is_better = name, score, headline, higher_is_better
+
+    def problem(self, item: Item) -> tuple[str, str] | None:
+        """What keeps an item from being measured, and the remedy."""
+        if not any(text.strip() for text in item.expected):
+            return "no right answer", "give one: 'answer', or a list 'answers'"
+        return None
 
     def check(self, item: Item) -> None:
-        """Refuse an item that can't be measured.
+        """Refuses an item that can't be measured.
 
         Raises:
             RecordError: What is missing, with its place.
         """
-        if not any(text.strip() for text in item.expected):
-            raise refuse(item, "answer", "no right answer", "give one: 'answer', or a list 'answers'")
-
-    def score(self, answer: str, item: Item) -> float:
-        """How good one answer is, in [0, 1]."""
-        raise NotImplementedError
+        if problem := self.problem(item):
+            raise RecordError("answer", *problem, f"{item.place} ({item.question.id})")
 
     def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         """Parts and wholes, float64 `[items, C, 2]`: the headline is `share` of their sum over the items."""
@@ -97,24 +101,53 @@ class Metric:
         return {name: float(share(rows[places].sum(axis=0))) for name, places in parts.items()}
 
 
-class ExactMatch(Metric):
+def exact_match(answer: str, item: Item) -> float:
     """Case and the space around the text don't count; everything else does, as in the scripts for GQA and OCR-VQA."""
-
-    name = "exact_match"
-
-    def score(self, answer: str, item: Item) -> float:
-        return answer.strip().lower() in {text.strip().lower() for text in item.expected}
+    return answer.strip().lower() in {text.strip().lower() for text in item.expected}
 
 
-class Mentions(Metric):
+def mentions(answer: str, item: Item) -> float:
     """The first line of the answer holds one of the right texts, as whole words and numbers, in whatever case."""
+    first = answer.strip().partition("\n")[0].lower()
+    texts = "|".join(re.escape(text.strip().lower()) for text in item.expected if text.strip())
+    return bool(re.search(rf"(?<![0-9a-z])(?<![0-9][.,])({texts})(?![0-9a-z]|[.,][0-9])", first))
 
-    name = "mentions"
 
-    def score(self, answer: str, item: Item) -> float:
-        first = answer.strip().partition("\n")[0].lower()
-        texts = "|".join(re.escape(text.strip().lower()) for text in item.expected if text.strip())
-        return bool(re.search(rf"(?<![0-9a-z])(?<![0-9][.,])({texts})(?![0-9a-z]|[.,][0-9])", first))
+def anls(answer: str, item: Item) -> float:
+    """The similarity to the nearest right answer, 0 below a half; case and runs of white space don't count.
+
+    A similarity of exactly 0.5 counts, as in the challenge's own script; the paper's formula would make it 0.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    given, *known = (" ".join(text.lower().split()) for text in (answer, *item.expected))
+    similarity = max(Levenshtein.normalized_similarity(given, text) for text in known)
+    return similarity if similarity >= THRESHOLD else 0.0
+
+
+def relaxed_accuracy(answer: str, item: Item) -> float:
+    """Numbers may be off by 5 percent, texts may not.
+
+    A number with a percent sign is a hundredth of it, as in the published scripts: "5%" is 0.05, so it matches "0.05"
+    and not "5". Where the right answer is 0 or no number, the texts are compared, without case.
+    """
+    return any(_is_close(answer.strip(), text.strip()) for text in item.expected)
+
+
+def _is_close(given: str, expected: str) -> bool:
+    wanted, number = _number(expected), _number(given)
+    if wanted and number is not None:
+        return abs(number - wanted) <= TOLERANCE * abs(wanted)
+    return given.lower() == expected.lower()
+
+
+def _number(text: str) -> float | None:
+    """A finite number; None for what is none ("nan" and "inf" are words here)."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 ARTICLES = ("a", "an", "the")
@@ -143,16 +176,17 @@ class VqaAccuracy(Metric):
     EvalAI does it for TextVQA; the script of VQAv2 does it only where annotators disagree.
     """
 
-    name = headline = "vqa_accuracy"
+    def __init__(self):
+        super().__init__("vqa_accuracy", self._score, "vqa_accuracy")
 
-    def check(self, item: Item) -> None:
-        super().check(item)
-        if len(item.expected) != NUM_ANNOTATORS:
+    def problem(self, item: Item) -> tuple[str, str] | None:
+        if item.expected and len(item.expected) != NUM_ANNOTATORS:
             problem = f"{len(item.expected)} answers; VQA accuracy is defined by those of {NUM_ANNOTATORS} annotators"
-            remedy = "give ten (repeat what several said), or take another metric, such as exact_match"
-            raise refuse(item, "answers", problem, remedy)
+            return problem, "give ten (repeat what several said), or take another metric, such as exact_match"
+        return super().problem(item)
 
-    def score(self, answer: str, item: Item) -> float:
+    @staticmethod
+    def _score(answer: str, item: Item) -> float:
         given, said = normalize(answer), [normalize(text) for text in item.expected]
         agreeing = said.count(given)
         return sum(min(1.0, (agreeing - (text == given)) / AGREEMENT) for text in said) / len(said)
@@ -168,51 +202,6 @@ def normalize(text: str) -> str:
     text = re.sub(r"\.(?!\d)", "", text.translate(marks))
     words = [NUMBERS.get(word, word) for word in text.split()]
     return " ".join(COMPLETED.get(word, word) for word in words if word not in ARTICLES)
-
-
-class Anls(Metric):
-    """The similarity to the nearest right answer, 0 below a half; case and runs of white space don't count.
-
-    A similarity of exactly 0.5 counts, as in the challenge's own script; the paper's formula would make it 0.
-    """
-
-    name = headline = "anls"
-
-    def score(self, answer: str, item: Item) -> float:
-        from rapidfuzz.distance import Levenshtein
-
-        given, *known = (" ".join(text.lower().split()) for text in (answer, *item.expected))
-        similarity = max(Levenshtein.normalized_similarity(given, text) for text in known)
-        return similarity if similarity >= THRESHOLD else 0.0
-
-
-class RelaxedAccuracy(Metric):
-    """Numbers may be off by 5 percent, texts may not.
-
-    A number with a percent sign is a hundredth of it, as in the published scripts: "5%" is 0.05, so it matches "0.05"
-    and not "5". Where the right answer is 0 or no number, the texts are compared, without case.
-    """
-
-    name = headline = "relaxed_accuracy"
-
-    def score(self, answer: str, item: Item) -> float:
-        return any(_is_close(answer.strip(), text.strip()) for text in item.expected)
-
-
-def _is_close(given: str, expected: str) -> bool:
-    wanted, number = _number(expected), _number(given)
-    if wanted and number is not None:
-        return abs(number - wanted) <= TOLERANCE * abs(wanted)
-    return given.lower() == expected.lower()
-
-
-def _number(text: str) -> float | None:
-    """A finite number; None for what is none ("nan" and "inf" are words here)."""
-    try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def chosen_letter(answer: str, choices: Mapping[str, str]) -> str | None:
@@ -239,18 +228,19 @@ class MultipleChoice(Metric):
     them; `unclear` is the share of answers that name no choice.
     """
 
-    name = "multiple_choice"
+    def __init__(self):
+        super().__init__("multiple_choice", lambda answer, item: self._chosen(answer, item) == item.expected[0])
 
-    def check(self, item: Item) -> None:
-        choices = item.facts.get("choices")
-        if not isinstance(choices, Mapping) or not choices or not all(key in string.ascii_uppercase for key in choices):
-            raise refuse(item, "choices", "no choices", 'give them: "choices": {"A": ..., "B": ...} or a list')
+    def problem(self, item: Item) -> tuple[str, str] | None:
+        if not (choices := item.facts.get("choices")):
+            return "no choices", 'give them: "choices": {"A": ..., "B": ...} or a list'
         if len(item.expected) != 1 or item.expected[0] not in choices:
-            problem = f"the answer {list(item.expected)} is none of the letters {', '.join(choices)}"
-            raise refuse(item, "answer", problem, "correct it")
+            return f"the answer {list(item.expected)} is none of the letters {', '.join(choices)}", "correct it"
+        return None
 
-    def score(self, answer: str, item: Item) -> float:
-        return chosen_letter(answer, item.facts["choices"]) == item.expected[0]
+    @staticmethod
+    def _chosen(answer: str, item: Item) -> str | None:
+        return chosen_letter(answer, item.facts["choices"])
 
     def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         """A row of (right, 1) per group, which stands at its first item."""
@@ -260,11 +250,10 @@ class MultipleChoice(Metric):
         return rows
 
     def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
-        result = super().figures(answers, items)
+        result, pairs = super().figures(answers, items), list(zip(answers, items, strict=True))
         if len(by_group(items)) < len(items):
-            result["accuracy_single"] = float(share(super().tally(answers, items).sum(axis=0)))
-        chosen = [chosen_letter(answer, item.facts["choices"]) for answer, item in zip(answers, items, strict=True)]
-        return result | {"unclear": 100 * chosen.count(None) / len(chosen)}
+            result["accuracy_single"] = percent([self.score(*pair) for pair in pairs])
+        return result | {"unclear": percent([self._chosen(*pair) is None for pair in pairs])}
 
 
 def says_no(answer: str) -> bool:
@@ -280,16 +269,17 @@ class YesNo(Metric):
     POPE takes an answer that says neither for "yes"; `unclear` is the share of answers without any such word.
     """
 
-    name = "yes_no"
-    headline = "f1"
+    def __init__(self):
+        super().__init__("yes_no", lambda answer, item: says_no(answer) == self._is_no(item), "f1")
 
-    def check(self, item: Item) -> None:
+    def problem(self, item: Item) -> tuple[str, str] | None:
         if len(item.expected) != 1 or item.expected[0].strip().lower() not in ("yes", "no"):
-            problem = f"the right answer {list(item.expected)} is neither yes nor no"
-            raise refuse(item, "answer", problem, "correct it")
+            return f"the right answer {list(item.expected)} is neither yes nor no", "correct it"
+        return None
 
-    def score(self, answer: str, item: Item) -> float:
-        return says_no(answer) == (item.expected[0].strip().lower() == "no")
+    @staticmethod
+    def _is_no(item: Item) -> bool:
+        return item.expected[0].strip().lower() == "no"
 
     def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         """Twice the hits, and that with all errors, for each category."""
@@ -297,22 +287,18 @@ class YesNo(Metric):
 
     def _cells(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         """Hits, false alarms, misses and rejections `[items, categories, 4]`."""
-        cells = np.zeros((len(items), 4))
-        for row, answer, item in zip(cells, answers, items, strict=True):
-            is_no = item.expected[0].strip().lower() == "no"
-            row[2 * says_no(answer) + is_no] = 1
         columns = list(by_category(items).values())
         if rest := sorted(set(range(len(items))).difference(*columns)):
             columns.append(rest)
-        rows = np.zeros((len(items), len(columns), 4))
+        cells = np.zeros((len(items), len(columns), 4))
         for column, places in enumerate(columns):
-            rows[places, column] = cells[places]
-        return rows
+            cells[places, column, [2 * says_no(answers[n]) + self._is_no(items[n]) for n in places]] = 1
+        return cells
 
     def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
         tallies = _yes_no_tallies(self._cells(answers, items).sum(axis=0))
         result = {name: float(share(sums)) for name, sums in tallies.items()}
-        result["unclear"] = 100 * float(np.mean([not _YES_OR_NO.search(answer) for answer in answers]))
+        result["unclear"] = percent([not _YES_OR_NO.search(answer) for answer in answers])
         for column, category in enumerate(by_category(items)):
             result |= {f"{name}/{category}": float(share(sums[[column]])) for name, sums in tallies.items()}
         return result
@@ -338,26 +324,19 @@ _NUMBER = r"(-?(?:\d+(?:\.\d*)?|\.\d+))"
 _CORNERS = re.compile(rf"[\[(]\s*{_NUMBER}[\s,]+{_NUMBER}[\s,()\[\]]+{_NUMBER}[\s,]+{_NUMBER}\s*[\])]")
 
 
-def find_box(text: str, size: tuple[int, int] | None, frame: str | None = None) -> tuple[float, ...] | None:
+def find_box(text: str) -> tuple[float, ...] | None:
     """The first box of a text, as (x1, y1, x2, y2) in fractions of the image; None where there is none.
 
     Args:
-        text: `<box>[[x1, y1, x2, y2]]</box>`, `[x1, y1, x2, y2]` or `(x1,y1),(x2,y2)`.
-        size: (width, height) of the image; pixels can't be read without it.
-        frame: One of `FRAMES`. None tells it by the numbers: inside `<box>` 0 to 1000; with a sum below 4 fractions, as
-            in InternVL's script; with one above 1000 pixels; otherwise 0 to 1000.
+        text: `<box>[[x1, y1, x2, y2]]</box>`, `[x1, y1, x2, y2]` or `(x1,y1),(x2,y2)`, from 0 to 1000; without `<box>`
+            and with a sum below 4 in fractions, as in InternVL's script.
     """
     tagged = BOX.search(text)
     found = _CORNERS.search(tagged[1] if tagged else text)
     box = tuple(map(float, found.groups())) if found else (math.nan,)
     if not all(map(math.isfinite, box)):
         return None
-    if frame is None:
-        frame = "0-1000" if tagged or 4 <= sum(box) and max(box) <= FRAME_SIZE else "pixel"
-        frame = "fraction" if not tagged and sum(box) < 4 else frame
-    if frame == "pixel":
-        return None if size is None else tuple(value / side for value, side in zip(box, size * 2, strict=True))
-    return box if frame == "fraction" else tuple(value / FRAME_SIZE for value in box)
+    return box if not tagged and sum(box) < 4 else tuple(value / FRAME_SIZE for value in box)
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
@@ -370,58 +349,27 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 class Iou(Metric):
     """The share of answers whose first box overlaps the right one by at least 0.5 (intersection over union).
 
-    Facts of an item: `width` and `height` of the image; `frame`, in which the right box is written, and
-    `answer_frame`, in which the model writes (see `find_box`). Figures: `accuracy`, `mean_iou`, and `unclear`, the
-    share of answers without a box.
+    Figures: `accuracy`, `mean_iou`, and `unclear`, the share of answers without a box.
     """
 
-    name = "iou"
+    def __init__(self):
+        # Fractions round; whole pixels may overlap by exactly a half.
+        super().__init__("iou", lambda answer, item: self._iou(answer, item) >= THRESHOLD - 1e-9)
 
-    def check(self, item: Item) -> None:
-        super().check(item)
-        for problem in self._problems(item):
-            raise refuse(item, "box", *problem)
+    def problem(self, item: Item) -> tuple[str, str] | None:
+        if (problem := super().problem(item)) or self._iou(item.expected[0], item):
+            return problem
+        return f"the answer {item.expected[0][:60]!r} is no box with an area", "write [x1, y1, x2, y2], 0 to 1000"
 
-    def _problems(self, item: Item) -> Iterator[tuple[str, str]]:
-        for key in ("frame", "answer_frame"):
-            if item.facts.get(key) not in (None, *FRAMES):
-                yield f"{key} {item.facts[key]!r}", f"it is one of {', '.join(FRAMES)}"
-        sides = [item.facts.get(side) for side in ("width", "height")]
-        if sides != [None, None] and not all(type(side) in (int, float) and side > 0 for side in sides):
-            size = f"the size of the image is {sides[0]!r} x {sides[1]!r}"
-            yield size, "give 'width' and 'height' in pixels, both or none"
-        if item.facts.get("frame") == "pixel" and _size(item) is None:
-            yield "a box in pixels, and no size of the image", "give 'width' and 'height'"
-        box, said = _box(item.expected[0], item, "frame"), item.expected[0][:60]
-        if box is None:
-            yield f"the answer {said!r} is no box", "write [x1, y1, x2, y2], 0 to 1000"
-        elif not overlap(box, box):
-            yield f"the box {said} has no area", "write [x1, y1, x2, y2] with x1 < x2, y1 < y2"
-
-    def score(self, answer: str, item: Item) -> float:
-        return _iou(answer, item) >= THRESHOLD - 1e-9  # fractions round; whole pixels may overlap by exactly a half
+    @staticmethod
+    def _iou(answer: str, item: Item) -> float:
+        given, right = find_box(answer), find_box(item.expected[0])
+        return overlap(given, right) if given and right else 0.0
 
     def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
-        pairs = list(zip(answers, items, strict=True))
-        unclear = [_box(answer, item, "answer_frame") is None for answer, item in pairs]
-        return super().figures(answers, items) | {
-            "mean_iou": 100 * float(np.mean([_iou(answer, item) for answer, item in pairs])),
-            "unclear": 100 * float(np.mean(unclear)),
-        }
-
-
-def _size(item: Item) -> tuple[int, int] | None:
-    width, height = item.facts.get("width"), item.facts.get("height")
-    return (width, height) if width and height else None
-
-
-def _box(text: str, item: Item, frame: str) -> tuple[float, ...] | None:
-    return find_box(text, _size(item), item.facts.get(frame))
-
-
-def _iou(answer: str, item: Item) -> float:
-    given = _box(answer, item, "answer_frame")
-    return 0.0 if given is None else overlap(given, _box(item.expected[0], item, "frame"))
+        overlaps = [self._iou(*pair) for pair in zip(answers, items, strict=True)]
+        unclear = [find_box(answer) is None for answer in answers]
+        return super().figures(answers, items) | {"mean_iou": percent(overlaps), "unclear": percent(unclear)}
 
 
 class Cer(Metric):
@@ -431,10 +379,10 @@ class Cer(Metric):
     around a text is ignored. The score of one answer is 1 minus its rate, at least 0.
     """
 
-    name = headline = "cer"
-    higher_is_better = False
+    def __init__(self):
+        super().__init__("cer", self._score, "cer", higher_is_better=False)
 
-    def score(self, answer: str, item: Item) -> float:
+    def _score(self, answer: str, item: Item) -> float:
         edits, length = self._edits(answer, item)
         return max(0.0, 1 - edits / length)
 
@@ -453,8 +401,18 @@ class Cer(Metric):
 
 
 METRICS: dict[str, Metric] = {
-    each.name: each()
-    for each in (ExactMatch, Mentions, VqaAccuracy, Anls, RelaxedAccuracy, MultipleChoice, YesNo, Iou, Cer)
+    each.name: each
+    for each in (
+        Metric("exact_match", exact_match),
+        Metric("mentions", mentions),
+        VqaAccuracy(),
+        Metric("anls", anls, "anls"),
+        Metric("relaxed_accuracy", relaxed_accuracy, "relaxed_accuracy"),
+        MultipleChoice(),
+        YesNo(),
+        Iou(),
+        Cer(),
+    )
 }
 
 
@@ -462,10 +420,8 @@ def find_metric(name: str) -> Metric:
     """The metric of a name.
 
     Raises:
-        SettingError: There is none; the message names the nearest.
+        SettingError: There is none.
     """
-    if name in METRICS:
-        return METRICS[name]
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), METRICS, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise SettingError("metric", f"metric {name!r} is unknown", f"{hint}the metrics are {', '.join(METRICS)}")
+    if name not in METRICS:
+        raise SettingError("metric", f"metric {name!r} is unknown", f"the metrics are {', '.join(METRICS)}")
+    return METRICS[name]

@@ -3,7 +3,7 @@
 ::
 
     DIR/answers.jsonl    every answer, appended as it came (`inference/answer_file.py`)
-    DIR/items.jsonl      one line per answered question: question, expected, answer, score, tiles
+    DIR/items.jsonl      one line per answered question: question, expected, answer, score
     DIR/results.json     settings, hashes, versions, figures by data set
     DIR/report.html      the same to look at
 """
@@ -21,9 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MediaError
 from ..files import write_whole
-from ..inference.batch_answers import Lengths
 from ..inference.questions import Question
 from .benchmarks import DataSet
 from .items import Item
@@ -118,6 +116,12 @@ class Measured:
         return self.metric.figures(self.answers, self.items) if self.metric and self.items else {}
 
     @property
+    def rows(self) -> list[Row]:
+        """Its questions, one by one."""
+        triples = zip(self.items, self.answers, self.scores, strict=True)
+        return [Row(self.name, *triple) for triple in triples]
+
+    @property
     def headline(self) -> float | None:
         """The figure by which models are compared."""
         return self.figures.get(self.metric.headline) if self.metric else None
@@ -164,32 +168,12 @@ class Row:
         item: The question with the right answers.
         answer: The model's.
         score: By the data set's metric; None without one.
-        tiles: Columns, rows and thumbnails of each image; None where an image is gone.
     """
 
     dataset: str
     item: Item
     answer: str
     score: float | None
-    tiles: tuple[tuple[int, int, int], ...] | None
-
-    @property
-    def num_tiles(self) -> int | None:
-        """Of all its images, thumbnails included."""
-        return None if self.tiles is None else sum(columns * rows + thumb for columns, rows, thumb in self.tiles)
-
-
-def rows_of(measured: Measured, lengths: Lengths) -> list[Row]:
-    """The rows of a data set; the headers of its images are read."""
-    triples = zip(measured.items, measured.answers, measured.scores, strict=True)
-    return [Row(measured.name, item, answer, score, _tiles(item.question, lengths)) for item, answer, score in triples]
-
-
-def _tiles(question: Question, lengths: Lengths) -> tuple[tuple[int, int, int], ...] | None:
-    try:
-        return tuple(map(tuple, lengths.grids(question)))
-    except MediaError:  # it was there when the question was answered
-        return None
 
 
 def versions() -> dict[str, str]:
@@ -199,23 +183,11 @@ def versions() -> dict[str, str]:
 
 def summary(measured: Measured, data_set: DataSet) -> dict[str, Any]:
     """What results.json says of one data set."""
-    metric = measured.metric
-    scored = (
-        {
-            "metric": metric.name,
-            "headline": metric.headline,
-            "higher_is_better": metric.higher_is_better,
-            "score": measured.headline,
-            "interval": measured.interval,
-            "figures": measured.figures,
-        }
-        if metric
-        else {}
-    )
-    return {
-        "path": data_set.path,
-        "hash": data_set.hash,
-        **scored,
+    found = {"path": data_set.path, "hash": data_set.hash}
+    if metric := measured.metric:
+        found |= {key: getattr(metric, key) for key in ("headline", "higher_is_better")} | {"metric": metric.name}
+        found |= {"score": measured.headline, "interval": measured.interval, "figures": measured.figures}
+    return found | {
         "num_answered": len(measured.items),
         "num_left_out": len(data_set.left_out),
         "left_out": [each.message for each in data_set.left_out],
@@ -263,15 +235,13 @@ def _line(row: Row) -> dict[str, Any]:
         "facts": dict(row.item.facts),
         "answer": row.answer,
         "score": row.score,
-        "tiles": row.tiles,
     }
 
 
 def _row(line: Mapping[str, Any]) -> Row:
     question = Question(line["id"], line["question"], tuple(line["images"]), tuple(line["paths"]))
     item = Item(question, tuple(line["expected"]), line["facts"])
-    tiles = None if line["tiles"] is None else tuple(map(tuple, line["tiles"]))
-    return Row(line["dataset"], item, line["answer"], line["score"], tiles)
+    return Row(line["dataset"], item, line["answer"], line["score"])
 
 
 def table(data_sets: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:

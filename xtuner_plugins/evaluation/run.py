@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..dtypes import describe_dtype, resolve_dtype
@@ -12,14 +12,14 @@ from ..inference.answer_file import AnswerFile
 from ..inference.batch_answers import Answered, Job, answer_all
 from ..inference.description import describe
 from ..inference.opening import Source
-from ..inference.questions import Question, Unusable
+from ..inference.questions import Unusable
 from .benchmarks import DataSet
 from .page import write_report
-from .results import ANSWERS, REPORT, measure, rows_of, summary, versions, write_results
+from .results import ANSWERS, REPORT, measure, summary, versions, write_results
 
 
 class Evaluation:
-    """Holds the folder while it is open: no second run writes to it.
+    """Holds the folder until it is closed: no second run writes to it.
 
     Args:
         source: The model, from `find_source`.
@@ -30,6 +30,7 @@ class Evaluation:
 
     Attributes:
         unanswered: Questions that the folder has no answer to.
+        close: Gives the folder up.
         computes_in: The dtype and the device, and whether another dtype would be faster.
 
     Raises:
@@ -55,22 +56,11 @@ class Evaluation:
             **self._described.preprocessing,
             **{f"data {each.name}": each.hash for each in data_sets},
         }
-        self._file = AnswerFile(self._out / ANSWERS, self._made_by)
-        try:
-            self.unanswered = self._unanswered()
-        except ValueError:
-            self._file.__exit__(None, None, None)
-            raise
-
-    def __enter__(self) -> Evaluation:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.__exit__(kind, error, trace)
-
-    def _unanswered(self) -> list[Question]:
-        asked = (each.asked(item) for each in self._data_sets for item in each.items)
-        return [question for question in asked if not self._file.has(question)]
+        with ExitStack() as stack:
+            self._file = stack.enter_context(closing(AnswerFile(self._out / ANSWERS, self._made_by)))
+            asked = (each.asked(item) for each in data_sets for item in each.items)
+            self.unanswered = [question for question in asked if not self._file.has(question)]
+            self.close = stack.pop_all().close
 
     def answer(self) -> Iterator[Answered]:
         """Asks what is unanswered, in batches across all data sets; yields each question when it is done.
@@ -82,7 +72,7 @@ class Evaluation:
             RuntimeError: Out of memory, or a process was killed.
         """
         homes = {each.asked(item).id: each for each in self._data_sets for item in each.items}
-        for question, answer in answer_all(self._job, self.unanswered) if self.unanswered else ():
+        for question, answer in answer_all(self._job, self.unanswered, self._described.lengths):
             if isinstance(answer, Unusable):
                 homes[question.id].left_out.append(answer)
             else:
@@ -101,7 +91,7 @@ class Evaluation:
             answers = {item.question.id: known.get(each.asked(item).id) for item in each.items}
             given = {name: answer for name, answer in answers.items() if answer is not None}
             measured.append(measure(each.name, each.metric, each.items, given))
-        rows = [row for each in measured for row in rows_of(each, self._described.lengths)]
+        rows = [row for each in measured for row in each.rows]
         results = {
             "model": {key: self._made_by[key] for key in ("model", "weights")},
             "preprocessing": {"hash": self._described.preprocessing_hash(), **self._described.preprocessing},

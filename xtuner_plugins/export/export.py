@@ -96,8 +96,11 @@ def prepare(
         to = wanted or own.dtype
         tensors[name] = cast(tensor, to) if tensor is own else Cast(tensor, to, finite=True)
     draft = make_draft(view, tensors, format=format, dtype=dtype)
-    shared = plan.preprocessing and preprocessing.sharing_note(plan.preprocessing)
-    draft.notes = plan.notes + draft.notes + ([shared] if shared else [])
+    draft.notes = plan.notes + draft.notes
+    if plan.preprocessing and (most := plan.preprocessing["exported"]["max_tiles"]) > 1:
+        draft.notes.append(
+            f"in training several images of a record shared {most} tiles; serving engines give each of them {most}"
+        )
     sources = {"base": _model_source(view), "checkpoint": (opened.path, opened.files)}
     sources |= {"config": (file, [file])} if file else {}
     facts = {

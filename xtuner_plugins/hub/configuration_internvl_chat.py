@@ -45,6 +45,8 @@ class InternVLChatConfig(PretrainedConfig):
         projector_type: `pixel_shuffle_mlp` (LayerNorm, Linear, GELU, Linear after the pixel shuffle), `mlp`
             (LLaVA's Linear, GELU, Linear; needs `downsample_ratio` 1), or `bilinear_mlp` (bilinear reduction of the
             patch grid by `downsample_ratio`, then as `mlp`). Stored only where it is not the first.
+        **kwargs: Those of every config; and of a Flash model `flash_mode` (True), `flash_relative_threshold` and
+            `flash_absolute_threshold` (see `modeling_flash.choose_tiles`).
     """
 
     _auto_class = "AutoConfig"  # `save_pretrained` writes this code beside the weights in every release

@@ -19,12 +19,13 @@ from .configuration_intern_vit import InternVisionConfig
 from .configuration_internvl_chat import InternVLChatConfig, num_image_tokens
 from .constants import IGNORE_INDEX, PROJECTOR_TYPES, projector_input_width
 from .conversation import get_conv_template, own_system
+from .modeling_flash import FlashMethods
 from .modeling_intern_vit import InternVisionModel
 from .modeling_vision_tower import TransformersTower, vision_model_class
 from .prompts import PromptEncoder  # noqa: F401  transformers fetches only the files that this one itself imports
 
 
-class InternVLChatModel(ChatMethods, PreTrainedModel):
+class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
     """InternViT (or a CLIP or SigLIP tower) + pixel shuffle + `mlp1` + LLM, in the published layout.
 
     Args:
@@ -84,6 +85,9 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         self.vision_model = make_vision_model(config.vision_config) if vision_model is None else vision_model
         self.language_model = make_language_model(config.llm_config) if language_model is None else language_model
         self.mlp1 = make_projector(config)
+        self.flash_mode = bool(getattr(config, "flash_mode", False))
+        if self.flash_mode:
+            self.add_flash_parts(config)
         self._no_split_modules = [*self._no_split_modules, *(self.language_model._no_split_modules or ())]
         self.post_init()
 
@@ -286,7 +290,8 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         """Generates text.
 
         Args:
-            pixel_values: Tiles [T, 3, S, S], normalized; `None` without images.
+            pixel_values: Tiles [T, 3, S, S], normalized; `None` without images. Those of a Flash model are compressed
+                as its router chooses; `forward` and `visual_features` know no compression.
             input_ids: int64 [B, S], with `<IMG_CONTEXT>` tokens for the tiles; left-padded where lengths
                 differ.
             attention_mask: [B, S].
@@ -301,10 +306,13 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         Raises:
             ValueError: Image tokens and image features differ in number.
         """
-        if visual_features is None and pixel_values is not None:
-            visual_features = self.extract_feature(pixel_values)
-        inputs_embeds = self.get_input_embeddings()(input_ids)
-        inputs_embeds = self.place_features(inputs_embeds, input_ids, visual_features)
+        if self.flash_mode and visual_features is None and pixel_values is not None:
+            inputs_embeds, attention_mask = self.compressed_inputs(pixel_values, input_ids, attention_mask)
+        else:
+            if visual_features is None and pixel_values is not None:
+                visual_features = self.extract_feature(pixel_values)
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds = self.place_features(inputs_embeds, input_ids, visual_features)
         generate_kwargs.setdefault("use_cache", True)
         stops = self.stop_token_ids()
         if generation_config is None and stops:

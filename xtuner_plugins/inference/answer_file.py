@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 from .questions import Question
 
@@ -29,6 +28,7 @@ class AnswerFile:
 
     Attributes:
         answers: All answers in the file, by id.
+        close: Closes the file and gives up the lock.
 
     Raises:
         ValueError: Another run writes it, it isn't such a file, or it was made by another model or with other options.
@@ -37,22 +37,15 @@ class AnswerFile:
     def __init__(self, path: str | Path, made_by: Mapping[str, object]):
         self.path, self.made_by = Path(path), dict(made_by)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with ExitStack() as stack:
+            self._file = stack.enter_context(open(self.path, "a+b"))
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                said = f"{path} is being written by another run; wait for it, or give another --out"
+                raise ValueError(said) from None
             self.answers = self._read()
-        except BlockingIOError:
-            self._file.close()
-            raise ValueError(f"{path} is being written by another run; wait for it, or give another --out") from None
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> AnswerFile:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+            self.close = stack.pop_all().close
 
     def add(self, question: Question, answer: str) -> None:
         """Appends an answer; it is in the file (though perhaps not on the disk yet) when this returns."""
@@ -76,23 +69,19 @@ class AnswerFile:
     def _read(self) -> dict[str, dict]:
         """The answers; the line that a killed run didn't finish is cut off."""
         self._file.seek(0)
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
-        found = {}
-        for number, line in enumerate(content[:whole].splitlines(), 1):
-            try:
-                row = json.loads(line)
-                made_by, name = row["made_by"], row["id"]
-                _ = row["question"], row["images"], row["answer"]
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{self.path}:{number}: not an answer of this tool; give another --out") from None
-            if made_by != self.made_by:
-                raise ValueError(f"{self.path} was made with other settings: {self._differences(made_by)}")
-            found[name] = row
-        if not whole and content and not content.startswith(b'{"id"'):
-            raise ValueError(f"{self.path}: not an answer of this tool; give another --out")
-        if whole < len(content):
-            os.truncate(self.path, whole)
+        *lines, rest = (content := self._file.read()).split(b"\n")
+        try:
+            rows = [json.loads(line) for line in lines]
+            found = {row["id"]: row for row in rows if {"question", "images", "answer", "made_by"} <= row.keys()}
+            whole = len(found) == len(rows) and (not rest or rest.startswith(b'{"id": '[: len(rest)]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise ValueError(f"{self.path}: not answers of this tool; give another --out")
+        for row in rows:
+            if row["made_by"] != self.made_by:
+                raise ValueError(f"{self.path} was made with other settings: {self._differences(row['made_by'])}")
+        self._file.truncate(len(content) - len(rest))
         return found
 
     def _differences(self, other: Mapping[str, object]) -> str:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from functools import cache
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.images.media import image_size, load_image
-from ..datasets.images.tiling import DynamicTiling, Grid
+from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import first_limit
 from ..errors import MediaError
-from ..processes import die_with_parent, num_cores
+from ..processes import die_with_parent, num_cores, quiet_imports
 from .opening import open_session
 from .questions import Question, Unusable
 
@@ -43,8 +44,7 @@ class Job:
         opening: Options of `open_session`.
         generation: Options of `ChatSession.answers`.
         batch_size: Most questions per batch.
-        processes: Each holds a model of its own.
-        prepare: Called first in each further process.
+        processes: Each holds a model of its own; of several GPUs each takes the next.
     """
 
     model: str
@@ -53,55 +53,63 @@ class Job:
     generation: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 1
     processes: int = 1
-    prepare: Callable[[], None] | None = None
+
+    def open(self) -> ChatSession:
+        """Its session; errors as for `open_session`."""
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        return open_session(self.model, self.checkpoint, **self.opening)
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """What the length of a prompt is counted by: facts of an open session."""
+    """What the length of a prompt is counted by."""
 
     tiling: DynamicTiling
     tile_sharing: str
     tokens_per_tile: int
 
     def planned(self, question: Question) -> int:
-        """Tokens of a question, about; the images' headers are read.
+        """Tokens of a question, about; errors as for `num_tiles`."""
+        return sum(self.num_tiles(question)) * self.tokens_per_tile + len(question.text) // CHARACTERS_PER_TOKEN
 
-        Raises:
-            MediaError: An image can't be opened.
-        """
-        tiles = sum(grid.num_tiles for grid in self.grids(question))
-        return tiles * self.tokens_per_tile + len(question.text) // CHARACTERS_PER_TOKEN
-
-    def grids(self, question: Question) -> list[Grid]:
-        """How each of its images is cut; the images' headers are read.
+    def num_tiles(self, question: Question) -> list[int]:
+        """Tiles of each of its images, whose headers are read.
 
         Raises:
             MediaError: An image can't be opened.
         """
         tiling = self.tiling.limited(first_limit(self.tiling.max_tiles, len(question.paths), self.tile_sharing))
-        return [tiling.grid(*image_size(path)) for path in question.paths]
+        return [tiling.grid(*image_size(path)).num_tiles for path in question.paths]
 
 
-def answer_all(job: Job, questions: Sequence[Question]) -> Iterator[Answered]:
+def lengths_of(session: ChatSession) -> Lengths:
+    """What the length of a session's prompts is counted by."""
+    return Lengths(session.tiling, session.tile_sharing, session.model.num_image_token)
+
+
+def answer_all(job: Job, questions: Sequence[Question], lengths: Lengths) -> Iterator[Answered]:
     """Each question with its answer, or with the reason why there is none, in the order in which they are ready.
 
     Raises:
         ValueError: The model can't be opened, or a setting is impossible.
         RuntimeError: Out of memory, or a process was killed.
     """
+    batches, unusable = plan_batches(questions, lengths, job.batch_size)
+    yield from unusable
+    if not batches:
+        return
     if job.processes == 1:
-        session = _open(job)
-        batches, unusable = plan_batches(questions, lengths_of(session), job.batch_size)
-        yield from unusable
+        session = job.open()
         for batch in batches:
             yield from answer_batch(session, batch, job.generation)
         return
     context = get_context("spawn")  # a forked process can't use CUDA
-    counter = context.Value("i", 0)
-    pool = ProcessPoolExecutor(job.processes, context, initializer=_start_worker, initargs=(job, counter))
+    pool = ProcessPoolExecutor(job.processes, context, initializer=_begin, initargs=(job, context.Value("i", 0)))
     try:
-        yield from _answer_in(pool, job, questions)
+        for done in as_completed([pool.submit(_answer, batch) for batch in batches]):
+            yield from done.result()
     except BrokenProcessPool:
         raise RuntimeError(
             "a process was killed or could not start (out of memory?); try fewer --processes or a smaller --batch-size"
@@ -113,21 +121,6 @@ def answer_all(job: Job, questions: Sequence[Question]) -> Iterator[Answered]:
             worker.terminate()
 
 
-def _answer_in(pool: ProcessPoolExecutor, job: Job, questions: Sequence[Question]) -> Iterator[Answered]:
-    lengths = pool.submit(_worker_lengths).result()
-    batches, unusable = plan_batches(questions, lengths, job.batch_size)
-    yield from unusable
-    left, running = iter(batches), set()
-    while True:
-        while len(running) < 2 * job.processes and (batch := next(left, None)):
-            running.add(pool.submit(_worker_answers, batch))
-        if not running:
-            return
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        for each in done:
-            yield from each.result()
-
-
 def plan_batches(
     questions: Iterable[Question], lengths: Lengths, batch_size: int
 ) -> tuple[list[list[Question]], list[Answered]]:
@@ -135,84 +128,50 @@ def plan_batches(
     planned, unusable = [], []
     for question in questions:
         try:
-            planned.append((lengths.planned(question), question))
+            length = lengths.planned(question)
+            alike = int(math.log(max(1, length), ALIKE))
+            planned.append(((-alike, question.paths, -length), question))
         except MediaError as error:
             unusable.append((question, Unusable(question.id, str(error))))
-    planned.sort(key=lambda pair: (-_size_class(pair[0]), pair[1].paths, -pair[0]))  # stable among equals
-    ordered = [question for _, question in planned]
+    ordered = [question for _, question in sorted(planned, key=lambda pair: pair[0])]
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)], unusable
-
-
-def _size_class(length: int) -> int:
-    """The same for lengths that are about the same, higher for longer ones."""
-    return int(math.log(max(1, length), ALIKE))
 
 
 def answer_batch(session: ChatSession, batch: Sequence[Question], generation: Mapping[str, Any]) -> list[Answered]:
     """The answers of one batch; a question that can't be asked is left out of it."""
     from .session import with_placeholders
 
-    items, asked, results, loaded, lengths = [], [], [], {}, lengths_of(session)
+    items, asked, results, load, lengths = [], [], [], cache(load_image), lengths_of(session)
     for question in batch:
         try:
-            for path in question.paths:
-                loaded[path] = loaded.get(path) or load_image(path)
-            images = [loaded[path] for path in question.paths]
+            images = [load(path) for path in question.paths]
             text = with_placeholders(question.text, len(images))
-            session.checked_ids(text, [grid.num_tiles for grid in lengths.grids(question)])
+            session.checked_ids(text, lengths.num_tiles(question))
+        except ValueError as error:
+            where = "" if isinstance(error, MediaError) else f"question {question.id}: "  # others name no file
+            results.append((question, Unusable(question.id, f"{where}{error}")))
+        else:
             items.append((text, images))
             asked.append(question)
-        except MediaError as error:
-            results.append((question, Unusable(question.id, str(error))))
-        except ValueError as error:  # of the text, which names no file
-            results.append((question, Unusable(question.id, f"question {question.id}: {error}")))
     answers = session.answers(items, batch_size=max(1, len(items)), **generation)
     return [*results, *zip(asked, answers, strict=True)]
 
 
-def _open(job: Job) -> ChatSession:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    return open_session(job.model, job.checkpoint, **job.opening)
-
-
-def lengths_of(session: ChatSession) -> Lengths:
-    """What the length of a session's prompts is counted by."""
-    return Lengths(session.tiling, session.tile_sharing, session.model.num_image_token)
-
-
-def _start_worker(job: Job, counter) -> None:
-    """Opens the model of a process; of several GPUs it takes the next."""
-    global _session, _job
+def _begin(job: Job, counter) -> None:
+    """Readies a process; the first batch opens the model, because a pool hides what goes wrong here."""
+    global _job, _session
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the process that waits for this one
-    if job.prepare is not None:
-        job.prepare()
+    quiet_imports()
     import torch
 
     with counter.get_lock():
         number, counter.value = counter.value, counter.value + 1
-    opening = dict(job.opening)
-    if opening.get("device", "auto") == "auto" and torch.cuda.device_count() > 1:
-        opening["device"] = f"cuda:{number % torch.cuda.device_count()}"
+    if job.opening.get("device", "auto") == "auto" and torch.cuda.device_count() > 1:
+        job = replace(job, opening={**job.opening, "device": f"cuda:{number % torch.cuda.device_count()}"})
     torch.set_num_threads(max(1, num_cores() // job.processes))
-    _job, _session = job, None
-    try:
-        _session = _open(replace(job, opening=opening))
-    except (ValueError, OSError, RuntimeError) as error:  # raised in the first task: the pool would hide it
-        _job = error
+    _job, _session = job, cache(job.open)
 
 
-def _worker_session() -> ChatSession:
-    if isinstance(_job, Exception):
-        raise _job
-    return _session
-
-
-def _worker_lengths() -> Lengths:
-    return lengths_of(_worker_session())
-
-
-def _worker_answers(batch: Sequence[Question]) -> list[Answered]:
-    return answer_batch(_worker_session(), batch, _job.generation)
+def _answer(batch: Sequence[Question]) -> list[Answered]:
+    return answer_batch(_session(), batch, _job.generation)

@@ -7,7 +7,7 @@ terminal obeys them (they clear the screen, set the clipboard, or send input). T
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "/image": "PATH  show an image with the next question; several times for several images",
     "/clear": "      forget the conversation and its images",
-    "/system": "TEXT forget the conversation and begin one with this system prompt; without TEXT show it",
-    "/tiles": "N     cut images into at most N tiles from now on; without N show how many",
+    "/system": "TEXT forget the conversation and begin one with this system prompt",
+    "/tiles": "N     cut images into at most N tiles from now on",
     "/help": "       show this",
     "/quit": "       leave (so does the end of the input)",
 }
@@ -46,23 +46,18 @@ class TerminalChat:
         options: Of `ChatSession.reply`.
         images: Files of images for the first question.
         out: Folder for images with drawn boxes.
-
-    Raises:
-        MediaError: An image can't be read.
     """
 
     def __init__(
         self,
         session: ChatSession,
         options: Mapping[str, Any],
-        images: Sequence[str | Path] = (),
+        images: Sequence[str] = (),
         out: str | Path = ".",
     ):
         self.session, self.options, self.out = session, dict(options), Path(out)
         self.turns: list[Turn] = []
-        self.pending = [str(path) for path in images]
-        for path in self.pending:
-            image_size(path)
+        self.pending = list(images)
 
     def run(self) -> int:
         """Reads lines until /quit or the end; without a terminal, an error on the way shows in the status."""
@@ -98,23 +93,27 @@ class TerminalChat:
             OSError: Boxes can't be drawn into a file.
         """
         name, _, rest = line.partition(" ")
-        actions: dict[str, Callable[[str], object]] = {
-            "/image": self._attach,
-            "/clear": self._clear,
-            "/system": self._system,
-            "/tiles": self._tiles,
-            "/help": lambda _: print("\n".join(f"{command} {text}" for command, text in COMMANDS.items())),
-        }
-        if name == "/quit":
-            return False
-        if not line.startswith("/"):
-            self.ask(line)
-        elif name not in actions:
-            raise ValueError(f"no command {name}; there are {', '.join(COMMANDS)}")
-        elif name == "/image" and not rest.strip():
-            raise ValueError("/image needs the path of an image")
-        else:
-            actions[name](rest.strip())
+        match name, rest.strip():
+            case "/image", path if path:
+                self._attach(path)
+            case "/tiles", count if count.isdecimal() and int(count):
+                self.options["max_tiles"] = int(count)
+                print(f"(at most {int(count)} tiles per image, thumbnail not counted)")
+            case "/system", text if text:
+                self.options["system"] = text
+                self._clear()
+            case "/clear", _:
+                self._clear()
+            case "/help", _:
+                print("\n".join(f"{command} {text}" for command, text in COMMANDS.items()))
+            case "/quit", _:
+                return False
+            case name, _ if name in COMMANDS:
+                raise ValueError(f"type {name} {COMMANDS[name]}")
+            case name, _ if name.startswith("/"):
+                raise ValueError(f"no command {name}; there are {', '.join(COMMANDS)}")
+            case _:
+                self.ask(line)
         return True
 
     def ask(self, question: str) -> str:
@@ -141,25 +140,9 @@ class TerminalChat:
         self.pending.append(path)
         print(f"({printable(path)}, {width} x {height}, goes with the next question)")
 
-    def _clear(self, _: str = "") -> None:
+    def _clear(self) -> None:
         self.turns, self.pending = [], []
         print("(a new conversation)")
-
-    def _system(self, text: str) -> None:
-        if text:
-            self.options["system"] = text
-            self._clear()
-        else:
-            system = self.options.get("system") or self.session.model.system_message
-            print(printable(system or "(no system prompt)"))
-
-    def _tiles(self, text: str) -> None:
-        if text:
-            if not text.isdecimal() or int(text) < 1:
-                raise ValueError(f"/tiles {text}: give a whole number, 1 or more")
-            self.options["max_tiles"] = int(text)
-        most = self.options.get("max_tiles") or self.session.tiling.max_tiles
-        print(f"(at most {most} tiles per image, thumbnail not counted)")
 
     def _save_boxes(self, answer: str) -> None:
         """Draws the boxes of an answer on the latest image of the conversation."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ def describe(source: Source, *, template: str | None = None, max_tiles: int | No
     Raises:
         ValueError: Parts that don't belong together, or an impossible setting.
     """
+    from ..hub.configuration_internvl_chat import num_image_tokens
+
     if source.checkpoint is None:
         view, files = open_model(source.path), []
         lock = read_json(source.path / preprocessing.FILE, missing={})
@@ -65,23 +67,12 @@ def describe(source: Source, *, template: str | None = None, max_tiles: int | No
         plan = trained.lay_over(source.path, source.checkpoint).settle(template)
         view, files, lock = plan.view, plan.checkpoint.files, plan.preprocessing or {}
     config = config_from_fields(view.config, view.directory)
-    tiling, sharing = tiling_of(config, {"max_tiles": max_tiles}), lock.get("tile_sharing", "equal")
-    from ..hub.configuration_internvl_chat import num_image_tokens
-
-    return Description(
-        (*files, *_model_files(view.directory)),
-        Lengths(tiling, sharing, num_image_tokens(config)),
-        {
-            "tile_size": tiling.tile_size,
-            "min_tiles": tiling.min_tiles,
-            "max_tiles": tiling.max_tiles,
-            "use_thumbnail": tiling.use_thumbnail,
-            "tile_sharing": sharing,
-            "template": config.template,
-            **own_system(vars(config)),
-            **resize_facts(),
-        },
+    lengths = Lengths(
+        tiling_of(config, {"max_tiles": max_tiles}), lock.get("tile_sharing", "equal"), num_image_tokens(config)
     )
+    facts = {**asdict(lengths.tiling), "tile_sharing": lengths.tile_sharing, "template": config.template}
+    facts |= {**own_system(vars(config)), **resize_facts()}
+    return Description((*files, *_model_files(view.directory)), lengths, facts)
 
 
 def _model_files(directory: Path) -> list[Path]:

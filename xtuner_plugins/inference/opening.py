@@ -3,8 +3,7 @@
 ============================  =============================================================================
 given                         opened
 ============================  =============================================================================
-``DIR``                       an export or a base in the official format, or one of the formats ``hf`` (transformers'
-                              own InternVL) and ``llava`` of ``export/draft``
+``DIR``                       an export or a base in the official format, or in ``hf`` (transformers' own InternVL)
 ``CHECKPOINT``                its record's base with the checkpoint laid over it, adapters merged in fp32; settings,
                               tile limits and template are the training's, as in an export. An adapter directory that
                               `export_adapter` has written is opened likewise
@@ -15,8 +14,7 @@ given                         opened
                               run, and no config is looked for in a work directory
 ============================  =============================================================================
 
-Refused, with the way out: adapters of others, weights alone, GGUF files, a language model or an encoder alone, any
-other architecture. `find_source` tells which it is without importing transformers.
+Anything else is refused, with the way out. `find_source` tells which it is without importing transformers.
 """
 
 from __future__ import annotations
@@ -31,13 +29,16 @@ from ..weights import record
 from ..weights.checkpoint import open_checkpoint
 from ..weights.errors import CheckpointError
 from ..weights.model_view import open_config
-from ..weights.staging import hint
 from ..weights.work_dir import CHECKPOINT_NAME, newest_checkpoint
 
 if TYPE_CHECKING:
     from .session import ChatSession
 
-WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
+_ALONE = "holds weights alone; give its training config first: CONFIG {}"
+_FILES = {  # that hold no model, by suffix
+    **dict.fromkeys((".pth", ".pt", ".bin", ".safetensors"), _ALONE),
+    ".gguf": "is for llama.cpp; give the directory that it was converted from",
+}
 _logger = logging.getLogger(__name__)
 
 
@@ -69,9 +70,12 @@ def find_source(model: str | Path, checkpoint: str | Path | None = None) -> Sour
         ConfigError: No such config.
     """
     path = Path(model)
-    if checkpoint is None and ((path / record.FILE).is_file() or _is_checkpoint(path)):
+    is_config = path.suffix == ".py" or str(path) in leaves()
+    if checkpoint is None and (
+        (path / record.FILE).is_file() or path.exists() and CHECKPOINT_NAME.fullmatch(path.name)
+    ):
         return Source(None, path)
-    if path.is_dir() and (path / "config.json").is_file():
+    if (path / "config.json").is_file():
         if checkpoint is not None:
             raise CheckpointError(
                 f"{path} is a model directory, which takes no checkpoint; give the training config and {checkpoint}"
@@ -79,19 +83,37 @@ def find_source(model: str | Path, checkpoint: str | Path | None = None) -> Sour
         open_config(path)
         return Source(path)
     if path.is_dir():
-        return _in_work_dir(path, checkpoint)
-    if path.suffix in WEIGHTS and path.is_file():
-        raise CheckpointError(f"{path} holds weights alone; give its training config first: CONFIG {path}")
-    if path.suffix == ".gguf" and path.is_file():
-        raise CheckpointError(f"{path} is for llama.cpp; give the directory that it was converted from")
-    if path.suffix != ".py" and path.is_file():
-        raise CheckpointError(f"{path} is a file, not a model directory, a training config or a work directory")
-    if checkpoint is None and path.suffix != ".py":
-        return _config_or_directory(path)
+        return Source(None, _in_work_dir(path, checkpoint))
+    if path.is_file() and not is_config:
+        said = _FILES.get(path.suffix, "is a file, not a model directory, a training config or a work directory")
+        raise CheckpointError(f"{path} {said.format(path)}")
+    if checkpoint is None and not is_config:
+        open_config(path)  # raises: there is no such directory
     config = Path(find_config(str(model)))
     if checkpoint is None:
         raise CheckpointError(f"{config} is a training config; give a checkpoint after it, or the run's work directory")
-    return Source(config, _existing(Path(checkpoint)))
+    return Source(config, _existing(checkpoint))
+
+
+def _in_work_dir(path: Path, checkpoint: str | Path | None) -> Path:
+    """The newest checkpoint of a work directory, or the one that is named."""
+    if checkpoint is not None:
+        return path / checkpoint if (path / checkpoint).exists() else _existing(checkpoint)
+    if (path / "adapter_config.json").is_file():
+        open_checkpoint(path)  # raises: it is one part, or another program's
+    newest = newest_checkpoint(path)
+    if newest is None:
+        raise CheckpointError(
+            f"{path} is neither a model directory (it has no config.json) nor a work directory with a whole checkpoint "
+            "(iter_N.pth)"
+        )
+    return newest
+
+
+def _existing(checkpoint: str | Path) -> Path:
+    if not Path(checkpoint).exists():
+        raise CheckpointError(f"checkpoint {checkpoint} does not exist")
+    return Path(checkpoint)
 
 
 def open_session(
@@ -117,64 +139,19 @@ def open_session(
         ValueError: Nothing that can be opened, parts that don't belong together, or an impossible setting.
     """
     source = find_source(model, checkpoint)
-    from .session import ChatSession
+    from .session import ChatSession, resolve_device
 
     if source.checkpoint is None:
         if template is not None:
             raise CheckpointError(f"{source} has one template of its own; a template is chosen for checkpoints only")
         return ChatSession.from_pretrained(source.path, device=device, dtype=dtype, **limits)
-    return _open_checkpoint(source, device, dtype, template, limits)
-
-
-def _open_checkpoint(source: Source, device: str, dtype: str, template: str | None, limits: dict) -> ChatSession:
-    from ..datasets.images.resize_rules import compare_resize_facts
     from ..dtypes import resolve_dtype
     from ..export import trained
     from ..weights.loader import load_tokenizer
-    from .session import ChatSession, resolve_device
 
     on = resolve_device(device)
-    kind = resolve_dtype(dtype, on)
     plan = trained.lay_over(source.path, source.checkpoint).settle(template)
-    lock = plan.preprocessing or {}
-    for note in filter(None, [*plan.notes, compare_resize_facts(lock)]):
+    for note in plan.notes:
         _logger.warning(note)
-    return ChatSession(
-        trained.build_trained(plan, dtype=kind, device=on),
-        load_tokenizer(plan.view.directory),
-        **{"tile_sharing": lock.get("tile_sharing", "equal"), **limits},
-    )
-
-
-def _in_work_dir(path: Path, checkpoint: str | Path | None) -> Source:
-    """The newest checkpoint of a work directory, or the one that is named."""
-    if checkpoint is not None:
-        inside = path / checkpoint
-        return Source(None, inside if inside.exists() else _existing(Path(checkpoint)))
-    if (path / "adapter_config.json").is_file():
-        open_checkpoint(path)  # raises: it is one part, or another program's
-    newest = newest_checkpoint(path)
-    if newest is None:
-        raise CheckpointError(
-            f"{path} is neither a model directory (it has no config.json) nor a work directory with a whole checkpoint "
-            f"(iter_N.pth){hint(path)}"
-        )
-    return Source(None, newest)
-
-
-def _config_or_directory(path: Path) -> Source:
-    """For one word that names nothing on this disk: a config's name is told apart from a wrong path."""
-    if str(path) in leaves():
-        raise CheckpointError(f"{path} is a training config; give a checkpoint after it, or the run's work directory")
-    open_config(path)  # raises: there is no such directory
-    raise AssertionError(path)
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.exists() and CHECKPOINT_NAME.fullmatch(path.name) is not None
-
-
-def _existing(checkpoint: Path) -> Path:
-    if not checkpoint.exists():
-        raise CheckpointError(f"checkpoint {checkpoint} does not exist")
-    return checkpoint
+    model = trained.build_trained(plan, dtype=resolve_dtype(dtype, on), device=on)
+    return ChatSession(model, load_tokenizer(plan.view.directory), lock=plan.preprocessing, **limits)

@@ -8,16 +8,16 @@ the answer to the last one, `answers` takes many questions that are unconnected.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import StoppingCriteria, TextStreamer
+from torchvision.transforms import functional
+from transformers import TextIteratorStreamer
 
 from ..datasets.base import tiling_of
 from ..datasets.images.media import load_image, to_rgb
@@ -26,8 +26,7 @@ from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import first_limit
 from ..dtypes import resolve_dtype
 from ..hub import InternVLChatModel
-from ..hub.constants import IMAGE_CONTEXT, IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
-from ..hub.prompts import token_id
+from ..hub.constants import IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
 from ..weights import preprocessing
 from ..weights.loader import load_model, load_tokenizer
 from ..weights.reading import read_json
@@ -40,6 +39,7 @@ class Frame(NamedTuple):
 
 
 ImageLike = str | Path | Image.Image | Frame
+Item = tuple[str, Sequence[ImageLike]]  # a question and its images
 
 MAX_NEW_TOKENS = 512
 _logger = logging.getLogger(__name__)
@@ -66,11 +66,10 @@ class ChatSession:
     Args:
         model: The hub code's model, on the device and in the dtype to compute in.
         tokenizer: Its tokenizer.
-        min_tiles: Fewest tiles per image; None takes the model's setting.
-        max_tiles: Most tiles per image without thumbnail; None takes the model's setting.
-        use_thumbnail: Add a thumbnail if there is more than one tile; None takes the model's setting.
-        tile_sharing: How the images of one question share the limit: `'equal'`, the default of the official training
-            and ours, or `'each'` and `'need'` (each may have all of it).
+        lock: The preprocessing of its training; a warning tells of a Pillow that resizes otherwise.
+        tile_sharing: How the images of one question share the tile limit: `'equal'`, as in the official training, or
+            `'each'` and `'need'` (each may have all of it); None takes the training's, else `'equal'`.
+        **limits: `min_tiles`, `max_tiles` (without thumbnail) and `use_thumbnail`; None takes the model's setting.
 
     Raises:
         SettingError: Impossible limits of tiles.
@@ -81,64 +80,53 @@ class ChatSession:
         model: InternVLChatModel,
         tokenizer,
         *,
-        min_tiles: int | None = None,
-        max_tiles: int | None = None,
-        use_thumbnail: bool | None = None,
-        tile_sharing: str = "equal",
+        lock: Mapping[str, Any] | None = None,
+        tile_sharing: str | None = None,
+        **limits: Any,
     ):
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self._limits = {"min_tiles": min_tiles, "max_tiles": max_tiles, "use_thumbnail": use_thumbnail}
-        self.tiling = tiling_of(model.config, self._limits)
-        self.tile_sharing = tile_sharing
+        self.model, self.tokenizer, self._limits = model.eval(), tokenizer, limits
+        self.tiling = self._tiling()
+        self.tile_sharing = tile_sharing or (lock or {}).get("tile_sharing", "equal")
         self._lock = threading.Lock()
+        if warning := compare_resize_facts(dict(lock or {})):
+            _logger.warning(warning)
 
     @classmethod
     def from_pretrained(
         cls, directory: str | Path, *, device: str = "auto", dtype: str = "auto", **limits: Any
     ) -> ChatSession:
-        """Opens an official directory with this project's own code; nothing in the directory is executed.
+        """Opens a base or an export with this project's own code; nothing in the directory is executed.
 
         Args:
-            directory: A base or an export.
+            directory: In a format that `open_model` reads.
             device: `'auto'` (CUDA if available), or a torch device.
             dtype: `'auto'` (bfloat16 on CUDA, float16 on GPUs without it, float32 on the CPU), or a name.
-            **limits: `min_tiles`, `max_tiles` and `use_thumbnail` of the session.
+            **limits: As for the session.
 
         Raises:
             ValueError: No such directory, not a model, weights that don't fit, or an impossible device or dtype.
         """
-        device = resolve_device(device)
-        dtype = resolve_dtype(dtype, device)
-        model, _ = load_model(directory, dtype=dtype, device=device)
-        trained, tokenizer = _read_preprocessing(Path(directory), model.config), load_tokenizer(directory)
-        if trained:
-            preprocessing.check_token_rules(trained, tokenizer, str(directory))
-        limits.setdefault("tile_sharing", trained.get("tile_sharing", "equal"))
-        return cls(model, tokenizer, **limits)
-
-    @property
-    def device(self) -> torch.device:
-        """The model's device."""
-        return self.model.device
-
-    def tiling_with(self, max_tiles: int | None = None) -> DynamicTiling:
-        """The rule for an image that is alone, with another tile limit if one is given.
-
-        Raises:
-            SettingError: Impossible limits of tiles.
-        """
-        if max_tiles is None:
-            return self.tiling
-        return tiling_of(self.model.config, {**self._limits, "max_tiles": max_tiles})
+        on = resolve_device(device)
+        model, _ = load_model(directory, dtype=resolve_dtype(dtype, on), device=on)
+        path, tokenizer = Path(directory, preprocessing.FILE), load_tokenizer(directory)
+        if not path.is_file():
+            return cls(model, tokenizer, **limits)
+        lock = preprocessing.check_form(read_json(path), str(path))
+        preprocessing.check_token_rules(lock, tokenizer, str(directory))
+        return cls(model, tokenizer, lock=lock, **limits)
 
     def tiles(self, images: Sequence[ImageLike], max_tiles: int | None = None) -> list[torch.Tensor]:
         """Tiles uint8 `[T, 3, S, S]` of each image and frame of one question.
 
+        Args:
+            images: All of the question's; those that are no frames share the tile limit as in training.
+            max_tiles: The limit of an image that is alone; None takes the session's.
+
         Raises:
-            ValueError: A file can't be read.
+            ValueError: A file can't be read, or the limit is impossible.
         """
-        return self._load(images, self.tiling_with(max_tiles))
+        tiling, num_images = self._tiling(max_tiles), sum(not isinstance(image, Frame) for image in images)
+        return [self._cut(image, tiling, num_images) for image in images]
 
     def prompt_ids(self, turns: Sequence[Turn], max_tiles: int | None = None) -> list[int]:
         """The token ids of the prompt that `reply` gives to the model.
@@ -148,20 +136,25 @@ class ChatSession:
         """
         return self._prompt(turns, max_tiles)[-1]
 
-    @torch.no_grad()
-    def first_log_probabilities(self, turns: Sequence[Turn]) -> torch.Tensor:
-        """Log probabilities of each token `[V]` to be the first of the answer; float32, CPU.
+    def checked_ids(self, question: str, num_tiles: Sequence[int], past: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """The token ids of the prompt of a question.
+
+        Args:
+            question: With a placeholder per image.
+            num_tiles: Of each image of the conversation.
+            past: Earlier questions with their answers.
 
         Raises:
-            ValueError: As `reply`.
+            ValueError: The prompt is longer than the model's positions.
         """
-        *_, tiles, ids = self._prompt(turns)
-        inputs = {"input_ids": torch.tensor([ids], device=self.device)}
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        pixels = self._pixels(tiles)
-        self.model.img_context_token_id = token_id(self.tokenizer, IMAGE_CONTEXT)
-        given = self.model.language_model(**inputs) if pixels is None else self.model(pixel_values=pixels, **inputs)
-        return given.logits[0, -1].float().log_softmax(-1).cpu()
+        ids = self.model.build_prompt_ids(self.tokenizer, question, list(num_tiles), list(past))
+        positions = getattr(self.model.config.llm_config, "max_position_embeddings", None)
+        if positions is not None and len(ids) >= positions:
+            raise ValueError(
+                f"the prompt has {len(ids):,} tokens, but the model knows {positions:,} positions; lower the tile "
+                "limit, or begin a new conversation"
+            )
+        return ids
 
     def reply(
         self,
@@ -188,24 +181,24 @@ class ChatSession:
             ValueError: A file can't be read, a question hasn't one placeholder per image, or the prompt is longer than
                 the model's positions.
         """
-        pieces: queue.SimpleQueue = queue.SimpleQueue()
+        pieces = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop = threading.Event()
-        options = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
-        options |= {"streamer": CallbackStreamer(self.tokenizer, pieces.put), "stopping_criteria": [_Stop(stop)]}
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation, "streamer": pieces}
+        options["stopping_criteria"] = [lambda ids, *_, **__: torch.full(ids.shape[:1], stop.is_set()).to(ids.device)]
 
         def work() -> None:
             try:
                 with self._lock, torch.inference_mode():
                     if not stop.is_set():
                         self._chat(turns, system, max_tiles, options)
-                pieces.put(None)
+                pieces.text_queue.put(pieces.stop_signal)
             except BaseException as error:  # raised in the thread that reads the pieces
-                pieces.put(error)
+                pieces.text_queue.put(error)
 
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
         try:
-            while (piece := pieces.get()) is not None:
+            for piece in pieces:
                 if isinstance(piece, BaseException):
                     raise piece
                 yield piece
@@ -213,54 +206,13 @@ class ChatSession:
             stop.set()
             worker.join()
 
-    def _chat(self, turns: Sequence[Turn], system: str | None, max_tiles: int | None, options: dict) -> None:
-        """Lets the model's own `chat` answer the last turn, with this system prompt."""
-        own = self.model.system_message
-        self.model.system_message = system or own
-        try:
-            past, question, tiles, _ = self._prompt(turns, max_tiles)
-            pixels, counts = self._pixels(tiles), [len(image) for image in tiles]
-            self.model.chat(self.tokenizer, pixels, question, options, history=past, num_patches_list=counts)
-        finally:
-            self.model.system_message = own
-
-    def _prompt(
-        self, turns: Sequence[Turn], max_tiles: int | None = None
-    ) -> tuple[list[tuple[str, str]], str, list[torch.Tensor], list[int]]:
-        """Past pairs and the open question, with placeholders; tiles of each image; token ids of the prompt."""
-        tiling = self.tiling_with(max_tiles)
-        tiles = [image for turn in turns for image in self._load(turn.images, tiling)]
-        *past, (question, _) = [(with_placeholders(turn.question, len(turn.images)), turn.answer) for turn in turns]
-        return past, question, tiles, self.checked_ids(question, [len(image) for image in tiles], past)
-
-    def checked_ids(self, question: str, num_tiles: Sequence[int], past: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """The token ids of the prompt of a question.
-
-        Args:
-            question: With a placeholder per image.
-            num_tiles: Of each image of the conversation.
-            past: Earlier questions with their answers.
-
-        Raises:
-            ValueError: The prompt is longer than the model's positions.
-        """
-        ids = self.model.build_prompt_ids(self.tokenizer, question, list(num_tiles), list(past))
-        positions = getattr(self.model.config.llm_config, "max_position_embeddings", None)
-        if positions is not None and len(ids) >= positions:
-            raise ValueError(
-                f"the prompt has {len(ids):,} tokens, but the model knows {positions:,} positions; lower the tile "
-                "limit, or begin a new conversation"
-            )
-        return ids
-
     def answers(
         self,
-        items: Sequence[tuple[str, Sequence[ImageLike]]],
+        items: Sequence[Item],
         *,
         batch_size: int = 1,
         max_tiles: int | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
-        on_batch: Callable[[int], None] | None = None,
         **generation: Any,
     ) -> list[str]:
         """Answers unconnected questions in batches.
@@ -270,7 +222,6 @@ class ChatSession:
             batch_size: Questions per batch.
             max_tiles: Most tiles per image; None takes the session's.
             max_new_tokens: Length limit of each answer.
-            on_batch: Called with the number of questions after each batch.
             **generation: Options of `generate`; greedy by default.
 
         Returns:
@@ -282,135 +233,75 @@ class ChatSession:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}, but must be at least 1")
-        tiling = self.tiling_with(max_tiles)
-        answers: list[str] = []
-        for start in range(0, len(items), batch_size):
-            answers += self._answer_batch(
-                items[start : start + batch_size], tiling, {"max_new_tokens": max_new_tokens, **generation}
-            )
-            if on_batch is not None:
-                on_batch(len(answers) - start)
-        return answers
+        tiling, options = self._tiling(max_tiles), {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
+        batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
+        return [answer for batch in batches for answer in self._answer_batch(batch, tiling, options)]
 
-    @torch.no_grad()
-    def _answer_batch(
-        self, items: Sequence[tuple[str, Sequence[ImageLike]]], tiling: DynamicTiling, generation: dict
-    ) -> list[str]:
-        """The answers of one batch. An image that several of its questions are about is cut and encoded once."""
-        rows = [list(images) for _, images in items]
-        # The same image in a question with others has a tile limit of its own.
-        keys = [[(_identity(image), len(images)) for image in images] for images in rows]
-        tiles: dict[tuple, torch.Tensor] = {}
-        for own, images in zip(keys, rows, strict=True):
-            new = [index for index, key in enumerate(own) if key not in tiles]
-            tiles |= {
-                own[i]: cut
-                for i, cut in zip(new, self._load([images[i] for i in new], tiling, len(images)), strict=True)
-            }
-        questions = [with_placeholders(text, len(own)) for (text, _), own in zip(items, keys, strict=True)]
-        for question, own in zip(questions, keys, strict=True):
-            self.checked_ids(question, [len(tiles[key]) for key in own])
-        features = self._features(tiles)
-        return self.model.batch_chat(
-            self.tokenizer,
-            None,
-            questions,
-            {"do_sample": False, **generation},
-            num_patches_list=[[len(tiles[key]) for key in own] for own in keys],
-            visual_features=torch.cat([features[key] for own in keys for key in own]) if features else None,
+    def _tiling(self, max_tiles: int | None = None) -> DynamicTiling:
+        """The rule for an image that is alone."""
+        return tiling_of(
+            self.model.config, self._limits if max_tiles is None else self._limits | {"max_tiles": max_tiles}
         )
 
-    def _features(self, tiles: dict[tuple, torch.Tensor]) -> dict[tuple, torch.Tensor]:
-        """Image tokens `[T, N, H]` of each image."""
-        if not tiles:
-            return {}
-        found = self.model.extract_feature(self._pixels(list(tiles.values())))
-        return dict(zip(tiles, found.split([len(each) for each in tiles.values()]), strict=True))
+    def _cut(self, image: ImageLike, tiling: DynamicTiling, num_images: int) -> torch.Tensor:
+        """Tiles of one of a question's `num_images` images, or of a frame beside them."""
+        limit = 1 if isinstance(image, Frame) else first_limit(tiling.max_tiles, num_images, self.tile_sharing)
+        image = image.image if isinstance(image, Frame) else image
+        return tiling.limited(limit)(to_rgb(image) if isinstance(image, Image.Image) else load_image(image))
 
-    def _load(
-        self, images: Sequence[ImageLike], tiling: DynamicTiling, num_images: int | None = None
-    ) -> list[torch.Tensor]:
-        """Tiles uint8 `[T, 3, S, S]` per image; the images of a question share the tile limit as in training.
+    def _prompt(
+        self, turns: Sequence[Turn], max_tiles: int | None
+    ) -> tuple[list[tuple[str, str]], str, list[torch.Tensor], list[int]]:
+        """Past pairs and the open question, with placeholders; tiles of each image; token ids of the prompt."""
+        tiles = [image for turn in turns for image in self.tiles(turn.images, max_tiles)]
+        *past, (question, _) = [(with_placeholders(turn.question, len(turn.images)), turn.answer) for turn in turns]
+        return past, question, tiles, self.checked_ids(question, [len(image) for image in tiles], past)
 
-        Args:
-            images: All images of one question, or some of them.
-            tiling: The rule for an image that is alone.
-            num_images: Of the question, where `images` are some of them.
-        """
-        num_stills = num_images or sum(not isinstance(image, Frame) for image in images)
-        still = tiling.limited(first_limit(tiling.max_tiles, num_stills, self.tile_sharing))
-        return [(tiling.limited(1) if isinstance(image, Frame) else still)(_opened(image)) for image in images]
+    def _chat(self, turns: Sequence[Turn], system: str | None, max_tiles: int | None, options: dict) -> None:
+        """Lets the model's own `chat` answer the last turn, with this system prompt."""
+        own = self.model.system_message
+        self.model.system_message = system or own
+        try:
+            past, question, tiles, _ = self._prompt(turns, max_tiles)
+            pixels, counts = self._pixels(tiles) if tiles else None, [len(image) for image in tiles]
+            self.model.chat(self.tokenizer, pixels, question, options, history=past, num_patches_list=counts)
+        finally:
+            self.model.system_message = own
 
-    def _pixels(self, tiles: list[torch.Tensor]) -> torch.Tensor | None:
-        """Normalized `[T, 3, S, S]` on the model's device; None without images."""
-        if not tiles:
-            return None
-        return normalize(torch.cat(tiles).to(self.device)).to(self.model.dtype)
+    @torch.no_grad()
+    def _answer_batch(self, items: Sequence[Item], tiling: DynamicTiling, options: dict) -> list[str]:
+        """The answers of one batch. An image that several of its questions are about is cut and encoded once."""
+        # The same file, or image in memory; in a question with others it has a tile limit of its own.
+        rows = [[(_identity(image), len(images)) for image in images] for _, images in items]
+        distinct = dict(zip(sum(rows, []), (image for _, images in items for image in images), strict=True))
+        tiles = {key: self._cut(image, tiling, key[1]) for key, image in distinct.items()}
+        questions = [with_placeholders(text, len(images)) for text, images in items]
+        counts = [[len(tiles[key]) for key in row] for row in rows]
+        for question, each in zip(questions, counts, strict=True):
+            self.checked_ids(question, each)
+        pixels = features = None
+        if tiles and self.model.flash_mode:  # each question chooses the tiles to compress
+            pixels = self._pixels(tiles[key] for row in rows for key in row)
+        elif tiles:
+            found = self.model.extract_feature(self._pixels(tiles.values())).split(list(map(len, tiles.values())))
+            by_key = dict(zip(tiles, found, strict=True))
+            features = torch.cat([by_key[key] for row in rows for key in row])
+        return self.model.batch_chat(
+            self.tokenizer, pixels, questions, dict(options), num_patches_list=counts, visual_features=features
+        )
 
-
-def _opened(image: ImageLike) -> Image.Image:
-    if isinstance(image, Frame):
-        return to_rgb(image.image)
-    return to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
+    def _pixels(self, tiles: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Normalized `[T, 3, S, S]` on the model's device."""
+        return normalize(torch.cat(list(tiles)).to(self.model.device)).to(self.model.dtype)
 
 
 def _identity(image: ImageLike) -> str | int:
-    """Equal for the same file, or the same image in memory."""
     return str(image) if isinstance(image, (str, Path)) else id(image)
-
-
-def _read_preprocessing(directory: Path, config) -> dict:
-    """The preprocessing that an export was trained with; empty for a directory without `preprocessing.json`.
-
-    Warns if the directory's config or this machine's Pillow differs from it.
-
-    Raises:
-        PreprocessingError: `preprocessing.json` can't be read.
-    """
-    path = directory / preprocessing.FILE
-    if not path.is_file():
-        return {}
-    trained = read_json(path)
-    rule = preprocessing.exported(trained, str(path))
-    edited = [
-        f"{key}={getattr(config, key, None)} (trained: {value})"
-        for key, value in rule.config_fields(vars(config)).items()
-        if getattr(config, key, None) != value
-    ]
-    if edited:
-        _logger.warning("%s differs from the model's training: %s", directory / "config.json", ", ".join(edited))
-    if warning := compare_resize_facts(trained):
-        _logger.warning(warning)
-    return trained
-
-
-class CallbackStreamer(TextStreamer):
-    """Passes generated text to a function, word by word."""
-
-    def __init__(self, tokenizer, callback: Callable[[str], None]):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.callback = callback
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by transformers with text that is final."""
-        if text:
-            self.callback(text)
-
-
-class _Stop(StoppingCriteria):
-    """Ends generation once an event is set."""
-
-    def __init__(self, event: threading.Event):
-        self.event = event
-
-    def __call__(self, input_ids, scores, **kwargs):
-        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool)
 
 
 def normalize(tiles: torch.Tensor) -> torch.Tensor:
     """Normalizes uint8 tiles `[T, 3, S, S]` to float32 with ImageNet's mean and std, bit-equal to training."""
-    mean, std = (torch.tensor(values, device=tiles.device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (tiles.float() / 255.0 - mean) / std
+    return functional.normalize(tiles.float() / 255.0, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def with_placeholders(question: str, num_images: int) -> str:
@@ -420,13 +311,11 @@ def with_placeholders(question: str, num_images: int) -> str:
         ValueError: It has some, but not one per image.
     """
     found = question.count(IMAGE_PLACEHOLDER)
-    if found == num_images:
-        return question
-    if found:
-        raise ValueError(
-            f"the question has {found} {IMAGE_PLACEHOLDER} for {num_images} images; write one for each, or none"
-        )
-    return (IMAGE_PLACEHOLDER + "\n") * num_images + question
+    if found in (0, num_images):
+        return question if found else (IMAGE_PLACEHOLDER + "\n") * num_images + question
+    raise ValueError(
+        f"the question has {found} {IMAGE_PLACEHOLDER} for {num_images} images; write one for each, or none"
+    )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -436,11 +325,9 @@ def resolve_device(name: str) -> torch.device:
         ValueError: The device can't be used.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} can't be used ({reason}); legal are 'auto', 'cpu', 'cuda'") from None
-    return device

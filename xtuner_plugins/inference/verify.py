@@ -6,8 +6,8 @@ In this order, each against base and checkpoint (or the source of a conversion),
 2. every small file, byte by byte, against one that is made again;
 3. every tensor: bit-equal, or base + scale x B A within one rounding (`verify_tensors`);
 4. logits along the trained model's own answers: live adapters against merged weights, both in float32;
-5. the same in a clean process that opens the export with transformers: tiles, prompts and stop tokens as in training,
-   logits of the merged weights.
+5. the same in a clean process that opens the export with transformers (`verify_probe`): prompts, a processor's
+   tiles and stop tokens as in training, logits of the merged weights.
 
 What casting to the export's dtype changes in the answers is a figure of its own, no failure.
 """
@@ -20,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from ..datasets.base import tiling_of
 from ..export import card, trained
 from ..export.export import Job
 from ..weights import loader, manifest
@@ -76,10 +77,10 @@ class Case:
         """The largest difference of logits that is no difference of models."""
         return max(TOLERANCE * max(1.0, self.logits["live"].abs().max().item()), NOISES * self.noise)
 
-    def gap(self, kind: str, found: torch.Tensor, what: str) -> float:
-        """Largest difference of logits to one of the models; ``CheckpointError`` where it is more than allowed."""
-        columns = min(self.logits[kind].shape[1], found.shape[1])  # hf and llava add rows at the end
-        gap = (self.logits[kind][:, :columns] - found[:, :columns]).abs().max().item()
+    def gap(self, want: torch.Tensor, found: torch.Tensor, what: str) -> float:
+        """Largest difference of logits; ``CheckpointError`` where it is more than allowed."""
+        columns = min(want.shape[1], found.shape[1])  # hf and llava add rows at the end
+        gap = (want[:, :columns] - found[:, :columns]).abs().max().item()
         if not gap <= self.allowed():  # also when it is NaN
             raise CheckpointError(f"case {self.name}: {what} by {gap:.3g}, {self.allowed():.3g} is allowed")
         return gap
@@ -135,13 +136,14 @@ def verify(job: Job, out: str | Path) -> Report:
         report = Report(out, compare_tensors(job, out))
         with tempfile.TemporaryDirectory(prefix="verify-") as folder:
             cases = ask(job, Path(folder))
-            _measure_cast(job, cases, report)
-            merged = {case.name: case.gap("live", case.exact, "merging moves logits") for case in cases}
+            measure_cast(cases, report, peft=bool(job.plan.adapters))
+            merged = [case.gap(case.logits["live"], case.exact, "merging moves logits") for case in cases]
             if job.draft.foreign_code:
                 report.notes.append("note: the base's own model code was not run, so only files and tensors are proven")
                 return report
             opened = compare_opened(cases, out, Path(folder))
-        report.gaps = {case.name: (merged[case.name], opened[case.name], case.allowed()) for case in cases}
+        gaps = zip(cases, merged, opened, strict=True)
+        report.gaps = {case.name: (one, other, case.allowed()) for case, one, other in gaps}
     except CheckpointError as error:
         raise CheckpointError(f"verification failed: {error}; {out} stands, but don't use it") from None
     except (OSError, RuntimeError) as error:  # such as a full disk, or too little memory
@@ -155,21 +157,17 @@ def compare_files(job: Job, out: Path) -> None:
     Raises:
         CheckpointError: names the files that differ, lack, or are too many.
     """
-    index, weights = out / "model.safetensors.index.json", open_weights(out)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         job.write_small(Path(folder))
         want = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    held = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
-    held = {name: path for name, path in held.items() if path.suffix != ".safetensors"}
+    files = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
+    held = {name: path for name, path in files.items() if path.suffix != ".safetensors"}
+    digests = {name: manifest.digest(path) for name, path in files.items() if name not in (manifest.FILE, card.FILE)}
+    told = {"config.json": job.draft.config, manifest.FILE: {**job.manifest(), "files": digests}}
+    if (index := "model.safetensors.index.json") in held:
+        size = sum(tensor.nbytes for tensor in open_weights(out).values())
+        told[index] = {"metadata": {"total_size": size}, "weight_map": read_json(held[index]).get("weight_map")}
     wrong = [name for name, path in held.items() if name in want and path.read_bytes() != want[name]]
-    told = {"config.json": job.draft.config, manifest.FILE: job.manifest()}
-    told[manifest.FILE]["files"] = {
-        **{name: manifest.digest(path) for name, path in held.items() if name not in (manifest.FILE, card.FILE)},
-        **{path.name: manifest.digest(path) for path in out.glob("*.safetensors")},
-    }
-    if index.is_file():
-        files = read_json(index).get("weight_map")
-        told[index.name] = {"metadata": {"total_size": sum(t.nbytes for t in weights.values())}, "weight_map": files}
     wrong += [name for name, content in told.items() if read_json(out / name) != json.loads(json.dumps(content))]
     wrong += held.keys() ^ (want.keys() | told.keys())
     if wrong:
@@ -183,22 +181,13 @@ def ask(job: Job, work: Path) -> list[Case]:
         job: the export.
         work: a folder for the images.
     """
-    from ..datasets.base import tiling_of
-
-    plan = job.plan
     cases: list[Case] = []
     for kind, model in _models(job):
-        if not cases:
-            tokenizer = loader.load_tokenizer(plan.view.directory)
-            tiling = tiling_of(model.config, {})
-            cases = [_case(model, tokenizer, tiling, work, *question) for question in QUESTIONS]
+        if kind == "live":
+            tokenizer = loader.load_tokenizer(job.plan.view.directory)
+            cases = [_case(model, tokenizer, work, *question) for question in QUESTIONS]
         for case in cases:
             case.logits[kind] = _logits(model, case)
-            if kind == "live":
-                handles = [m.register_forward_hook(_in_halves) for m in model.modules() if isinstance(m, nn.Linear)]
-                case.noise = (_logits(model, case) - case.logits[kind]).abs().max().item()
-                for handle in handles:
-                    handle.remove()
     return cases
 
 
@@ -206,36 +195,32 @@ def _models(job: Job) -> Iterator[tuple[str, nn.Module]]:
     """The trained model in float32, one after the other: with live adapters, merged, and merged and cast."""
     plan = job.plan
     config, where = loader.config_from_fields(plan.view.config, plan.view.directory), str(plan.view.directory)
-    live, _ = loader.build(config, plan.tensors(merged=False), dtype=torch.float32, what=where)
+
+    def build(tensors) -> nn.Module:
+        return loader.build(config, tensors, dtype=torch.float32, what=where)[0]
+
+    live = build(plan.tensors(merged=False))
     trained.attach_adapters(live, plan)
     yield "live", live.eval()
     del live
     merged = plan.tensors(merged=True)
     if plan.adapters or plan.token_rows:
-        yield "merged", loader.build(config, merged, dtype=torch.float32, what=where)[0]
-    keys = job.draft.format.keys(job.draft.config)
-    dtypes = {name: t.dtype for name, t in (keys.to_ours(job.draft.tensors) if keys else job.draft.tensors).items()}
-    if any(torch.promote_types(tensor.dtype, dtypes[name]) != dtypes[name] for name, tensor in merged.items()):
-        cast = {name: Cast(tensor, dtypes[name]) for name, tensor in merged.items()}
-        yield "cast", loader.build(config, cast, dtype=torch.float32, what=where)[0]
-
-
-def _in_halves(module: nn.Linear, args: tuple, output: torch.Tensor) -> torch.Tensor:
-    """The output of a linear layer, its sums taken in two halves."""
-    (x, *_), half = args, module.in_features // 2
-    first = linear(x[..., :half], module.weight[:, :half], module.bias)
-    return linear(x[..., half:], module.weight[:, half:]) + first
+        yield "merged", build(merged)
+    keys, drafted = job.draft.format.keys(job.draft.config), job.draft.tensors
+    cast = {name: Cast(merged[name], to.dtype) for name, to in (keys.to_ours(drafted) if keys else drafted).items()}
+    if any(torch.promote_types(merged[name].dtype, tensor.dtype) != tensor.dtype for name, tensor in cast.items()):
+        yield "cast", build(cast)
 
 
 @torch.no_grad()
-def _case(model, tokenizer, tiling, work: Path, name: str, question: str, images: list[str]) -> Case:
-    """A case with the live model's own answer."""
+def _case(model, tokenizer, work: Path, name: str, question: str, images: list[str]) -> Case:
+    """A case with the live model's own answer, and the noise of its logits."""
     from ..datasets.images.media import load_image
     from ..hub.conversation import get_conv_template
     from .session import normalize
 
-    side = tiling.tile_size
-    paths = [_image(work / f"{each}.png", each, side) for each in images]
+    tiling = tiling_of(model.config, {})
+    paths = [_image(work / f"{each}.png", each, tiling.tile_size) for each in images]
     tiles = [normalize(tiling(load_image(path))) for path in paths]
     pixels = torch.cat(tiles) if tiles else None
     prompt = model.build_prompt(question, [len(part) for part in tiles])
@@ -244,18 +229,35 @@ def _case(model, tokenizer, tiling, work: Path, name: str, question: str, images
     model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
     options = dict(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=stop)
-    answer = model.generate(pixel_values=pixels, **inputs, **options)[0].tolist()
-    task = {"name": name, "question": question, "images": [path.name for path in paths], "prompt": prompt}
-    limits = [side, tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail or tiling.max_tiles == 1]
-    task |= {
-        "context": model.img_context_token_id,
+    task = {
+        "name": name,
+        "question": question,
+        "images": [path.name for path in paths],
+        "num_tiles": [len(part) for part in tiles],
+        "prompt": prompt,
         "ids": ids,
-        "answer": answer,
+        "context": model.img_context_token_id,
+        "answer": model.generate(pixel_values=pixels, **inputs, **options)[0].tolist(),
         "stop": stop,
-        "limits": limits,
-        "num_tiles": [len(t) for t in tiles],
+        "tiling": asdict(tiling),
     }
-    return Case(name, task, pixels)
+    case = Case(name, task, pixels)
+    exact, hooks = _logits(model, case), [each.register_forward_hook(_in_halves) for each in _linears(model)]
+    case.noise = (_logits(model, case) - exact).abs().max().item()
+    for hook in hooks:
+        hook.remove()
+    return case
+
+
+def _linears(model: nn.Module) -> list[nn.Linear]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+def _in_halves(module: nn.Linear, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    """The output of a linear layer, its sums taken in two halves."""
+    (x, *_), half = args, module.in_features // 2
+    first = linear(x[..., :half], module.weight[:, :half], module.bias)
+    return linear(x[..., half:], module.weight[:, half:]) + first
 
 
 def _image(path: Path, name: str, side: int) -> Path:
@@ -283,8 +285,8 @@ def _logits(model, case: Case) -> torch.Tensor:
     return logits[0, len(case.task["ids"]) - 1 : -1].clone()
 
 
-def _measure_cast(job: Job, cases: list[Case], report: Report) -> None:
-    """Puts the figure of the cast into the report, with what helps where answers change."""
+def measure_cast(cases: list[Case], report: Report, *, peft: bool) -> None:
+    """Puts the figure of the cast into the report, with what helps where answers change; an adapter may (``peft``)."""
     if "cast" not in cases[0].logits:
         return
     exact = torch.cat([case.exact for case in cases]).log_softmax(-1)
@@ -292,12 +294,12 @@ def _measure_cast(job: Job, cases: list[Case], report: Report) -> None:
     report.divergence = (exact.exp() * (exact - cast)).sum(-1).mean().item()
     report.parted, report.num_tokens = int((exact.argmax(-1) != cast.argmax(-1)).sum()), len(exact)
     if report.parted:
-        helps = "--dtype float32" + (" or --format peft" if job.plan.adapters else "")
+        helps = f"--dtype float32{' or --format peft' * peft}"
         report.notes.append(f"warning: the cast of the weights changes answers; {helps} keeps those of the training")
 
 
-def compare_opened(cases: list[Case], out: Path, work: Path) -> dict[str, float]:
-    """Opens the export in a clean process; returns the largest difference of logits by case.
+def compare_opened(cases: list[Case], out: Path, work: Path) -> list[float]:
+    """Opens the export in a clean process; returns the largest difference of each case's logits.
 
     Args:
         cases: from `ask`.
@@ -307,7 +309,13 @@ def compare_opened(cases: list[Case], out: Path, work: Path) -> dict[str, float]
     Raises:
         CheckpointError: it doesn't open, or tiles, prompts, stop tokens or logits differ.
     """
+    config, want = read_json(out / "config.json"), cases[0].task["tiling"]
+    if "llm_config" in config:  # in other formats a processor cuts, whose tiles are compared below
+        found = asdict(tiling_of(loader.config_from_fields(config, out), {}))
+        if found != want:
+            raise CheckpointError(f"tile size, limits and thumbnail {found} differ from the training's, {want}")
     (work / "cases.json").write_text(json.dumps([case.task for case in cases]), encoding="utf-8")
+    torch.save({case.name: case.pixels for case in cases}, work / "pixels.pt")
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     env.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=str(work / "modules"), TOKENIZERS_PARALLELISM="false")
     command = [sys.executable, "-I", str(PROBE), str(out.resolve()), str(work)]
@@ -316,24 +324,19 @@ def compare_opened(cases: list[Case], out: Path, work: Path) -> dict[str, float]
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise CheckpointError(f"a clean process can't use it: {lines[-1] if lines else 'no message'}")
     found = torch.load(work / "probe.pt", weights_only=True)
-    return {case.name: _compare_opened(case, found[case.name]) for case in cases}
+    return [_compare_opened(case, found[case.name]) for case in cases]
 
 
 def _compare_opened(case: Case, found: dict) -> float:
     """Largest difference of a case's logits; errors as for `compare_opened`."""
-    task, wrong = case.task, []
-    ids = {name: value for name, value in found.items() if name.endswith("ids")}
-    wrong += [f"the {name} of its prompt" for name, value in ids.items() if value != task["ids"]]
+    task = case.task
+    wrong = [f"the {name} of its prompt" for name in found if name.endswith("ids") and found[name] != task["ids"]]
     if task["stop"] not in found["stops"]:
         wrong.append(f"stop tokens {found['stops']}, not {task['stop']},")
-    if [*found["limits"][:3], found["limits"][3] or found["limits"][2] == 1] != task["limits"]:
-        wrong.append(f"tile size, limits and thumbnail {found['limits']}, not {task['limits']},")
-    if case.pixels is not None and not torch.equal(case.pixels, found["pixels"]):
-        wrong.append("the tiles")
     made = found.get("processor pixels")
     if made is not None and (made.shape != case.pixels.shape or (made - case.pixels).abs().max() > PIXELS):
         wrong.append("the processor's tiles")
     if wrong:
         raise CheckpointError(f"case {case.name}: {' and '.join(wrong)} differ from the training's")
-    kind = next(each for each in ("cast", "merged", "live") if each in case.logits)
-    return case.gap(kind, found["logits"], "the opened export's logits differ")
+    want = case.logits.get("cast", case.exact)
+    return case.gap(want, found["logits"], "the opened export's logits differ")

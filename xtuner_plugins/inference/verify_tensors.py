@@ -1,13 +1,11 @@
 """Compares every tensor of an export with what base and checkpoint make of it, rows at a time.
 
-The numbers are computed here by other lines than those that wrote the export: ``W + s B A`` in float64, DoRA's row
-norms, single token rows. Tensors without an adapter must be equal bit by bit.
+Merged numbers are computed here by other lines than those that wrote the export: ``W + s B A`` in float64 and DoRA's
+row norms. Tensors without an adapter must be equal bit by bit.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +15,6 @@ from ..export.trained import TrainedPlan
 from ..weights.lazy import LazyTensor
 from ..weights.reading import CheckpointError, open_weights, read_json
 
-_BLOCK = 2**20  # numbers
 # The writer merges in float32: sums of a rank's products are off by a few 2^-24 of a row's largest number.
 _FLOAT32_SUMS = 2.0**-20
 
@@ -43,7 +40,7 @@ def compare_tensors(job: Job, export: Path) -> dict[str, tuple[int, int]]:
         raise CheckpointError(f"the weights lack or add {len(wrong)} tensors: {', '.join(wrong[:3])}")
     for name, tensor in found.items():
         if (tensor.dtype, tensor.shape) != (drafted[name].dtype, drafted[name].shape):
-            raise CheckpointError(f"{name} is {tensor}, but {drafted[name].dtype} {list(drafted[name].shape)} was due")
+            raise CheckpointError(f"{name} is {tensor}, but {drafted[name]} was due")
     changed: dict[str, list[bool]] = {}
     for name, tensor in (keys.to_ours(found) if keys else found).items():
         changed.setdefault(name.partition(".")[0], []).append(_differs_from_base(plan, name, tensor))
@@ -59,53 +56,46 @@ def compare_tensors(job: Job, export: Path) -> dict[str, tuple[int, int]]:
 def _differs_from_base(plan: TrainedPlan, name: str, found: LazyTensor) -> bool:
     """Compares one tensor; returns whether it differs from the base's. Errors as for ``compare_tensors``."""
     base, differs = plan.view.tensors[name], False
-    source = plan.replaced.get(name, base)
     layer, _, leaf = name.rpartition(".")
-    adapter, rows = plan.adapters.get(layer, {}), plan.token_rows.get(layer) if leaf == "weight" else None
-    merge = Adapter(plan, layer) if f"lora_B.{leaf}" in adapter else None
-    for start, stop in _blocks(found):
-        block = found.rows(start, stop).read() if found.shape else found.read()
-        stop = min(stop, base.shape[0]) if base.shape else stop
-        width = max(stop - start, 0) if base.shape else 1
-        if found.shape and block[width:].any():  # rows beyond the base's, of a token that only a processor needs
-            raise CheckpointError(f"{name}: rows from {stop} on belong to tokens that were not trained, but aren't 0")
-        if not width:
-            continue
-        block = block[:width] if found.shape else block
-        want = source.rows(start, stop).read() if found.shape else source.read()
-        if merge:
-            _check_merged(block, merge.rows(want, start, stop, leaf), f"{name}, rows {start} to {stop}")
-        else:
-            if rows:
-                want = _with_rows(want, *rows, start)
-            if not _equal(block, want.to(block.dtype)):
-                raise CheckpointError(f"{name}, rows {start} to {stop}: other numbers than were trained")
-        own = base.rows(start, stop).read() if found.shape else base.read()
-        differs |= not _equal(block, own.to(block.dtype))
+    token_rows = plan.token_rows.get(layer) if leaf == "weight" else None
+    longer = found.shape > base.shape  # by rows of tokens that only a processor needs
+    if longer and found.read(base.shape[0]).any():
+        raise CheckpointError(
+            f"{name}: rows from {base.shape[0]} on belong to tokens that were not trained, but aren't 0"
+        )
+    for start, stop in (base if longer else found).spans():
+        block, own = found.read(start, stop), base.read(start, stop)
+        want, where = plan.replaced.get(name, base).read(start, stop), f"{name}, rows {start} to {stop}"
+        if leaf == "weight" and layer in plan.adapters:
+            _check_merged(block, _merged(plan, layer, want, start, stop), where)
+        elif not _equal(block, _with_rows(want, *token_rows, start) if token_rows else want):
+            raise CheckpointError(f"{where}: other numbers than were trained")
+        differs |= not _equal(block, own)
     return differs
 
 
-def _blocks(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that hold about ``_BLOCK`` numbers."""
-    if not tensor.shape:
-        yield 0, 1
-        return
-    step = max(1, _BLOCK * tensor.shape[0] // max(tensor.numel, 1))
-    for start in range(0, tensor.shape[0], step):
-        yield start, min(start + step, tensor.shape[0])
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+def _equal(block: torch.Tensor, want: torch.Tensor) -> bool:
+    """Whether a block is another one, bit by bit, cast to its dtype."""
+    return torch.equal(block.flatten().view(torch.uint8), want.to(block.dtype).flatten().view(torch.uint8))
 
 
 def _with_rows(block: torch.Tensor, trained: LazyTensor, indices: list[int], start: int) -> torch.Tensor:
-    """A block of a matrix with its trained rows."""
+    """A block of a matrix, from row ``start`` on, with its trained rows."""
     block = block.to(torch.promote_types(block.dtype, trained.dtype))
-    for n, index in enumerate(indices):
+    for row, index in zip(trained.read(), indices, strict=True):
         if start <= index < start + len(block):
-            block[index - start] = trained.rows(n, n + 1).read()[0]
+            block[index - start] = row
     return block
+
+
+def _merged(plan: TrainedPlan, layer: str, base: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Rows ``[start, stop)`` of a layer's merged weight in float64, from those of the base."""
+    parts, scale = plan.adapters[layer], plan.lora_configs[layer.partition(".")[0]].scale
+    b, a = parts["lora_B.weight"].read(start, stop).double(), parts["lora_A.weight"].read().double()
+    merged = base.double() + scale * b @ a
+    if magnitude := parts.get("lora_magnitude_vector.weight"):
+        merged *= magnitude.read(start, stop).double()[:, None] / merged.norm(dim=1, keepdim=True)
+    return merged
 
 
 def _check_merged(found: torch.Tensor, want: torch.Tensor, where: str) -> None:
@@ -113,38 +103,5 @@ def _check_merged(found: torch.Tensor, want: torch.Tensor, where: str) -> None:
     info = torch.finfo(found.dtype)
     largest = want.abs().amax(-1, keepdim=True)
     allowed = want.abs() * (info.eps / 2) + largest * _FLOAT32_SUMS + info.smallest_normal * info.eps
-    excess = (found.double() - want).abs() - allowed
-    if not bool((excess <= 0).all()):  # also where it is NaN
+    if not bool(((found.double() - want).abs() <= allowed).all()):  # also where it is NaN
         raise CheckpointError(f"{where}: not base + scale x B A within one rounding of {info.dtype}")
-
-
-class Adapter:
-    """What a layer's adapter makes of its weight and bias, in float64.
-
-    Args:
-        plan: holds the adapter and its settings.
-        layer: official name.
-    """
-
-    def __init__(self, plan: TrainedPlan, layer: str):
-        part, _, inner = layer.partition(".")
-        self._parts, config = plan.adapters[layer], plan.lora_configs[part]
-        self._a = self._parts["lora_A.weight"].read().double().flatten(1)
-        alpha, rank = _matching(config.alpha_pattern or {}, inner, config.lora_alpha), len(self._a)
-        self._scale = alpha / (rank**0.5 if config.use_rslora else rank)
-
-    def rows(self, base: torch.Tensor, start: int, stop: int, leaf: str) -> torch.Tensor:
-        """Rows ``[start, stop)`` of the merged weight or bias (``leaf``), from those of the base."""
-        b = self._parts[f"lora_B.{leaf}"].rows(start, stop).read().double() * self._scale
-        if leaf == "bias":
-            return base.double() + b
-        merged = base.double() + (b.flatten(1) @ self._a).view(base.shape)
-        if magnitude := self._parts.get("lora_magnitude_vector.weight"):
-            norm = merged.norm(dim=1, keepdim=True)
-            merged = merged / norm * magnitude.rows(start, stop).read().double().view(-1, 1)
-        return merged
-
-
-def _matching(patterns: Mapping[str, int], layer: str, default: int) -> int:
-    """The value of the first pattern that matches the layer's name or its end, as PEFT looks it up."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), default)

@@ -10,10 +10,12 @@ alone. Registered with transformers under `SEGMENTS`, so that every LLM family t
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
@@ -21,9 +23,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .sequence_parallel import heads_to_tokens, tokens_to_heads
+
 SEGMENTS = "segments"  # attn_implementation
 _FLASH_CAPABILITY = (8, 0)  # Ampere
 _FLASH_HEAD_DIM = 256
+_GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}  # newer PyTorch
 
 
 class Branches(NamedTuple):
@@ -49,11 +54,13 @@ class Segments(NamedTuple):
         bounds: the start of each sample, and the end of the last (n + 1 integers, from 0 to the row's length).
         cu_seqlens: the same as int32 ``[n + 1]`` on the row's device.
         branches: where some segments continue others; None where each stands alone.
+        group: the ranks that hold a cut of the row each; None where one rank has it whole.
     """
 
     bounds: tuple[int, ...]
     cu_seqlens: torch.Tensor
     branches: Branches | None = None
+    group: dist.ProcessGroup | None = None
 
     @property
     def longest(self) -> int:
@@ -113,7 +120,7 @@ def segment_attention(
 
     Args:
         module: the attention layer.
-        query: ``[1, H, S, D]``.
+        query: ``[1, H, S, D]``; S are the tokens of this rank's cut where segments have a group.
         key, value: ``[1, H_kv, S, D]``; H is a multiple of H_kv.
         attention_mask: unused where there are segments.
         dropout: of attention weights.
@@ -129,7 +136,7 @@ def segment_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    query, key, value = _in_computing_dtype(query, key, value)
+    query, key, value = tokens_to_heads(segments.group, *_in_computing_dtype(query, key, value))
     branches = segments.branches
     longest = segments.longest if branches is None else branches.longest
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
@@ -139,13 +146,14 @@ def segment_attention(
             rows[1:] = (row[branches.key_positions] for row in rows[1:])
         keys = segments.cu_seqlens if branches is None else branches.cu_seqlens
         borders = (segments.cu_seqlens, keys, segments.longest, longest)
-        output = varlen_attn(*rows, *borders, scale=scaling, window_size=(-1 if window is None else window - 1, 0))
-        return output[None], None
+        options = dict(scale=scaling, window_size=(-1 if window is None else window - 1, 0), **_GROUPED)
+        output = varlen_attn(*rows, *borders, **options)
+        return heads_to_tokens(output[None], segments.group), None
     pieces = [
         _one_segment(query[:, :, start:end], *_seen(segments, index, key, value), dropout, scaling, window)
         for index, (start, end) in enumerate(pairwise(segments.bounds))
     ]
-    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+    return heads_to_tokens(torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), segments.group), None
 
 
 def _in_computing_dtype(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:

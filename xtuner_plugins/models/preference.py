@@ -23,6 +23,7 @@ from .losses import sum_over_ranks, token_log_probs
 from .objectives import PairLogProbs, Settings, need_reference, preference_losses
 from .preference_metrics import FIGURES, means_of_step, reward_mean, sums_of_pairs
 from .rows import Row
+from .sequence_parallel import size_of, sum_over_group
 from .vlm import VisionLanguageModel
 
 FREE = tuple(name for name, needs_reference in OBJECTIVES.items() if not needs_reference)
@@ -186,6 +187,7 @@ class PreferenceModel(VisionLanguageModel):
         loss = (total * weights).sum() / torch.where(mean_weight > 0, mean_weight, 1.0)
         with torch.no_grad():
             metrics = sums_of_pairs(pairs, self.settings, losses, weights > 0, _kl(row, each, expected))
+            metrics = metrics / size_of(row.segments.group)
         return {
             "loss": loss,
             "num_supervised": torch.full((), row.num_supervised, device=loss.device),
@@ -233,17 +235,22 @@ class PreferenceModel(VisionLanguageModel):
 
 
 def _pairs_of(row: Row, each: torch.Tensor, expected: torch.Tensor | None) -> tuple[PairLogProbs, torch.Tensor]:
-    """The log probabilities of a row's pairs, and the weight of each pair, float32 ``[P]``."""
+    """The log probabilities of a row's pairs, and the weight of each pair, float32 ``[P]``.
+
+    Ranks that share a row know all of its pairs, and each computes an equal part of their loss.
+    """
     num_pairs = sum(segment >= 0 for segment in row.segments.branches.follows) // 2
+    group = row.segments.group
 
     def per_answer(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        sums = values.new_zeros(len(row.segments.bounds) - 1).index_add(0, row.owners, values)
+        own = values[: row.num_supervised]
+        sums = sum_over_group(values.new_zeros(len(row.segments.bounds) - 1).index_add(0, row.owners, own), group)
         return sums[: 3 * num_pairs].view(num_pairs, 3)[:, 1:].unbind(1)
 
     tokens = per_answer(torch.ones_like(each))
     weights = tokens[0] / tokens[0] if row.weights is None else per_answer(row.weights)[0] / tokens[0]
     reference = (None, None) if expected is None else per_answer(expected)
-    return PairLogProbs(*per_answer(each), *reference, *tokens), weights
+    return PairLogProbs(*per_answer(each), *reference, *tokens), weights / size_of(group)
 
 
 def _kl(row: Row, each: torch.Tensor, expected: torch.Tensor | None) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 from ..datasets.ledger import Unrecorded
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from .rows import check_counts, fill_row, make_row
+from .sequence_parallel import cut, size_of
 
 
 @MODELS.register_module()
@@ -44,6 +46,7 @@ class TilePreprocessor(BaseDataPreprocessor):
         self.std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         self._unrecorded = Unrecorded()
         self.image_token, self.tokens_per_tile, self.row_multiple = -1, 0, 1  # the model sets them
+        self.group = None  # this, too
 
     def normalize(self, tiles: torch.Tensor) -> torch.Tensor:
         """uint8 ``[T, 3, S, S]`` to float32 ``[T, 3, S, S]``; T may be 0."""
@@ -61,10 +64,10 @@ class TilePreprocessor(BaseDataPreprocessor):
 
         Args:
             data: The batch of `xtuner_plugins.datasets.collate` or `collate_packed`, on the CPU.
-            training: Unused; MMEngine's signature.
+            training: Cut the row where ranks share rows; any other use has rows of its own on each rank.
 
         Returns:
-            ``row``, a `Row`, and ``pixel_values``, float32 ``[T, 3, S, S]``.
+            ``row``, a `Row`, and ``pixel_values``, float32 ``[T, 3, S, S]``; of a cut row those that this rank encodes.
 
         Raises:
             ValueError: Image tokens and tiles don't match (names both counts and the samples).
@@ -78,8 +81,13 @@ class TilePreprocessor(BaseDataPreprocessor):
             pairs = iter(zip(num_tiles, sources, strict=True))
             num_tiles, sources = zip(*(next(pairs) if prompt else (0, "") for prompt in prompts), strict=True)
         check_counts(row, num_tiles, self.tokens_per_tile, sources)
+        tiles, group = batch["tiles"], self.group if training else None
+        multiple = math.lcm(self.row_multiple if self.device.type == "cuda" else 1, size_of(group))
+        if multiple > 1:
+            row = fill_row(row, multiple)
+        if group is not None:
+            row, tiles = cut(row, tiles, group)
         if self.device.type == "cuda":
-            row = fill_row(row, self.row_multiple)
             # A copy from pageable memory would wait for the device.
             row = tree_map_only(torch.Tensor, torch.Tensor.pin_memory, row)
-        return {"row": self.cast_data(row), "pixel_values": self.normalize(self.cast_data(batch["tiles"]))}
+        return {"row": self.cast_data(row), "pixel_values": self.normalize(self.cast_data(tiles))}

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from ..hub.constants import IGNORE_INDEX
 from .attention import Segments, branch_off
+from .sequence_parallel import Share
 
 
 class Row(NamedTuple):
@@ -29,9 +30,9 @@ class Row(NamedTuple):
         targets: int64 ``[K]``, these next tokens.
         weights: float32 ``[K]``, the weight of each target; None weighs all the same.
         owners: int64 ``[K]``, the segment that each target belongs to.
-        num_supervised: targets that count. A batch without labels has one target of weight 0, because the head must run
-            on every rank.
         reference: float32 ``[K]``, the reference's log probabilities of the targets, where the batch has them.
+        share: this rank's part of the images, where `sequence_parallel.cut` has made the row: then S, P and K are those
+            of the cut, whose positions count from its beginning.
     """
 
     input_ids: torch.Tensor
@@ -42,8 +43,25 @@ class Row(NamedTuple):
     targets: torch.Tensor
     weights: torch.Tensor | None
     owners: torch.Tensor
-    num_supervised: int
     reference: torch.Tensor | None = None
+    share: Share | None = None
+
+    @property
+    def num_supervised(self) -> int:
+        """Targets that count."""
+        return len(self.owners)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a rank that holds this row, or a cut of it, has tiles."""
+        return self.share.num_tiles > 0 if self.share else len(self.image_positions) > 0
+
+    def with_stand_in(self) -> Row:
+        """The row; without targets it gets one of weight 0 that nobody owns: the head must run on every rank."""
+        if self.num_supervised:
+            return self
+        nothing = torch.zeros(1, dtype=torch.int64)
+        return self._replace(predicting=nothing, targets=nothing, weights=torch.zeros(1))
 
 
 def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
@@ -80,27 +98,23 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
     before[bounds[:-1]] = -1 if follows is None else torch.where(follows < 0, -1, bounds[1:][follows] - 1)
     labels[before < 0] = IGNORE_INDEX  # nothing predicts the first token of a sample
     places = (labels != IGNORE_INDEX).nonzero().flatten()
-    predicting, targets = before[places], labels[places]
     weights = batch.get("loss_weights")
     if weights is not None:
         if follows is not None:  # one weight for a prompt and its answers
             weights = weights.repeat_interleave(len(batch["follows"]) // len(weights))
         weights = weights[samples[places]].float()
-    if len(places) == 0:
-        predicting = targets = torch.zeros(1, dtype=torch.int64)
-        weights = torch.zeros(1)
-    return Row(
+    row = Row(
         input_ids=ids[None],
         position_ids=position_ids[None],
         segments=_segments(bounds, follows),
         image_positions=(ids == image_token).nonzero().flatten(),
-        predicting=predicting,
-        targets=targets,
+        predicting=before[places],
+        targets=labels[places],
         weights=weights,
-        owners=samples[places] if len(places) else torch.zeros(1, dtype=torch.int64),
-        num_supervised=len(places),
+        owners=samples[places],
         reference=batch.get("reference"),
     )
+    return row.with_stand_in()
 
 
 def fill_row(row: Row, multiple: int) -> Row:

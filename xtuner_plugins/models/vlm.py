@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmengine.dist import get_world_size
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -18,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..dtypes import resolve_dtype
 from ..families import PARTS, families_of, llm_family
 from ..hub.constants import IMAGE_CONTEXT
+from ..hub.modeling_flash import FLASH_PARTS
 from ..ranges import ROW_MULTIPLE, check
 from ..weights.loader import load_model, load_tokenizer, read_config
 from ..weights.partition import is_partitioned, over_ranks, partition_dtype
@@ -30,6 +33,7 @@ from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 from .recompute import recompute_blocks
 from .rows import Row
+from .sequence_parallel import check_heads, check_rotations, gather_features, own_group, sum_over_group
 from .trainable import Part, WhatTrains
 
 
@@ -65,11 +69,14 @@ class VisionLanguageModel(BaseModel):
             ``'float32'``.
         gradient_checkpointing: Recompute activations of the LLM's blocks in the backward pass, and of the encoder's.
         visual_encoder_checkpointing: The same for the encoder alone; None is what ``gradient_checkpointing`` says.
+        offload_activations: Keep in the host's memory what the LLM keeps until its backward pass: the inputs of its
+            blocks. Needs ``gradient_checkpointing``.
         drop_path: Stochastic depth of an InternViT that trains, whole or in part (`set_drop_path`); a frozen one, and
             any that is evaluated, drops nothing.
         compile_blocks: Compile blocks of encoder and LLM with `torch.compile` (see `compiling`).
         row_multiple: On CUDA a row of tokens is filled up to a multiple of it, so that the allocator meets fewer
             sizes; 1 leaves rows as they are.
+        sequence_parallel: Ranks that share each row of tokens (see `models.sequence_parallel`): 1, 2, 4 or 8.
         data_preprocessor: Config of a `TilePreprocessor`; None takes ImageNet's mean and std.
 
     Raises:
@@ -92,9 +99,11 @@ class VisionLanguageModel(BaseModel):
         dtype: str = "auto",
         gradient_checkpointing: bool = True,
         visual_encoder_checkpointing: bool | None = None,
+        offload_activations: bool = False,
         drop_path: float = 0.0,
         compile_blocks: bool = False,
         row_multiple: int = ROW_MULTIPLE,
+        sequence_parallel: int = 1,
         data_preprocessor: Mapping[str, Any] | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor or dict(type=TilePreprocessor))
@@ -110,8 +119,13 @@ class VisionLanguageModel(BaseModel):
         self.data_preprocessor.image_token = self.img_context_token_id
         self.data_preprocessor.tokens_per_tile = self.num_image_token
         self.data_preprocessor.row_multiple = check("row_multiple", row_multiple)
+        self.sequence_parallel = check("sequence_parallel", sequence_parallel)
+        check_heads(self.model.config.llm_config.to_dict(), sequence_parallel)
+        self.data_preprocessor.group = own_group(sequence_parallel)
         self.llm = llm_family(self.model.config.llm_config.to_dict())
         self._blocks_below = chosen.apply(self.model)  # frozen ones below those that train
+        for name in FLASH_PARTS if self.model.flash_mode else ():
+            getattr(self.model, name).requires_grad_(name in self.flash_parts)
         set_drop_path(self.model.vision_model, drop_path)
         attend_to_segments(self.model.language_model)
         LossHead.take_over(self.model.language_model.get_output_embeddings())
@@ -127,9 +141,13 @@ class VisionLanguageModel(BaseModel):
 
         of_encoder = gradient_checkpointing if visual_encoder_checkpointing is None else visual_encoder_checkpointing
         recompute_blocks(self.model, llm=gradient_checkpointing, encoder=of_encoder)
+        if offload_activations and not gradient_checkpointing:
+            raise ValueError("offload_activations=True needs gradient_checkpointing=True: all else is too much to move")
+        self._offloads = offload_activations
         if compile_blocks:
             compile_model_blocks(self.model)
 
+    flash_parts: tuple[str, ...] = ()  # those of `FLASH_PARTS` that a subclass trains
     metric_names: tuple[str, ...] = ()  # of `forward`'s ``metrics``, where a subclass has some
 
     def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -147,8 +165,9 @@ class VisionLanguageModel(BaseModel):
         return self.model.config.force_image_size
 
     def parts(self) -> dict[str, nn.Module]:
-        """The three parts by the names that the config uses."""
-        return {name: getattr(self.model, part.attribute) for name, part in PARTS.items()}
+        """The three parts by the names that the config uses; those of a Flash model too, by their own."""
+        flash = {name: getattr(self.model, name) for name in FLASH_PARTS if self.model.flash_mode}
+        return {name: getattr(self.model, part.attribute) for name, part in PARTS.items()} | flash
 
     def init_weights(self) -> None:
         """Does nothing: every weight comes from the base. MMEngine's would visit all of them, packed ones too."""
@@ -187,19 +206,20 @@ class VisionLanguageModel(BaseModel):
 
         Args:
             row: The tokens of all samples, without padding, from `TilePreprocessor`, which has compared image tokens
-                with tiles.
-            pixel_values: Normalized tiles, float32 ``[T, 3, H, W]`` of all samples in order; T may be 0.
+                with tiles; or this rank's cut of them.
+            pixel_values: Normalized tiles, float32 ``[T, 3, H, W]`` of all samples in order; T may be 0. Beside a cut
+                row those that this rank encodes.
             mode: ``'loss'`` or ``'tensor'``.
             mean_weight: Supervised weight of the optimizer step per rank (float32 scalar), if this batch is one of
                 several micro-batches; None if it is the whole step.
 
         Returns:
-            ``loss``: ``{'loss', 'num_supervised', 'num_tiles'}``, scalars, and ``sample_losses``, float64
-            ``[segments]``: the sum of cross entropy over each sample's targets, without weights. ``tensor``:
-            ``{'hidden'}``, ``[1, S, D]``.
+            ``loss``: ``{'loss', 'num_supervised', 'num_tiles'}``, scalars, of a cut row its parts of them; and
+            ``sample_losses``, float64 ``[segments]``: the sum of cross entropy over each sample's targets, without
+            weights, of the whole row. ``tensor``: ``{'hidden'}``, ``[1, S, D]``.
 
         Raises:
-            ValueError: Another mode.
+            ValueError: Another mode, or as `check_rotations`.
         """
         if mode not in ("loss", "tensor"):
             raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
@@ -211,13 +231,12 @@ class VisionLanguageModel(BaseModel):
             head = self.model.language_model.get_output_embeddings()
             loss, each = next_token_loss(hidden[0, row.predicting], row.targets, head, row.weights, mean_weight)
         sums = torch.zeros(len(row.segments.bounds) - 1, dtype=torch.float64, device=device)
-        if row.num_supervised:  # else a target of no sample stands in
-            sums.index_add_(0, row.owners, each.double())
+        sums.index_add_(0, row.owners, each[: row.num_supervised].double())
         return {
             "loss": loss,
             "num_supervised": torch.full((), row.num_supervised, device=device),
             "num_tiles": torch.full((), pixel_values.shape[0], device=device),
-            "sample_losses": sums,
+            "sample_losses": sum_over_group(sums, row.segments.group),
         }
 
     def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -245,14 +264,17 @@ class VisionLanguageModel(BaseModel):
 
     def _run_llm(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[1, S, D]`` of a row with the encoder's ``patches``."""
+        check_rotations(row, self.model.config.llm_config)
         decoder = getattr(self.model.language_model, self.llm.decoder)
-        return decoder(
-            inputs_embeds=self._embed(row, patches),
-            attention_mask=no_mask(patches.device),
-            position_ids=row.position_ids,
-            segments=row.segments,
-            use_cache=False,
-        ).last_hidden_state
+        embeds = self._embed(row, patches)
+        with save_on_cpu(pin_memory=embeds.is_cuda) if self._offloads else nullcontext():
+            return decoder(
+                inputs_embeds=embeds,
+                attention_mask=no_mask(patches.device),
+                position_ids=row.position_ids,
+                segments=row.segments,
+                use_cache=False,
+            ).last_hidden_state
 
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Tiles ``[T, 3, H, W]`` to patches of ``max(T, 1)`` tiles.
@@ -272,12 +294,15 @@ class VisionLanguageModel(BaseModel):
             return self.model.encode_tiles(pixel_values)
 
     def _embed(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
-        """Token embeddings ``[1, S, D]`` with image features in place of image tokens."""
+        """Token embeddings ``[1, S, D]`` with image features in place of image tokens.
+
+        Without any in the row those of the black tile are added, times 0.
+        """
         embeds = self.model.get_input_embeddings()(row.input_ids)
         features = self.model.project(patches)  # [T, N, D]
-        if len(row.image_positions) == 0:
-            return embeds + features.sum().to(embeds.dtype) * 0.0  # those of the black tile
-        return embeds.index_copy(1, row.image_positions, features.flatten(0, 1).to(embeds.dtype)[None])
+        if not row.has_images:
+            return embeds + features.sum().to(embeds.dtype) * 0.0
+        return embeds.index_copy(1, row.image_positions, gather_features(features, row).to(embeds.dtype)[None])
 
 
 def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, Any] | None]):

@@ -7,6 +7,8 @@ in the classes used here; `benchmarks/bench_memory_plan.py` runs these classes o
 
 from __future__ import annotations
 
+import math
+
 from ..ranges import CHUNK_LOGITS, SOFTMAX_LOGITS
 from .job import FLOAT, Batch, Job
 
@@ -18,7 +20,7 @@ def llm_block_bytes(job: Job, batch: Batch) -> int:
     and token.
     """
     stack, size, wide = job.shape.llm, job.size, _wide(job, "llm")
-    queries, keys = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
+    queries, keys = stack.heads * stack.head_dim, math.lcm(stack.kv_heads, job.sharing) * stack.head_dim
     kept = 2 * FLOAT * stack.width + FLOAT * stack.heads  # input of both norms; denominators
     kept += size * (2 * queries + 2 * keys + 3 * stack.inner)  # queries, output, keys, values; gate, its SiLU, up
     if stack.qk_norm:
@@ -67,14 +69,15 @@ def _adapter_bytes(job: Job, part: str) -> int:
 
 
 def llm_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the LLM when the loss is computed: its blocks or their inputs, the last norm and its output, the head's input.
+    """Of the LLM: its blocks or, where they are recomputed, their inputs; the rotations; the last norm's input.
 
-    A recomputed block keeps its input alone.
+    The last norm's output isn't kept, only normalized values for the gradient of its weights. Of inputs in the host's
+    memory the GPU holds one at a time.
     """
-    wide = _wide(job, "llm")
-    block = batch.tokens * wide * job.shape.llm.width if job.recompute else llm_block_bytes(job, batch)
-    last = batch.tokens * (FLOAT + wide * (1 + ("llm" in job.whole))) + batch.supervised * wide
-    return job.shape.llm.layers * block + last * job.shape.llm.width
+    stack, wide = job.shape.llm, _wide(job, "llm")
+    block = batch.tokens * wide * stack.width if job.recompute else llm_block_bytes(job, batch)
+    last = stack.width * (FLOAT + wide * ("llm" in job.whole)) + 2 * stack.head_dim * wide  # and cosine, sine
+    return (1 if job.on_host else stack.layers) * block + batch.tokens * last
 
 
 def encoder_kept_bytes(job: Job, batch: Batch) -> int:
@@ -84,23 +87,28 @@ def encoder_kept_bytes(job: Job, batch: Batch) -> int:
 
 
 def projector_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the projector: merged patches, in float32 and normalized where it has a norm; both sides of the activation."""
+    """Of the projector: merged patches, in float32 and normalized where it has a norm; the activation; output."""
     shape = job.shape
     per_patch = job.size + shape.projector_norm * (FLOAT if job.autocasts else job.size)
-    per_token = shape.projector_input * per_patch + 2 * shape.llm.width * job.size
+    per_token = shape.projector_input * per_patch + shape.llm.width * (2 * job.size + _wide(job, "llm"))
     return batch.tiles * shape.tokens_per_tile * per_token * job.projector_learns
 
 
 def head_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the head: its gradient in float32 and that of the hidden states, which the forward pass has made."""
-    gradient = job.shape.table * FLOAT * (job.trains_head and not job.pairs)
-    return gradient + batch.supervised * job.shape.llm.width * _wide(job, "llm")
+    """Of the hidden states that the head reads: their gradient, made in the forward pass; of pairs themselves."""
+    return batch.supervised * job.shape.llm.width * (_wide(job, "llm") if job.pairs else job.size)
+
+
+def output_bytes(job: Job, batch: Batch) -> int:
+    """Of the LLM's output, and what of it the head reads: they go when the loss is there."""
+    return (batch.tokens + batch.supervised) * job.shape.llm.width * _wide(job, "llm")
 
 
 def kept_bytes(job: Job, batch: Batch) -> int:
     """All that a forward pass leaves for the backward pass, autocast's copies of weights among it."""
     parts = llm_kept_bytes(job, batch), encoder_kept_bytes(job, batch), projector_kept_bytes(job, batch)
-    return sum(parts) + head_kept_bytes(job, batch) + cast_bytes(job, kept=True)
+    gradient = job.shape.table * FLOAT * (job.trains_head and not job.pairs)  # of the head, made in the forward pass
+    return sum(parts) + head_kept_bytes(job, batch) + gradient + cast_bytes(job, kept=True)
 
 
 def tile_bytes(job: Job, batch: Batch) -> int:
@@ -112,6 +120,12 @@ def encoding_bytes(job: Job, batch: Batch) -> int:
     """Of a frozen encoder at work: one block's input, normalized input, and both sides of the activation."""
     stack = job.shape.encoder
     return batch.tiles * job.shape.positions * job.size * (2 * stack.width + 2 * stack.inner)
+
+
+def gathered_bytes(job: Job, batch: Batch) -> int:
+    """Of the features of all tiles of a row that ranks share: what a rank sends, and what it gets."""
+    features = batch.tiles * job.sharing * job.shape.tokens_per_tile * job.shape.llm.width * job.size
+    return 2 * features * (job.sharing > 1)
 
 
 def cast_bytes(job: Job, kept: bool) -> int:

@@ -45,6 +45,11 @@ class Batch:
     tiles: int
     supervised: int
 
+    def shared(self, ranks: int) -> Batch:
+        """The part of one of several ranks that share the row; all labels may stand in it."""
+        tokens, tiles = -(-self.tokens // ranks), -(-self.tiles // ranks)
+        return Batch(tokens, tiles, min(self.supervised, tokens))
+
 
 @dataclass(frozen=True)
 class Job:
@@ -60,12 +65,14 @@ class Job:
         train_head: the head of a frozen LLM trains.
         recompute: gradient checkpointing of the LLM.
         recompute_encoder: gradient checkpointing of the encoder.
+        on_host: inputs of the LLM's blocks are kept in the CPU's memory.
         half: bfloat16 or float16, which take the same, else everything is float32.
         float_weights: trained weights are held in float32 and computed under autocast, as without DeepSpeed.
         accumulation: micro-batches of an optimizer step.
         moments: bytes of the optimizer's state per trained weight.
         pairs: preference pairs, whose log probabilities are computed a second time in the backward pass.
         reference: every micro-batch of pairs is also read by the model as it was before training.
+        sharing: ranks that share each row (`sequence_parallel`).
     """
 
     shape: Shape
@@ -77,12 +84,14 @@ class Job:
     train_head: bool = False
     recompute: bool = True
     recompute_encoder: bool = True
+    on_host: bool = False
     half: bool = True
     float_weights: bool = True
     accumulation: int = 1
     moments: float = MOMENTS
     pairs: bool = False
     reference: bool = False
+    sharing: int = 1
 
     def stack(self, part: str) -> Stack:
         """The encoder's or the LLM's blocks."""

@@ -63,7 +63,7 @@ def plan_memory(job: Job, strategy: Strategy) -> Plan:
     """
     job = under(job, strategy)
     held = _held(job, strategy)
-    plans = (_plan(job, strategy, batch, held) for batch in job.batches)
+    plans = (_plan(job, strategy, batch.shared(job.sharing), held) for batch in job.batches)
     return max(plans, key=lambda plan: plan.total)
 
 
@@ -87,7 +87,7 @@ def _plan(job: Job, strategy: Strategy, batch: Batch, held: Mapping[str, int]) -
     moment = max(sums, key=sums.get)
     runtime = CONTEXT + (COMMUNICATION if strategy.gpus > 1 else 0)
     parts = {**moments[moment], "CUDA, NCCL": runtime, "fragmentation": int(FRAGMENTATION * sums[moment])}
-    return Plan(moment, parts, sums, _host_bytes(job, strategy))
+    return Plan(moment, parts, sums, _host_bytes(job, strategy, batch))
 
 
 def _held(job: Job, strategy: Strategy) -> dict[str, int]:
@@ -120,25 +120,27 @@ def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, 
     in_graph = act.cast_bytes(job, kept=True)  # autocast itself forgets its copies after the forward pass
     passes = {"ViT tiles": act.tile_bytes(job, batch), "gathered weights": _gathered_bytes(job, strategy)}
     back = {**passes, "gradients in buckets": _bucket_bytes(job, strategy)}
+    gathered = act.gathered_bytes(job, batch)
     after, own = projector + encoder + block, _sum_bytes(job, strategy, _encoder_trained(job))
+    after += gathered * job.projector_learns
     if accumulates:  # the embedding's gradient comes beside the accumulated one
         end = {"gradients": sums + table, "activations": after}
     else:
         end = {"gradients": sums - own, "activations": max(after - table, 0)}
     moments = {
-        "encoding": {**passes, "gradients": earlier, "activations": act.encoding_bytes(job, batch)},
+        "encoding": {**passes, "gradients": earlier, "activations": max(act.encoding_bytes(job, batch), gathered)},
         "loss": {
             **passes,
             "gradients": earlier,
             "autocast copies": act.cast_bytes(job, kept=False),
-            "activations": kept,
+            "activations": kept + act.output_bytes(job, batch),
             "logits": act.logits_bytes(job, batch),
         },
         "backward of the head": {
             **back,
             "gradients": earlier,
             "autocast copies": in_graph,
-            "activations": kept,
+            "activations": kept + act.head_kept_bytes(job, batch),
             "logits": act.head_backward_bytes(job, batch),
         },
         "backward": {
@@ -192,9 +194,10 @@ def _gathered_bytes(job: Job, strategy: Strategy) -> int:
     return job.size * min(strategy.live + strategy.prefetch, job.shape.parameters) * (strategy.stage == 3)
 
 
-def _host_bytes(job: Job, strategy: Strategy) -> int:
-    """In the CPU's memory: master copy, moments, float32 gradients, and weights where they are offloaded."""
+def _host_bytes(job: Job, strategy: Strategy, batch: Batch) -> int:
+    """In the CPU's memory: master copy, moments, float32 gradients, weights and activations that are offloaded."""
     host = _share(job.trained * 4 * FLOAT, strategy.gpus) if strategy.offload_optimizer else 0
+    host += act.llm_kept_bytes(replace(job, on_host=False), batch) if job.on_host else 0
     return host + (_share(job.shape.parameters * job.size, strategy.gpus) if strategy.offload_weights else 0)
 
 

@@ -74,12 +74,14 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
         train_head=ours.get("train_head", False),
         recompute=recompute,
         recompute_encoder=recompute if of_encoder is None else bool(of_encoder),
+        on_host=ours.get("offload_activations", False),
         half=ours.get("dtype", "auto") != "float32",
         accumulation=wrapper.get("accumulative_counts", 1),
         # In 8 bits with a scale per block, else in float32.
         moments=MOMENTS / 4 + MOMENTS / BLOCK if "8bit" in str(value_at(wrapper, "optimizer.type")) else MOMENTS,
         pairs=bool(ours.get("objectives")),
         reference=_needs_reference(ours) and not ours.get("precomputed_reference"),
+        sharing=ours.get("sequence_parallel", 1),
     )
     if not job.trained:
         raise ConfigError("model: nothing would train: every part is frozen and no LoRA is set")
@@ -199,18 +201,19 @@ def _measured(data: Mapping[str, Any], paths: Sequence[str], pairs: bool) -> lis
 
 def count_records(data: Mapping[str, Any]) -> int | None:
     """Records of an epoch of a config's data; None where a file isn't there, or can't be read as it is."""
-    from ..datasets.meta_file import expand_metas
+    from ..datasets.meta_file import list_files
     from ..datasets.records.opening import open_records
     from ..errors import DataError, SourceError
 
     columns = [data.get(name) for name in ("data_paths", "image_folders", "repeat_times", "dataset_settings")]
     try:
-        paths, _, repeats, _ = expand_metas(*columns)
-        counts = [len(open_records(path, data.get("storage_options"))) for path in paths]
+        counts = [
+            round(len(open_records(entry.path, data.get("storage_options"))) * (entry.repeat_times or 1))
+            for entry in list_files(*columns)
+        ]
     except (DataError, SourceError):  # told by the check, with the line
         return None
-    repeats = repeats if isinstance(repeats, list) else [repeats] * len(counts)
-    return sum(round(count * (times or 1)) for count, times in zip(counts, repeats, strict=True))
+    return sum(counts)
 
 
 @dataclass(frozen=True)
@@ -274,7 +277,7 @@ def _steps(settings: Mapping[str, Any], job: Job, strategy: Strategy, lengths: L
     loader, train = settings["train_dataloader"], settings.get("train_cfg") or {}
     packs = value_at(loader, "batch_sampler.max_tokens")
     rows = packs / lengths.mean.tokens if packs else loader["batch_size"]
-    per_step = max(int(rows * job.accumulation * strategy.gpus), 1)
+    per_step = max(int(rows * job.accumulation * strategy.gpus / job.sharing), 1)
     limits = [train["max_iters"]] if train.get("max_iters") else []
     if lengths.samples is not None and train.get("max_epochs"):
         limits.append(math.ceil(lengths.samples * train["max_epochs"] / per_step))
@@ -308,6 +311,10 @@ def advise(
 def _changes(settings: Mapping[str, Any], saves: bool) -> Iterator[dict[str, Any]]:
     """Changes that need less memory, the cheapest for the result first; or that need more and make a run faster."""
     batch, accumulation = settings.get("batch_size") or 1, settings.get("accumulative_counts") or 1
+    if settings.get("sequence_parallel", 1) > 1 and not saves:
+        yield {"sequence_parallel": 1}  # where one GPU holds a row, nothing need be exchanged
+    if saves and settings.get("gradient_checkpointing", True) and not settings.get("offload_activations"):
+        yield {"offload_activations": True}
     if settings.get("gradient_checkpointing", True) is not saves:
         yield {"gradient_checkpointing": saves}
     if "pack_tokens" in settings:

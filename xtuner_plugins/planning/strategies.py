@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -58,6 +59,11 @@ def from_deepspeed(name: str, settings: Mapping[str, Any], gpus: int) -> Strateg
 
 def obstacle(job: Job, strategy: Strategy) -> str:
     """Why a job can't run under a strategy, with the remedy; '' if it can."""
+    if strategy.gpus % job.sharing or job.shape.llm.heads % math.lcm(job.shape.llm.kv_heads, job.sharing):
+        return (
+            f"sequence_parallel={job.sharing} must divide the {strategy.gpus} GPUs and the LLM's "
+            f"{job.shape.llm.heads} attention heads; give other --gpus, or another value"
+        )
     if strategy.stage == 3 and job.quantized:
         return "packed weights can't be partitioned by ZeRO-3; use --deepspeed deepspeed_zero2"
     if strategy.stage == 3 and job.copied:

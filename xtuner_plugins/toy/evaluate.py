@@ -30,13 +30,8 @@ def read_questions(path: str | Path) -> list[dict]:
 
 
 def is_right(given: str, expected: str) -> bool:
-    """Whether an answer is the expected one by the metric `exact_match`, ignoring a final period, too."""
-    from xtuner_plugins.evaluation.items import Item
-    from xtuner_plugins.evaluation.metrics import find_metric
-    from xtuner_plugins.inference.questions import Question
-
-    item = Item(Question(id="", text=""), (expected,))
-    return bool(find_metric("exact_match").score(given.strip().rstrip("."), item))
+    """Whether an answer is the expected one, apart from case, surrounding space and a final period."""
+    return given.strip().rstrip(".").strip().lower() == expected.strip().lower()
 
 
 def score(questions: Sequence[Mapping], answers: Mapping[str, str]) -> dict[str, tuple[int, int]]:

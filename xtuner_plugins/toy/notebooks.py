@@ -4,14 +4,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import deque
 from pathlib import Path
 
 from xtuner_plugins.engine.watch.console import STEP_LINE
 from xtuner_plugins.processes import start_bound
 from xtuner_plugins.toy.quickstart import progress_line
-
-LAST_LINES = 25
 
 
 def run(*command: str | Path) -> None:
@@ -25,37 +23,23 @@ def run(*command: str | Path) -> None:
     Raises:
         RuntimeError: It failed; the message has its last lines.
     """
-    parts = [str(part) for part in command]
-    here = f"{Path.cwd()}/"
+    parts, here = [str(part) for part in command], f"{Path.cwd()}/"
     print("$", " ".join(["python", *parts]).replace(here, ""))
-    seen: list[str] = []
+    # IPython asks its children for colors, which would hide log lines.
+    options = {"env": {**os.environ, "NO_COLOR": "1"}, "stdout": subprocess.PIPE, "encoding": "utf-8"}
+    last: deque[str] = deque(maxlen=25)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-        process = start_bound(
-            [sys.executable, "-u", *parts],
-            env={**os.environ, "NO_COLOR": "1"},  # IPython asks its children for colors, which would hide log lines
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            encoding="utf-8",
-        )
-
-        def lines() -> Iterator[str]:
-            for line in process.stdout:
-                seen.append(line)
-                yield line
-
-        for line in excerpt(lines()):
-            print(line.replace(here, ""))
+        process = start_bound([sys.executable, "-u", *parts], stderr=errors, **options)
+        for line in process.stdout:
+            last.append(line.rstrip("\n"))
+            if shown := excerpt(last[-1]):
+                print(shown.replace(here, ""))
         if process.wait():
             errors.seek(0)
-            last = [line.rstrip() for line in [*seen, *errors] if line.strip()][-LAST_LINES:]
+            last.extend(line.rstrip() for line in errors if line.strip())
             raise RuntimeError("\n".join([f"exit status {process.returncode}", *last]))
 
 
-def excerpt(lines: Iterable[str]) -> Iterator[str]:
-    """The lines of a tool's output; of a training's steps every 50th and the last."""
-    for line in lines:
-        if STEP_LINE.search(line) is None:
-            yield line.rstrip("\n")
-        elif step := progress_line(line):
-            yield step
+def excerpt(line: str) -> str | None:
+    """A line of a tool's output as it is shown; None for a training's steps but every 50th and the last."""
+    return progress_line(line) if STEP_LINE.search(line) else line

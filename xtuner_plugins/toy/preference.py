@@ -51,11 +51,8 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
     questions = evaluate.read_questions(root / test)
     answers = {name: json.loads((root / path).read_text("utf-8"))["tiling"] for name, path in files.items()}
     from xtuner_plugins.engine.hooks.losses_png import draw_losses
-    from xtuner_plugins.toy.charts import alternate, draw_contact_sheet
 
     draw_losses({"MPO": root / run}, out / "losses.png")
-    numbers = [question for question in questions if question["kind"] in ("number", UNREADABLE_KIND)]
-    draw_contact_sheet(alternate(numbers, ["number"], rows=6), answers, root / images, out / "contact_sheet.png")
     return chain.keep(summarize(questions, answers))
 
 

@@ -10,7 +10,6 @@ Everything is written to `work_dirs/quickstart`; the results of an earlier quick
 
 import argparse
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -18,7 +17,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from xtuner_plugins.engine.watch.console import STEP_LINE
@@ -71,55 +70,47 @@ class Chain:
         Raises:
             StageError: One of them failed.
         """
-        begin = time.perf_counter()
+        begin, running = time.perf_counter(), []
         print(f"\n== {name}", flush=True)
         env = self.env if threads is None else {**self.env, "OMP_NUM_THREADS": str(threads)}
-        running = []
         for index, command in enumerate(commands):
             command = [str(part) for part in command]
             label = f"{'abc'[index]}: " if len(commands) > 1 else ""
             print(f"{label}$ " + " ".join(["python", *command]), flush=True)
             log = self.logs / f"{len(self.seconds) + 1}{'abc'[index]}_{name.split(':')[0].replace(' ', '_')}.txt"
             with log.open("w", encoding="utf-8") as file:
-                process = start_bound(
-                    [sys.executable, *command], cwd=self.root, env=env, stdout=file, stderr=subprocess.STDOUT
-                )
-            running.append((process, log, label))
+                options = {"cwd": self.root, "env": env, "stdout": file, "stderr": subprocess.STDOUT}
+                running.append((start_bound([sys.executable, *command], **options), log, label))
         self._follow(running)
         self.seconds[name] = time.perf_counter() - begin
         print(f"   {self.seconds[name]:.0f} s", flush=True)
 
-    def _follow(self, running: list[tuple[subprocess.Popen, Path, str]]) -> None:
+    @staticmethod
+    def _follow(running: list[tuple[subprocess.Popen, Path, str]]) -> None:
         """Prints progress lines of the logs, each after its command's label, until every process has ended."""
-        readers = [(log.open(encoding="utf-8", errors="replace"), label) for _, log, label in running]
-        try:
-            while True:
-                alive = [process.poll() is None for process, _, _ in running]
-                for reader, label in readers:
-                    for line in reader:
-                        shown = progress_line(line)
-                        if shown:
-                            print(f"   {label}{shown}", flush=True)
-                failed = [(process, log) for process, log, _ in running if process.poll() not in (None, 0)]
-                if failed:
-                    raise StageError(_last_words(*failed[0]))
-                if not any(alive):
-                    return
-                time.sleep(0.3)
-        finally:
+        with contextlib.ExitStack() as stack:
+            readers = [
+                (stack.enter_context(log.open(encoding="utf-8", errors="replace")), label) for _, log, label in running
+            ]
             for process, _, _ in running:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
-            for reader, _ in readers:
-                reader.close()
+                stack.callback(process.wait)
+                stack.callback(process.terminate)
+            alive = True
+            while alive:
+                alive = any(process.poll() is None for process, _, _ in running)
+                for reader, label in readers:
+                    for shown in filter(None, map(progress_line, reader)):
+                        print(f"   {label}{shown}", flush=True)
+                for process, log, _ in running:
+                    if process.poll():
+                        raise StageError(_last_words(process, log))
+                time.sleep(0.3 * alive)
 
 
 def progress_line(line: str) -> str | None:
     """The part of a log line that is shown, or None; of a training, every 50th step and the last."""
     line = line.rstrip()
-    step = STEP_LINE.search(line)
-    if step:
+    if step := STEP_LINE.search(line):
         number, last, loss = step["step"], step["last"], step["loss"]
         return f"step {number}/{last}  loss {loss}" if int(number) % 50 == 0 or number == last else None
     return line if PROGRESS.search(line) else None
@@ -141,26 +132,6 @@ def last_checkpoint(work_dir: Path) -> Path:
     if path == work_dir or not path.exists():
         raise StageError(f"{work_dir} holds no checkpoint")
     return path
-
-
-@contextlib.contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Locks ``out``: a second quick start would write to the same files.
-
-    Raises:
-        StageError: Another process holds it.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_name(f"{out.name}.lock"), "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise StageError(f"a quick start is running here already (process {file.read().strip()})") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def keep_earlier(out: Path) -> Path | None:
@@ -199,15 +170,11 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
         [*train, OUT / "runs/pretrain_mlp"],
         [*train, control / "runs/pretrain_mlp", "--set", "max_tiles=1"],
     )
+    export, changed = "tools/convert_to_official.py", control / "runs/pretrain_mlp"
     chain.run(
         "export both",
-        ["tools/convert_to_official.py", WARM_UP, last_checkpoint(out / "runs/pretrain_mlp"), warm],
-        [
-            "tools/convert_to_official.py",
-            control / "runs/pretrain_mlp" / Path(WARM_UP).name,  # as its command changed it
-            last_checkpoint(root / control / "runs/pretrain_mlp"),
-            control / "pretrain_mlp",
-        ],
+        [export, WARM_UP, last_checkpoint(out / "runs/pretrain_mlp"), warm],
+        [export, changed / Path(WARM_UP).name, last_checkpoint(root / changed), control / "pretrain_mlp"],
     )
     train[1] = FINE_TUNE
     chain.run(
@@ -216,7 +183,7 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
         [*train, control / "runs/finetune_full", "--set", "max_tiles=1", f"base={control / 'pretrain_mlp'}"],
     )
     checkpoint = last_checkpoint(out / "runs/finetune_full")
-    chain.run("export the model", ["tools/convert_to_official.py", FINE_TUNE, checkpoint, model])
+    chain.run("export the model", [export, FINE_TUNE, checkpoint, model])
 
     test = data / "test.jsonl"
     trained, exported, controls = (OUT / f"answers_{name}.json" for name in ("trained", "exported", "control"))
@@ -229,14 +196,10 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
     questions = evaluate.read_questions(root / test)
     answers, again, alone = (json.loads((root / path).read_text("utf-8")) for path in (trained, exported, controls))
     from xtuner_plugins.engine.hooks.losses_png import draw_losses
-    from xtuner_plugins.toy.charts import alternate, draw_contact_sheet
 
-    draw_losses(
-        {"projector warm-up": out / "runs/pretrain_mlp", "fine-tuning": out / "runs/finetune_full"}, out / "losses.png"
-    )
-    draw_contact_sheet(alternate(questions, RESOLUTION_KINDS), again, root / images, out / "contact_sheet.png")
-    result = summarize(questions, answers, again, alone["one tile"])
-    return chain.keep(result)
+    runs = {"projector warm-up": out / "runs/pretrain_mlp", "fine-tuning": out / "runs/finetune_full"}
+    draw_losses(runs, out / "losses.png")
+    return chain.keep(summarize(questions, answers, again, alone["one tile"]))
 
 
 def summarize(questions: list[dict], answers: dict, again: dict, control: dict) -> dict:
@@ -316,11 +279,9 @@ def run_demo(
         for name, remedy in needed.items():
             if not (root / name).is_file():
                 raise StageError(f"{root} has no {name}; {remedy}")
-        with only_one(root / out):
-            earlier = keep_earlier(root / out)
-            if earlier:
-                print(f"The earlier {out} is now {earlier.relative_to(root)}; delete it when you no longer need it.")
-            result = run(root, args.scale, args.threads, args.seed)
+        if earlier := keep_earlier(root / out):
+            print(f"The earlier {out} is now {earlier.relative_to(root)}; delete it when you no longer need it.")
+        result = run(root, args.scale, args.threads, args.seed)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -329,7 +290,7 @@ def run_demo(
     measured = reached if args.scale == 1 else reached[len(reached) - judged_in_trial :]
     for good, sentence in measured:
         print(("reached   " if good else "NOT REACHED  ") + sentence)
-    print(f"\n{result['seconds']['all']:.0f} s in all; {out} has losses.png, contact_sheet.png, results.json, logs/")
+    print(f"\n{result['seconds']['all']:.0f} s in all; {out} has losses.png, results.json, logs/")
     print(f"Talk to the model: python tools/chat.py {out}/model --image IMAGE (some are in {out}/data/images/test)")
     return 0 if all(good for good, _ in measured) else 1
 

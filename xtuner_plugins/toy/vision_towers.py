@@ -58,7 +58,8 @@ def write_tower(folder: Path, kind: str, *, whole: bool = False, seed: int = 0, 
     """
     model = whole_model(kind, seed, **sizes)
     tower = getattr(transformers, f"{NAMES[kind]}VisionModel")(model.config.vision_config).eval()
-    tower.load_state_dict({k: v for k, v in model.state_dict().items() if k.startswith("vision_model.")})
+    inner = getattr(tower, "vision_model", tower)  # transformers 5 has no class around it
+    inner.load_state_dict(model.vision_model.state_dict())
     (model if whole else tower).save_pretrained(folder)
     mean, std = NORMALIZATION[kind]
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean, "image_std": std}))

@@ -20,7 +20,8 @@ _COMMON = ("architectures", "model_type", "torch_dtype", "dtype", "tie_word_embe
 _OFFICIAL = (
     "auto_map template system_message no_system_message select_layer ps_version projector_type downsample_ratio "
     "force_image_size dynamic_image_size use_thumbnail min_dynamic_patch max_dynamic_patch use_backbone_lora "
-    "use_llm_lora pad2square hidden_size image_fold output_attentions llm_config vision_config"
+    "use_llm_lora pad2square hidden_size image_fold output_attentions flash_mode flash_relative_threshold "
+    "flash_absolute_threshold llm_config vision_config"
 ).split()
 _HF = (
     "downsample_ratio image_seq_length image_token_id projector_hidden_act vision_feature_layer "

@@ -2,8 +2,8 @@
 
 =================================  ===================================================================
 ``iter_N.pth`` (file)              an MMEngine checkpoint: ``{'state_dict': ..., 'meta': ..., ...}``
-``iter_N.pth/`` (directory)        a DeepSpeed checkpoint (ZeRO 0 to 3), see ``io/zero.py``
-``record.json`` + parts            what ``lora/adapters.py`` writes: a PEFT directory per part, and the rest
+``iter_N.pth/`` (directory)        a DeepSpeed checkpoint (ZeRO 0 to 3), see ``zero.py``
+``record.json`` + parts            what ``export/adapters.py`` writes: a PEFT directory per part, and the rest
 ``model.safetensors``, ...         weights alone
 =================================  ===================================================================
 """
@@ -49,8 +49,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} is a PEFT adapter; give the directory above it if this project wrote it ({record.FILE} is there). "
             "Any other is merged by PEFT: PeftModel.from_pretrained(model, path).merge_and_unload()"
         )
-    tagged = zero.checkpoint_directory(path)
-    if tagged is not None:
+    if tagged := zero.checkpoint_directory(path):
         return zero.open_deepspeed(tagged)
     if weight_files(path):
         return Checkpoint(path, "weights", open_weights(path), weight_files(path))
@@ -65,11 +64,11 @@ def _open_adapters(path: Path) -> Checkpoint:
     manifest.check(path, weights=False)
     tensors, files = {}, [path / record.FILE]
     for file in sorted(path.glob(f"*/{ADAPTER}")):
-        names = {name.removeprefix("base_model.model."): each for name, each in open_safetensors(file).items()}
-        tensors.update({f"{file.parent.name}.{name}": each for name, each in names.items()})
+        part = file.parent.name
+        tensors |= {f"{part}.{n.removeprefix('base_model.model.')}": t for n, t in open_safetensors(file).items()}
         files.append(file)
     if (path / REPLACED).is_file():
-        tensors.update(open_safetensors(path / REPLACED))
+        tensors |= open_safetensors(path / REPLACED)
         files.append(path / REPLACED)
     lock = read_json(path / preprocessing.FILE, missing={}) or None
     return Checkpoint(path, "adapter", tensors, files, lock, read_json(path / record.FILE))

@@ -23,13 +23,13 @@ import inspect
 import json
 import os
 import re
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
 from . import manifest, preprocessing
 from .errors import CheckpointError
 
@@ -43,18 +43,21 @@ VERSIONS = ("xtuner_plugins", "torch", "transformers", "tokenizers", "peft", "xt
 LOADER = ("dataset", "sampler", "batch_sampler", "collate_fn")
 SHARES, LENGTHS = ("ranks", "batch_size", "accumulative_counts"), ("max_epochs", "max_iters")
 STEPS = ("samples_per_step", *SHARES, *LENGTHS)
+LONGER = ": warm-up and cosine span that length from here on"
 WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
 # They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those.
 _NEUTRAL = {
-    "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple",
+    "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple "
+    "offload_activations sequence_parallel",
+    "train_dataloader.sampler": "sequence_parallel",
     "train_dataloader.dataset": "base data_paths image_folders repeat_times dataset_settings storage_options "
     "reject_list on_bad_sample template max_tiles jpeg_quality",
 }
 NEUTRAL = tuple(f"{part}.{name}" for part, names in _NEUTRAL.items() for name in names.split())
+PLAIN = (type(None), bool, int, float, str)
 SHOWN = 3  # differences in one line
 LONG = 80  # characters of a value in it; a reject list has more
 _HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")  # of which the first digits tell enough
-CLOCK_STEP = 2_000_000_000  # ns, the coarsest time stamps of any file system
 
 
 def file_hash(path: str | Path) -> str:
@@ -63,73 +66,69 @@ def file_hash(path: str | Path) -> str:
     stamp = [path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", OWN, "hashes")
     entry = folder / hashlib.sha256(path.encode()).hexdigest()[:32]
-    with contextlib.suppress(OSError, ValueError):  # not there, or half of it
-        kept = json.loads(entry.read_text(encoding="utf-8"))
-        if kept[:-1] == stamp:
-            return kept[-1]
+    with contextlib.suppress(OSError, ValueError):  # not there, or damaged
+        *kept, found = json.loads(entry.read_text(encoding="utf-8"))
+        if kept == stamp:
+            return found
     found = manifest.digest(path)
-    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > CLOCK_STEP:
-        with contextlib.suppress(OSError):  # without a cache the file is read again next time
-            folder.mkdir(parents=True, exist_ok=True)
-            part = entry.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps([*stamp, found]), encoding="utf-8")
-            part.replace(entry)
+    with contextlib.suppress(OSError):  # without a cache the file is read again next time
+        write_whole(entry, lambda part: part.write_text(json.dumps([*stamp, found]), encoding="utf-8"))
     return found
 
 
 def base_facts(directory: str | Path) -> dict[str, Any]:
     """Path of a base, and SHA-256 of its config, weights and tokenizer files by name."""
-    found = sorted(each for each in Path(directory).iterdir() if each.suffix in BASE_SUFFIXES)
-    files = [each for each in found if each.name not in NOT_OF_BASE]
+    found = (each for each in sorted(Path(directory).iterdir()) if each.suffix in BASE_SUFFIXES)
+    files = {each.name: each for each in found if each.name not in NOT_OF_BASE}
     with ThreadPoolExecutor(4) as pool:
-        found = dict(zip([each.name for each in files], pool.map(file_hash, files), strict=True))
-    return {"path": os.path.abspath(directory), "files": found}
+        return {
+            "path": os.path.abspath(directory),
+            "files": dict(zip(files, pool.map(file_hash, files.values()), strict=True)),
+        }
 
 
 def data_facts(dataset: Any) -> list[dict[str, Any]]:
     """The annotation files of a live `MultimodalDataset`: their content, and what counts for their samples."""
-    facts = []
-    for source, rejected in zip(dataset.sources, dataset.rejected, strict=True):
-        files = [source.index.file] if hasattr(source.index, "file") else sorted(source.index.stamps)
-        own = {
-            "sha256": " ".join(map(file_hash, files)),
+    return [
+        {
+            "name": source.name,
+            "sha256": " ".join(
+                map(file_hash, [source.index.file] if hasattr(source.index, "file") else sorted(source.index.stamps))
+            ),
             "columns": plain(source.index.columns),
             "rejected": sorted(map(int, rejected)),
-        }
-        weights = {"repeat": source.repeat, "loss_weight": source.loss_weight, "records": len(source.index)}
-        shapes = {
+            "repeat": source.repeat,
+            "loss_weight": source.loss_weight,
+            "records": len(source.index),
             "template": source.template.name,
             "tiling": repr(source.tiling),
             "jpeg_quality": repr(source.jpeg_quality),
         }
-        facts.append({"name": source.name, **own, **weights, **shapes})
-    return facts
+        for source, rejected in zip(dataset.sources, dataset.rejected, strict=True)
+    ]
 
 
-def plain(value: Any, *, fill: str | None = None) -> Any:
+def plain(value: Any, *, fill: bool = False) -> Any:
     """A part of a config as plain values; a class is its name.
 
     Args:
         value: Read with imports that are still lazy, or live.
-        fill: Adds defaults of classes whose module begins so; None adds none and imports nothing.
+        fill: Adds the defaults of our own classes; False imports nothing.
     """
     if isinstance(value, Mapping):
         own = {str(key): plain(each, fill=fill) for key, each in dict.items(value) if key != "type"}
         if "type" not in value:
             return own
-        kind = value["type"] if fill is not None else dict.__getitem__(value, "type")
-        return {"type": _name(kind), **(_defaults(kind) if fill is not None and _is_of(kind, fill) else {}), **own}
+        kind = value["type"] if fill else dict.__getitem__(value, "type")
+        is_ours = str(getattr(kind, "__module__", kind)).startswith(OWN)
+        return {"type": _name(kind), **(_defaults(kind) if fill and is_ours else {}), **own}
     if isinstance(value, (list, tuple, set)):
         return [plain(each, fill=fill) for each in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else _name(value)
+    return value if isinstance(value, PLAIN) else _name(value)
 
 
 def _name(kind: Any) -> str:
     return str(getattr(kind, "_imported", None) or getattr(kind, "__name__", None) or kind).rpartition(".")[2]
-
-
-def _is_of(kind: Any, module: str) -> bool:
-    return (kind if isinstance(kind, str) else str(getattr(kind, "__module__", ""))).startswith(module)
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
@@ -138,14 +137,8 @@ def _defaults(kind: Any) -> dict[str, Any]:
         from mmengine.utils.misc import get_object_from_string
 
         kind = get_object_from_string(kind)
-    if not callable(kind):
-        return {}
-    found = {name: each.default for name, each in inspect.signature(kind).parameters.items()}
-    return {
-        name: plain(each)
-        for name, each in found.items()
-        if each is None or isinstance(each, (bool, int, float, str, tuple))
-    }
+    parameters = inspect.signature(kind).parameters.items() if callable(kind) else ()
+    return {name: plain(each.default) for name, each in parameters if isinstance(each.default, (*PLAIN, tuple))}
 
 
 def defaults_of(value: Any) -> dict[str, Any]:
@@ -168,7 +161,8 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
     clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
     wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
     parts = {key: loader[key] for key in LOADER if loader.get(key)}
-    parts["dataset"] = _counting(parts["dataset"], "train_dataloader.dataset")
+    for name in parts.keys() & {"dataset", "sampler"}:
+        parts[name] = _counting(parts[name], f"train_dataloader.{name}")
     return {
         "model": _counting(cfg["model"], "model"),
         "train_dataloader": parts,
@@ -197,7 +191,7 @@ def make(
     Args:
         cfg: As for `settings_of`.
         dataset: The live training dataset; of another class than ours, its content isn't recorded.
-        ranks: Processes of the run.
+        ranks: Processes of the run. Those that share a row count as one.
         dtype: What ``model.dtype`` means on this machine.
         resize_rule: That of the installed Pillow.
         seed: Of the run; None where nobody has chosen one: a run that resumes takes that of its checkpoint.
@@ -205,20 +199,17 @@ def make(
     """
     accumulative = cfg["optim_wrapper"].get("accumulative_counts", 1)
     accumulative = (cfg.get("strategy") or {}).get("gradient_accumulation_steps", accumulative)
-    batch_size, length = cfg["train_dataloader"]["batch_size"], cfg["train_cfg"]
-    rules = {"seed": seed, "resize_rule": resize_rule, "token_rules": preprocessing.TOKEN_RULES}
-    settings = plain(settings_of(cfg, deepspeed=deepspeed), fill=OWN)
+    batch_size = cfg["train_dataloader"]["batch_size"]
+    ranks //= cfg["model"].get("sequence_parallel", 1)
+    settings = plain(settings_of(cfg, deepspeed=deepspeed), fill=True)
+    settings["model"]["dtype"] = dtype
+    settings |= {"seed": seed, "resize_rule": resize_rule, "token_rules": preprocessing.TOKEN_RULES}
+    shares = batch_size * accumulative * ranks, ranks, batch_size, accumulative
     return {
         "base": base_facts(cfg["model"]["base"]),
         "data": data_facts(dataset) if hasattr(dataset, "sources") else [],
-        "settings": {**settings, "model": {**settings["model"], "dtype": dtype}, **rules},
-        "steps": {
-            "samples_per_step": batch_size * accumulative * ranks,
-            "ranks": ranks,
-            "batch_size": batch_size,
-            "accumulative_counts": accumulative,
-            **{key: length.get(key) for key in LENGTHS},
-        },
+        "settings": settings,
+        "steps": dict(zip(STEPS, [*shares, *(cfg["train_cfg"].get(key) for key in LENGTHS)], strict=True)),
         "versions": {name: version(name) for name in VERSIONS},
     }
 
@@ -261,27 +252,24 @@ def compare(
         now: That of the run that wants to go on.
         defaults: What `defaults_of` says of its settings, for keys that only one of the two names.
     """
-    known, old, new = flat(defaults), then["steps"], now["steps"]
     other = [base_difference(then["base"], now["base"])]
     if len(then["data"]) != len(now["data"]):
         other.append(f"data_paths had {len(then['data'])} files and has {len(now['data'])}")
     for before, after in zip(then["data"], now["data"], strict=False):
         other += [f"data {after['name']}: {each}" for each in differing(before, after)]
-    settings = [flat(each["settings"]) for each in (then, now)]
-    if None in (each.get("seed") for each in settings):
-        settings = [{**each, "seed": None} for each in settings]
-    other += differing(*({**known, **each} for each in settings))
+    old, new = ({**flat(defaults), **flat(each["settings"])} for each in (then, now))
+    if None in (old.get("seed"), new.get("seed")):
+        old["seed"] = new["seed"] = None
+    other += differing(old, new)
+    old, new = then["steps"], now["steps"]
     if old["samples_per_step"] != new["samples_per_step"]:
-        said = (
-            "{samples_per_step} ({batch_size} x {accumulative_counts} x {ranks})".format(**each) for each in (old, new)
-        )
+        said = "{samples_per_step} ({batch_size} x {accumulative_counts} x {ranks})"
         words = "samples per step (batch_size x accumulative_counts x ranks)"
-        other += ["{} were {} and are {}".format(words, *said)]
-    shares, lengths = (
-        differing(*({key: each[key] for key in keys} for each in (old, new))) for keys in (SHARES, LENGTHS)
-    )
-    notes = [f"{each}, with as many samples per step" for each in shares]
-    notes += [f"{each}: warm-up and cosine span that length from here on" for each in lengths]
+        other.append(f"{words} were {said.format(**old)} and are {said.format(**new)}")
+    notes = []
+    for keys, words in ((SHARES, ", with as many samples per step"), (LENGTHS, LONGER)):
+        found = differing({key: old[key] for key in keys}, {key: new[key] for key in keys})
+        notes += [each + words for each in found]
     if then["base"]["path"] != now["base"]["path"]:
         notes.append(f"the base {now['base']['path']} has the same files as {then['base']['path']}")
     return [each for each in other if each], notes + differing(then["versions"], now["versions"])
@@ -301,14 +289,8 @@ def check_form(record: Any, where: str) -> dict[str, Any]:
 
 def of_config(cfg: Mapping[str, Any], base: str | Path) -> dict[str, Any]:
     """What stands in for the record that a checkpoint up to 0.1.0 lacks: the config's model on today's base."""
-    model = plain(_counting(cfg["model"], "model"), fill=OWN)
-    return {
-        "base": base_facts(base),
-        "data": [],
-        "settings": {"model": model},
-        "steps": dict.fromkeys(STEPS),
-        "versions": {},
-    }
+    settings = {"model": plain(_counting(cfg["model"], "model"), fill=True)}
+    return {"base": base_facts(base), "data": [], "settings": settings, "steps": dict.fromkeys(STEPS), "versions": {}}
 
 
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:

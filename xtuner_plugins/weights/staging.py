@@ -2,15 +2,14 @@
 
 The order of steps makes an interrupted run harmless:
 
-1. all files go to a hidden sibling ``.{name}.partial-{pid}-*``, whose config is called ``config.json.partial``;
+1. all files go to a hidden sibling ``.{name}.partial-{pid}-*``, ``config.json`` last;
 2. files and directories are flushed to the disk;
 3. a directory that is to be replaced becomes ``.{name}.replaced-{pid}-*``;
-4. the new directory gets its name, then its config gets its own;
+4. the new directory gets its name;
 5. the replaced directory is removed.
 
 Nothing opens a model directory without ``config.json``, so an unfinished one never loads. A kill between 3 and 4 leaves
-the replaced directory under its hidden name; the next run for the same target puts it back (``recover``), and until
-then an error message tells where it is (``hint``).
+the replaced directory under its hidden name; the next run for the same target puts it back (``recover``).
 """
 
 from __future__ import annotations
@@ -29,15 +28,11 @@ from .reading import CheckpointError
 from .writer import format_size, write_json
 
 CONFIG = "config.json"
-_UNFINISHED = f"{CONFIG}.partial"
 _DISK_MARGIN = 64 * 2**20  # JSON, tokenizer and code files, rounded up generously
 
 
 def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Path | None]) -> Path:
     """The target as an absolute path without links, if it may be written.
-
-    Inputs are compared as entries of the file system, not by name, so links, ``..``, bind mounts and inputs whose files
-    are links (a hub's cache) are recognized.
 
     Args:
         out: the directory to make.
@@ -47,39 +42,27 @@ def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Pat
     Raises:
         CheckpointError: the target exists, is no plain directory, or would overwrite an input.
     """
-    out = Path(out)
     # A link as the last part is refused below, so only the parts before it are followed.
-    out = Path(os.path.realpath(out.parent)) / out.name if out.name not in ("", "..") else Path(os.path.realpath(out))
+    out = Path(os.path.realpath(Path(out).parent), Path(out).name)
     for role, path in inputs.items():
         if path is not None and os.path.exists(path):
-            _check_apart(out, role, Path(path))
+            place = Path(os.path.realpath(path))
+            if Path(os.path.realpath(out)) in (place, *place.parents):
+                raise CheckpointError(f"the output {out} would overwrite the {role} {path}; choose another name")
+            if place in out.parents:
+                raise CheckpointError(f"the output {out} would lie inside the {role} {path}; choose another directory")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise CheckpointError(f"{out} exists and is not a plain directory; choose another name")
     recover(out)
     if out.is_dir() and any(out.iterdir()):
         if not force:
             raise CheckpointError(f"{out} exists already; choose another name or replace it with --force")
-        if not ((out / CONFIG).is_file() or (out / _UNFINISHED).is_file()):
+        if not (out / CONFIG).is_file():
             raise CheckpointError(
                 f"{out} holds no {CONFIG}, so it is not a model directory, and --force replaces only those; "
                 "choose another name or remove it yourself"
             )
     return out
-
-
-def _check_apart(out: Path, role: str, path: Path) -> None:
-    held = (os.path.join(root, name) for root, folders, files in os.walk(path) for name in folders + files)
-    if any(_is_within(place, out) for place in (path, *held)):
-        raise CheckpointError(f"the output {out} would overwrite the {role} {path}; choose another name")
-    if path.is_dir() and _is_within(out, path):
-        raise CheckpointError(f"the output {out} would lie inside the {role} {path}; choose a directory outside of it")
-
-
-def _is_within(path: str | Path, folder: Path) -> bool:
-    """Whether ``path`` is ``folder`` or below it, under any names."""
-    path, folder = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    places = (path, *path.parents)
-    return folder in places or (folder.exists() and any(each.exists() and each.samefile(folder) for each in places))
 
 
 @contextmanager
@@ -97,28 +80,6 @@ def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Pat
     Raises:
         CheckpointError: too little free space, or the file system refused something.
     """
-    _check_disk(out, num_bytes)
-    stage = out.parent / f".{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        recover(out)
-        _remove_stale(out)
-        stage.mkdir()  # with default permissions (umask), unlike tempfile's
-        yield stage
-        write_json(stage / _UNFINISHED, config)
-        for root, _, files in os.walk(stage):
-            for name in (*files, "."):
-                _sync(Path(root, name))
-        _put_in_place(stage, out)
-    except OSError as error:
-        reason = f"the disk is full ({error})" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        raise CheckpointError(f"{out} can't be written: {reason}; nothing was changed") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _check_disk(out: Path, num_bytes: int) -> None:
-    """Raises ``CheckpointError`` when the file system of ``out`` has less than ``num_bytes`` and a margin free."""
     parent = next(each for each in out.parents if each.exists())
     needed, free = num_bytes + _DISK_MARGIN, shutil.disk_usage(parent).free
     if free < needed:
@@ -126,23 +87,35 @@ def _check_disk(out: Path, num_bytes: int) -> None:
             f"{out} needs {format_size(needed)} but only {format_size(free)} are free on {parent}; free some space or "
             "write elsewhere"
         )
-
-
-def _put_in_place(stage: Path, out: Path) -> None:
+    stage = _beside(out, "partial")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(out)
+        stage.mkdir()  # with default permissions (umask), unlike tempfile's
+        yield stage
+        write_json(stage / CONFIG, config)
+        for root, _, files in os.walk(stage):
+            for name in (*files, "."):
+                _sync(Path(root, name))
         if out.exists():
-            os.rename(out, out.parent / f".{out.name}.replaced-{os.getpid()}-{secrets.token_hex(4)}")
+            os.rename(out, _beside(out, "replaced"))
         os.rename(stage, out)
         _sync(out.parent)
-        os.rename(out / _UNFINISHED, out / CONFIG)
-        _sync(out)
+    except OSError as error:
+        reason = f"the disk is full ({error})" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        raise CheckpointError(f"{out} can't be written: {reason}; nothing was changed") from error
     finally:
+        shutil.rmtree(stage, ignore_errors=True)
         recover(out)
+
+
+def _beside(out: Path, what: str) -> Path:
+    return out.parent / f".{out.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def recover(out: Path) -> None:
     """Puts back what an interrupted run had renamed away from ``out``, or removes it if ``out`` is complete."""
-    for hidden in _replaced(out):
+    for hidden in sorted(out.parent.glob(f".{glob.escape(out.name)}.replaced-*")):
         if not (hidden / CONFIG).is_file() or (out / CONFIG).is_file():
             (hidden / CONFIG).unlink(missing_ok=True)  # first, so that no part of it ever loads
             shutil.rmtree(hidden, ignore_errors=True)
@@ -153,26 +126,13 @@ def recover(out: Path) -> None:
         logging.getLogger(__name__).warning("%s is back as it was: a run that was to replace it did not end", out)
 
 
-def hint(directory: str | Path) -> str:
-    """What to add to "does not exist": where an interrupted run left the directory; or an empty string."""
-    out = Path(os.path.realpath(directory))
-    hidden = [path for path in _replaced(out) if (path / CONFIG).is_file()]
-    if not hidden or (out / CONFIG).is_file():
-        return ""
-    return f"; a run that was to replace it was interrupted and left it in {hidden[0]}: rename that back to {out}"
-
-
-def _replaced(out: Path) -> list[Path]:
-    return sorted(out.parent.glob(f".{glob.escape(out.name)}.replaced-*"))
-
-
 def _sync(path: Path) -> None:
     """Waits until a file's data, or a directory's entries, are on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems can't sync directories
+        if error.errno != errno.EINVAL:  # some network file systems can't sync directories
             raise
     finally:
         os.close(fd)

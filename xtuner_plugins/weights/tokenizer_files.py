@@ -7,7 +7,6 @@ that newer tokenizers save is unreadable for transformers 4.37 and 4.44), the ch
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -43,29 +42,25 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
         CheckpointError: no tokenizer, only a slow one or one that needs remote code, or tokens missing.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"tokenizer directory {directory} does not exist")
-    if not (directory / "tokenizer_config.json").is_file() and not (directory / "tokenizer.json").is_file():
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise CheckpointError(f"{directory} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
     try:
         tokenizer = load_fast_tokenizer(directory)
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            f"{directory}: the tokenizer can't be loaded: {str(error).strip().splitlines()[0]}"
-        ) from None
+        text = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{directory}: the tokenizer can't be loaded ({type(error).__name__}: {text})") from None
     if not tokenizer.is_fast:
         raise CheckpointError(
             f"{directory} offers only a slow tokenizer ({type(tokenizer).__name__}); a tokenizer.json is needed"
         )
-    if complete:
-        unknown = [t for t in ADDED_TOKENS if token_id(tokenizer, t) is None]
-        if unknown:
-            raise CheckpointError(
-                f"{directory}: the tokenizer lacks {' '.join(unknown)}; give a directory made by "
-                "tools/build_base_model.py or an official InternVL one"
-            )
+    unknown = [token for token in ADDED_TOKENS if token_id(tokenizer, token) is None]
+    if complete and unknown:
+        raise CheckpointError(
+            f"{directory}: the tokenizer lacks {' '.join(unknown)}; give a directory made by "
+            "tools/build_base_model.py or an official InternVL one"
+        )
     return tokenizer
 
 
@@ -74,23 +69,11 @@ def token_id(tokenizer, token: str | None) -> int | None:
     return tokenizer.get_vocab().get(token)
 
 
-def added_token_ids(directory: Path) -> dict[str, int]:
-    """Ids of the control tokens that the files of a tokenizer list, read without opening the tokenizer."""
-    listed = read_json(directory / "tokenizer.json", missing={}).get("added_tokens", [])
-    decoder = read_json(directory / "tokenizer_config.json", missing={}).get("added_tokens_decoder", {})
-    return {
-        **read_json(directory / "added_tokens.json", missing={}),
-        **{token["content"]: token["id"] for token in listed},
-        **{token["content"]: int(number) for number, token in decoder.items()},
-    }
-
-
 def add_tokens(tokenizer, tokens: Iterable[str]) -> int:
     """Adds special tokens after all others, in their order; returns how many were new."""
     from transformers import AddedToken
 
-    added = [AddedToken(token, normalized=False, special=True) for token in tokens]
-    return tokenizer.add_tokens(added, special_tokens=True)
+    return tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
 
 
 def num_token_rows(tokenizer) -> int:
@@ -117,9 +100,8 @@ def chat_template(tokenizer, conversation: Conversation) -> str:
         tokenizer: if it puts a start token before a text, the template starts with that token.
         conversation: template and system message, without turns.
     """
-    return ("{{ bos_token }}" if _puts_start_token(tokenizer) else "") + _render(
-        conversation, "{{ message['content'] }}"
-    )
+    start = "{{ bos_token }}" if _puts_start_token(tokenizer) else ""
+    return start + _render(conversation, "{{ message['content'] }}")
 
 
 def own_conversation(tokenizer) -> Conversation | None:
@@ -152,9 +134,9 @@ def _puts_start_token(tokenizer) -> bool:
 
 def _rendered(tokenizer, messages: list[dict], template: str | None = None) -> str:
     """The messages and the beginning of an answer; a template that can't render them gives its error."""
-    options = {} if template is None else {"chat_template": template}
+    options = dict(chat_template=template, tokenize=False, add_generation_prompt=True)
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        return tokenizer.apply_chat_template(messages, **options)
     except Exception as error:  # of the template's own making
         return f"{type(error).__name__}: {error}"
 
@@ -189,8 +171,8 @@ def processor_template(conversation: Conversation, *, image: str, video: str | N
         image: text for an image.
         video: text for a video; None ignores videos.
     """
-    parts = {"image": image, **({} if video is None else {"video": video})}
-    media = "".join(f"{{% elif part['type'] == '{kind}' %}}{{{{ {quote(text)} }}}}" for kind, text in parts.items())
+    parts = [(kind, text) for kind, text in (("image", image), ("video", video)) if text is not None]
+    media = "".join(f"{{% elif part['type'] == '{kind}' %}}{{{{ {quote(text)} }}}}" for kind, text in parts)
     content = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
         "{% if part['type'] == 'text' %}{{ part['text'] }}" + media + "{% endif %}{% endfor %}{% endif %}"
@@ -271,8 +253,11 @@ def save_tokenizer(tokenizer, out: Path, template: str, *, processor: bool = Fal
     config["tokenizer_class"] = name if name == "PreTrainedTokenizerFast" else name.removesuffix("Fast")
     write_json(out / "tokenizer_config.json", {**config, **fields})
     write_template(out, template, processor=processor)
-    if (out / "tokenizer.json").is_file():
-        merges_as_strings(out / "tokenizer.json")
+    state = read_json(out / "tokenizer.json")
+    merges = state["model"].get("merges")
+    if merges and not isinstance(merges[0], str):
+        state["model"]["merges"] = [" ".join(merge) for merge in merges]
+        write_json(out / "tokenizer.json", state)
 
 
 def write_template(out: Path, template: str, *, processor: bool) -> None:
@@ -291,17 +276,6 @@ def write_template(out: Path, template: str, *, processor: bool) -> None:
         (out / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
-def merges_as_strings(path: Path) -> None:
-    """Rewrites the merges of a ``tokenizer.json`` in the form that all releases read."""
-    state = json.loads(path.read_text(encoding="utf-8"))
-    merges = state.get("model", {}).get("merges")
-    if merges and not isinstance(merges[0], str):
-        if any(" " in piece for merge in merges for piece in merge):
-            return  # a piece with a space has no string form; only newer releases read such a vocabulary
-        state["model"]["merges"] = [" ".join(merge) for merge in merges]
-        path.write_text(json.dumps(state, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
 def drop_last_token(directory: Path, token: str) -> None:
     """Removes a processor's token, and what names it, from a directory's tokenizer files if it has the largest id."""
     state = read_json(directory / "tokenizer.json")
@@ -311,10 +285,10 @@ def drop_last_token(directory: Path, token: str) -> None:
     number = str(added.pop()["id"])
     write_json(directory / "tokenizer.json", state)
     named = (token, "video_token", "start_image_token", "end_image_token", "context_image_token", "processor_class")
-    for name in ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
-        if (directory / name).is_file():
-            fields = {key: value for key, value in read_json(directory / name).items() if key not in named}
-            fields.get("added_tokens_decoder", {}).pop(number, None)
-            if "additional_special_tokens" in fields:
-                fields["additional_special_tokens"] = [t for t in fields["additional_special_tokens"] if t != token]
-            write_json(directory / name, fields)
+    for path in map(directory.joinpath, ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")):
+        fields = {key: value for key, value in read_json(path, missing={}).items() if key not in named}
+        fields.get("added_tokens_decoder", {}).pop(number, None)
+        if token in fields.get("additional_special_tokens", ()):
+            fields["additional_special_tokens"].remove(token)
+        if path.is_file():
+            write_json(path, fields)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,25 +24,18 @@ OPTIMIZER_NAMES = "optimizer_names"  # in a plain file: the parameters by their 
 OPTIMIZER_KEYS = ("optimizer", OPTIMIZER_NAMES)
 
 
-def checkpoint_step(path: Path) -> int | None:
-    """The number in a checkpoint's name; None for any other name."""
-    match = CHECKPOINT_NAME.fullmatch(path.name)
-    return int(match[2]) if match else None
-
-
 def newest_checkpoint(work_dir: str | Path) -> Path | None:
     """The newest whole checkpoint of a work directory: the one in ``last_checkpoint``, else by modification time."""
-    folder = Path(work_dir)
-    if not folder.is_dir():
-        return None
-    found = [path for path in folder.iterdir() if checkpoint_step(path) is not None]
-    found.sort(key=lambda path: (path.stat().st_mtime, checkpoint_step(path)), reverse=True)
-    pointer = folder / LAST_CHECKPOINT
-    if pointer.is_file():
-        # only the name counts: the work directory may have been moved
-        named = folder / Path(pointer.read_text(encoding="utf-8", errors="replace").strip()).name
-        found = [path for path in found if path == named] + [path for path in found if path != named]
-    return next((path for path in found if _is_whole(path)), None)
+    pointer = Path(work_dir, LAST_CHECKPOINT)
+    # Only the name counts: the work directory may have been moved.
+    named = Path(pointer.read_text(encoding="utf-8", errors="replace").strip()).name if pointer.is_file() else None
+    matches = [(path, CHECKPOINT_NAME.fullmatch(path.name)) for path in Path(work_dir).glob("*.pth")]
+    found = [(path.name == named, path.stat().st_mtime, int(match[2]), path) for path, match in matches if match]
+    for *_, path in sorted(found, reverse=True):
+        with contextlib.suppress(CheckpointError, OSError):
+            read_checkpoint(path)
+            return path
+    return None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -56,7 +50,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: Missing, cut short, or not written by a training run.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.exists():  # said before PyTorch is imported
         raise CheckpointError(f"{path} does not exist")
     from .reading import load_pickle
     from .zero import checkpoint_directory, open_deepspeed
@@ -65,9 +59,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         folder = checkpoint_directory(path)
         if folder is None:
             raise CheckpointError(f"{path} is a directory without *_model_states.pt, so no DeepSpeed checkpoint")
-        opened = open_deepspeed(folder)
-        content = load_pickle(next(file for file in opened.files if file.name.endswith("_model_states.pt")))
-        has_optimizer, any_strategy = any("optim_states" in f.name for f in opened.files), True
+        files = open_deepspeed(folder).files
+        content = load_pickle(files[0])
+        has_optimizer, any_strategy = any("optim_states" in file.name for file in files), True
     else:
         content = load_pickle(path)
         has_optimizer, any_strategy = (isinstance(content, Mapping) and key in content for key in OPTIMIZER_KEYS)
@@ -81,11 +75,3 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         "plan": content.get("plan"),
         "record": content.get(record.KEY),
     }
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        read_checkpoint(path)
-    except (CheckpointError, OSError):
-        return False
-    return True

@@ -13,10 +13,10 @@ from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, SettingError
 from xtuner_plugins.datasets.images.jpeg import check_quality, degrade
 
 
-@pytest.mark.parametrize("value", [75, (90, 75), (0, 75), (75, 101), (75.0, 100), (75,), "75"])
-def test_impossible_settings(value):
-    with pytest.raises(SettingError, match="give .lowest, highest. from 1 to 100"):
-        check_quality(value)
+def test_impossible_settings():
+    for value in (75, (90, 75), (0, 75), (75, 101), (75.0, 100), (75,), "75"):
+        with pytest.raises(SettingError, match="give .lowest, highest. from 1 to 100"):
+            check_quality(value)
 
 
 def test_a_tile_is_as_pillow_writes_and_reads_it():

@@ -10,7 +10,7 @@ import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 from xtuner_plugins.datasets.plan import lengths as lengths_module
-from xtuner_plugins.datasets.plan.lengths import BROKEN, DROPPED, FATES
+from xtuner_plugins.datasets.plan.lengths import DROPPED, FATES
 
 
 @pytest.fixture
@@ -25,82 +25,42 @@ def settings(data_base, write_data, make_image, qa, tmp_path):
     records += [qa("Long?", "word " * 400, image="d.png"), qa("word " * 400, "Late.", image="d.png")]
     records += [qa("Middling?", "word " * number, image="d.png") for number in range(10, 150, 10)]
     records += [qa("Where is <ref>it</ref>?", "<ref>it</ref><box>[[1, 2, 3, 4]]</box> <box>", image="a.png")]
-    several = [
-        ("human", "user"),
-        ("gpt", "Two words."),
-        ("human", "\u00e9 <|im_end|>\n\n e\u0301?"),
-        ("gpt", " 2 "),
-        ("human", ""),
-    ]
-    several += [("gpt", "中文 words.")]
-    records += [{"conversations": [{"from": role, "value": text} for role, text in several]}]
+    texts = ["user", "Two words.", "\u00e9 <|im_end|>\n\n e\u0301?", " 2 ", "", "中文 words."]
+    records += [{"conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]}]
     records += [qa("S?", "S.", system="Be <|im_end|> brief."), qa(image="missing.png"), {"text": 3}]
     for number in range(5):
         make_image(f"clip/{number}.png", 50 + number, 40)
-    records += [
-        qa("<video> then <image>", "Both.", video="clip", image="b.png"),
-        qa("word " * 300, "No.", video="clip"),
-    ]
+    records += [qa("<video> then <image>", "Both.", video="clip", image="b.png")]
+    records += [qa("word " * 300, "No.", video="clip")]
     path = write_data(records)
-    return dict(
-        base=data_base,
-        data_paths=path,
-        image_folders=folder,
-        max_length=300,
-        on_bad_sample="skip",
-    )
+    return dict(base=data_base, data_paths=path, image_folders=folder, max_length=300, on_bad_sample="skip")
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {},
-        {"max_length": 60},
-        {"max_length": 97, "max_tiles": 12},
-        {"max_length": 2000, "num_frames": 2},
-        {"max_tiles": 2},
-        {"template": "phi3-chat"},
-    ],
-    ids=str,
-)
+EXTRA = [{}, {"max_length": 60}, {"max_length": 97, "max_tiles": 12}, {"max_length": 2000, "num_frames": 2}]
+EXTRA += [{"max_tiles": 2}, {"template": "phi3-chat"}]
+
+
+@pytest.mark.parametrize("extra", EXTRA, ids=str)
 def test_lengths_equal_the_samples(settings, extra):
     dataset = MultimodalDataset(**settings | extra)
-    tokens, tiles, fates = dataset.layout(num_workers=0)
-    for index in range(len(dataset)):
-        sample = dataset[index]
-        fate = FATES[fates[index]]
-        if "dropped" in sample:
-            assert fates[index] >= DROPPED and tokens[index] == tiles[index] == 0
-            assert (fate == "too_long") == (sample["dropped"] == "too_long")
-        elif fate == "truncate_text":
-            assert (
-                len(sample["input_ids"]) <= tokens[index] == dataset.budget.max_length
-                and sample["num_tiles"] <= tiles[index]
-            )
-        else:
-            assert (len(sample["input_ids"]), sample["num_tiles"]) == (tokens[index], tiles[index]), fate
+    columns = dataset.layout(num_workers=0)
     lengths = dataset.lengths(0)
-    for row in np.flatnonzero(fates[: len(lengths)] <= 1):
-        assert lengths.supervised[row] == (dataset.load(0, int(row))["labels"] != -100).sum()
-
-
-def test_every_fate_is_met(settings):
-    fates = MultimodalDataset(**settings).layout(num_workers=0)[2]
-    assert set(fates) == set(range(5))
-
-
-def test_complaints_and_reasons_are_kept(settings):
-    lengths = MultimodalDataset(**settings).lengths(0, num_workers=0)
+    for index, (tokens, tiles, fate) in enumerate(zip(*columns, strict=True)):
+        sample = dataset[index]
+        if "dropped" in sample:
+            assert fate >= DROPPED and tokens == tiles == 0
+            assert (FATES[fate] == "too_long") == (sample["dropped"] == "too_long")
+        elif FATES[fate] == "truncate_text":
+            assert len(sample["input_ids"]) <= tokens == dataset.budget.max_length and sample["num_tiles"] <= tiles
+        else:
+            assert (len(sample["input_ids"]), sample["num_tiles"]) == (tokens, tiles)
+            assert lengths.supervised[index] == (sample["labels"] != -100).sum()
+    assert extra or set(columns[2]) == set(range(5))  # every fate is met
     assert list(lengths.complaints) == [45, 46] and "missing.png: no such" in lengths.complaints[45].problem
     assert [each.reason for each in lengths.complaints.values()] == ["image_missing", "no_conversations"]
-
-
-def test_broken_records_stop_a_run_that_says_raise(settings):
-    dataset = MultimodalDataset(**settings | {"on_bad_sample": "raise"})
-    fates = dataset.layout(num_workers=0)[2]
-    assert (fates == BROKEN).sum() == 2
+    dataset.on_bad_sample = "raise"
     with pytest.raises(RecordError, match=":46: .*missing.png"):
-        dataset.usable(fates)
+        dataset.usable(columns[2])
 
 
 def test_kept_by_content(settings, monkeypatch, tmp_path):
@@ -129,23 +89,6 @@ def test_processes_count_as_one_does(settings, monkeypatch, tmp_path):
         np.testing.assert_array_equal(getattr(several, name), getattr(alone, name))
 
 
-def test_a_crash_loses_only_the_chunk_under_way(settings, monkeypatch):
-    monkeypatch.setattr(lengths_module, "CHUNK", 7)
-    real, calls = lengths_module.Measure.rows, []
-
-    def failing(self, rows):
-        calls.append(rows[0])
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(self, rows)
-
-    monkeypatch.setattr(lengths_module.Measure, "rows", failing)
-    with pytest.raises(KeyboardInterrupt):
-        MultimodalDataset(**settings).lengths(0, num_workers=0)
-    assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 49
-    assert calls == [0, 7, 14, 14, 21, 28, 35, 42, 45, 46]  # the last two are broken: looked at again
-
-
 def _build_slowly(settings, counter):
     real = lengths_module._build
 
@@ -153,7 +96,7 @@ def _build_slowly(settings, counter):
         with counter.get_lock():
             counter.value += 1
         time.sleep(0.3)
-        real(*args)
+        return real(*args)
 
     lengths_module._build = slow
     assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 49

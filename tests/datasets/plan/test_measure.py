@@ -27,6 +27,8 @@ def test_counts_are_those_of_the_tokenized_records(task):
     found = task.rows(range(6))
     assert found["num_media"].tolist() == [1, 0, 1, 0, 0, 2]
     assert found["sizes"].tolist() == [[100, 90], [360, 120], [100, 90], [360, 120]]
+    assert [complaint[:2] for complaint in found["complaints"]] == [(1, "image_missing"), (4, "no_conversations")]
+    assert found["text_tokens"][[1, 4]].tolist() == [0, 0]
     for row in (0, 3, 5):
         record = parse_record(task.index.parse(row), "f:1")
         sample = encode(record, task.template, task.tokenizer, [0] * len(record.media), 0)
@@ -35,21 +37,6 @@ def test_counts_are_those_of_the_tokenized_records(task):
         assert found["text_tokens"][row] == len(sample) - 2 * images
         assert found["supervised"][row] == len(learned)
         assert found["prefix"][row].tolist() == [learned[0] - 2 * images, images]
-
-
-def test_part_of_a_file_is_as_in_the_whole(task):
-    whole, parts = task.rows(range(6)), [task.rows(range(2)), task.rows(range(2, 6))]
-    for name in ("text_tokens", "supervised", "num_media", "prefix", "sizes"):
-        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
-    assert parts[0]["complaints"] + parts[1]["complaints"] == whole["complaints"]
-
-
-def test_broken_records_have_zeros_and_a_complaint(task):
-    found = task.rows(range(6))
-    assert [complaint[:2] for complaint in found["complaints"]] == [(1, "image_missing"), (4, "no_conversations")]
-    assert found["text_tokens"][[1, 4]].tolist() == [0, 0]
-    shutil.copy(f"{task.folder.folder}/a.png", f"{task.folder.folder}/none.png")
-    assert task.rows([1])["num_media"].tolist() == [1]
 
 
 def test_the_key_changes_with_everything_that_is_measured(task, tmp_path):

@@ -5,14 +5,9 @@ same turns. In the others values are swapped, removed, nested or given other typ
 may come out, and no other exception.
 """
 
-import base64
 import copy
-import functools
-import io
 import json
 import random
-
-from PIL import Image
 
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.json_index import parse_json
@@ -20,48 +15,10 @@ from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.errors import DataError
 
 SIZE = (640, 480)  # of each image
-WORDS = [
-    "What",
-    "is it?",
-    "中文",
-    "e\u0301",
-    "👩\u200d👧",
-    "\n",
-    " ",
-    "1 < 2",
-    "<b>bold</b>",
-    "<|im_end|>",
-    "a cat",
-    "\r\n",
-]
-VALUES = [
-    None,
-    True,
-    0,
-    -1,
-    1.5,
-    1e400,
-    "",
-    "x",
-    [],
-    {},
-    ["x"],
-    {"a": 1},
-    [None],
-    [[]],
-    "human",
-    "data:",
-    "<image>",
-    "\ud800",
-]
+WORDS = ["What", "is it?", "中文", "e\u0301", "👩\u200d👧", "\n", " ", "1 < 2", "<b>bold</b>", "<|im_end|>", "\r\n"]
+VALUES = [None, True, 0, -1, 1.5, 1e400, "", "x", [], {}, ["x"], {"a": 1}, [None], [[]]]
+VALUES += ["human", "data:", "<image>", "\ud800"]
 TURN_KEYS = {"from": ("human", "gpt", "value"), "role": ("user", "assistant", "content")}
-
-
-@functools.cache
-def data_url(color: str = "red") -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), color).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def text(rng: random.Random) -> str:
@@ -129,26 +86,19 @@ def swift_query(rng):
 
 def alpaca(rng):
     texts, names, rest = shared(rng)
-    record = {
-        "instruction": texts[-2],
-        "input": "",
-        "output": texts[-1],
-        "history": history(texts),
-        "images": names,
-    } | rest
+    record = {"instruction": texts[-2], "input": "", "output": texts[-1], "history": history(texts), "images": names}
     if rng.random() < 0.5:
         texts = [*texts[:-2], f"{texts[-2]}\nmore", texts[-1]]
         record["input"] = "more"
-    return record, ours(texts, names, **rest)
+    return record | rest, ours(texts, names, **rest)
 
 
-def swift_conversation(rng):
+def of_pairs(rng):
     texts, names, rest = shared(rng)
-    pairs = [dict(zip(("human", "assistant"), pair, strict=True)) for pair in [*history(texts), texts[-2:]]]
-    record = {"conversation": pairs, "images": names}
-    return record | {("system_prompt" if rng.random() < 0.5 else "system"): rest.get("system")}, ours(
-        texts, names, **rest
-    )
+    key, asked = rng.choice([("conversation", "human"), ("texts", "user")])
+    pairs = [dict(zip((asked, "assistant"), pair, strict=True)) for pair in [*history(texts), texts[-2:]]]
+    system = {rng.choice(("system", "system_prompt")): rest.get("system")}
+    return {key: pairs, "images": names} | system, ours(texts, names, **rest)
 
 
 def swift_objects(rng):
@@ -161,11 +111,6 @@ def swift_objects(rng):
     frame = [[round(x1 / 0.64), round(y1 / 0.48), round(x2 / 0.64), round(y2 / 0.48)] for x1, y1, x2, y2 in boxes]
     objects = {"ref": ["it"] * number, "bbox": given}
     objects |= {"bbox_type": "norm1"} if fractions else {"image_id": [rng.randrange(len(names)) for _ in boxes]}
-    if rng.random() < 0.3:  # release 2
-        kind, images = "norm_1" if fractions else "real", objects.get("image_id", [0] * number)
-        items = zip(given, images, strict=True)
-        objects = [{"caption": "it", "bbox": box, "bbox_type": kind, "image": image} for box, image in items]
-        objects = json.dumps(objects) if rng.random() < 0.3 else objects
     theirs, mine = list(texts), list(texts)
     theirs[-1] += "<ref-object><bbox>" * number
     mine[-1] += "".join(f"<ref>it</ref><box>{json.dumps([box])}</box>" for box in frame)
@@ -187,7 +132,7 @@ WRITERS = {
     "messages": messages,
     "sharegpt": sharegpt,
     "swift-query": swift_query,
-    "swift-conversation": swift_conversation,
+    "pairs": of_pairs,
     "swift-objects": swift_objects,
     "alpaca": alpaca,
     "openai-parts": openai_parts,
@@ -234,7 +179,7 @@ def check_mutated(kind: str, rng: random.Random) -> bool:
     """Whether a changed record can be read; nothing but our errors comes out of it."""
     theirs, _ = WRITERS[kind](rng)
     if rng.random() < 0.1:
-        theirs["images"] = [rng.choice([data_url(), "data:image/png;base64,AAA", "data:,"])]
+        theirs["images"] = [rng.choice(["data:image/png;base64,AAAA", "data:image/png;base64,AAA", "data:,"])]
     line = json.dumps(mutate(theirs, rng)).encode()
     try:
         meaning(parse_json(line, "f:1"))

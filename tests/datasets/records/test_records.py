@@ -1,16 +1,20 @@
-import copy
+"""A record of our forms, as a checked conversation."""
 
-import pytest
+import copy
 
 from xtuner_plugins.datasets.records.records import Medium, parse_record
 
 
-def turns(*texts, keys=("from", "value"), roles=("human", "gpt")):
-    return [{keys[0]: roles[i % 2], keys[1]: text} for i, text in enumerate(texts)]
+def turns(*texts):
+    return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
 
 
 def parse(**raw):
     return parse_record(raw, "f:7")
+
+
+def image(name):
+    return Medium("image", name)
 
 
 def test_llava_record():
@@ -19,77 +23,41 @@ def test_llava_record():
     record = parse_record(raw, "f:7")
     assert raw == before  # reading never modifies
     assert [turn.role for turn in record.turns] == ["user", "assistant"] * 2
-    assert record.turns[0].parts == (Medium("image", "a/b.jpg"), "\nWhat?")
     assert [turn.text for turn in record.turns[1:]] == ["A bus.", "Color?", "Red."]
     assert record.system is None and record.extra == {"id": "7"} and record.source == "f:7"
 
 
-def test_single_image_without_placeholder_stands_in_front():
-    record = parse(image="a.jpg", conversations=turns("What?", "A bus."))
-    assert record.turns[0].parts == (Medium("image", "a.jpg"), "\n", "What?")
-
-
-def test_placeholder_in_a_later_turn_stays_there():
-    record = parse(image="a.jpg", conversations=turns("Hi", "Hello.", "See <image> here", "Yes."))
-    assert record.turns[0].parts == ("Hi",)
-    assert record.turns[2].parts == ("See ", Medium("image", "a.jpg"), " here")
-
-
-def test_several_images_fill_placeholders_in_order():
-    record = parse(image=["a", "b", "c"], conversations=turns("<image><image>\n1?", "Yes.", "<image>", "No."))
-    assert [medium.name for medium in record.media] == ["a", "b", "c"]
-
-
-def test_messages_with_strings_and_parts():
-    content = [
-        {"type": "text", "text": "a <image> tag "},
-        {"type": "image", "image": "x.png"},
-        {"type": "image_url", "image_url": {"url": "y.png"}},
-        "end",
-    ]
-    record = parse(
-        messages=[
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": content},
-            {"role": "assistant", "content": [{"type": "text", "text": "Fine."}]},
+def test_where_media_stand():
+    part = [{"type": "image"}, {"type": "image_url", "image_url": {"url": "y"}}, "end <image>"]
+    for questions, media, expected in [
+        (["<image>\nWhat?"], {"image": "a"}, [(image("a"), "\nWhat?")]),
+        (["What?"], {"image": "a"}, [(image("a"), "\n", "What?")]),
+        (["Hi", "See <image> here"], {"image": "a"}, [("Hi",), ("See ", image("a"), " here")]),
+        (["<image><image>1", "<image>"], {"images": list("abc")}, [(image("a"), image("b"), "1"), (image("c"),)]),
+        (["An HTML <video>?"], {}, [("An HTML <video>?",)]),
+        (["<video>\nWhat?"], {"video": "v.mp4"}, [(Medium("video", "v.mp4"), "\nWhat?")]),
+        (["a"], {"image": None}, [("a",)]),
+        (["a"], {"image": []}, [("a",)]),
+        ([part], {"image": "x"}, [(image("x"), image("y"), "end <image>")]),
+    ]:
+        talk = [
+            {"role": role, "content": text} for asked in questions for role, text in (("user", asked), ("bot", "A"))
         ]
-    )
-    assert record.system == "Be brief."
-    assert record.turns[0].parts == ("a <image> tag ", Medium("image", "x.png"), Medium("image", "y.png"), "end")
-    assert record.turns[1].text == "Fine."
-
-
-def test_parts_may_leave_names_to_the_records_list():
-    record = parse(
-        images=["x.png"],
-        messages=[{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "Fine."}],
-    )
-    assert record.turns[0].parts == (Medium("image", "x.png"),)
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        {"system": "S", "conversations": turns("a", "b")},
-        {"conversations": [{"from": "system", "value": "S"}, *turns("a", "b")]},
-    ],
-)
-def test_system_by_key_or_turn(raw):
-    record = parse_record(raw, "f:1")
-    assert record.system == "S" and len(record.turns) == 2
-
-
-def test_video_is_a_placeholder_only_when_one_is_given():
-    assert parse(conversations=turns("An HTML <video>?", "Yes.")).media == []
-    record = parse(video="v.mp4", conversations=turns("<video>\nWhat?", "A dog."))
-    assert record.media == [Medium("video", "v.mp4")]
-
-
-def test_absent_media_may_be_null_or_an_empty_list():
-    for value in (None, []):
-        assert parse(image=value, conversations=turns("a", "b")).media == []
-
-
-def test_literal_image_in_an_answer_is_text():
+        record = parse(messages=talk, **media)
+        assert [turn.parts for turn in record.turns[::2]] == expected, questions
+        assert record.turns[1].parts == ("A",)
     record = parse(image="a.jpg", conversations=turns("<image>\nTag?", "Write <image> in RSS."))
     assert record.turns[1].parts == ("Write <image> in RSS.",)
+
+
+def test_system_by_key_or_turn():
+    talk = turns("a", "b")
+    parts = [{"type": "text", "text": "S"}]
+    for raw in (
+        {"system": "S", "conversations": talk},
+        {"system_prompt": "S", "conversations": talk},
+        {"conversations": [{"from": "system", "value": "S"}, *talk]},
+        {"messages": [{"role": "system", "content": parts}, *talk]},
+    ):
+        record = parse(**raw)
+        assert record.system == "S" and len(record.turns) == 2

@@ -155,10 +155,9 @@ def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, to
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_beside_float32_adapters(toy_base, data, recipe, tmp_path, dtype):
+def test_half_precision_beside_float32_adapters(toy_base, data, recipe, tmp_path):
     """What is trained is held in float32, so that answers need autocast as the loss does."""
-    run = train_forked(tmp_path / "run", toy_base, data, config=recipe, options=OPTIONS | {"model.dtype": dtype})
+    run = train_forked(tmp_path / "run", toy_base, data, config=recipe, options=OPTIONS | {"model.dtype": "bfloat16"})
     assert run.ok, run.output[-3000:]
     assert len(answers(tmp_path / "run")) == 2 and sorted(validations(tmp_path / "run")) == [2, 4]
 
@@ -207,7 +206,7 @@ def stop_while_validating():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "processes, deepspeed",
-    [(2, None), (2, "deepspeed_zero1"), (2, "deepspeed_zero2"), (2, "deepspeed_zero3"), (3, "deepspeed_zero3")],
+    [(2, None), (2, "deepspeed_zero2"), (2, "deepspeed_zero3"), (3, "deepspeed_zero3")],
 )
 def test_any_number_of_ranks_and_any_strategy(validated, toy_base, data, recipe, tmp_path, processes, deepspeed):
     """The same losses and answers as one process; parameters of ZeRO-3 are cut, however small they are.
@@ -239,14 +238,3 @@ def cut_everything(name: str, folder: Path) -> str:
     path = folder / f"{name}.json"
     path.write_text(json.dumps(settings))
     return str(path)
-
-
-@pytest.mark.slow
-def test_memory_that_nothing_initializes_is_no_weight(toy_base, data, recipe, tmp_path):
-    """ZeRO-3's shares end with such memory where ranks don't divide a parameter; PyTorch fills it with NaN here."""
-    options = OPTIONS | {"train_dataloader.batch_size": 1, "randomness.deterministic": True}
-    deepspeed = cut_everything("deepspeed_zero3", tmp_path)
-    run = train_forked(
-        tmp_path / "run", toy_base, data, config=recipe, options=options, processes=3, deepspeed=deepspeed
-    )
-    assert run.ok, run.output[-3000:] + run.others

@@ -9,7 +9,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch.optim import SGD
 
 from xtuner_plugins.engine.run.schedulers import WarmupCosineLR, plan_schedule
-from xtuner_plugins.settings import load_config
+from xtuner_plugins.settings import read_config
 
 
 def rates(schedulers, steps, lr=1.0):
@@ -28,7 +28,7 @@ def rates(schedulers, steps, lr=1.0):
 @pytest.mark.parametrize("name", ["pretrain_mlp", "finetune_dpo_lora"])
 def test_a_config_warms_up_in_optimizer_steps(name):
     """Of 1,000 optimizer steps the config's share leads to its lr, then the rate falls."""
-    cfg = load_config(name)
+    cfg = read_config(name)
     lr, warmup = cfg.optim_wrapper.optimizer.lr, math.ceil(cfg.param_scheduler.warmup_ratio * 1000)
     found = rates(plan_schedule([cfg.param_scheduler], steps_per_epoch=1000), 1000, lr)
     assert 0 < warmup <= 200 and found[0] == pytest.approx(lr / warmup) and found[warmup - 1] == pytest.approx(lr)

@@ -65,8 +65,8 @@ def test_the_terminal_of_rank_0_shows_what_is_about_the_run(tmp_path):
     assert "\x1b" not in written + "".join(shown)
 
 
-def test_of_other_ranks_warnings_and_errors_reach_the_terminal_and_a_file(tmp_path):
+def test_of_other_ranks_warnings_and_errors_reach_the_terminal(tmp_path):
     shown, log = speak(tmp_path, 1)
     assert shown[1] == "warning (rank 1): WARNING of mmengine.runner.runner"
     assert all(line.startswith(("warning (rank 1): ", "error (rank 1): ")) for line in shown[1:]) and len(shown) == 10
-    assert not log.exists() and "ERROR of somebodys.hook" in (tmp_path / "run.rank1.log").read_text()
+    assert not log.exists()

@@ -3,14 +3,13 @@
 import functools
 import multiprocessing
 import os
-import resource
 import signal
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from xtuner_plugins.engine.watch.errors import NO_MEMORY, OutOfMemory, lost_process, name_sources, naming, peak_gib
+from xtuner_plugins.engine.watch.errors import NO_MEMORY, OutOfMemory, lost_process, name_sources, naming
 from xtuner_plugins.engine.watch.stopping import COMMAND
 from xtuner_plugins.toy.small_data import write_dataset
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
@@ -28,17 +27,14 @@ del PACKED["attention_mask"]
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error [10.0.0.2]:2788: Connection reset by peer"
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nmore"), RuntimeError(NO_MEMORY)])
-@pytest.mark.parametrize("batch, setting", [(PADDED, "lower batch_size (and"), (PACKED, "lower pack_tokens")])
-def test_the_batch_and_what_helps_are_named(error, batch, setting):
-    with pytest.raises(OutOfMemory) as caught, naming([batch]):
-        raise error
-    message = str(caught.value)
-    assert "2 samples of 7 tokens and 4 tiles, from the samples a.jsonl:1, a.jsonl:9 (" in message
-    assert setting in message and "gradient_checkpointing" in message and "\n" not in message
-
-
-def test_other_errors_stay_as_they_are():
+def test_the_batch_and_what_helps_are_named():
+    for error in (torch.OutOfMemoryError("CUDA out of memory.\nmore"), RuntimeError(NO_MEMORY)):
+        for batch, setting in ((PADDED, "lower batch_size (and"), (PACKED, "lower pack_tokens")):
+            with pytest.raises(OutOfMemory) as caught, naming([batch]):
+                raise error
+            message = str(caught.value)
+            assert "2 samples of 7 tokens and 4 tiles, from the samples a.jsonl:1, a.jsonl:9 (" in message
+            assert setting in message and "gradient_checkpointing" in message and "\n" not in message
     with pytest.raises(RuntimeError, match="shapes"), naming([PADDED]):
         raise RuntimeError("shapes")
     assert lost_process(RuntimeError("shapes")) is None
@@ -49,27 +45,19 @@ def test_many_sources():
     assert name_sources(["a:1"] * 8) == ", ".join(["a:1"] * 8) and name_sources([]) == "(none named)"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="of a process on a CPU")
-def test_the_peak_on_a_cpu_is_that_of_the_process():
-    assert peak_gib() == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    "error, said",
-    [
+def test_one_line_names_the_reason_and_the_way_on(monkeypatch):
+    monkeypatch.setenv(COMMAND, "python tools/train.py configs/a.py")
+    monkeypatch.setenv("NODE_RANK", "1")
+    for error, said in (
         (RuntimeError(GLOO), "(Read error [10.0.0.2]:2788: Connection reset by peer)"),
         (dist.DistBackendError("NCCL error in: a.cpp:1\nremote process exited"), "(NCCL error in: a.cpp:1 remote"),
         (dist.DistNetworkError("failed to recv, got 0 bytes"), "(failed to recv, got 0 bytes)"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "is killed by signal: Killed: "),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "exited unexpectedly: usually"),
-    ],
-)
-def test_one_line_names_the_reason_and_the_way_on(error, said, monkeypatch):
-    monkeypatch.setenv(COMMAND, "python tools/train.py configs/a.py")
-    monkeypatch.setenv("NODE_RANK", "1")
-    message = lost_process(error)
-    assert said in message and message.endswith("NODE_RANK=1 python tools/train.py configs/a.py --resume")
-    assert len(message.splitlines()) == 1
+    ):
+        message = lost_process(error)
+        assert said in message and message.endswith("NODE_RANK=1 python tools/train.py configs/a.py --resume")
+        assert len(message.splitlines()) == 1
 
 
 def kill_worker(step):

@@ -14,7 +14,9 @@ import os
 import re
 import stat
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,8 @@ from PIL import Image, UnidentifiedImageError
 from ...errors import MediaError, SettingError, out_of_files
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO", "TGA", "AVIF", "HEIF")
+IMAGE_SUFFIXES = tuple(f".{name}" for name in "jpg jpeg png webp gif bmp tif tiff heic heif avif ppm".split())
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO", "TGA", "AVIF")
 ORIENTATION_TAG = 0x0112
 # EXIF orientation -> transposition to the upright image (Exif 2.32, table 6)
 ORIENTATIONS = {
@@ -37,11 +40,10 @@ ORIENTATIONS = {
 }
 SWAPS_SIDES = {5, 6, 7, 8}  # orientations under which width and height change places
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12, annex B
 IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's messages call a `Blob`
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Blob:
     """An image or video that isn't a file of its own: a member of an archive, or part of a row of a table.
 
@@ -54,7 +56,7 @@ class Blob:
     data: bytes
 
     def head(self) -> bytes | None:
-        """The first bytes, where reading only these is faster; None: `data` is here, or needed whole."""
+        """The first bytes, where reading only these is faster; None: `data` is here, or as fast."""
         return None
 
     def __str__(self) -> str:
@@ -86,6 +88,11 @@ def check_name(name: object, folder: str | None = None) -> None:
     if ".." in name and ".." in Path(name).parts:
         problem = f"{name!r} leaves the image folder {folder!r}"
         raise MediaError("image_outside", problem, "name a file inside the folder, without '..'")
+
+
+def natural(name: str) -> list:
+    """Sorts `2.tar` before `10.tar`."""
+    return [int(part) if odd % 2 else part for odd, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 class ImageFolder:
@@ -158,7 +165,7 @@ def open_image(source: MediaSource) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = identify(file)
     except Exception as error:
-        raise _media_error(path, error, source) from None
+        raise _media_error(source, error) from None
     width, height = image.size
     if width * height > MAX_PIXELS or width < 1 or height < 1:
         image.close()
@@ -168,21 +175,18 @@ def open_image(source: MediaSource) -> Image.Image:
 
 
 def identify(file: str | io.BytesIO) -> Image.Image:
-    """Opens an image of a named format, HEIC too where its reader is installed; nothing is decoded."""
-    try:
-        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN or name != "HEIF"])
-    except UnidentifiedImageError:
-        with open(file, "rb") if isinstance(file, str) else io.BytesIO(file.getvalue()[:12]) as start:
-            head = start.read(12)
-        if "HEIF" in Image.OPEN or head[4:8] != b"ftyp" or head[8:] not in HEIC_BRANDS:
-            raise
+    """Opens an image of a named format; nothing is decoded."""
+    return Image.open(file, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
     try:
         import pillow_heif
     except ImportError:
-        remedy = "pip install pillow-heif, or save the image as JPEG or PNG"
-        raise MediaError("image_format", "HEIC, which nothing installed here reads", remedy) from None
+        return FORMATS
     pillow_heif.register_heif_opener()
-    return Image.open(file, formats=["HEIF"])
+    return (*FORMATS, "HEIF")
 
 
 def orientation(image: Image.Image) -> int:
@@ -204,14 +208,9 @@ def image_size(source: MediaSource) -> tuple[int, int]:
     Raises:
         MediaError: as `open_image`.
     """
-    head = source.head() if isinstance(source, Blob) else None
-    if head is not None:
-        try:
-            with open_image(Blob(source.name, head)) as image:
-                return upright_size(image)
-        except MediaError as error:
-            if error.reason != "image_unreadable":  # otherwise the header may be longer
-                raise
+    if isinstance(source, Blob) and (head := source.head()) is not None:
+        with suppress(MediaError), open_image(Blob(source.name, head)) as image:  # the header may be longer
+            return upright_size(image)
     with open_image(source) as image:
         return upright_size(image)
 
@@ -222,51 +221,26 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if orientation(image) in SWAPS_SIDES else (width, height)
 
 
-def load_image(source: MediaSource) -> Image.Image:
+def load_image(source: MediaSource, side: int | None = None) -> Image.Image:
     """Open and decode an image as upright RGB.
+
+    Args:
+        side: pixels that both sides keep: a JPEG is decoded at a half, a quarter or an eighth of its size, in half the
+            time. All of its coded data are decoded in any case, so the same images are refused.
 
     Raises:
         MediaError: as `open_image`, or as `to_rgb`.
     """
     with open_image(source) as image:
-        return _decode(image, display_name(source))
-
-
-def load_reduced(source: MediaSource, side: int) -> tuple[Image.Image, tuple[int, int], bytes | None]:
-    """Decode an image to look at it: a JPEG at a half, a quarter or an eighth of its size, in half the time.
-
-    All coded data of a JPEG are decoded in any case, so what `load_image` refuses is refused here, too.
-
-    Args:
-        side: pixels that both sides of a reduced image keep.
-
-    Returns:
-        The image, upright RGB; its whole (width, height); of a JPEG its bytes.
-
-    Raises:
-        MediaError: as `load_image`.
-    """
-    path = display_name(source)
-    with open_image(source) as image:
-        size, content = upright_size(image), None
-        if image.format == "JPEG":
-            try:
-                image.fp.seek(0)
-                content = image.fp.read()
+        try:
+            if side is not None:
                 image.draft(None, (side, side))
-            except Exception as error:
-                raise _media_error(path, error) from None
-        return _decode(image, path), size, content
-
-
-def _decode(image: Image.Image, path: str) -> Image.Image:
-    try:
-        turn = ORIENTATIONS.get(orientation(image))
-        image.load()
-        upright = to_rgb(image)
-        return upright if turn is None else upright.transpose(turn)
-    except Exception as error:
-        raise _media_error(path, error) from None
+            turn = ORIENTATIONS.get(orientation(image))
+            image.load()
+            upright = to_rgb(image)
+            return upright if turn is None else upright.transpose(turn)
+        except Exception as error:
+            raise _media_error(source, error) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -293,22 +267,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-COMPLAINTS = (  # error, reason, problem, remedy: the first row that fits
-    (FileNotFoundError, "image_missing", "no such image", "correct the name or the image folder"),
-    (PermissionError, "image_unreadable", "may not be read", "give the file read permission"),
-    (Image.DecompressionBombError, "image_pixels", "{text}", "scale the image down"),
-    (Exception, "image_unreadable", "can't be decoded ({text})", "fetch the image again or remove the record"),
-)
-
-
-def _media_error(path: str, error: Exception, source: MediaSource = "") -> MediaError:
+def _media_error(source: MediaSource, error: Exception) -> MediaError:
+    path = display_name(source)
     if isinstance(error, MediaError):
         return MediaError(error.reason, error.problem, error.remedy, path)
     if limit := out_of_files(error, MediaError, path):
         return limit
+    if isinstance(error, FileNotFoundError):
+        return MediaError("image_missing", "no such image", "correct the name or the image folder", path)
     text = IN_MEMORY.sub("the file", " ".join(str(error).split()).replace(repr(path), "the file"))
+    if isinstance(error, Image.DecompressionBombError):
+        return MediaError("image_pixels", text, "scale the image down", path)
     if isinstance(error, UnidentifiedImageError):
-        is_empty = not source.data if isinstance(source, Blob) else os.path.getsize(path) == 0
-        text = "an empty file" if is_empty else "it begins as no known image does"
-    _, reason, problem, remedy = next(row for row in COMPLAINTS if isinstance(error, row[0]))
-    return MediaError(reason, problem.format(text=text or type(error).__name__), remedy, path)
+        is_empty = not (source.data if isinstance(source, Blob) else os.path.getsize(path))
+        text = "an empty file" if is_empty else "it begins as no known image does; HEIC needs pip install pillow-heif"
+    problem = f"can't be decoded ({text or type(error).__name__})"
+    return MediaError("image_unreadable", problem, "fetch the image again or remove the record", path)

@@ -1,57 +1,50 @@
 """Images that are no files of their own: objects in a store, and members of a zip archive."""
 
-import logging
 import os
 import posixpath
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
-
-from mmengine.logging import print_log
 
 from ...errors import MediaError, SettingError
 from ...files import is_url, local_path, masked, split_zip
-from ..stores import MANY_MEMBERS, ZIP, Store
+from ..stores import Store
 from .media import Blob, ImageFolder, check_name
 
 HEAD = 1 << 16  # bytes that are read to know an image's size
-HEADED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # formats that say it before the pixels: JPEG and PNG
 
 
 class StoredImage(Blob):
     """An image or video in a store; its bytes are read when they are asked for, once.
 
-    Attributes:
-        name: what messages call it.
+    Args:
         key: its name below the prefix.
     """
 
     def __init__(self, store: Store, key: str):
-        self.__dict__.update(name=store.place(key), key=key, _store=store, _data=None)
+        self.name, self.key, self.store = store.place(key), key, store
 
-    @property
+    @cached_property
     def data(self) -> bytes:
         """The bytes.
 
         Raises:
             MediaError, SourceError: as `Store.read`.
         """
-        if self._data is None:
-            self.__dict__["_data"] = self._store.read(self.key)
-        return self._data
+        return self.store.read(self.key)
 
     def head(self) -> bytes | None:
-        """The first bytes, where they tell the size and the whole isn't here already.
+        """As `Blob.head`.
 
         Raises:
             MediaError, SourceError: as `Store.read`.
         """
-        if self._data is None and not self._store.is_zip:
-            head = self._store.read(self.key, 0, HEAD)
-            if len(head) == HEAD and head.startswith(HEADED):
-                return head
-            if len(head) != HEAD:  # all of it: a shorter file, or a store that gives whole objects only
-                self.__dict__["_data"] = head
-        return None
+        if self.store.archive or "data" in vars(self):
+            return None
+        head = self.store.read(self.key, 0, HEAD)
+        if len(head) != HEAD:  # all of it: a shorter file, or a store that gives whole objects only
+            vars(self)["data"] = head
+        return head
 
 
 class StoreImages:
@@ -59,11 +52,10 @@ class StoreImages:
 
     Attributes:
         folder: what messages call the prefix.
-        is_named: whether an entry of `image_folders` names it; else it is where the annotation file lies.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None, *, is_named: bool = True):
-        self.store, self.is_named = Store(url, options), is_named
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None):
+        self.store = Store(url, options)
         self.folder = self.store.shown
 
     def key(self) -> tuple:
@@ -95,19 +87,14 @@ def open_images(
         SettingError: it isn't there, or is no whole zip.
     """
     folder = None if folder is None else local_path(os.fspath(folder))
-    if is_url(folder):
-        return StoreImages(folder, options)
-    if folder is None and is_url(base):
-        return StoreImages(base, options, is_named=False)
+    if is_url(base if folder is None else folder):
+        return StoreImages(base if folder is None else folder, options)
     path, inside = split_zip(folder or "")
     if not path:
         return ImageFolder(folder, base)
-    images = StoreImages(f"{ZIP}://{inside}::{path}")
+    images = StoreImages(f"zip://{inside}::{path}")
     try:
-        count = images.store.members()
+        images.store.version()
     except MediaError as error:
         raise SettingError("image_folders", masked(error.problem), error.remedy, folder) from None
-    if count > MANY_MEMBERS:
-        problem = f"{count:,} members, whose list takes {count * 1.4e-6:.2f} GB of each process"
-        print_log(f"{folder}: {problem}; unzip it for several workers", "current", logging.WARNING)
     return images

@@ -25,7 +25,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from ...errors import SettingError
-from ...ranges import RangeError, check_tiles
+from ...ranges import check_tiles
 
 
 class Grid(NamedTuple):
@@ -103,11 +103,7 @@ class DynamicTiling:
     use_thumbnail: bool = True
 
     def __post_init__(self):
-        low, high = self.min_tiles, self.max_tiles
-        try:
-            check_tiles(low, high)
-        except RangeError as error:
-            raise SettingError("tile_limits", error.problem, error.remedy) from None
+        check_tiles(self.min_tiles, self.max_tiles)
 
     def __call__(self, image: Image.Image | dict) -> torch.Tensor | dict:
         """The tiles of an image: the grid's row by row, then the thumbnail if there is one.
@@ -123,11 +119,8 @@ class DynamicTiling:
             found = image["img"]
             return image | {"tiles": self(Image.fromarray(found) if isinstance(found, np.ndarray) else found)}
         if image.mode != "RGB":
-            raise SettingError(
-                "image_mode",
-                f"tiles are cut from RGB images, this one is {image.mode!r}",
-                "open it with media.load_image",
-            )
+            problem = f"tiles are cut from RGB images, this one is {image.mode!r}"
+            raise SettingError("image_mode", problem, "open it with media.load_image")
         return cut_tiles(image, self.grid(*image.size), self.tile_size)
 
     @lru_cache(maxsize=1 << 16)  # noqa: B019  keeps rules alive, which are four numbers
@@ -141,11 +134,8 @@ class DynamicTiling:
             SettingError: an image without pixels.
         """
         if width < 1 or height < 1 or self.tile_size < 1:
-            raise SettingError(
-                "tile_limits",
-                f"an image of {width}x{height} in tiles of {self.tile_size} has no grid",
-                "all three must be at least 1",
-            )
+            problem = f"an image of {width}x{height} in tiles of {self.tile_size} has no grid"
+            raise SettingError("tile_limits", problem, "all three must be at least 1")
         aspect, area, half_tile = width / height, width * height, 0.5 * self.tile_size * self.tile_size
         best, best_difference = (1, 1), math.inf
         for columns, rows, ratio in candidate_grids(self.min_tiles, self.max_tiles):

@@ -10,7 +10,6 @@ garbage, would wait for them for ever.
 
 import io
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,9 +18,8 @@ from PIL import Image
 
 from ...errors import MediaError
 from . import media
-from .media import Blob, MediaSource, image_size, load_image, to_rgb
+from .media import IMAGE_SUFFIXES, Blob, MediaSource, image_size, load_image, natural, to_rgb
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Containers that hold the images themselves. The others list further files (concat, HLS, DASH), whatever the name of
 # the file is, and could lead out of the image folder.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,m4v,h264,hevc,av1,ivf,rm,nut,mxf,dv,apng,gif"
@@ -50,8 +48,7 @@ def probe_video(path: MediaSource, num_frames: int) -> tuple[int, tuple[int, int
     Raises:
         MediaError: the video is missing, damaged or empty.
     """
-    if _is_folder(path):
-        frames = _folder_frames(path)
+    if frames := _folder_frames(path):
         return min(len(frames), num_frames), image_size(frames[0])
     total = _count(path, num_frames)
     return min(total, num_frames), _take(path, [0])[0].size
@@ -63,8 +60,7 @@ def load_frames(path: MediaSource, num_frames: int) -> list[Image.Image]:
     Raises:
         MediaError: the video is missing, damaged or empty.
     """
-    if _is_folder(path):
-        frames = _folder_frames(path)
+    if frames := _folder_frames(path):
         return [load_image(frames[number]) for number in pick_frames(len(frames), num_frames)]
     total = _count(path, num_frames)
     wanted = pick_frames(total, num_frames)
@@ -74,34 +70,23 @@ def load_frames(path: MediaSource, num_frames: int) -> list[Image.Image]:
         if total >= len(wanted):
             images = _take(path, pick_frames(total, num_frames))
     if len(images) != len(wanted):
-        raise MediaError(
-            "video_unreadable",
-            f"ends after {total} frames, {len(wanted)} are wanted",
-            "fetch the video again",
-            str(path),
-        )
+        raise _unreadable(path, f"ends after {total} frames, {len(wanted)} are wanted")
     return images
 
 
-def _is_folder(path: MediaSource) -> bool:
-    return not isinstance(path, Blob) and os.path.isdir(path)
-
-
-def _folder_frames(path: str) -> list[str]:
-    """The images of a folder, numbers in their names sorted as numbers."""
-    names = [name for name in os.listdir(path) if name.lower().endswith(FRAME_SUFFIXES) and name[0] != "."]
+def _folder_frames(path: MediaSource) -> list[str]:
+    """The images of a folder, numbers in their names sorted as numbers; none where it is no folder."""
+    if isinstance(path, Blob) or not os.path.isdir(path):
+        return []
+    names = [name for name in os.listdir(path) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
     inside = os.path.join(os.path.realpath(path), "")
     for name in names:
         if not os.path.realpath(os.path.join(path, name)).startswith(inside):
-            raise MediaError(
-                "image_outside", f"{name!r} is a link out of the folder", "put the frames themselves into it", path
-            )
+            problem = f"{name!r} is a link out of the folder"
+            raise MediaError("image_outside", problem, "put the frames themselves into it", path)
     if not names:
         raise MediaError("video_unreadable", "a folder without frames", "put jpg or png files into it", path)
-    names.sort(
-        key=lambda name: [int(piece) if odd % 2 else piece for odd, piece in enumerate(re.split(r"(\d+)", name))]
-    )
-    return [os.path.join(path, name) for name in names]
+    return [os.path.join(path, name) for name in sorted(names, key=natural)]
 
 
 @contextmanager
@@ -127,7 +112,8 @@ def _opened(path: MediaSource):
     except MediaError:
         raise
     except Exception as error:  # PyAV's errors have many bases
-        raise _unreadable(path, error) from None
+        text = " ".join(str(error).split()).replace(f"file:{path}", "the file")[:120] or type(error).__name__
+        raise _unreadable(path, f"can't be decoded ({text})") from None
 
 
 def _count(path: MediaSource, num_frames: int) -> int:
@@ -140,14 +126,12 @@ def _count(path: MediaSource, num_frames: int) -> int:
     with _opened(path) as (container, stream):
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                raise MediaError(
-                    "video_unreadable", f"damaged or cut off after {total} frames", "fetch the video again", str(path)
-                )
+                raise _unreadable(path, f"damaged or cut off after {total} frames")
             total += packet.size > 0
     if total <= 2 * num_frames:
         total = sum(1 for _ in _decode(path))
     if not total:
-        raise MediaError("video_unreadable", "no frames in it", "fetch the video again", str(path))
+        raise _unreadable(path, "no frames in it")
     return total
 
 
@@ -183,6 +167,5 @@ def _upright(frame) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _unreadable(path: MediaSource, error: Exception) -> MediaError:
-    text = " ".join(str(error).split()).replace(f"file:{path}", "the file")[:120] or type(error).__name__
-    return MediaError("video_unreadable", f"can't be decoded ({text})", "fetch the video again", str(path))
+def _unreadable(path: MediaSource, problem: str) -> MediaError:
+    return MediaError("video_unreadable", problem, "fetch the video again", str(path))

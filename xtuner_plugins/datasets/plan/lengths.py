@@ -1,65 +1,61 @@
 """The length of every record before training: exact token counts, image sizes, and errors.
 
-Measured once per file, in parallel, without decoding images. The arrays are kept on disk under a hash of everything
-they depend on (the file, the tokenizer, the template, the image folder) and are memory-mapped. A crash loses at most
-the chunks being measured, and of several processes that start together one measures while the others wait.
+Measured once per file, in parallel, without decoding images. What was found is kept on disk under a hash of everything
+that it depends on (the file, the tokenizer, the template, the image folder). A crash loses at most the chunks being
+measured, and of several processes that start together one measures while the others wait.
 
 A broken record may have been mended since, so each start measures broken records again, and the whole file where one
 has another result. Other records aren't measured again: a worker that finds another length than planned reports it
 (`report_change`), and the next start measures the whole file.
 
-    text_tokens [R]   tokens outside the images' spans
-    sizes [M, 2]      width and height of each image, from its header; record r has media_ends[r-1]:media_ends[r]
-    prefix [R, 2]     text tokens and images before the first supervised token
-
-Tiles and tokens follow from a tiling and a `TileBudget` (`lay_out`), and are kept beside the arrays.
+Tiles and tokens follow from a tiling and a `TileBudget` (`LengthIndex.lay_out`).
 """
 
-import contextlib
 import json
-import secrets
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from ...files import get_cache_dir, locked, open_array, save, text_hash, writing
+from ...files import get_cache_dir, locked, save, writing
 from ...processes import map_in_workers
-from ..images.stored import StoreImages
 from ..images.tiling import DynamicTiling
+from ..records.json_index import stamp_of
 from ..text.tokens import single_threaded_tokenizer
 from .budget import FRAME, TileBudget, first_limit
 from .measure import Complaint, Measure
 
 CHUNK = 2000  # records that a worker measures at a time, and a crash can lose
-STORE_THREADS = 16  # that ask a store for the images of broken records
-FOUND = ("text_tokens", "supervised", "prefix", "num_media", "sizes")  # by `Measure.rows`
-ARRAYS = ("text_tokens", "supervised", "prefix", "media_ends", "sizes")
+ARRAYS = ("text_tokens", "supervised", "prefix", "num_media", "sizes")  # by `Measure.rows`
 FITS, SHRUNK, TRUNCATED, DROPPED, BROKEN, REJECTED = range(6)
 FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken", "rejected")
 
 
 @dataclass(frozen=True)
 class LengthIndex:
-    """The measured file (see the module); arrays may be memory-mapped.
+    """What was measured of a file.
 
     Attributes:
-        text_tokens, supervised: int32 `[R]`.
-        prefix: int32 `[R, 2]`.
-        media_ends: int64 `[R]`.
-        sizes: int32 `[M, 2]`.
+        path: where it is kept.
+        stamp: of that file when it was read, see `stamp_of`.
+        text_tokens: int32 `[R]`, tokens outside the images' spans.
+        supervised: int32 `[R]`.
+        prefix: int32 `[R, 2]`, text tokens and images before the first supervised token.
+        num_media: int32 `[R]`, images and frames of each record.
+        sizes: int32 `[M, 2]`, width and height of each of them, from its header.
         complaints: row -> `Complaint` of each unusable record.
     """
 
-    directory: Path
+    path: Path
+    stamp: tuple[int, ...]
     text_tokens: np.ndarray
     supervised: np.ndarray
     prefix: np.ndarray
-    media_ends: np.ndarray
+    num_media: np.ndarray
     sizes: np.ndarray
     complaints: dict[int, Complaint]
 
@@ -68,55 +64,42 @@ class LengthIndex:
 
     @classmethod
     def open(cls, directory: Path) -> "LengthIndex | None":
-        """The arrays that `current` names; None without that file."""
-        for _ in range(3):  # another process may replace them meanwhile
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                folder = directory / (directory / "current").read_text()
-                text = (folder / "complaints.json").read_text()
-                complaints = {row: Complaint(row, *words) for row, *words in json.loads(text)}
-                return cls(folder, *(open_array(folder / f"{name}.npy") for name in ARRAYS), complaints)
-        return None
+        """What `keep` wrote; None without it."""
+        path = directory / "lengths.npz"
+        found = read_part(path)
+        if found is None:
+            return None
+        complaints = {each.row: each for each in found["complaints"]}
+        return cls(path, stamp_of(path), *(found[name] for name in ARRAYS), complaints)
+
+    @cached_property
+    def media_ends(self) -> np.ndarray:
+        """Where the sizes of each record end, int64 `[R]`."""
+        return np.cumsum(self.num_media, dtype=np.int64)
 
     def holds(self, task: Measure) -> bool:
         """Whether every broken record still is, for the same reason."""
+        with single_threaded_tokenizer():
+            return all(
+                [each.reason for each in task.rows([complaint.row])["complaints"]] == [complaint.reason]
+                for complaint in self.complaints.values()
+            )
 
-        def same(complaint: Complaint) -> bool:
-            return [each.reason for each in task.rows([complaint.row])["complaints"]] == [complaint.reason]
-
-        num_threads = STORE_THREADS if isinstance(task.folder, StoreImages) else 1
-        with single_threaded_tokenizer(), ThreadPoolExecutor(num_threads) as pool:
-            return all(pool.map(same, self.complaints.values()))
-
-    def lay_out(
-        self, tiling: DynamicTiling, budget: TileBudget, *, keep: bool = True
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What becomes of each record under a budget; kept on disk beside the index.
-
-        Args:
-            keep: False computes it in memory, for budgets that nothing will be trained with.
+    def lay_out(self, tiling: DynamicTiling, budget: TileBudget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What becomes of each record under a budget.
 
         Returns:
             tokens, tiles: int32 `[R]`, 0 for records that are left out.
             fates: uint8 `[R]`, indices into `FATES`; from `DROPPED` on a record is left out.
         """
-        if not keep:
-            return self._lay_out(tiling, budget)
-        key = text_hash(repr((tiling, budget)))
-        paths = [self.directory / f"{name}-{key}.npy" for name in ("tokens", "tiles", "fates")]
-        if not all(path.exists() for path in paths):
-            for path, array in zip(paths, self._lay_out(tiling, budget), strict=True):
-                save(path, array)
-        return tuple(map(open_array, paths))
-
-    def _lay_out(self, tiling: DynamicTiling, budget: TileBudget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        num, num_media = len(self), np.diff(self.media_ends, prepend=0)
-        rows = np.repeat(np.arange(num), num_media)
+        num = len(self)
+        rows = np.repeat(np.arange(num), self.num_media)
         is_frame = (self.sizes == FRAME).all(1)
         images = np.bincount(rows[~is_frame], minlength=num)
         shares = [first_limit(tiling.max_tiles, count) for count in range(images.max(initial=0) + 1)]
         limits = np.where(is_frame, 1, np.array(shares)[images[rows]])
         tiles = np.bincount(rows, _count_tiles(self.sizes, limits, tiling, budget), minlength=num).astype(np.int32)
-        tokens = (self.text_tokens + tiles * budget.tokens_per_tile + 2 * num_media).astype(np.int32)
+        tokens = (self.text_tokens + tiles * budget.tokens_per_tile + 2 * self.num_media).astype(np.int32)
         fates = np.full(num, FITS, np.uint8)
         fates[list(self.complaints)] = BROKEN
         for row in np.flatnonzero((tokens > budget.max_length) & (fates == FITS)):
@@ -126,9 +109,8 @@ class LengthIndex:
 
     def _fit(self, row: int, tiling: DynamicTiling, budget: TileBudget) -> tuple[int, int, int]:
         """Tokens, tiles and fate of a record that is too long, as the worker will find them."""
-        first, last = int(self.media_ends[row - 1]) if row else 0, int(self.media_ends[row])
-        sizes = [tuple(map(int, size)) for size in self.sizes[first:last]]
-        text = int(self.text_tokens[row])
+        last, text = int(self.media_ends[row]), int(self.text_tokens[row])
+        sizes = [tuple(map(int, size)) for size in self.sizes[last - int(self.num_media[row]) : last]]
         limits = budget.fit(tiling, sizes, text)
         counts = [budget.count(tiling, size, limit) for size, limit in zip(sizes, limits, strict=True)]
         total = text + budget.tokens(counts)
@@ -150,19 +132,18 @@ def _count_tiles(sizes: np.ndarray, limits: np.ndarray, tiling: DynamicTiling, b
     return np.array(each, np.int64)[inverse.reshape(-1)]
 
 
-def report_change(directory: Path) -> None:
+def report_change(path: Path, stamp: tuple[int, ...]) -> None:
     """Let the next start measure a whole file again, because the length of a record has changed.
 
     Args:
-        directory: of the outdated `LengthIndex`; where it has already been replaced, nothing happens.
+        path, stamp: of the outdated `LengthIndex`; where it has already been replaced, nothing happens.
 
     Raises:
         SettingError: the cache can't be written.
     """
-    current = LengthIndex.open(directory.parent)
-    if current is not None and current.directory == directory:
-        with writing(directory.parent / "current"):
-            (directory.parent / "current").unlink(missing_ok=True)
+    with writing(path):
+        if path.exists() and stamp_of(path) == stamp:
+            path.unlink(missing_ok=True)
 
 
 def measure(
@@ -183,25 +164,25 @@ def measure(
         with locked(directory.with_suffix(".lock")):
             found = LengthIndex.open(directory)  # another process may have measured meanwhile
             if found is None:  # with chunks of an earlier start that was killed, perhaps
-                _build(task, directory, num_workers, progress)
-                found = LengthIndex.open(directory)
+                found = _build(task, directory, num_workers, progress)
             if not found.holds(task):
-                _build(task, directory, num_workers, progress)
-                found = LengthIndex.open(directory)
+                found = _build(task, directory, num_workers, progress)
     return found
 
 
-def _build(task: Measure, directory: Path, num_workers: int | None, progress: Callable[[int], None]) -> None:
+def _build(task: Measure, directory: Path, num_workers: int | None, progress: Callable[[int], None]) -> LengthIndex:
     """Measure the chunks that an earlier start hasn't kept, and join all."""
     parts, total = directory / "parts", len(task.index)
     files = {first: parts / f"{first}.npz" for first in range(0, total, CHUNK)}
-    missing = [(range(first, min(first + CHUNK, total)), file) for first, file in files.items() if not file.exists()]
+    absent = [(first, file) for first, file in files.items() if read_part(file) is None]
+    missing = [(range(first, min(first + CHUNK, total)), file) for first, file in absent]
     progress(total - sum(len(rows) for rows, _ in missing))
     with single_threaded_tokenizer():
         for done in map_in_workers(partial(_measure_chunk, task), missing, num_workers):
             progress(done)
-    keep(directory, map(read_part, files.values()))
+    found = keep(directory, map(read_part, files.values()))
     shutil.rmtree(parts, ignore_errors=True)
+    return found
 
 
 def _measure_chunk(task: Measure, work: tuple[range, Path]) -> int:
@@ -217,15 +198,14 @@ def save_part(path: Path, found: dict) -> None:
     save(path, arrays | {"others": np.frombuffer(json.dumps(others).encode(), np.uint8)})
 
 
-def read_part(path: Path) -> dict:
-    """What `save_part` wrote.
-
-    Raises:
-        OSError, EOFError, ValueError, KeyError, BadZipFile: it is missing, or isn't whole.
-    """
-    with np.load(path, allow_pickle=False) as file:
-        found = {name: file[name] for name in file.files}
-    found |= json.loads(found.pop("others").tobytes())
+def read_part(path: Path) -> dict | None:
+    """What `save_part` wrote; None where it is missing, or cut off by a power failure."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+        found |= json.loads(found.pop("others").tobytes())
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
     return found | {"complaints": [Complaint(*words) for words in found["complaints"]]}
 
 
@@ -237,24 +217,11 @@ def keep(directory: Path, parts: Iterable[dict]) -> LengthIndex:
     """
     columns, complaints = [], []
     for part in parts:  # one after another: each open file takes a descriptor
-        columns.append([part[name] for name in FOUND])
+        columns.append([part[name] for name in ARRAYS])
         complaints += part["complaints"]
-    arrays = dict(zip(FOUND, map(np.concatenate, zip(*columns, strict=True)), strict=True))
-    arrays["media_ends"] = np.cumsum(arrays["num_media"], dtype=np.int64)
+    arrays = dict(zip(ARRAYS, map(np.concatenate, zip(*columns, strict=True)), strict=True))
     found = LengthIndex.open(directory)
     is_equal = found is not None and list(found.complaints.values()) == complaints
     if not is_equal or not all(np.array_equal(getattr(found, name), arrays[name]) for name in ARRAYS):
-        _save(directory, arrays, complaints)
+        save_part(directory / "lengths.npz", arrays | {"complaints": complaints})
     return LengthIndex.open(directory)
-
-
-def _save(directory: Path, arrays: dict[str, np.ndarray], complaints: list[Complaint]) -> None:
-    """Write the arrays into a new folder; then `current` names it, so that all change at once."""
-    folder = directory / f"arrays-{secrets.token_hex(4)}"
-    for name in ARRAYS:
-        save(folder / f"{name}.npy", arrays[name])
-    save(folder / "complaints.json", json.dumps(complaints))
-    save(directory / "current", folder.name)
-    for old in directory.glob("arrays-*"):
-        if old != folder:
-            shutil.rmtree(old, ignore_errors=True)

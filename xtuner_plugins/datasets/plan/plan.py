@@ -25,12 +25,14 @@ class Plan(Sampler):
 
     Attributes:
         is_seekable: whether a run can resume within an epoch without fetching again what it has trained on.
-        num_ranks: ranks that take items in turn.
+        num_ranks: ranks that take items in turn; those that get the same items count as one.
+        copies: ranks that get the same items, because they share rows of tokens.
         cell: number of ranks for which the current epoch was ordered.
         digest: hash of everything that decides the items and their order, except for the number of ranks.
     """
 
     is_seekable = True
+    copies = 1
     num_ranks: int
     cell: int
     digest: str

@@ -17,9 +17,8 @@ ms-swift keeps `<ref-object>` and `<bbox>` in the texts, which are filled in rea
     {"images": ["a.jpg"], "objects": {"ref": ["the bus"], "bbox": [[64, 48, 320, 240]]}, "messages": [
         {"role": "user", "content": "<image>Where is <ref-object>?"}, {"role": "assistant", "content": "<bbox>"}]}
 
-Four numbers are a box, two a point, a list of these several boxes. `bbox_type` is 'real' (default): pixels of the
-upright image; 'norm1': fractions of it; 'norm_1000': thousandths; of all boxes, or a list. `image_id` is, for each box,
-the index of its image among the record's images; 0 where the list ends.
+Four numbers are a box, two a point. `bbox_type` is 'real' (default): pixels of the upright image; 'norm1': fractions of
+it; 'norm_1000': thousandths. `image_id` is a list of the index of each box's image; 0 where it ends.
 """
 
 import json
@@ -29,17 +28,15 @@ from dataclasses import replace
 from functools import cache
 
 from ...errors import RecordError
-from .record_checks import fail, read_fillers, shorten, warn
+from .record_checks import fail, fills_texts, shorten, warn
 from .records import Record, clean
 
 BOX = re.compile(r"<box>(.*?)</box>", re.DOTALL)
 TAGS = ("ref", "box", "quad")
-ANY_TAG = re.compile(f"</?(?:{'|'.join(TAGS)})>")
 PLACEHOLDER = re.compile("<(ref-object|bbox)>")
 FRAME_SIZE = 1000
 COLOR = "#00c853"  # of outlines in drawings
-PIXELS = "real"
-FRAMES = {"norm1": 1, "norm_1": 1, "norm_1000": FRAME_SIZE}  # sides of the image in other units
+FRAMES = {"real": None, "norm1": 1, "norm_1000": FRAME_SIZE}  # side of an image in the units of `bbox_type`
 Size = tuple[int, int]
 
 
@@ -60,7 +57,46 @@ def normalize_boxes(record: Record, real_size: Callable[[int], Size] | None = No
         record = _from_pixels(record, real_size)
     elif record.has_markup:
         record = _check_frame(record)
-    return fill_objects(record, real_size) if record.has_markup and "objects" in record.extra else record
+    fills = record.has_markup and fills_texts(record.extra.get("objects"))
+    return _fill_objects(record, real_size) if fills else record
+
+
+def find_boxes(text: str) -> list[tuple[float, ...]]:
+    """The boxes of a text, four numbers each in whatever frame it uses; what isn't a box is left out."""
+    return [box for match in BOX.finditer(text) for box in _corners(match[1]) if len(box) == 4]
+
+
+def compare_size(record: Record, size: Size) -> RecordError | None:
+    """A warning where a record with one image states another size than the image has.
+
+    With pixel boxes that is an error; elsewhere the record may be about another version of the image.
+
+    Args:
+        size: (width, height) of the upright image.
+    """
+    said = record.extra.get("width"), record.extra.get("height")
+    if len(record.media) != 1 or not all(isinstance(side, int) for side in said) or said == size:
+        return None
+    problem = f"the record says {said[0]}x{said[1]}, the image is {size[0]}x{size[1]}"
+    return RecordError("image_size", problem, "check that it is the image that was annotated", record.source)
+
+
+def _corners(text: str) -> list[tuple[float, ...]]:
+    """The boxes that a text lists; one empty tuple where it isn't a list of numbers."""
+    try:
+        found = json.loads(text)
+        return [tuple(float(value) for value in box) for box in (found if isinstance(found[0], list) else [found])]
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError):
+        return [()]
+
+
+def _scale(box: tuple | list, size: tuple, record: Record, reason: str) -> list[int]:
+    """A box or point in a frame of `size` as one in the 0-1000 frame."""
+    (width, height), (x1, y1), (x2, y2) = size, box[:2], box[-2:]
+    if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
+        problem = f"the box {list(box)} isn't [x1, y1, x2, y2] within {width}x{height}"
+        fail(record.source, reason, problem, "correct the box")
+    return [round(value / side * FRAME_SIZE) for value, side in zip(box, (width, height) * 2, strict=False)]
 
 
 def _from_pixels(record: Record, real_size: Callable[[int], Size] | None) -> Record:
@@ -83,57 +119,30 @@ def _from_pixels(record: Record, real_size: Callable[[int], Size] | None) -> Rec
         return f"<box>{json.dumps([_scale(box, size, record, 'boxes') for box in boxes])}</box>"
 
     for text in record.texts:
-        _check_tags(text, record)
+        _check_tags(text, record, [])
     return record.map_texts(lambda text: BOX.sub(convert, text))
-
-
-def _scale(box: tuple | list, size: tuple, record: Record, reason: str) -> list[int]:
-    """A box or point in a frame of `size` as one in the 0-1000 frame."""
-    (width, height), (x1, y1), (x2, y2) = size, box[:2], box[-2:]
-    if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
-        problem = f"the box {list(box)} isn't [x1, y1, x2, y2] within {width}x{height}"
-        fail(record.source, reason, problem, "correct the box")
-    return [round(value / side * FRAME_SIZE) for value, side in zip(box, (width, height) * 2, strict=False)]
-
-
-def compare_size(record: Record, size: Size) -> RecordError | None:
-    """A warning where a record with one image states another size than the image has.
-
-    With pixel boxes that is an error; elsewhere the record may be about another version of the image.
-
-    Args:
-        size: (width, height) of the upright image.
-    """
-    said = record.extra.get("width"), record.extra.get("height")
-    if len(record.media) != 1 or not all(isinstance(side, int) for side in said) or said == size:
-        return None
-    problem = f"the record says {said[0]}x{said[1]}, the image is {size[0]}x{size[1]}"
-    return RecordError("image_size", problem, "check that it is the image that was annotated", record.source)
 
 
 def _check_frame(record: Record) -> Record:
     """The record itself, with warnings added."""
-    warnings: list[RecordError] = []
+    warnings = list(record.warnings)
     for text in record.texts:
-        if "<" in text and ANY_TAG.search(text):
-            warnings += _check_tags(text, record)
-            for match in BOX.finditer(text):
-                _check_box(match[1].strip()[:60], _corners(match[1]), record, warnings)
-    return replace(record, warnings=record.warnings + tuple(warnings)) if warnings else record
+        _check_tags(text, record, warnings)
+        for match in BOX.finditer(text):
+            _check_box(match[1].strip()[:60], _corners(match[1]), record, warnings)
+    return replace(record, warnings=tuple(warnings))
 
 
-def _check_tags(text: str, record: Record) -> list[RecordError]:
-    """Warnings of tags without their other half; an unclosed box of numbers is an error."""
+def _check_tags(text: str, record: Record, warnings: list[RecordError]) -> None:
+    """Warn of tags without their other half; an unclosed box of numbers is an error."""
     if re.search(r"<box>\s*\[", BOX.sub("", text)):
         begun = text[text.rindex("<box>") :][:40]
         fail(record.source, "boxes", f"a box isn't closed: {begun!r}", "write <box>[[x1, y1, x2, y2]]</box>")
-    warnings: list[RecordError] = []
     for tag in TAGS:
         opened, closed = text.count(f"<{tag}>"), text.count(f"</{tag}>")
         if opened != closed:
             problem = f"{opened} <{tag}> and {closed} </{tag}> in a turn"
             warn(warnings, record.source, "grounding", problem, "close every tag")
-    return warnings
 
 
 def _check_box(text: str, corners: list[tuple[float, ...]], record: Record, warnings: list[RecordError]) -> None:
@@ -149,94 +158,62 @@ def _check_box(text: str, corners: list[tuple[float, ...]], record: Record, warn
         warn(warnings, record.source, "grounding", problem, f"write it in the frame of 0 to {FRAME_SIZE}")
 
 
-def _corners(text: str) -> list[tuple[float, ...]]:
-    """The boxes that a text lists; one empty tuple where it isn't a list of numbers."""
-    try:
-        found = json.loads(text)
-        return [tuple(float(value) for value in box) for box in (found if isinstance(found[0], list) else [found])]
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError):
-        return [()]
-
-
-def find_boxes(text: str) -> list[tuple[float, ...]]:
-    """The boxes of a text, four numbers each in whatever frame it uses; what isn't a box is left out."""
-    return [box for match in BOX.finditer(text) for box in _corners(match[1]) if len(box) == 4]
-
-
-def fill_objects(record: Record, real_size: Callable[[int], Size] | None = None) -> Record:
-    """The record with ms-swift's placeholders filled; itself where it has none. Arguments as `normalize_boxes`.
+def _fill_objects(record: Record, real_size: Callable[[int], Size] | None) -> Record:
+    """The record with ms-swift's placeholders filled. Arguments as `normalize_boxes`.
 
     Raises:
         RecordError: fewer boxes or names than placeholders, boxes outside the image, or another form of `objects`.
     """
-    objects = read_fillers(record.extra.get("objects"))
-    found = [name for text in record.texts for name in PLACEHOLDER.findall(text)]
-    if objects is None or not (found or PLACEHOLDER.search(record.system or "")):
-        return record
+    objects, warnings = record.extra["objects"], list(record.warnings)
     if PLACEHOLDER.search(record.system or ""):
-        remedy = "write the text there"
-        fail(record.source, "objects", "a placeholder of 'objects' in the system message", remedy)
-    given = {"ref-object": _list_of(objects, "ref", record), "bbox": _list_of(objects, "bbox", record)}
-    warnings = list(record.warnings)
+        fail(record.source, "objects", "a placeholder of 'objects' in the system message", "write the text there")
+    given = {"ref-object": objects.get("ref") or [], "bbox": objects.get("bbox") or []}
+    numbers, kind = objects.get("image_id") or [], objects.get("bbox_type") or "real"
+    if not all(isinstance(values, list) for values in (*given.values(), numbers)) or kind not in [*FRAMES]:
+        remedy = f"'ref', 'bbox' and 'image_id' are lists, and 'bbox_type' is one of {', '.join(FRAMES)}"
+        fail(record.source, "objects", f"'objects' is {shorten(str(objects), 200)}", remedy)
+    found = [name for text in record.texts for name in PLACEHOLDER.findall(text)]
     for name, values in given.items():
-        needed = found.count(name)
-        problem = f"{needed} <{name}> in the texts, but {len(values)} in 'objects'"
+        needed, problem = (
+            found.count(name),
+            f"{found.count(name)} <{name}> in the texts, but {len(values)} in 'objects'",
+        )
         if needed > len(values):
             fail(record.source, "objects", problem)
         if 0 < needed < len(values):
             warn(warnings, record.source, "objects", problem, "the last ones aren't used")
-    number, kind = _of_each(objects, "image_id", 0, record), _of_each(objects, "bbox_type", PIXELS, record)
-    size = cache(real_size or (lambda place: None))  # it may open the image
     places = [place for place, part in enumerate(record.media) if part.kind == "image"]
+    size = cache(real_size or (lambda place: None))  # it may open the image
 
-    def frame(index: int) -> tuple:
-        if (side := FRAMES.get(str(kind(index)))) is not None:
+    def frame(number: object) -> Size:
+        if (side := FRAMES[kind]) is not None:
             return side, side
-        image = number(index)
-        if kind(index) != PIXELS or type(image) is not int or not 0 <= image < len(places) or real_size is None:
-            problem = f"a box of the type {kind(index)!r} in image {image!r}, of {len(places)} images"
-            remedy = f"'bbox_type' is 'real' (pixels), {', '.join(map(repr, FRAMES))}; 'image_id' an index from 0 on"
-            fail(record.source, "objects", problem, remedy)
-        return size(places[image])
+        if type(number) is not int or not 0 <= number < len(places) or real_size is None:
+            remedy = "'image_id' is an index from 0 on"
+            fail(record.source, "objects", f"a box in pixels of image {number!r}, of {len(places)} images", remedy)
+        return size(places[number])
 
-    next_of = {name: iter(range(len(values))) for name, values in given.items()}
+    left = {name: iter(enumerate(values)) for name, values in given.items()}
 
     def fill(match: re.Match) -> str:
-        index = next(next_of[match[1]])
-        value = given[match[1]][index]
-        return _name(value, record) if match[1] == "ref-object" else _boxes(value, lambda: frame(index), record)
+        index, value = next(left[match[1]])
+        if match[1] == "ref-object":
+            return _named(value, record)
+        return _boxed(value, lambda: frame(numbers[index] if index < len(numbers) else 0), record)
 
     return replace(record.map_texts(lambda text: PLACEHOLDER.sub(fill, text)), warnings=tuple(warnings))
 
 
-def _list_of(objects: dict, key: str, record: Record) -> list:
-    value = objects.get(key) or []
-    if not isinstance(value, list):
-        fail(record.source, "objects", f"{key!r} of 'objects' is {shorten(str(value))}", f'write "{key}": [...]')
-    return value
-
-
-def _of_each(objects: dict, key: str, default: object, record: Record) -> Callable[[int], object]:
-    """A function that gives `key` of the n-th box: an entry of its list, one value for all, or the default."""
-    given = objects.get(key)
-    if not isinstance(given, list):
-        return lambda index: default if given is None else given
-    return lambda index: default if index >= len(given) or given[index] is None else given[index]
-
-
-def _name(name: object, record: Record) -> str:
+def _named(name: object, record: Record) -> str:
     if not isinstance(name, str):
         fail(record.source, "objects", f"a name in 'ref' is {shorten(str(name))}", "make it a string")
     return "<ref>" + clean(name, "a name in 'ref'", record.source) + "</ref>"
 
 
-def _boxes(value: object, frame: Callable[[], tuple], record: Record) -> str:
-    """A box, a point or several in the 0-1000 frame, as the models write them."""
-    is_several = isinstance(value, list) and value and all(isinstance(item, list) for item in value)
-    boxes = value if is_several else [value]
-    for box in boxes:
-        is_box = isinstance(box, list) and len(box) in (2, 4)
-        if not is_box or any(isinstance(each, bool) or not isinstance(each, int | float) for each in box):
-            remedy = "write [x1, y1, x2, y2] or [x, y]"
-            fail(record.source, "objects", f"{shorten(str(box))} in 'bbox' is no box", remedy)
-    return f"<box>{json.dumps([_scale(box, frame(), record, 'objects') for box in boxes])}</box>"
+def _boxed(box: object, frame: Callable[[], Size], record: Record) -> str:
+    """A box or a point in the 0-1000 frame, as the models write them."""
+    is_box = isinstance(box, list) and len(box) in (2, 4)
+    if not is_box or any(isinstance(each, bool) or not isinstance(each, int | float) for each in box):
+        remedy = "write [x1, y1, x2, y2] or [x, y]"
+        fail(record.source, "objects", f"{shorten(str(box))} in 'bbox' is no box", remedy)
+    return f"<box>{json.dumps([_scale(box, frame(), record, 'objects')])}</box>"

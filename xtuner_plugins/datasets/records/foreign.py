@@ -4,6 +4,7 @@
     OpenAI, ms-swift           {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
     ShareGPT                   other roles (`bot`, `USER` ...), `from`/`value` or `role`/`content` in either list
     ms-swift                   {"conversation": [{"human": q, "assistant": a}]}
+    The Cauldron, FineVision   {"texts": [{"user": q, "assistant": a}]}, all images in front if no `<image>` says where
     ms-swift                   {"query": q, "response": a, "history": [[q, a], ...]}
     LLaMA-Factory (alpaca)     {"instruction": q, "input": more, "output": a, "history": [[q, a], ...]}
 
@@ -17,7 +18,8 @@ from .record_checks import fail, kind_of, shorten
 
 ROLES = {"user": "human user", "assistant": "gpt assistant bot chatgpt bard bing model", "system": "system"}
 ROLE_OF = {name: role for role, names in ROLES.items() for name in names.split()}
-LISTS = ("conversations", "messages", "conversation")
+LISTS = ("conversations", "messages", "conversation", "texts")
+LISTS_OF_PAIRS = LISTS[2:]
 PAIRS = {("query", "response"): "", ("instruction", "output"): "input"}  # question and answer: joined to the question
 KEYS = frozenset((*LISTS, *(key for pair, more in PAIRS.items() for key in (*pair, more)), "history"))
 TURN_KEYS = (("from", "value"), ("role", "content"))
@@ -58,7 +60,7 @@ def turns_of(raw: dict, source: str) -> list[RawTurn]:
     if len(lists) > 1:
         fail(source, "two_formats", f"both {lists[0]!r} and {lists[1]!r}")
     if lists:
-        return _of_list(lists[0], raw[lists[0]], source)
+        return _of_list(lists[0], raw, source)
     question, answer = next((pair for pair in PAIRS if all(key in raw for key in pair)), ("", ""))
     if not question:
         if any(key.startswith("rejected") for key in raw):
@@ -91,21 +93,26 @@ def history(pairs: object, source: str) -> list[RawTurn]:
     return [RawTurn(role, text) for pair in pairs or () for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
-def _of_list(name: str, turns: object, source: str) -> list[RawTurn]:
+def _of_list(name: str, raw: dict, source: str) -> list[RawTurn]:
+    turns = raw[name]
     if not isinstance(turns, list):
         fail(source, "conversations_type", f"{name!r} is {kind_of(turns)}")
     if not turns:
         fail(source, "no_conversations", f"{name!r} is empty")
-    if name == "conversation":
-        return [turn for number, pair in enumerate(turns, 1) for turn in _of_pair(pair, number, source)]
-    return [_turn(turn, number, source) for number, turn in enumerate(turns, 1)]
+    if name not in LISTS_OF_PAIRS:
+        return [_turn(turn, number, source) for number, turn in enumerate(turns, 1)]
+    found = [turn for number, pair in enumerate(turns, 1) for turn in _of_pair(pair, number, source)]
+    images, first = raw.get("images", raw.get("image")), found[0].content
+    if name == "texts" and isinstance(images, list) and isinstance(first, str):
+        if not any("<image>" in str(turn.content) for turn in found[::2]):
+            found[0] = found[0]._replace(content="<image>\n" * len(images) + first)
+    return found
 
 
 def _of_pair(pair: object, number: int, source: str) -> list[RawTurn]:
     texts = {ROLE_OF.get(key): text for key, text in pair.items()} if isinstance(pair, dict) else {}
-    if set(texts) != {"user", "assistant"} or len(pair) != 2:
-        problem = f"turn {number} of 'conversation' isn't a question and an answer: {shorten(str(pair))}"
-        fail(source, "turn_keys", problem)
+    if not {"user", "assistant"} <= set(texts):
+        fail(source, "turn_keys", f"turn {number} isn't a question and an answer: {shorten(str(pair))}")
     return [RawTurn(role, texts[role]) for role in ("user", "assistant")]
 
 
@@ -116,7 +123,7 @@ def _turn(turn: object, number: int, source: str) -> RawTurn:
     if keys is None:
         fail(source, "turn_keys", f"turn {number} has the keys {sorted(turn)!r}"[:300])
     name = turn[keys[0]]
-    role = (ROLE_OF.get(name) or ROLE_OF.get(name.lower())) if isinstance(name, str) else None
+    role = ROLE_OF.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         fail(source, "turn_role", f"turn {number} is from {shorten(str(name))}")
     rest = {key: turn[key] for key in turn if key not in keys} if len(turn) > 2 else {}

@@ -17,67 +17,26 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...errors import SettingError
-from ...files import (
-    WILDCARDS,
-    get_cache_dir,
-    is_pattern,
-    is_url,
-    local_path,
-    locked,
-    masked,
-    text_hash,
-    write_whole,
-    writing,
-)
-from ...files import shown as shown_url
+from ...files import get_cache_dir, is_pattern, is_url, local_path, locked, shown, text_hash, write_whole, writing
+from ..images.media import natural
 from ..stores import localize
-from .json_index import open_index, stamp_of
-from .tables import TableRecords, natural
+from .json_index import OffsetIndex, open_index, stamp_of
+from .tables import TableRecords
 
-PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # first bytes of gzip and zstd
-PACKED_SUFFIXES = (".gz", ".zst")
+PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}  # by the first bytes
 KINDS = {".parquet": "parquet", ".tar": "tar"}  # shards of which a folder may consist
 NUMBERED = re.compile(r"(?P<name>.*)-(?P<number>\d+)-of-(?P<total>\d+)\W.*")
 SPLITS = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
 
 
-class RecordSource(Protocol):
-    """The records of one entry of `data_paths`, read at random. It crosses to other processes by pickle.
-
-    Attributes:
-        path: the entry, as messages call it.
-    """
-
-    path: str
-
-    def __len__(self) -> int:
-        """Number of records."""
-
-    def source(self, row: int) -> str:
-        """`file:line` (or row, or sample) of a record, for messages."""
-
-    def line(self, row: int) -> int:
-        """The number in `source`, counted from 1."""
-
-    def parse(self, row: int) -> object:
-        """The decoded record, as JSON would give it.
-
-        Raises:
-            RecordError: it can't be read.
-            SourceError: the file has changed or gone.
-        """
-
-    def fingerprint(self) -> str:
-        """A hash that changes with the records, for the keys of caches."""
+RecordSource = OffsetIndex | TableRecords  # records that are read at random; crosses to other processes by pickle
 
 
 def open_records(
-    path: str | os.PathLike,
-    options: Mapping[str, Any] | None = None,
-    columns: Mapping[str, str] | None = None,
+    path: str | os.PathLike, options: Mapping[str, Any] | None = None, columns: Mapping[str, str] | None = None
 ) -> RecordSource:
     """The records that an entry of `data_paths` names.
 
@@ -89,19 +48,23 @@ def open_records(
         SettingError, RecordError: it names none, or they can't be read.
         SourceError: a store doesn't answer.
     """
-    path = local_path(os.fspath(path))
-    if not is_url(path):
-        return _open(path, path, columns)
-    if any(char in path.partition("?")[0] for char in WILDCARDS):
-        raise SettingError("data_paths", "patterns of URLs aren't looked up", "name the files one by one", masked(path))
-    copy = localize(path, options)
-    return _open(shown_url(path), copy, columns)
+    named = path = local_path(os.fspath(path))
+    if is_url(path):
+        named, path = shown(path), localize(path, options)
+    elif os.path.isdir(path) or is_pattern(path):
+        return _open_many(path, columns)
+    head = _head(path, named)
+    kind = "parquet" if head[:4] == b"PAR1" else "tar" if head[257:262] == b"ustar" else None
+    if kind:
+        return TableRecords(named, kind, [path], columns)
+    packed = PACKED.get(head[:2])
+    return open_index(named, file=_unpack(path, named, packed) if packed else path, columns=columns)
 
 
 def stem_of(path: str | os.PathLike) -> str:
     """The name of a file without its suffixes, by which reports call it."""
     name = Path(path.partition("?")[0] if is_url(path) else path)
-    return Path(name.stem).stem if name.suffix in PACKED_SUFFIXES else name.stem
+    return Path(name.stem).stem if name.suffix in (".gz", ".zst") else name.stem
 
 
 def folder_of(path: str | os.PathLike) -> Path | str:
@@ -113,19 +76,7 @@ def folder_of(path: str | os.PathLike) -> Path | str:
     return Path(path) if os.path.isdir(path) else Path(path).parent
 
 
-def _open(shown: str, path: str, columns: Mapping[str, str] | None) -> RecordSource:
-    """The records of a file or folder that messages call `shown`."""
-    if os.path.isdir(path) or is_pattern(path):
-        return _open_many(path, columns)
-    head = _head(path, shown)
-    kind = "parquet" if head[:4] == b"PAR1" else "tar" if head[257:262] == b"ustar" else None
-    if kind:
-        return TableRecords(shown, kind, [path], columns)
-    file = _unpack(path, shown) if head.startswith(PACKED) else path
-    return open_index(shown, file=file, columns=columns)
-
-
-def _head(path: str, shown: str) -> bytes:
+def _head(path: str, named: str) -> bytes:
     """The first bytes of an annotation file.
 
     Raises:
@@ -134,32 +85,30 @@ def _head(path: str, shown: str) -> bytes:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             problem = "is no file but a pipe, a socket or a device, which can't be read at random"
-            raise SettingError("annotation_file", problem, "write its content to a file", shown)
+            raise SettingError("annotation_file", problem, "write its content to a file", named)
         with open(path, "rb") as file:
             return file.read(512)
     except OSError as error:
         problem = f"the annotation file can't be read ({error.strerror})"
-        raise SettingError("annotation_file", problem, "correct data_paths, or the file's mode", f"{shown}:1") from None
+        raise SettingError("annotation_file", problem, "correct data_paths, or the file's mode", f"{named}:1") from None
 
 
 def _open_many(path: str, columns: Mapping[str, str] | None) -> RecordSource:
     """The records of a folder of shards, of a pattern, or of a dataset that `datasets` saved."""
-    if os.path.isfile(os.path.join(path, "state.json")) or os.path.isfile(os.path.join(path, "dataset_dict.json")):
-        files = sorted(glob.glob(os.path.join(glob.escape(path), "*.arrow")))
-        return TableRecords(path, "arrow", files, columns)
-    names = os.listdir(path) if os.path.isdir(path) else ()
-    files = [os.path.join(path, name) for name in names if name[0] not in "._"] or glob.glob(path)
+    if any(os.path.isfile(os.path.join(path, name)) for name in ("state.json", "dataset_dict.json")):
+        return TableRecords(path, "arrow", glob.glob(os.path.join(glob.escape(path), "*.arrow")), columns)
+    is_folder = os.path.isdir(path)
+    files = sorted(glob.glob(os.path.join(glob.escape(path), "*") if is_folder else path), key=natural)
     shards = {kind: [file for file in files if file.endswith(suffix)] for suffix, kind in KINDS.items()}
-    found = [(kind, sorted(files, key=natural)) for kind, files in shards.items() if files]
-    if len(found) != 1 or (not names and len(found[0][1]) != len(files)):
+    found = [(kind, own) for kind, own in shards.items() if own]
+    if len(found) != 1 or not (is_folder or found[0][1] == files):
         problem = f"holds no shards of one kind ({' or '.join(KINDS)})"
         raise SettingError("data_paths", problem, "name the annotation file, or the shards of one kind", path)
-    kind, files = found[0]
-    _check_shards(path, files)
-    return TableRecords(path, kind, files, columns)
+    _check_shards(path, found[0][1], is_folder)
+    return TableRecords(path, *found[0], columns)
 
 
-def _check_shards(path: str, files: list[str]) -> None:
+def _check_shards(path: str, files: list[str], is_folder: bool) -> None:
     """Refuse a part of a set, and training and test data together.
 
     Raises:
@@ -172,12 +121,12 @@ def _check_shards(path: str, files: list[str]) -> None:
         raise SettingError("data_paths", f"holds several splits ({', '.join(splits)})", remedy, path)
     counts = Counter((match["name"], int(match["total"])) for match in map(NUMBERED.match, names) if match)
     for (name, total), count in counts.items():
-        if count != total and os.path.isdir(path):
+        if is_folder and count != total:
             problem = f"{total - count} of the {total} shards of {name!r} are missing"
             raise SettingError("data_paths", problem, f"fetch them, or name those that are there: {path}/*", path)
 
 
-def _unpack(path: str, shown: str) -> str:
+def _unpack(path: str, named: str, kind: str) -> str:
     """The path of the content of a compressed file, which is unpacked where the cache doesn't hold it.
 
     Raises:
@@ -188,17 +137,15 @@ def _unpack(path: str, shown: str) -> str:
     with locked(folder.with_suffix(".lock")):
         if not target.exists():
             size = f"{os.path.getsize(path) / 1e6:,.1f} MB"
-            print(f"unpacking {shown} ({size}) into {target}", file=sys.stderr, flush=True)
+            print(f"unpacking {named} ({size}) into {target}", file=sys.stderr, flush=True)
             with writing(target):
-                write_whole(target, lambda beside: _decompress(path, shown, beside))
+                write_whole(target, lambda beside: _decompress(path, named, kind, beside))
     return str(target)
 
 
-def _decompress(path: str, shown: str, target: Path) -> None:
+def _decompress(path: str, named: str, kind: str, target: Path) -> None:
     import pyarrow  # heavy; it reads zstd, which Python itself doesn't before 3.14
 
-    with open(path, "rb") as file:
-        kind = "gzip" if file.read(2) == PACKED[0] else "zstd"
     try:
         with pyarrow.input_stream(path, compression=kind) as packed, open(target, "wb") as out:
             shutil.copyfileobj(packed, out, 1 << 22)
@@ -206,4 +153,4 @@ def _decompress(path: str, shown: str, target: Path) -> None:
         if error.errno is not None:  # of the disk, which `writing` explains
             raise
         problem, remedy = f"can't be unpacked ({str(error)[:120]})", "fetch the file again; it seems to be damaged"
-        raise SettingError("annotation_file", problem, remedy, f"{shown}:1") from None
+        raise SettingError("annotation_file", problem, remedy, f"{named}:1") from None

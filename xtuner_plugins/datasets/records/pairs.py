@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from .boxes import PLACEHOLDER
 from .foreign import KEYS, RawTurn, history, joined, turns_of
-from .record_checks import fail, read_fillers, shorten, warn
-from .records import Record, Turn, parse_record, parse_turns
+from .record_checks import fail, fills_texts, shorten, warn
+from .records import Record, parse_record, parse_turns
 
 PROMPTS = ("prompt", "question", "instruction", "query")
 CHOSEN, REJECTED = ("chosen", "response"), ("rejected", "rejected_response", "rejected_messages")
@@ -49,58 +49,42 @@ def parse_pair(raw: object, source: str) -> PairRecord:
     if not isinstance(raw, dict):
         parse_record(raw, source)  # says what a record must be
     shared = {key: value for key, value in raw.items() if key not in PAIR_KEYS}
-    prompt, chosen, rejected = _sides(raw, source)
-    records = []
-    for side, answer in (("chosen", chosen), ("rejected", rejected)):
-        text = _text(answer, side, source)
-        if not text.strip():
-            fail(source, "empty_answer", f"the {side} answer is empty", "give both answers, or remove the record")
-        records.append(parse_turns(shared, [*prompt, RawTurn("assistant", text)], source))
-    return _join(*records)
-
-
-def _join(record: Record, other: Record) -> PairRecord:
-    """The pair of two conversations that differ in their last turn."""
-    source = record.source
-    chosen, rejected = record.turns[-1], other.turns[-1]
-    if chosen.text.strip() == rejected.text.strip():
-        fail(source, "equal_answers", f"both answers are {shorten(chosen.text)}")
-    known = set(map(str, record.warnings))
-    warnings = [*record.warnings, *(warning for warning in other.warnings if str(warning) not in known)]
-    shorter, longer = sorted((len(chosen.text), len(rejected.text)))
+    prompt, *answers = _sides(raw, source)
+    texts = [_text(answer, side, source) for side, answer in zip(("chosen", "rejected"), answers, strict=True)]
+    if texts[0].strip() == texts[1].strip():
+        fail(source, "equal_answers", f"both answers are {shorten(texts[0])}")
+    record, other = (parse_turns(shared, [*prompt, RawTurn("assistant", text)], source) for text in texts)
+    warnings = list({str(warning): warning for each in (record, other) for warning in each.warnings}.values())
+    shorter, longer = sorted(map(len, texts))
     if longer > SHORT and longer > FAR_APART * shorter:
-        problem = f"the answers have {len(chosen.text)} and {len(rejected.text)} characters"
-        warn(warnings, source, "far_apart", problem)
-    texts = "".join((*record.texts, rejected.text))
-    if PLACEHOLDER.search(texts) and read_fillers(record.extra.get("objects")) is not None:
+        warn(warnings, source, "far_apart", f"the answers have {len(texts[0])} and {len(texts[1])} characters")
+    if fills_texts(record.extra.get("objects")) and PLACEHOLDER.search("".join((*record.texts, texts[1]))):
         problem = "'objects' of a pair: it isn't said which of them belong to which answer"
         fail(source, "objects", problem, "write the boxes into the texts, as <box>[[x1, y1, x2, y2]]</box>")
     context = tuple(turn._replace(supervised=False) for turn in record.turns[:-1])
-    answers = (Turn("assistant", turn.parts) for turn in (chosen, rejected))
-    changed = {"turns": (*context, *answers), "warnings": tuple(warnings)}
+    changed = {"turns": (*context, record.turns[-1], other.turns[-1]), "warnings": tuple(warnings)}
     return PairRecord(**vars(record) | changed | {"has_markup": record.has_markup or other.has_markup})
 
 
 def _sides(raw: dict, source: str) -> tuple[list[RawTurn], object, object]:
     """The turns of the prompt, and both answers as they are written."""
-    rejected = _one_of(raw, REJECTED, "rejected answer", source)
+    rejected = raw[_only(REJECTED, raw, "no_pair", source)]
     if any(name in raw for name in ("conversations", "messages")) and "response" not in raw:
         turns = turns_of({key: value for key, value in raw.items() if not key.startswith("rejected")}, source)
         if "chosen" in raw:
             return turns, raw["chosen"], rejected
         return turns[:-1], turns[-1].content, rejected[-1] if isinstance(rejected, list) and rejected else rejected
-    chosen = _one_of(raw, CHOSEN, "chosen answer", source)
-    if any(name in raw for name in PROMPTS):
+    chosen = raw[_only(CHOSEN, raw, "no_pair", source)]
+    is_list = all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected))
+    if not is_list or any(name in raw for name in PROMPTS):
         return _prompt(raw, source), chosen, rejected
-    if not all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected)):
-        fail(source, "no_prompt", f"no prompt; the record has the keys {sorted(raw)!r}"[:300])
     if chosen[:-1] != rejected[:-1]:
         fail(source, "two_prompts", "'chosen' and 'rejected' begin with different messages")
     return turns_of({"messages": chosen[:-1]}, source), chosen[-1], rejected[-1]
 
 
 def _prompt(raw: dict, source: str) -> list[RawTurn]:
-    name = _only([name for name in PROMPTS if name in raw], source)
+    name = _only(PROMPTS, raw, "no_prompt", source)
     if isinstance(raw[name], list):
         return turns_of({"messages": raw[name]}, source)
     if not isinstance(raw[name], str):
@@ -109,14 +93,11 @@ def _prompt(raw: dict, source: str) -> list[RawTurn]:
     return [*history(raw.get("history"), source), RawTurn("user", text)]
 
 
-def _one_of(raw: dict, names: tuple[str, ...], what: str, source: str) -> object:
+def _only(names: tuple[str, ...], raw: dict, reason: str, source: str) -> str:
+    """The one of some keys that a record has."""
     found = [name for name in names if raw.get(name) is not None]
     if not found:
-        fail(source, "no_pair", f"no {what}; the record has the keys {sorted(raw)!r}"[:300])
-    return raw[_only(found, source)]
-
-
-def _only(found: list[str], source: str) -> str:
+        fail(source, reason, f"none of {', '.join(names)}; the record has the keys {sorted(raw)!r}"[:300])
     if len(found) > 1:
         fail(source, "two_formats", f"both {found[0]!r} and {found[1]!r}")
     return found[0]
@@ -132,4 +113,6 @@ def _text(answer: object, side: str, source: str) -> str:
         answer = "".join(str(part.get("text", "")) for part in answer)
     if not isinstance(answer, str):
         fail(source, "pair_answer", f"the {side} answer is neither a text nor one message")
+    if not answer.strip():
+        fail(source, "empty_answer", f"the {side} answer is empty", "give both answers, or remove the record")
     return answer

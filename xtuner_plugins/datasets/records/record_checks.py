@@ -6,7 +6,6 @@ warning, and `tools/check_data.py` counts it. The table in docs/data.md is made 
 (`python -m xtuner_plugins.datasets.records.record_checks`).
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -40,11 +39,10 @@ _TABLE = {
     "unicode": ("half of a surrogate pair", "write the file as UTF-8, or whole pairs"),
     "media_name": ("a medium's name that is no text, is empty, or a broken data URL", 'write "image": "folder/file"'),
     "media_twice": ("`image` beside `images`, or `video` beside `videos`", "keep one of them"),
-    "media_key": ("a file named by a key that isn't read", "name it in 'image', with <image> in the turn's text"),
+    "media_key": ("a file (or sound) named by a key that isn't read", "name it in 'image', with <image> in the text"),
     "~media_role": ("an image outside the user's turns", "images stand in the user's turns"),
     "image_count": ("placeholders and images that differ in number", "name one image for each <image>"),
     "video_count": ("placeholders and videos that differ in number", "name one video for each <video>"),
-    "~audio": ("sound, which models here don't hear", "remove the record if its answers depend on sound"),
     "~foreign_form": (
         "other projects' placeholders: `<Image>`, `<image_1>`, `<|image_pad|>`, `<img>a.jpg</img>`, `<bbox>` ...",
         "write <image> (or <video>, or <ref>...</ref><box>[[x1, y1, x2, y2]]</box>), unless it is meant as text",
@@ -83,16 +81,16 @@ FORMS = re.compile(  # `<` comes first and alone, so that the search jumps from 
     r"|(?P<maybe>(?:image|img|video)[ _-]?\d+>|(?!image>|video>|img>)(?i:image|video|img)>|audio>|img>[^<]+</img>))"
 )
 FILLED = ("<bbox>", "<ref-object>")  # placeholders of ms-swift
-# Other names for media, which are an error where no other medium is given
+# Other names for media and sound, which are an error where no other medium is given
 MEDIA_KEYS = frozenset(
     "Image Images IMAGE img imgs image_path image_paths image_file image_files image_name image_list image_url"
-    " image_urls img_path img_paths img_url img_file pic photo photos Video Videos video_path"
-    " video_paths video_file video_list video_url video_urls media".split()
+    " image_urls img_path img_paths img_url img_file pic photo photos Video Videos video_path video_paths video_file"
+    " video_list video_url video_urls media audio audios audio_path audio_paths audio_url audio_file".split()
 )
-AUDIO_KEYS = frozenset("audio audios audio_path audio_paths audio_url audio_file".split())
-TURN_MEDIA_KEYS = MEDIA_KEYS | AUDIO_KEYS | {"image", "images", "video", "videos"}
-LOSS_KEYS = ("loss", "weight", "loss_scale", "train", "training", "train_detail")  # obeyed
-OTHER_LOSS_KEYS = frozenset("trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight".split())
+LOSS_KEYS = ("loss", "weight", "loss_scale", "train", "training")  # obeyed
+OTHER_LOSS_KEYS = frozenset(
+    "trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight train_detail".split()
+)
 # Facts about a record or a turn that change nothing
 FACTS = frozenset(
     "id idx index uid uuid key source dataset data_source dataset_name data_name task task_type type kind category"
@@ -110,8 +108,15 @@ def fail(source: str, reason: str, problem: str, remedy: str = "") -> NoReturn:
 
 def warn(warnings: list[RecordError], source: str, reason: str, problem: str, remedy: str = "") -> None:
     """Add a warning about the record at `source`; the remedy is that of `REASONS` unless given."""
-    remedy = remedy or REASONS.get(reason, REASONS["unread_key:NAME"])[1]
-    warnings.append(RecordError(reason, problem, remedy, source))
+    warnings.append(RecordError(reason, problem, remedy or REASONS[reason][1], source))
+
+
+def warn_unread(warnings: list[RecordError], source: str, where: str, key: str) -> None:
+    """Add the warning about a key that nothing reads, which is counted by its name."""
+    reason = f"unread_key:{key[:40]}".encode("utf-8", "replace").decode()
+    warnings.append(
+        RecordError(reason, f"{where} has {key!r}, which isn't read", REASONS["unread_key:NAME"][1], source)
+    )
 
 
 def kind_of(value: object) -> str:
@@ -134,47 +139,32 @@ def reasons_table() -> str:
     return "\n".join(lines)
 
 
-def find_key(record: Mapping[str, Any], names: frozenset[str]) -> str | None:
-    """The first of these keys, sorted, whose value isn't empty."""
-    return next((key for key in sorted(record.keys() & names) if record[key]), None)
-
-
 def is_learned(rest: Mapping[str, Any], role: str, number: int, source: str, warnings: list[RecordError]) -> bool:
     """Whether a turn with further keys is learned; not where one of `LOSS_KEYS` says so.
 
     Raises:
         RecordError: a mark of loss that can't be obeyed, or a file that the turn names.
     """
-    if (key := find_key(rest, TURN_MEDIA_KEYS)) is not None:
-        fail(source, "media_key", f"turn {number} names a file by a key of its own, {key!r}")
-    learned = role == "assistant"
-    for key in sorted(rest):
-        value = rest[key]
+    learned, where = role == "assistant", f"turn {number}"
+    for key, value in sorted(rest.items()):
+        if value and (key in MEDIA_KEYS or key in ("image", "images", "video", "videos")):
+            fail(source, "media_key", f"{where} names a file by a key of its own, {key!r}")
         if key in OTHER_LOSS_KEYS:
-            fail(source, "turn_loss", f"turn {number} has {key!r}")
-        if key not in LOSS_KEYS or value is None:
-            if key not in FACTS and key not in LOSS_KEYS and value not in NOTHING:
-                warn(warnings, source, unread(key), f"turn {number} has {key!r}, which nothing reads")
-            continue
-        if key == "train_detail":
-            value = _of_spans(value)
-        if isinstance(value, str) or value not in (0, 1):
-            fail(source, "turn_loss", f"turn {number} has {key} {shorten(str(rest[key]))}")
-        if value and role != "assistant":
-            fail(source, "turn_loss", f"turn {number} ({role}) has {key} {value}")
-        learned = learned and bool(value)
+            fail(source, "turn_loss", f"{where} has {key!r}")
+        if key in LOSS_KEYS and value is not None:
+            if role != "assistant" and value:
+                fail(source, "turn_loss", f"{where} ({role}) has {key} {value}")
+            learned = _obeyed(key, value, where, source) and learned
+        elif key not in FACTS and value not in NOTHING:
+            warn_unread(warnings, source, where, key)
     return learned
 
 
-def _of_spans(spans: object) -> object:
-    """What all spans of Axolotl's `train_detail` say; the value itself where they differ."""
-    said = {span.get("train") for span in spans if isinstance(span, dict)} if isinstance(spans, list) else ()
-    return said.pop() if len(said) == 1 else spans if spans else True
-
-
-def unread(key: str) -> str:
-    """The reason of the warning about a key that nothing reads."""
-    return f"unread_key:{key[:40]}".encode("utf-8", "replace").decode()
+def _obeyed(key: str, value: object, where: str, source: str) -> bool:
+    if isinstance(value, str) or value not in (0, 1):
+        remedy = "write 0 or 1, or weigh the whole file by loss_weight in dataset_settings"
+        fail(source, "turn_loss", f"{where} has {key} {shorten(str(value))}", remedy)
+    return bool(value)
 
 
 def check_keys(extra: Mapping[str, Any], has_media: bool, source: str, warnings: list[RecordError]) -> bool:
@@ -183,11 +173,8 @@ def check_keys(extra: Mapping[str, Any], has_media: bool, source: str, warnings:
     Raises:
         RecordError: media or sound under keys that aren't read, or an answer that isn't to be learned.
     """
-    if not has_media and (key := find_key(extra, MEDIA_KEYS)) is not None:
-        fail(source, "media_key", f"{key!r} isn't read, and no 'image' or 'video' is given", "rename it to 'image'")
     learned = True
-    for key in sorted(extra.keys() - FACTS):
-        value = extra[key]
+    for key, value in sorted(extra.items()):
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if (
             (key == "label" and value is False)
@@ -196,71 +183,47 @@ def check_keys(extra: Mapping[str, Any], has_media: bool, source: str, warnings:
             or (key in ("score", "reward") and is_number and value <= 0)
         ):
             fail(source, "bad_answer", f"the record has {key!r}: {shorten(str(value), 30)}")
+        if key in MEDIA_KEYS and value and not has_media:
+            fail(source, "media_key", f"{key!r} isn't read, and no 'image' or 'video' is given")
         if key in LOSS_KEYS and value is not None:
-            if isinstance(value, str) or value not in (0, 1):
-                remedy = "write 0 or 1, or weigh the whole file by loss_weight in dataset_settings"
-                fail(source, "turn_loss", f"the record has {key} {shorten(str(value))}", remedy)
-            learned = learned and bool(value)
-        elif key in AUDIO_KEYS and value:
-            if not has_media:
-                fail(source, "audio", f"{key!r} isn't read: models here don't hear", "remove the record")
-            warn(warnings, source, "audio", f"{key!r} isn't read: models here don't hear")
-        elif value not in NOTHING:
-            warn(warnings, source, unread(key), f"{key!r} of the record isn't read")
+            learned = _obeyed(key, value, "the record", source) and learned
+        elif key not in FACTS and value not in NOTHING:
+            warn_unread(warnings, source, "the record", key)
     return learned
 
 
-def read_fillers(objects: object) -> dict | None:
-    """A record's "objects" if they are ms-swift's, which fill placeholders in the texts; else None.
-
-    Its release 2 has a list of {caption, bbox, bbox_type, image}, often as JSON text; here it is given as release 3's
-    lists {ref, bbox, bbox_type, image_id}.
-    """
-    if isinstance(objects, str) and objects.lstrip().startswith("["):
-        try:
-            objects = json.loads(objects)
-        except (ValueError, RecursionError):
-            return None
-    if isinstance(objects, dict):
-        return objects if "bbox" in objects or "ref" in objects else None
-    is_list = isinstance(objects, list) and objects != []
-    if not is_list or not all(isinstance(item, dict) and "bbox" in item for item in objects):
-        return None
-    keys = {"ref": "caption", "bbox": "bbox", "bbox_type": "bbox_type", "image_id": "image"}
-    columns = {name: [item.get(key) for item in objects] for name, key in keys.items()}
-    columns["image_id"] = [0 if number is None else number for number in columns["image_id"]]
-    return columns
+def fills_texts(objects: object) -> bool:
+    """Whether a record's "objects" are ms-swift's, which fill placeholders in the texts."""
+    return isinstance(objects, dict) and ("bbox" in objects or "ref" in objects)
 
 
-def check_texts(marked: list, in_front: bool, objects: object, source: str, warnings: list[RecordError]) -> None:
-    """Complain of foreign forms in texts with `<`.
+def check_text(
+    text: str, role: str, number: int, in_front: bool, objects: object, source: str, warnings: list[RecordError]
+) -> None:
+    """Complain of foreign forms in a text of turn `number`, without the placeholders that were filled.
 
     In a question a named file and other models' own tokens are errors; other names of images where the record's image
     has no other place; forms of boxes beside `objects` that don't fill them. All others are warnings.
 
     Args:
-        marked: of each text: number of its turn, role, text, whether it is a part of a list.
         in_front: whether the record's only image or video has no placeholder in the user's turns.
-        objects: the record's "objects", with which others fill `<bbox>`; None without.
+        objects: the record's "objects".
     """
-    fills = read_fillers(objects) is not None
-    for number, role, text, is_part in marked:
-        asked = role == "user"
-        if "<image>" in text and (not asked or is_part):
-            problem = f"<image> in {'a text part of' if asked else 'the answer of'} turn {number} is plain text"
-            remedy = "write the image's part" if asked else "move it to the user's turn before"
-            if in_front:
-                fail(source, "media_role", f"{problem}, and the image has no other place", remedy)
-            warn(warnings, source, "media_role", problem, f"{remedy} if it stands for an image")
-        for match in FORMS.finditer(text):
-            kind, form = match.lastgroup, match[0][:60]
-            if fills and form in FILLED:
-                continue
-            problem = f"{form!r} in turn {number} is plain text"
-            is_certain = {"file": True, "certain": True, "maybe": in_front, "grounding": objects is not None}
-            if asked and is_certain.get(kind):
-                fail(source, "foreign_form", problem)
-            warn(warnings, source, "foreign_form", problem)
+    asked = role == "user"
+    if "<image>" in text:
+        problem = f"<image> in {'a text part of' if asked else 'the answer of'} turn {number} is plain text"
+        remedy = "write the image's part" if asked else "move it to the user's turn before"
+        if in_front:
+            fail(source, "media_role", f"{problem}, and the image has no other place", remedy)
+        warn(warnings, source, "media_role", problem, f"{remedy} if it stands for an image")
+    is_certain = {"file": True, "certain": True, "maybe": in_front, "grounding": objects is not None}
+    for match in FORMS.finditer(text):
+        if match[0] in FILLED and fills_texts(objects):
+            continue
+        problem = f"{match[0][:60]!r} in turn {number} is plain text"
+        if asked and is_certain.get(match.lastgroup):
+            fail(source, "foreign_form", problem)
+        warn(warnings, source, "foreign_form", problem)
 
 
 if __name__ == "__main__":

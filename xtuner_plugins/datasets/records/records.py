@@ -12,10 +12,10 @@ or with `messages`, whose contents are strings or lists of parts:
         {"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "And this?"}]},
         {"role": "assistant", "content": "A dog."}]}
 
-`image` (or `images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. A name may be a data URL,
-which holds the image itself. The placeholders in the user's turns are filled in order; a single image without a
-placeholder is put before the first user turn. Any other disagreement is an error: nothing is guessed. `record_checks`
-lists what is refused or warned about.
+`image` (or `images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. Instead of a name there may
+be the image itself: a data URL, or in a table bytes, or a struct of bytes and path. The placeholders in the user's
+turns are filled in order; a single image without a placeholder is put before the first user turn. Any other
+disagreement is an error: nothing is guessed. `record_checks` lists what is refused or warned about.
 
 An answer with `"loss": false` or `"weight": 0` is part of the conversation but isn't learned, nor is its end token. An
 answer that is empty or white space isn't learned either (the official code and LLaVA's train its end token, and so a
@@ -28,7 +28,7 @@ the model's `system_message` is "".
 
 import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -39,13 +39,13 @@ from .record_checks import (
     FACTS,
     PART_KEYS,
     check_keys,
-    check_texts,
+    check_text,
     fail,
     is_learned,
     kind_of,
     shorten,
-    unread,
     warn,
+    warn_unread,
 )
 
 IMAGE, VIDEO = "<image>", "<video>"
@@ -56,8 +56,11 @@ KNOWN_KEYS = KEYS | {"image", "images", "video", "videos", "system", "system_pro
 class Medium(NamedTuple):
     """An image or a video at its place in the text."""
 
-    kind: str  # 'image' or 'video'; 'frame' after `video.expand_videos`
+    kind: str  # 'image' or 'video'; 'frame' after `expand_videos`
     name: str | Blob  # as the record writes it, relative to the image folder; a Blob where the record holds the image
+
+
+UNNAMED = {IMAGE: Medium("image", ""), VIDEO: Medium("video", "")}  # placeholders, named by the record's own list
 
 
 class Turn(NamedTuple):
@@ -114,34 +117,47 @@ def parse_record(raw: object, source: str) -> Record:
     return parse_turns(raw, turns_of(raw, source), source)
 
 
-def parse_turns(raw: dict, turns: list[RawTurn], source: str) -> Record:
+def parse_turns(raw: dict, written: list[RawTurn], source: str) -> Record:
     """As `parse_record`, with the conversation already taken from `raw`."""
     warnings: list[RecordError] = []
-    parsed = [_message(turn, number, source, warnings) for number, turn in enumerate(turns, 1)]
-    system = _system(raw, parsed, source, warnings)
-    if parsed[0][0] == "system":
-        parsed = parsed[1:]
-    _check_order([role for role, _, _ in parsed], source)
-    images, videos = _names(raw, "image", source), _names(raw, "video", source)
+    given = {placeholder: _names(raw, medium.kind, source) for placeholder, medium in UNNAMED.items()}
+    # Without a video, `<video>` is text (an HTML element). `<image>` never is: forgetting the image is too common.
+    pattern = EITHER if given[VIDEO] else ONLY_IMAGE
+    turns = [_turn(turn, number, pattern, source, warnings) for number, turn in enumerate(written, 1)]
+    system = _system(raw, turns, source, warnings)
+    first = int(turns[0].role == "system")
+    turns = turns[first:]
+    _check_order([turn.role for turn in turns], source)
     extra = {key: value for key, value in raw.items() if key not in KNOWN_KEYS}
     if not extra.keys() <= FACTS:
-        own = any(isinstance(part, Medium) for _, parts, _ in parsed for part in parts)
-        if not check_keys(extra, bool(images or videos) or own, source, warnings):
-            parsed = [(role, parts, False) for role, parts, _ in parsed]
-    parsed, has_markup = _fill_placeholders(parsed, images, videos, extra.get("objects"), source, warnings)
-    turns = tuple([Turn(role, tuple(parts), learned) for role, parts, learned in parsed])
-    return Record(turns, source, system, extra, has_markup, tuple(warnings))
+        has_media = any(given.values()) or any(_is_named(part) for turn in turns for part in turn.parts)
+        if not check_keys(extra, has_media, source, warnings):
+            turns = [turn._replace(supervised=False) for turn in turns]
+    turns, in_front = _fill_placeholders(turns, given, source)
+    turns = _without_empty_answers(turns, source, warnings)
+    has_markup = False
+    for number, turn in enumerate(turns, 1):
+        for part in turn.parts:
+            if isinstance(part, str) and "<" in part:
+                has_markup = True
+                check_text(part, turn.role, number, in_front, extra.get("objects"), source, warnings)
+    return Record(tuple(turns), source, system, extra, has_markup, tuple(warnings))
 
 
-def _message(turn: RawTurn, number: int, source: str, warnings: list[RecordError]) -> tuple[str, list, bool]:
-    """One raw turn as (role, parts, learned); parts are strings or `Medium`s."""
+def _turn(turn: RawTurn, number: int, pattern: re.Pattern, source: str, warnings: list[RecordError]) -> Turn:
+    """One raw turn; the user's placeholders become media without a name."""
     role, content = turn.role, turn.content
     learned = is_learned(turn.rest, role, number, source, warnings) if turn.rest else role == "assistant"
     if isinstance(content, str):
-        return role, [content if content.isascii() else clean(content, f"turn {number}", source)], learned
-    if isinstance(content, list) and turn.has_parts:
-        return role, [_part(part, role, f"turn {number}", source, warnings) for part in content], learned
-    fail(source, "turn_content", f"the text of turn {number} is {kind_of(content)}")
+        parts = [content if content.isascii() else clean(content, f"turn {number}", source)]
+        if role == "user":
+            parts = pattern.split(parts[0]) if "<" in content else parts
+            parts = [UNNAMED.get(part, part) if odd % 2 else part for odd, part in enumerate(parts) if part]
+    elif isinstance(content, list) and turn.has_parts:
+        parts = [_part(part, role, f"turn {number}", source, warnings) for part in content]
+    else:
+        fail(source, "turn_content", f"the text of turn {number} is {kind_of(content)}")
+    return Turn(role, tuple(parts) if role == "user" else ("".join(parts),), learned)
 
 
 def clean(text: str, where: str, source: str) -> str:
@@ -158,35 +174,29 @@ def clean(text: str, where: str, source: str) -> str:
     return text
 
 
-def _part(part: object, role: str, where: str, source: str, warnings: list[RecordError]) -> "str | Medium | _Text":
+def _part(part: object, role: str, where: str, source: str, warnings: list[RecordError]) -> str | Medium:
     """One part of a list content: {"type": "text" | "image" | "image_url" | "video", ...}."""
     if isinstance(part, str):
-        return _Text(clean(part, where, source))
+        return clean(part, where, source)
     kind = part.get("type") if isinstance(part, dict) else None
     for key in part.keys() - PART_KEYS if kind else ():
         if part[key]:
-            warn(warnings, source, unread(key), f"{where} has a part with {key!r}, which nothing reads")
+            warn_unread(warnings, source, f"a part of {where}", key)
     if kind == "text" and isinstance(part.get("text"), str):
-        return _Text(clean(part["text"], where, source))
+        return clean(part["text"], where, source)
     if kind in ("image", "image_url", "video", "video_url"):
         if role != "user":
             fail(source, "media_role", f"{where} ({role}) holds a {kind}")
         kind = kind.removesuffix("_url")
         value = next((part[key] for key in (kind, f"{kind}_url", "path", "url") if part.get(key) is not None), None)
-        value = value.get("url") if isinstance(value, dict) else value
-        if value is None:
-            return IMAGE if kind == "image" else VIDEO  # named by the record's own list
-        return Medium(kind, _name(value, f"a part of {where}", source))
+        value = value.get("url", value) if isinstance(value, dict) else value
+        return Medium(kind, "" if value is None else read_name(value, f"a part of {where}", source))
     fail(source, "turn_part", f"{where} has a part that is neither text, image nor video: {shorten(str(part))}")
 
 
-class _Text(str):
-    """A text part of a list content; `<image>` in it is text, since images have their own parts."""
-
-
-def _system(raw: dict, parsed: list[tuple[str, list, bool]], source: str, warnings: list[RecordError]) -> str | None:
+def _system(raw: dict, turns: list[Turn], source: str, warnings: list[RecordError]) -> str | None:
     """The record's own system message; None means that of the template."""
-    places = [number for number, message in enumerate(parsed, 1) if message[0] == "system"]
+    places = [number for number, turn in enumerate(turns, 1) if turn.role == "system"]
     if places and places != [1]:
         fail(source, "turn_order", f"turn {places[-1]} is a system turn")
     given = [raw[key] for key in ("system", "system_prompt") if raw.get(key) is not None]
@@ -199,10 +209,9 @@ def _system(raw: dict, parsed: list[tuple[str, list, bool]], source: str, warnin
         return clean(own[0], "'system'", source)
     if not places:
         return None
-    text = "".join(parsed[0][1])
-    if not text.strip():
+    if not turns[0].text.strip():
         warn(warnings, source, "empty_system", "an empty system turn takes the template's message away")
-    return text
+    return turns[0].text
 
 
 def _check_order(roles: list[str], source: str) -> None:
@@ -220,99 +229,74 @@ def _names(raw: dict, kind: str, source: str) -> list[str | Blob]:
     present = [key for key in (kind, kind + "s") if raw.get(key) is not None]
     if len(present) > 1:
         fail(source, "media_twice", f"both '{kind}' and '{kind}s'")
-    if not present:
-        return []
-    value = raw[present[0]]
-    return [_name(name, f"'{present[0]}'", source) for name in (value if isinstance(value, list) else [value])]
+    value = raw[present[0]] if present else []
+    value = value if isinstance(value, list) else [value]
+    return [read_name(name, f"{kind} {number}", source) for number, name in enumerate(value, 1)]
 
 
-def _name(value: Any, where: str, source: str) -> str | Blob:
-    """A name as the record writes it; a data URL, and what a table holds, as the bytes."""
-    if isinstance(value, Blob):
-        return value
-    if not isinstance(value, str) or not value.strip():
-        fail(source, "media_name", f"{where} holds {kind_of(value) if value != '' else 'an empty name'}")
-    if value.startswith("data:"):
+def read_name(value: Any, where: str, source: str) -> str | Blob:
+    """A name as the record writes it; an image that the record holds itself as a `Blob`.
+
+    Args:
+        where: of the name, or what the image is called, such as 'image 1'.
+
+    Raises:
+        RecordError: neither of them.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path") or value
+    if isinstance(value, str) and value.startswith("data:"):
         head, _, data = value.partition(",")
         try:
-            content = base64.b64decode(data if head.endswith(";base64") else "?", validate=True)
+            value = base64.b64decode(data if head.endswith(";base64") else "?", validate=True)
         except ValueError:
-            fail(source, "media_name", f"{where} holds a data URL that isn't whole base64 ({head[:40]})")
-        return Blob(f"{where} of line {source.rpartition(':')[2]}", content)
+            fail(source, "media_name", f"{where} is a data URL that isn't whole base64 ({head[:40]})")
+    if isinstance(value, bytes):
+        return Blob(f"{where} of line {source.rpartition(':')[2]}", value)
+    if not isinstance(value, str) or not value.strip():
+        fail(source, "media_name", f"the name of {where} is {kind_of(value) if value != '' else 'empty'}")
     return value if value.isascii() else clean(value, where, source)
 
 
-def _fill_placeholders(
-    parsed: list, images: list, videos: list, objects: object, source: str, warnings: list[RecordError]
-) -> tuple[list, bool]:
-    """Replace the placeholders in the user's turns by the named media.
-
-    Args:
-        objects: the record's "objects", with which others fill `<bbox>`; None without.
-
-    Returns:
-        The turns, and whether a text holds `<` other than in placeholders.
-    """
-    names = {IMAGE: iter(images), VIDEO: iter(videos)}
-    counts = {IMAGE: 0, VIDEO: 0}
-    own = {"image": 0, "video": 0}  # media that are parts of the content, with their names
-    # Without a video, `<video>` is text (an HTML element). `<image>` never is: forgetting the image is too common.
-    pattern = EITHER if videos else ONLY_IMAGE
-    filled, marked, learns, emptied = [], [], False, False
-    for number, (role, parts, learned) in enumerate(parsed, 1):
-        if role == "assistant":
-            text = "".join(parts)
-            if learned and (not text or text.isspace()):
-                learned, emptied = False, True
-                warn(warnings, source, "empty_answer", f"turn {number} is an empty answer", "it isn't learned")
-            learns = learns or learned
-            if "<" in text:
-                marked.append((number, role, text, False))
-            filled.append((role, [text], learned))
-            continue
-        pieces = []
-        for part in parts:
-            if isinstance(part, Medium):
-                own[part.kind] += 1
-                pieces.append(part)
-                continue
-            if "<" not in part:
-                pieces += [str(part)] if part else []
-                continue
-            if isinstance(part, _Text) or "<" in part.replace(IMAGE, ""):
-                marked.append((number, role, part, isinstance(part, _Text)))
-            for piece in [part] if isinstance(part, _Text) else pattern.split(part):
-                if piece in counts and not isinstance(piece, _Text):
-                    counts[piece] += 1
-                    name = next(names[piece], None)
-                    pieces.append(Medium(piece.strip("<>"), name) if name is not None else piece)
-                elif piece:
-                    pieces.append(str(piece))
-        filled.append((role, pieces, False))
-    if not learns and emptied:
-        fail(source, "empty_answer", "its answers are empty")
-    if not learns:
-        fail(source, "no_answer", "no answer is learned, each has loss false or weight 0", "remove the record")
-    in_front = _count_media(filled, images, videos, counts, own, source)
-    if marked:
-        check_texts(marked, in_front, objects, source, warnings)
-    return filled, bool(marked)
+def _is_named(part: str | Medium) -> bool:
+    return isinstance(part, Medium) and part.name != ""
 
 
-def _count_media(filled: list, images: list, videos: list, counts: dict, own: dict, source: str) -> bool:
-    """Compare placeholders with names; returns whether a medium without placeholder was put before the first turn."""
+def _fill_placeholders(turns: list[Turn], given: dict[str, list], source: str) -> tuple[list[Turn], bool]:
+    """The turns with names in all media, and whether a medium without placeholder was put before the first turn."""
+    media = [part for turn in turns for part in turn.parts if isinstance(part, Medium)]
     in_front = False
-    for placeholder, given in ((IMAGE, images), (VIDEO, videos)):
-        kind = placeholder.strip("<>")
-        if counts[placeholder] == 0 and len(given) == 1 and not own[kind]:
-            role, pieces, learned = filled[0]
-            filled[0] = (role, [Medium(kind, given[0]), "\n", *pieces], learned)
+    for placeholder, names in given.items():
+        unnamed, own = UNNAMED[placeholder], [medium for medium in media if medium.kind == UNNAMED[placeholder].kind]
+        found = own.count(unnamed)
+        if len(names) == 1 and not own:
+            turns = [turns[0]._replace(parts=(unnamed, "\n", *turns[0].parts)), *turns[1:]]
             in_front = True
-        elif counts[placeholder] != len(given):
-            ending = "" if len(given) == 1 else "s"
-            found = f"{counts[placeholder]} {placeholder} in the user's turns"
-            fail(source, f"{kind}_count", f"{found}, but {len(given)} {kind}{ending} given by '{kind}'")
-    return in_front
+        elif found != len(names):
+            ending = "" if len(names) == 1 else "s"
+            problem = f"{found} {placeholder} in the user's turns, but {len(names)} {unnamed.kind}{ending} given"
+            fail(source, f"{unnamed.kind}_count", f"{problem} by '{unnamed.kind}'")
+    left = {UNNAMED[placeholder]: iter(names) for placeholder, names in given.items()}
+
+    def fill(parts: Sequence) -> Iterator[str | Medium]:
+        for part in parts:
+            is_left = isinstance(part, Medium) and part in left
+            yield Medium(part.kind, next(left[part])) if is_left else part
+
+    return [turn._replace(parts=tuple(fill(turn.parts))) for turn in turns] if media or in_front else turns, in_front
+
+
+def _without_empty_answers(turns: list[Turn], source: str, warnings: list[RecordError]) -> list[Turn]:
+    """The turns, of which answers without a text aren't learned."""
+    emptied = [turn.supervised and not turn.text.strip() for turn in turns]
+    for number in (number for number, is_empty in enumerate(emptied, 1) if is_empty):
+        warn(warnings, source, "empty_answer", f"turn {number} is an empty answer", "it isn't learned")
+    turns = [turn._replace(supervised=False) if empty else turn for turn, empty in zip(turns, emptied, strict=True)]
+    if not any(turn.supervised for turn in turns):
+        if any(emptied):
+            fail(source, "empty_answer", "its answers are empty")
+        fail(source, "no_answer", "no answer is learned, each has loss false or weight 0", "remove the record")
+    return turns
 
 
 def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
@@ -323,17 +307,17 @@ def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
     Args:
         num_frames: of each of the record's videos, in order.
     """
-    if not any(medium.kind == "video" for medium in record.media):
+    if not num_frames:
         return record
     counts = iter(num_frames)
-    turns = []
-    for turn in record.turns:
-        parts: list[str | Medium] = []
-        for part in turn.parts:
+
+    def expand(parts: Sequence) -> Iterator[str | Medium]:
+        for part in parts:
             if not isinstance(part, Medium) or part.kind != "video":
-                parts.append(part)
+                yield part
                 continue
             for number in range(next(counts)):
-                parts += [f"{chr(10) if number else ''}Frame-{number + 1}: ", Medium("frame", part.name)]
-        turns.append(turn._replace(parts=tuple(parts)))
-    return replace(record, turns=tuple(turns))
+                yield f"{chr(10) if number else ''}Frame-{number + 1}: "
+                yield Medium("frame", part.name)
+
+    return replace(record, turns=tuple([turn._replace(parts=tuple(expand(turn.parts))) for turn in record.turns]))

@@ -1,4 +1,4 @@
-"""Rows of tables and samples of tar shards as records, read at random; a record holds its images as `Blob`s.
+"""Rows of tables and samples of tar shards as records, read at random.
 
     Parquet        in place where its largest row group has at most `IN_PLACE` bytes, otherwise one copy
     save_to_disk   the Arrow files that `datasets` wrote, in place
@@ -6,10 +6,8 @@
                    000017.jpg  000017.json    the record, about the sample's own images (or 000017.0.jpg ...)
                    000018.jpg  000018.txt     a caption: the question is the image alone
 
-A copy is an Arrow file in the cache directory, memory-mapped by every process. Images are in `image` or `images`:
-bytes, structs {bytes, path}, paths in the image folder, or lists of these. A key that a record lacks is null in a
-table, and is left out. Turns are a list of structs, a struct of lists, JSON text, or `texts` of `user` and `assistant`
-(The Cauldron, FineVision), whose images all stand in front of the first question where no placeholder says otherwise.
+A copy is an Arrow file in the cache directory, memory-mapped by every process. A key that a record lacks is null in a
+table, and is left out. Turns may be JSON text.
 """
 
 import bisect
@@ -18,12 +16,10 @@ import io
 import itertools
 import json
 import os
-import posixpath
-import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,17 +28,14 @@ from PIL import Image
 
 from ...errors import DataError, RecordError, SettingError, SourceError
 from ...files import get_cache_dir, locked, text_hash, write_whole, writing
-from ..images.media import Blob, identify
+from ..images.media import IMAGE_SUFFIXES, identify, natural
 from .foreign import LISTS, renamed
 from .json_index import check_unchanged, parse_json, stamp_of
 
 IN_PLACE = 32 << 20  # bytes of a row group: reading a row decodes its group
 GROUPS = 8  # that a process keeps decoded
 ROWS = 100  # written at a time
-IMAGE = "<image>"
-MEDIA = ("image", "images", "video", "videos")
-NAMED = ("image", "images", "image_url", "url", "path")  # keys of the images of a tar's sample
-SUFFIXES = frozenset("jpg jpeg png webp gif bmp tif tiff heic heif avif ppm".split())
+TURNS = (*LISTS, "chosen")  # keys that tell a record from other JSON in a tar
 
 
 class TableRecords:
@@ -55,16 +48,10 @@ class TableRecords:
         columns: names here -> names in the table, see `foreign.renamed`.
 
     Raises:
-        SettingError: a file is damaged, has other columns than the first, or there is no room for a copy.
+        SettingError: a file is damaged, or there is no room for a copy.
     """
 
-    def __init__(
-        self,
-        path: str,
-        kind: str,
-        files: Sequence[str],
-        columns: Mapping[str, str] | None = None,
-    ):
+    def __init__(self, path: str, kind: str, files: Sequence[str], columns: Mapping[str, str] | None = None):
         self.path, self.kind, self.columns = path, kind, dict(columns or {})
         try:
             self.stamps = {file: stamp_of(file) for file in files}
@@ -73,8 +60,7 @@ class TableRecords:
         except (DataError, SourceError):
             raise
         except Exception as error:  # those of pyarrow and datasets have many bases
-            text = " ".join(str(error).split())[:160] or type(error).__name__
-            problem = f"can't be read as {kind} ({text})"
+            problem = f"can't be read as {kind} ({_said(error)})"
             raise SettingError("data_paths", problem, "fetch it again, or write it again", path) from None
         if not self.num_rows:
             raise SettingError("data_paths", "holds no rows", "give it records", path)
@@ -85,10 +71,8 @@ class TableRecords:
         if self.kind == "arrow":
             rows = datasets.load_from_disk(self.path)
             if isinstance(rows, datasets.DatasetDict):
-                problem = f"holds several splits ({', '.join(rows)})"
-                raise SettingError(
-                    "data_paths", problem, f"name one of them: {self.path}/{next(iter(rows))}", self.path
-                )
+                remedy = f"name one of them: {self.path}/{next(iter(rows))}"
+                raise SettingError("data_paths", f"holds several splits ({', '.join(rows)})", remedy, self.path)
             return rows.with_format("arrow")
         if self.kind == "parquet":
             rows = ParquetRows(files)
@@ -110,7 +94,7 @@ class TableRecords:
 
     def source(self, row: int) -> str:
         """`entry:row`, counted from 1 over all files of the entry."""
-        return f"{self.path}:{row + 1}"
+        return f"{self.path}:{self.line(row)}"
 
     def line(self, row: int) -> int:
         """The number in `source`."""
@@ -118,11 +102,10 @@ class TableRecords:
 
     def fingerprint(self) -> str:
         """Hash of the files' paths, sizes and times."""
-        stamps = sorted((file, *stamp) for file, stamp in self.stamps.items())
-        return text_hash(json.dumps([stamps, self.columns]))
+        return text_hash(json.dumps([sorted(self.stamps.items()), self.columns]))
 
     def parse(self, row: int) -> object:
-        """The raw record of a row.
+        """The raw record of a row; its images may be bytes, or structs of bytes and path.
 
         Raises:
             RecordError: it can't be read.
@@ -136,11 +119,13 @@ class TableRecords:
         except SourceError:
             raise
         except Exception as error:
-            text = " ".join(str(error).split())[:160] or type(error).__name__
-            raise RecordError("table_unreadable", f"can't be read ({text})", "fetch the file again", source) from None
-        if self.kind == "tar":
-            return renamed(_of_sample(record, source), self.columns)
-        return _of_row(renamed(record, self.columns), source)
+            problem = f"can't be read ({_said(error)})"
+            raise RecordError("table_unreadable", problem, "fetch the file again", source) from None
+        record = renamed(_of_sample(record, source) if self.kind == "tar" else record, self.columns)
+        for key in LISTS if isinstance(record, dict) else ():
+            if isinstance(record.get(key), str):
+                record[key] = parse_json(record[key].encode("utf-8", "surrogatepass"), source)
+        return record
 
 
 class ParquetRows:
@@ -148,27 +133,20 @@ class ParquetRows:
 
     Attributes:
         largest, num_bytes: bytes of the largest group and of all, decoded.
-
-    Raises:
-        SettingError: a file has other columns than the first.
     """
 
     def __init__(self, files: Sequence[str]):
         import pyarrow.parquet as parquet
 
-        self.groups, self.starts, self.schemas, sizes = [], [0], [], []
+        self.files, self.groups, self.starts, sizes = files, [], [0], [0]
         for file in files:
             metadata = parquet.read_metadata(file)
-            self.schemas.append(metadata.schema.to_arrow_schema().remove_metadata())
-            if set(self.schemas[0].names) != set(names := self.schemas[-1].names):
-                problem = f"has the columns {', '.join(names)}, but {files[0]} {', '.join(self.schemas[0].names)}"
-                raise SettingError("data_paths", problem, "name files of one form, or one entry for each", file)
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
                 self.groups.append((file, number, stamp_of(file)))
                 self.starts.append(self.starts[-1] + group.num_rows)
                 sizes.append(group.total_byte_size)
-        self.largest, self.num_bytes = max(sizes, default=0), sum(sizes)
+        self.largest, self.num_bytes = max(sizes), sum(sizes)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -179,10 +157,13 @@ class ParquetRows:
 
     def batches(self) -> Iterator[Any]:
         """All rows as record batches of one schema."""
+        import pyarrow
         import pyarrow.dataset
+        import pyarrow.parquet
 
-        schema = pyarrow.unify_schemas(self.schemas, promote_options="permissive")
-        files = pyarrow.dataset.dataset([*dict.fromkeys(file for file, *_ in self.groups)], schema, format="parquet")
+        schemas = [pyarrow.parquet.read_schema(file).remove_metadata() for file in self.files]
+        schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
+        files = pyarrow.dataset.dataset(self.files, schema, format="parquet")
         yield from files.to_batches(batch_size=ROWS, batch_readahead=0, fragment_readahead=0, use_threads=False)
 
 
@@ -193,6 +174,10 @@ def _read_group(file: str, number: int, stamp: tuple[int, ...]) -> Any:
     check_unchanged(file, stamp, file)
     with parquet.ParquetFile(file) as opened:
         return opened.read_row_group(number, use_threads=False)  # threads don't survive a fork
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _announce(path: str, needed: int, copy: Path) -> None:
@@ -222,12 +207,11 @@ def _write(batches: Iterator[Any], target: Path) -> None:
 
 
 def _sample_batches(files: Sequence[str]) -> Iterator[Any]:
-    """The samples of tar shards as record batches of {json, txt, images, names}."""
+    """The samples of tar shards as record batches of {json, txt, names, images}."""
     import pyarrow
 
-    texts, lists = pyarrow.binary(), pyarrow.list_(pyarrow.large_binary())
-    schema = pyarrow.schema([("json", texts), ("txt", texts), ("names", pyarrow.list_(pyarrow.string()))])
-    schema = schema.append(pyarrow.field("images", lists))
+    texts, names, images = pyarrow.binary(), pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.large_binary())
+    schema = pyarrow.schema({"json": texts, "txt": texts, "names": names, "images": images})
     samples = (sample for file in files for sample in _samples(file))
     while rows := list(itertools.islice(samples, ROWS)):
         yield pyarrow.RecordBatch.from_pylist(rows, schema)
@@ -235,118 +219,59 @@ def _sample_batches(files: Sequence[str]) -> Iterator[Any]:
 
 def _samples(path: str) -> Iterator[dict]:
     with tarfile.open(path, "r:") as archive:
-        for key, members in itertools.groupby(
-            (info for info in archive if info.isfile()), lambda info: _key(info.name)
-        ):
-            if key.rpartition("/")[2][:2] in ("", "__"):
+        members = (info for info in archive if info.isfile())
+        for key, group in itertools.groupby(members, lambda info: _split(info.name)[:2]):
+            if key[1][:2] in ("", "__"):
                 continue
-            found = {info.name[len(key) + 1 :].lower(): archive.extractfile(info).read() for info in members}
-            images = sorted((name for name in found if name.rpartition(".")[2] in SUFFIXES), key=natural)
-            yield {
-                **{name: found.get(name) for name in ("json", "txt")},
-                "names": [f"{key.rpartition('/')[2]}.{name}" for name in images],
-                "images": [found[name] for name in images],
-            }
+            found = {_split(info.name)[2].lower(): archive.extractfile(info).read() for info in group}
+            names = sorted((name for name in found if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=natural)
+            images = {"names": [f"{key[1]}.{name}" for name in names], "images": [found[name] for name in names]}
+            yield {"json": found.get("json"), "txt": found.get("txt"), **images}
         archive.fileobj.seek(archive.offset)
         if any(archive.fileobj.read(tarfile.BLOCKSIZE) or b"\1"):  # tarfile ends in silence at a damaged header
             raise tarfile.ReadError(f"{path} is damaged or cut off at byte {archive.offset:,}")
 
 
-def _key(name: str) -> str:
+def _split(name: str) -> tuple[str, str, str]:
+    """Folder, key and what follows the key's dot, of a member's name."""
     folder, _, last = name.removeprefix("./").rpartition("/")
-    return name[: len(name) - len(last)] + last.partition(".")[0]
+    key, _, rest = last.partition(".")
+    return folder, key, rest
 
 
 def _of_sample(sample: dict, source: str) -> object:
     """The record in a sample's .json, about its own images, or its caption.
 
-    Names in the record are those of members, whole or behind the key (`1.jpg`), in its list or in parts of its turns.
-    With one image on both sides the name doesn't matter. Other names lead to the image folder.
+    Names in the record's list are those of members, whole or behind the key (`1.jpg`); other names lead to the image
+    folder. With one image on both sides the name doesn't matter.
     """
-    names, row = sample.get("names", ()), source.rpartition(":")[2]
-    images = [Blob(f"{name} of sample {row}", data) for name, data in zip(names, sample.get("images", ()), strict=True)]
+    images = dict(zip(sample.get("names", ()), sample.get("images", ()), strict=True))
     record = parse_json(sample["json"], source) if "json" in sample else None
-    is_record = isinstance(record, dict) and any(key in record for key in (*LISTS, "texts", "chosen"))
-    if record is not None and (is_record or "txt" not in sample):
-        if not isinstance(record, dict):
-            return record
-        own = {name.lower().partition(".")[2]: image for name, image in zip(names, images, strict=True)}
-        own |= {name.lower(): image for name, image in zip(names, images, strict=True)}
-        holders = {key: record[key] for key in ("image", "images", *LISTS) if key in record}
-        named: list[str] = []
-        _map_names(holders, named.append)
-        if len(set(named)) == len(images) == 1:
-            own = {_last(named[0]): images[0]}
-        record |= _map_names(holders, lambda name: own.get(_last(name), name))
-        return _of_row(record if named or not images else record | {"image": images}, source)
-    if "txt" not in sample:
-        raise RecordError("sample", "neither .json nor .txt", "write the record beside the image", source)
+    is_dict = isinstance(record, dict)
+    if record is None or ("txt" in sample and not (is_dict and any(key in record for key in TURNS))):
+        return _of_caption(sample, list(images.values()), source)
+    if not is_dict or not images:
+        return record
+    key = "images" if "images" in record else "image"
+    named = record.get(key) or list(images)
+    named = named if isinstance(named, list) else [named]
+    if len(named) == len(images) == 1:
+        return record | {key: list(images.values())}
+    own = {name.lower(): data for name, data in images.items()}
+    own |= {name.partition(".")[2]: data for name, data in own.items()}
+    lasts = [str(name).replace("\\", "/").rpartition("/")[2].lower() for name in named]
+    return record | {key: [own.get(last, name) for last, name in zip(lasts, named, strict=True)]}
+
+
+def _of_caption(sample: dict, images: list[bytes], source: str) -> dict:
     try:
         text = sample["txt"].decode("utf-8").strip()
+    except KeyError:
+        raise RecordError("sample", "neither .json nor .txt", "write the record beside the image", source) from None
     except UnicodeDecodeError:
         raise RecordError("encoding", "its caption isn't UTF-8", "save it as UTF-8", source) from None
-    turns = [{"from": "human", "value": "\n".join([IMAGE] * len(images))}, {"from": "gpt", "value": text}]
+    turns = [{"from": "human", "value": "\n".join(["<image>"] * len(images))}, {"from": "gpt", "value": text}]
     return {"image": images, "conversations": turns}
-
-
-def _map_names(value: Any, change: Callable[[str], Any], key: str = "") -> Any:
-    """Lists and turns of a record with the names of images changed."""
-    if isinstance(value, dict):
-        return {key: _map_names(part, change, key) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_map_names(part, change, key) for part in value]
-    return change(value) if key in NAMED and isinstance(value, str) and not value.startswith("data:") else value
-
-
-def _last(name: str) -> str:
-    return posixpath.basename(name.replace("\\", "/")).lower()
-
-
-def _of_row(record: dict, source: str) -> dict:
-    """A row, as JSON would give it."""
-    num_images, row = 0, source.rpartition(":")[2]
-    for key in MEDIA:
-        if (value := record.get(key)) is not None:
-            each = enumerate(value if isinstance(value, list) else [value], 1)
-            found = [_medium(medium, f"{key.rstrip('s')} {number} of row {row}") for number, medium in each]
-            record[key] = found if isinstance(value, list) else found[0]
-            num_images += len(found) * key.startswith("image")
-    for key in (*LISTS, "texts"):
-        turns = record.get(key)
-        if isinstance(turns, str):
-            record[key] = parse_json(turns.encode("utf-8", "surrogatepass"), source)
-        elif isinstance(turns, dict) and all(isinstance(column, list) for column in turns.values()):
-            columns = zip(*turns.values(), strict=False)
-            record[key] = [_without_nulls(dict(zip(turns, each, strict=True))) for each in columns]
-    if "texts" in record:
-        if any(key in record for key in LISTS):
-            raise RecordError("two_formats", "both 'texts' and a conversation", "keep one of them", source)
-        record["conversations"] = _turns_of(record.pop("texts"), num_images, source)
-    return record
-
-
-def _turns_of(texts: object, num_images: int, source: str) -> list[dict]:
-    turns = []
-    for number, pair in enumerate(texts if isinstance(texts, list) else [None], 1):
-        if not isinstance(pair, dict) or not all(isinstance(pair.get(key), str) for key in ("user", "assistant")):
-            problem = f"'texts' has no text for user and assistant at place {number}"
-            raise RecordError("turn_keys", problem, 'write [{"user": ..., "assistant": ...}, ...]', source)
-        turns += [{"from": "human", "value": pair["user"]}, {"from": "gpt", "value": pair["assistant"]}]
-    if turns and not any(IMAGE in turn["value"] for turn in turns[::2]):
-        turns[0]["value"] = f"{IMAGE}\n" * num_images + turns[0]["value"]
-    return turns
-
-
-def _medium(value: object, name: str) -> object:
-    """A name, bytes, or {bytes, path} as a name or a `Blob`."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    return Blob(name, value) if isinstance(value, bytes) else value
-
-
-def natural(name: str) -> list:
-    """Sorts `2.tar` before `10.tar`."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def write_image(data: bytes, folder: Path, source: str) -> str:

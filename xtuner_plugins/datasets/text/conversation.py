@@ -68,40 +68,34 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
         return split_pair(record, template, tokenizer)
     pieces: list[Piece] = [Piece(None, tokenizer.start_ids)] if tokenizer.start_ids else []
     # The text to which the next one of the same kind may be joined; an answer, learned or not, stays alone.
-    open_text, open_supervised, open_answer = "", False, False
+    joined, kind = "", (False, False)
     strips, num_media = False, 0
-    memo = tokenizer.memo
     for text, supervised, literal, medium, answer in template.segments(record):
         if medium is not None:
-            if open_text:
-                pieces.append(_text_piece(open_text, open_supervised, pieces, tokenizer))
-                open_text = ""
+            joined = _close(joined, kind, pieces, tokenizer)
             pieces.append(Piece(medium=num_media))
             num_media, strips = num_media + 1, False
             continue
-        if literal:
-            split = memo.get((text, supervised, strips))
-            if split is None:
-                split = memo[text, supervised, strips] = _split_segment(text, supervised, True, strips, tokenizer)
-            head, middle, tail, strips = split
-        elif "<" in text or (strips and not answer):
-            head, middle, tail, strips = _split_segment(text, supervised, False, strips, tokenizer, answer)
-        else:
-            head, middle, tail, strips = text, (), "", strips and not text
-        if head:
-            if open_text and open_supervised == supervised and open_answer == answer:
-                head = open_text + head
-            elif open_text:
-                pieces.append(_text_piece(open_text, open_supervised, pieces, tokenizer))
-            open_text, open_supervised, open_answer = head, supervised, answer
-        if middle:
-            if open_text:
-                pieces.append(_text_piece(open_text, open_supervised, pieces, tokenizer))
-            pieces += middle
-            open_text, open_supervised, open_answer = tail, supervised, answer
-    if open_text:
-        pieces.append(_text_piece(open_text, open_supervised, pieces, tokenizer))
+        for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):
+            if isinstance(item, int):
+                joined = _close(joined, kind, pieces, tokenizer)
+                pieces.append(Piece(None, (item,), supervised))
+                strips = tokenizer.strips_right(item)
+            elif item := item.lstrip() if strips and not answer else item:
+                if kind != (supervised, answer):
+                    joined = _close(joined, kind, pieces, tokenizer)
+                joined, kind, strips = joined + item, (supervised, answer), False
+    _close(joined, kind, pieces, tokenizer)
     return pieces
+
+
+def _close(text: str, kind: tuple[bool, bool], pieces: list[Piece], tokenizer: TextTokenizer) -> str:
+    """Add the piece of a plain text, if there is one; returns the empty text that comes next."""
+    if text:
+        before = "start" if not pieces else "token" if pieces[-1].text is None else "text"
+        anchor, skipped = tokenizer.anchors[before]
+        pieces.append(Piece(anchor + text, (), kind[0], None, PROMPT, skipped))
+    return ""
 
 
 def split_pair(pair: PairRecord, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
@@ -115,47 +109,6 @@ def split_pair(pair: PairRecord, template: Template, tokenizer: TextTokenizer) -
     assert chosen[:start] == rejected[:start], "answers share no token with the prompt"
     answers = ((CHOSEN, chosen[start:]), (REJECTED, rejected[start:]))
     return chosen[:start] + [piece._replace(branch=branch) for branch, side in answers for piece in side]
-
-
-def _text_piece(text: str, supervised: bool, before: Sequence[Piece], tokenizer: TextTokenizer) -> Piece:
-    """The piece of a plain text after other pieces."""
-    anchor, skipped = tokenizer.anchors["start" if not before else "token" if before[-1].text is None else "text"]
-    return Piece(anchor + text, (), supervised, None, PROMPT, skipped)
-
-
-def _split_segment(
-    text: str, supervised: bool, literal: bool, strips: bool, tokenizer: TextTokenizer, answer: bool = False
-) -> tuple[str, tuple[Piece, ...], str, bool]:
-    """Split one segment at its control tokens; a template's own text between them is tokenized here.
-
-    Args:
-        strips: whether white space at its beginning is dropped.
-
-    Returns:
-        Text before its first control token; pieces up to its last one; text after that; whether white space that
-        follows is dropped.
-    """
-    head, middle, tail = "", [], ""
-    for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):
-        if isinstance(item, int):
-            if tail:
-                middle.append(_text_piece(tail, supervised, middle, tokenizer))
-            middle.append(Piece(None, (item,), supervised))
-            tail, strips = "", tokenizer.strips_right(item)
-            continue
-        if strips and not answer:
-            item = item.lstrip()
-            if not item:
-                continue
-        strips = False
-        if middle:
-            tail = item
-        else:
-            head = item
-    if literal and middle:
-        ids = [token for piece in tokenize_pieces(middle, tokenizer) for token in piece.ids]
-        middle = [Piece(None, tuple(ids), supervised)]
-    return head, tuple(middle), tail, strips
 
 
 def encode(

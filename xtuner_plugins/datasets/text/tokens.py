@@ -8,17 +8,16 @@ import contextlib
 import gc
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import SettingError
 from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
-from ...weights.fast_tokenizers import QWEN_PATTERN, load_fast_tokenizer
+from ...weights.fast_tokenizers import load_fast_tokenizer
 
-WORD_START = re.compile("(?= [!-~])(?<=[!-~])")  # before a single space between printable ASCII characters
 SHORT, MOST_FREQUENT = 256, 1024  # characters of a text whose ids are remembered; how many are
+PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
 @contextlib.contextmanager
@@ -27,27 +26,23 @@ def no_garbage_collection() -> Iterator[None]:
 
     Searching for cycles took a third of the time of measuring lengths.
     """
-    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        gc.enable()
 
 
 @contextlib.contextmanager
 def single_threaded_tokenizer() -> Iterator[None]:
     """Switch the tokenizer's own threads off: a process that has used them warns at every later fork."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    before = os.environ.get(PARALLEL)
+    os.environ[PARALLEL] = "false"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
+        os.environ.pop(PARALLEL)
+        os.environ.update({} if before is None else {PARALLEL: before})
 
 
 class TextTokenizer(TextRules):
@@ -73,19 +68,15 @@ class TextTokenizer(TextRules):
         super().__init__(tokenizer)
         missing = [token for token in IMAGE_TOKENS if token not in self.ids]
         if missing:
-            raise SettingError(
-                "tokenizer",
-                f"{name} lacks {', '.join(missing)}",
-                "make a base with tools/build_base_model.py, it adds them",
-            )
+            remedy = "make a base with tools/build_base_model.py, it adds them"
+            raise SettingError("tokenizer", f"{name} lacks {', '.join(missing)}", remedy)
         self.name = name
         self.image_start_id, self.image_end_id = self.ids[IMAGE_START], self.ids[IMAGE_END]
         self.image_context_id = self.ids[IMAGE_CONTEXT]
         pad = tokenizer.pad_token_id
         self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
         self._tokens = backend.get_added_tokens_decoder()
-        self._splits_words = _splits_words(self._plain)
-        self.memo: dict = {}  # template texts that `conversation` has split
+        self._literals: dict[str, list[str | int]] = {}
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "TextTokenizer":
@@ -98,12 +89,9 @@ class TextTokenizer(TextRules):
         try:
             tokenizer = load_fast_tokenizer(directory)
         except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise SettingError(
-                "tokenizer",
-                f"the tokenizer in {directory!r} can't be loaded ({text})",
-                "the directory needs tokenizer.json and tokenizer_config.json",
-            ) from None
+            problem = f"the tokenizer in {directory!r} can't be loaded ({' '.join(str(error).split())[:300]})"
+            remedy = "the directory needs tokenizer.json and tokenizer_config.json"
+            raise SettingError("tokenizer", problem, remedy) from None
         return cls(tokenizer, str(Path(directory)))
 
     def encode(self, text: str) -> list[int]:
@@ -115,12 +103,15 @@ class TextTokenizer(TextRules):
                 self._frequent[text] = ids
         return ids
 
+    def split_literal(self, text: str) -> list[str | int]:
+        """As `TextRules.split_literal`, which is asked for the few texts of a template again and again."""
+        if text not in self._literals:
+            self._literals[text] = list(super().split_literal(text))
+        return self._literals[text]
+
     def count_batch(self, texts: list[str]) -> list[int]:
-        """The number of ids that `encode` gives for each text; where words are independent, each is tokenized once."""
-        texts = [WORD_START.split(text) for text in texts] if self._splits_words else [[text] for text in texts]
-        words = list({word for text in texts for word in text})
-        counts = dict(zip(words, map(len, self._plain.encode_batch_fast(words, add_special_tokens=False)), strict=True))
-        return [sum(map(counts.__getitem__, text)) for text in texts]
+        """The number of ids that `encode` gives for each text."""
+        return list(map(len, self._plain.encode_batch_fast(texts, add_special_tokens=False)))
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, control tokens included."""
@@ -138,21 +129,3 @@ class TextTokenizer(TextRules):
         """Everything that decides the ids, as text; its hash is part of cache keys."""
         added = [(int(index), repr(token)) for index, token in sorted(self._tokens.items())]
         return self._plain.to_str() + json.dumps([added, self.start_ids])
-
-
-def _splits_words(plain) -> bool:
-    """Whether the ids of a text are those of its parts between `WORD_START`, as with every Qwen.
-
-    Qwen's pattern matches such a space only at the beginning of a match, and where a match ends before one depends on
-    nothing after it. NFC joins no characters across it.
-    """
-    normalizer, splitter = (
-        part and json.loads(part.__getstate__()) for part in (plain.normalizer, plain.pre_tokenizer)
-    )
-    split, byte_level, *others = [*(splitter or {}).get("pretokenizers", ()), {}, {}]
-    return (
-        normalizer in (None, {"type": "NFC"})
-        and split == {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
-        and byte_level.get("type") == "ByteLevel"
-        and not (byte_level["add_prefix_space"] or byte_level["use_regex"] or any(others))
-    )

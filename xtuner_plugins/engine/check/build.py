@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ...datasets import MultimodalDataset, PreferenceDataset, collate_pairs
 from ...ranges import check_room
-from ...settings import ConfigError, import_types, typed_nodes, validation_settings
+from ...settings import VALIDATION, ConfigError, import_types, typed_nodes, value_at
 from .. import register_all
 from .text import check_keywords, check_text, refused
 
@@ -61,15 +61,13 @@ def check_build(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None
         DataLoader([0], **{key: value for key, value in cfg.train_dataloader.items() if key not in LOADER_PARTS})
     with refused("optim_wrapper"):
         optimizer = _build_optimizer(cfg.optim_wrapper)
-    for key_path, scheduler in _each("param_scheduler", cfg.get("param_scheduler")):
+    for key_path, scheduler in _parts(cfg, "param_scheduler"):
         with refused(key_path):
             options = {key: value for key, value in scheduler.items() if key != "convert_to_iter_based"}
             PARAM_SCHEDULERS.build(dict(options, optimizer=optimizer))
-    hooks = [(f"default_hooks.{name}", hook) for name, hook in (cfg.get("default_hooks") or {}).items()]
-    for key_path, hook in (*hooks, *_each("custom_hooks", cfg.get("custom_hooks"))):
+    for key_path, hook in (*_parts(cfg, "default_hooks"), *_parts(cfg, "custom_hooks")):
         with refused(key_path):
-            if isinstance(hook, Mapping) and hook:
-                HOOKS.build(dict(hook))
+            HOOKS.build(hook)
     _build_model(cfg, dataset, deepspeed)
 
 
@@ -83,11 +81,14 @@ def resolve_type(value: Any) -> Any:
     return next((each.module_dict[value] for each in found if value in each.module_dict), None)
 
 
-def _each(key: str, settings: Any) -> list[tuple[str, Any]]:
-    """(key path, part) of a part, or of each of a list."""
-    if isinstance(settings, Mapping):
-        return [(key, settings)]
-    return [(f"{key}[{index}]", part) for index, part in enumerate(settings or ())]
+def _parts(cfg: Config, key: str) -> list[tuple[str, dict]]:
+    """(key path, settings) of what stands under a key: one part, several by name, or a list of them."""
+    settings = cfg.get(key) or {}
+    if "type" in settings:
+        return [(key, dict(settings))]
+    named = isinstance(settings, Mapping)
+    pairs = settings.items() if named else enumerate(settings)
+    return [(f"{key}.{name}" if named else f"{key}[{name}]", dict(part)) for name, part in pairs if part]
 
 
 def _build_optimizer(settings: Mapping[str, Any]) -> Any:
@@ -115,7 +116,7 @@ def _build_model(cfg: Config, dataset: MultimodalDataset | None, deepspeed: Mapp
             planned_groups(cfg, model)
     if model is not None and dataset is not None:
         _check_pairs(model, dataset, cfg.train_dataloader.get("collate_fn") or {})
-    validation = validation_settings(cfg)
+    validation = value_at(cfg, VALIDATION) or {}
     if validation.get("data_paths"):
         with refused("val_data_paths"):
             _check_reference(model)

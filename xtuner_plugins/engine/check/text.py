@@ -17,7 +17,6 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ...errors import GONE_SETTINGS
 from ...families import PARTS, target_matcher
 from ...files import is_url, names_data, names_images
 from ...hub.constants import token_grid
@@ -36,12 +35,12 @@ from ...settings import (
     CONFIGS,
     PACKAGE,
     SETTINGS,
+    VALIDATION,
     ConfigError,
     labels_of,
     leaves,
     read_config,
     typed_nodes,
-    validation_settings,
     value_at,
 )
 from ..run.run_length import check_length
@@ -131,7 +130,7 @@ def check_text(cfg: Config) -> None:
         check_base(base, cfg.filename)
     for key_path, node in typed_nodes(whole["train_dataloader"], "train_dataloader"):
         _check_paths(f"{key_path}.", node)
-    _check_paths("val_", validation_settings(whole))
+    _check_paths("val_", value_at(whole, VALIDATION) or {})
     _check_tiling(whole)
 
 
@@ -173,7 +172,6 @@ def check_keywords(key_path: str, node: Mapping[str, Any], module: str | None, n
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-            hint = GONE_SETTINGS.get(key, hint) if name.endswith("Dataset") else hint
             raise ConfigError(f"{key_path}.{key}: {name} has no setting {key!r}; {hint}")
         kinds = [each.strip() for each in (found.hints.get(key) or "").split("|")]
         if isinstance(value, (str, bool, int, float)) and set(kinds) <= _PLAIN.keys():

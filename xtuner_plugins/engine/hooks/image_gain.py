@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,35 +18,30 @@ from ..run.steps import unwrap
 from ..watch.errors import naming
 from .validation import ValidationHook, undisturbed
 
-NUM_SAMPLES = 32  # of all ranks; fewer in a short run
-FEWEST = 8
-MOST_TIMES = 10  # that a run measures
-SHARE = 0.02  # most of a run's time that it may take; a training step costs three passes, a measurement two
-FIRST = 0.1  # part of the run after which the model has to have learned to look
+NUM_SAMPLES, FEWEST = 32, 8  # of all ranks, in a long and in a short run
+WHEN = (0.1, 0.5, 1.0)  # of the run; after a tenth the model has to have learned to look
+# Most of a run's samples that are measured at a time. A measurement takes two passes of a sample and training three:
+# with the three times above it is 2 % of the run's time.
+SHARE = 0.01
 
 
-@dataclass(frozen=True)
-class ImageGain:
+class ImageGain(NamedTuple):
     """What images are worth to the model.
 
     Attributes:
         gain: Nats by which the loss per supervised token is lower with a sample's own images.
         low, high: Its 95 % interval over samples (Student's t of the ratio of sums).
         num_samples: Samples behind it.
-        projector_norm: Mean Euclidean norm of the projector's output per image token.
-        word_norm: The same of the word embeddings.
     """
 
     gain: float
     low: float
     high: float
     num_samples: int
-    projector_norm: float
-    word_norm: float
 
     @classmethod
-    def of(cls, rows: np.ndarray, norms: Sequence[float]) -> ImageGain:
-        """From loss with own images, with others', and supervised tokens ``[samples, 3]``, and the two norms."""
+    def of(cls, rows: np.ndarray) -> ImageGain:
+        """From loss with own images, with others', and supervised tokens ``[samples, 3]``."""
         from scipy.stats import t
 
         own, other, tokens = rows.T
@@ -56,29 +49,25 @@ class ImageGain:
         deviations = other - own - gain * tokens
         error = np.sqrt((deviations**2).sum() * number / (number - 1)) / tokens.sum()
         reach = t.ppf(0.975, number - 1) * error
-        return cls(gain, gain - reach, gain + reach, number, *norms)
+        return cls(float(gain), float(gain - reach), float(gain + reach), number)
 
     def scalars(self) -> dict[str, float]:
         """What is logged."""
-        names = ("gain", "low", "high", "projector_norm", "word_norm")
-        return {f"images/{name}": float(getattr(self, name)) for name in names}
+        return {f"images/{name}": getattr(self, name) for name in ("gain", "low", "high")}
 
     def __str__(self) -> str:
-        return (
-            f"own images lower the loss by {self.gain:.3f} nats per token ({self.low:.3f} to {self.high:.3f}, "
-            f"{self.num_samples} samples); norm of image tokens {self.projector_norm:.3g}, "
-            f"of words {self.word_norm:.3g}"
-        )
+        interval = f"{self.low:.3f} to {self.high:.3f}, {self.num_samples} samples"
+        return f"own images lower the loss by {self.gain:.3f} nats per token ({interval})"
 
 
 @HOOKS.register_module()
 class ImageGainHook(Hook):
     """Measures on a few fixed samples how much the loss rises when their images are exchanged with others'.
 
-    A model can reach a low loss by the text alone and give the same answers whatever it sees. So this hook warns from
-    a tenth of the run on where the gain can't be told from zero. The samples come from the validation data, or without
-    it from the training data. It measures after a tenth of the run, up to `MOST_TIMES` times in equal distances, at
-    the end, and with each validation that has data; training isn't disturbed (see `ValidationHook`).
+    A model can reach a low loss by the text alone and give the same answers whatever it sees. So this hook warns where
+    the gain can't be told from zero. The samples come from the validation data, or without it from the training data.
+    It measures at the parts of a run in `WHEN`, and with each validation that has data; training isn't disturbed (see
+    `ValidationHook`).
 
     An image is exchanged with that of the sample with the next number of tiles; missing tiles are repeated, and those
     over are left out. Runs on preference pairs, and on samples without images, aren't measured.
@@ -88,7 +77,6 @@ class ImageGainHook(Hook):
 
     def __init__(self):
         self._samples: list[dict] = []
-        self._exchanged: list[dict] = []
         self._steps: set[int] = set()
         self._last: ImageGain | None = None
 
@@ -97,18 +85,17 @@ class ImageGainHook(Hook):
         training = runner.train_dataloader.dataset
         if not isinstance(training, MultimodalDataset) or isinstance(training, PreferenceDataset):
             return
-        epochs = runner.max_iters / planned_loop(runner).dataloader_iterator.steps_of_epoch(0)
-        number, self._steps = schedule(runner.max_iters, epochs * len(training))
+        self._steps = {max(1, round(runner.max_iters * part)) for part in WHEN}
         validation = next((hook for hook in runner.hooks if isinstance(hook, ValidationHook)), None)
         held = validation.dataset if validation else None
         if held is not None:
             self._steps |= set(range(validation.interval, runner.max_iters, validation.interval))
+        epochs = runner.max_iters / planned_loop(runner).dataloader_iterator.steps_of_epoch(0)
+        number = min(NUM_SAMPLES, max(FEWEST, int(SHARE * epochs * len(training))))
         samples = open_samples(held or training, max(2, number // get_world_size()))
         number = min(all_gather_object(len(samples)))  # every rank computes as often, for ZeRO-3
-        if number < 2:
-            return
-        self._samples = sorted(samples[:number], key=lambda sample: sample["num_tiles"])
-        self._exchanged = exchange(self._samples)
+        if number >= 2:
+            self._samples = sorted(samples[:number], key=lambda sample: sample["num_tiles"])
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Measures where it is time."""
@@ -116,43 +103,21 @@ class ImageGainHook(Hook):
         if not self._samples or step not in self._steps:
             return
         with undisturbed(runner):
-            self._last = self._measure(unwrap(runner.model), runner.cfg.train_dataloader.get("batch_size", 1))
+            batch_size = runner.cfg.train_dataloader.get("batch_size", 1)
+            self._last = measure(unwrap(runner.model), self._samples, batch_size)
         runner.visualizer.add_scalars(self._last.scalars(), step=step)
         runner.logger.info(f"images after step {step:,}: {self._last}")
-        if is_main_process() and self._last.low <= 0 and step >= FIRST * runner.max_iters:
+        if is_main_process() and self._last.low <= 0 and step >= WHEN[0] * runner.max_iters:
             runner.logger.warning(
                 f"After {step:,} steps the model has not learned to look: its answers are as likely with other images. "
                 "If this stays, check that images belong to their questions (xtp check CONFIG --step 1) and that "
-                "answers need them. Where the norm of image tokens is far above that of words, lower projector_lr"
+                "answers need them, and try a lower projector_lr"
             )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Adds ``image_gain``, the last result, to what is saved."""
         if self._last is not None:
             checkpoint["image_gain"] = self._last.scalars()
-
-    @torch.no_grad()
-    def _measure(self, network, batch_size: int) -> ImageGain:
-        with measured_norms(network) as norms:
-            own, tokens = losses(network, self._samples, batch_size)
-        other, _ = losses(network, self._exchanged, batch_size)
-        found = all_gather_object((np.stack([own, other, tokens], 1), norms))
-        rows = np.concatenate([rows for rows, _ in found])
-        sums = np.sum([norms for _, norms in found], axis=0)
-        return ImageGain.of(rows, (sums[:, 0] / sums[:, 1]).tolist())
-
-
-def schedule(max_iters: int, trained: float) -> tuple[int, set[int]]:
-    """How many samples to measure and after which steps, so that it takes about `SHARE` of a run.
-
-    Args:
-        max_iters: Optimizer steps of the run.
-        trained: Samples that they train on.
-    """
-    affordable = SHARE * 3 / 2 * trained  # samples, in all measurements
-    number = min(NUM_SAMPLES, max(FEWEST, int(affordable / 2)))
-    times = min(MOST_TIMES, max(2, int(affordable / number)))
-    return number, {max(1, round(max_iters * part)) for part in np.linspace(FIRST, 1, times)}
 
 
 def open_samples(dataset: MultimodalDataset, number: int) -> list[dict]:
@@ -179,6 +144,14 @@ def exchange(samples: Sequence[dict]) -> list[dict]:
     ]
 
 
+@torch.no_grad()
+def measure(network, samples: Sequence[dict], batch_size: int) -> ImageGain:
+    """The gain over the samples of all ranks; each rank has as many."""
+    rows = np.stack([*losses(network, samples, batch_size), losses(network, exchange(samples), batch_size)[0]])
+    own, tokens, other = np.concatenate(all_gather_object(rows), axis=1)
+    return ImageGain.of(np.stack([own, other, tokens], 1))
+
+
 def losses(network, samples: Sequence[dict], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum of cross entropy (float64) and supervised tokens of each sample."""
     sums, tokens = [], []
@@ -189,27 +162,3 @@ def losses(network, samples: Sequence[dict], batch_size: int) -> tuple[np.ndarra
             found = network(**network.data_preprocessor(batch), mode="loss", mean_weight=None)["sample_losses"]
         sums += found[: len(batch["num_tiles"])].tolist()
     return np.array(sums), np.array(tokens)
-
-
-@contextmanager
-def measured_norms(network):
-    """Sums of norms and counts ``[2, 2]`` of the projector's outputs and of word embeddings, while it is open."""
-    found = np.zeros((2, 2))
-
-    def of_projector(_, __, output) -> None:
-        found[0] += output.float().norm(dim=-1).sum().item(), output.shape[:-1].numel()
-
-    def of_words(_, args, output) -> None:
-        words = args[0] != network.img_context_token_id
-        found[1] += output.float().norm(dim=-1)[words].sum().item(), words.sum().item()
-
-    embeddings = network.model.get_input_embeddings()
-    handles = [
-        network.parts()["projector"].register_forward_hook(of_projector),
-        embeddings.register_forward_hook(of_words),
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

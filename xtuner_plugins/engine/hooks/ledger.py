@@ -47,9 +47,12 @@ class LedgerHook(Hook):
             self._epoch = iterator.epoch
             self._enter_plan(iterator)
         self._left_out = [sample for batch in data_batch for sample in batch.pop("dropped", ())]
+        self._counts = get_rank() % iterator.plan.copies == 0
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: list[dict], outputs=None) -> None:
-        """Enters a step that was made."""
+        """Enters a step that was made; of ranks that share rows the first does so."""
+        if not self._counts:
+            return
         trained = sum(source != FILLER for batch in data_batch for source in batch["sources"])
         self.ledger.account(self._epoch, trained, self._left_out)
 

@@ -56,8 +56,6 @@ class PrecomputedReferenceHook(Hook):
         network, dataset = unwrap(runner.model), runner.train_dataloader.dataset
         if not getattr(network, "precomputed_reference", False):
             return
-        if not isinstance(dataset, PreferenceDataset):
-            raise ValueError(f"precomputed_reference needs a PreferenceDataset, not {type(dataset).__name__}")
         if changed := [source.name for source in dataset.sources if source.jpeg_quality]:
             raise SettingError(
                 "precompute_reference",

@@ -35,8 +35,8 @@ class RunContractHook(Hook):
     The same is written as JSON to ``run_contract.json`` in the work directory.
 
     Raises:
-        RuntimeError: The optimizer doesn't hold exactly the trainable parameters, or not at the config's learning rates
-            and weight decays.
+        RuntimeError: The optimizer doesn't hold exactly the trainable parameters at the config's learning rates and
+            weight decays.
     """
 
     priority = "VERY_LOW"
@@ -50,26 +50,18 @@ class RunContractHook(Hook):
             path = Path(runner.work_dir, CONTRACT_FILE)
             write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
         barrier()
-        groups = [(row["lr"], row["weight_decay"], row["parameters"]) for row in contract["optimizer"]["groups"]]
-        optimized = sum(count for _, _, count in groups)
-        trained = sum(row["trainable"] for row in contract["parts"])
-        if optimized != trained:
-            raise RuntimeError(
-                f"the optimizer holds {optimized:,} parameters, but the model trains {trained:,}; "
-                "check optim_wrapper.paramwise_cfg and the freeze_* settings"
-            )
         planned = planned_groups(runner.cfg, unwrap(runner.model))
         if planned is not None:
-            compare_groups([(*rates, count) for rates, count in planned.items()], groups)
+            live = [(row["lr"], row["weight_decay"], row["parameters"]) for row in contract["optimizer"]["groups"]]
+            compare_groups([(*rates, count) for rates, count in planned.items()], live)
 
 
 def gather(runner) -> dict[str, Any]:
-    """The contract of a run before its first step, as JSON can hold it. The ranks don't wait for each other here.
+    """The contract of a run before its first step, as JSON can hold it; None stands for what isn't known.
 
-    Returns:
-        ``parts``, ``optimizer``, ``strategy``, ``computes_in``, ``data``, ``run``, ``resumable``,
-        ``log``. What isn't known is None; only rank 0 looks at samples.
+    The ranks don't wait for each other here, and only rank 0 looks at samples.
     """
+    network, optimizer = unwrap(runner.model), runner.optim_wrapper.optimizer
     dataset, plan = runner.train_dataloader.dataset, planned_loop(runner).dataloader_iterator.plan
     looks = is_main_process() and isinstance(dataset, MultimodalDataset)
     figures = [asdict(each) for each in (file_figures(dataset) if looks else [])]
@@ -77,20 +69,9 @@ def gather(runner) -> dict[str, Any]:
     strategy = f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
     if isinstance(runner.model, MMDeepSpeedEngineWrapper):
         strategy = describe_engine(runner.model.model)
-    return {
-        "parts": [describe_part(name, part) for name, part in unwrap(runner.model).parts().items()],
-        "optimizer": _describe_groups(runner.optim_wrapper.optimizer),
-        "strategy": strategy,
-        "computes_in": _describe_dtype(runner),
-        "data": {"samples": len(dataset), "summary": plan.describe_data(), "files": files},
-        "run": _describe_run(runner, files),
-        "resumable": all(hook.save_optimizer for hook in runner.hooks if isinstance(hook, CheckpointHook)),
-        "log": runner.logger.log_file,
-    }
-
-
-def _describe_groups(optimizer: Any) -> dict[str, Any]:
-    """Parameters, rate and decay of each group. The schedule multiplies the rate; during warm-up it is lower."""
+    if plan.copies > 1:
+        strategy += f"; {plan.copies} ranks share each row"
+    # The schedule multiplies the rate of a group; during warm-up it is lower.
     groups = [
         {
             "parameters": sum(map(num_weights, members)),
@@ -99,7 +80,17 @@ def _describe_groups(optimizer: Any) -> dict[str, Any]:
         }
         for members, group in zip(group_members(optimizer), optimizer.param_groups, strict=True)
     ]
-    return {"name": describe_optimizer(optimizer), "groups": groups}
+    dtype = runner.cfg.model.get("dtype", "auto"), network.dtype, next(network.parameters()).device
+    return {
+        "parts": [describe_part(name, part) for name, part in network.parts().items()],
+        "optimizer": {"name": describe_optimizer(optimizer), "groups": groups},
+        "strategy": strategy,
+        "computes_in": describe_dtype(*dtype, "--set dtype="),
+        "data": {"samples": len(dataset), "summary": plan.describe_data(), "files": files},
+        "run": _describe_run(runner, files),
+        "resumable": all(hook.save_optimizer for hook in runner.hooks if isinstance(hook, CheckpointHook)),
+        "log": runner.logger.log_file,
+    }
 
 
 def _describe_run(runner, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -112,7 +103,7 @@ def _describe_run(runner, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "steps": runner.max_iters,
         "done": runner.iter,
         "epochs": loop.planned_epochs,
-        "ranks": runner.world_size,
+        "ranks": runner.world_size // loop.dataloader_iterator.plan.copies,
         "micro_batches": loop.micro_batches,
         "micro_batches_per_epoch": len(loader),
         "batch_size": loader.batch_sampler.batch_size if loop.dataloader_iterator.plan.is_seekable else None,
@@ -129,12 +120,6 @@ def describe_part(name: str, part: nn.Module) -> dict[str, Any]:
         packed = getattr(parameter, "quant_state", None)
         kinds.add(f"4-bit {packed.quant_type}" if packed else str(parameter.dtype).removeprefix("torch."))
     return {"part": name, "trainable": counts[True], "frozen": counts[False], "held_in": ", ".join(sorted(kinds))}
-
-
-def _describe_dtype(runner) -> str:
-    network = unwrap(runner.model)
-    device = next(network.parameters()).device
-    return describe_dtype(runner.cfg.model.get("dtype", "auto"), network.dtype, device, "--set dtype=")
 
 
 def describe_engine(engine: Any) -> str:

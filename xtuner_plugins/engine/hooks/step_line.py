@@ -79,7 +79,7 @@ class StepLineHook(LoggerHook):
         if step % self.interval and step not in (self._first_step + 1, last):
             return
         values, _ = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
-        values |= self._window.figures()
+        values |= self._window.figures(planned_loop(runner).dataloader_iterator.plan.copies)
         values["eta"] = (time.perf_counter() - self._begun) / (step - self._first_step) * (last - step)
         rates = learning_rates(runner.optim_wrapper.optimizer, unwrap(runner.model))
         if len(rates) > 1:
@@ -163,9 +163,13 @@ class _Window:
         self.loss += outputs["loss"] * outputs["supervised_tokens"]
         self.supervised += outputs["supervised_tokens"]
 
-    def figures(self) -> dict[str, float]:
-        """Mean loss, speed and padding over all ranks, and the memory of the rank that needed most."""
-        sums = torch.tensor([self.tokens, self.positions, self.samples], dtype=torch.float64)
+    def figures(self, copies: int = 1) -> dict[str, float]:
+        """Mean loss, speed and padding over all ranks, and the memory of the rank that needed most.
+
+        Args:
+            copies: Ranks that share each row, and have all counted it.
+        """
+        sums = torch.tensor([self.tokens, self.positions, self.samples], dtype=torch.float64) / copies
         most = torch.tensor([self.seconds, peak_gib()], dtype=torch.float64)
         all_reduce(sums)
         all_reduce(most, "max")

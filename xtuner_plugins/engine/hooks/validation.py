@@ -14,11 +14,10 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, IterTimerHook
 from mmengine.registry import HOOKS
 
-from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, SettingError, collate, collate_pairs, lock
+from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, collate, collate_pairs, lock
 from ...evaluation.benchmarks import open_data_sets
 from ...files import write_whole
 from ...inference.session import ChatSession
-from ...ranges import check, check_benchmarks
 from ...weights import preprocessing
 from ...weights.loader import load_tokenizer
 from ..run.steps import unwrap
@@ -47,9 +46,6 @@ class ValidationHook(Hook):
         benchmark_limit: About so many questions of each; None takes all.
         metric: Of the benchmarks; None takes each one's own.
         max_new_tokens: Length limit of an answer.
-
-    Raises:
-        RangeError: A number out of its range, or a file that isn't there.
     """
 
     priority = "LOW"  # after the timer and the logger, before the checkpoint
@@ -66,12 +62,6 @@ class ValidationHook(Hook):
         metric: str | None = None,
         max_new_tokens: int = 128,
     ):
-        check("val_interval", interval)
-        check("val_batch_size", batch_size)
-        check("val_max_new_tokens", max_new_tokens)
-        check_benchmarks(benchmarks)
-        if benchmark_limit is not None:
-            check("val_benchmark_limit", benchmark_limit)
         self.interval, self.data_paths, self.image_folders = interval, data_paths, image_folders
         self.batch_size, self.max_new_tokens, self._benchmarks = batch_size, max_new_tokens, benchmarks
         self._benchmark_options = {"images": benchmark_images, "metric": metric, "limit": benchmark_limit}
@@ -88,18 +78,11 @@ class ValidationHook(Hook):
         if self.data_paths:
             self._loader = self._open_data(runner)
         if self._benchmarks:
-            self._questions, self._session = (
-                open_data_sets(self._benchmarks, **self._benchmark_options),
-                open_session(runner),
-            )
+            self._questions = open_data_sets(self._benchmarks, **self._benchmark_options)
+            self._session = open_session(runner)
             for data_set in self._questions:
                 for each in data_set.left_out:
                     runner.logger.warning(f"left out of {data_set.name}: {each.message}")
-        if (self._loader or self._session) and self.interval > runner.max_iters:
-            runner.logger.info(
-                f"val_interval={self.interval:,} is more than the {runner.max_iters:,} steps of the run, which is "
-                "validated at its end only"
-            )
         if runner.iter > 0 and self._done != runner.iter:
             self._validate(runner, runner.iter)
 
@@ -118,12 +101,6 @@ class ValidationHook(Hook):
 
     def _open_data(self, runner):
         training = runner.train_dataloader
-        if not isinstance(training.dataset, MultimodalDataset):
-            raise SettingError(
-                "val_data_paths",
-                f"val_data_paths needs training data of MultimodalDataset, not {type(training.dataset).__name__}",
-                "set val_data_paths = []",
-            )
         loader = runner.build_dataloader(
             dict(
                 batch_size=self.batch_size,
@@ -191,14 +168,8 @@ def open_session(runner) -> ChatSession:
     pixels = network.data_preprocessor
     locked = lock.describe(dataset, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist())
     rule, _ = preprocessing.choose(locked, template=dataset.sources[0].template.name)
-    model = network.model
-    model.template = rule.template
-    model.conv_template = rule.conversation
+    model, tokenizer = network.model, load_tokenizer(runner.cfg.model.base)
+    model.template, model.conv_template = rule.template, rule.conversation
     model.system_message = model.conv_template.system_message
-    return ChatSession(
-        model,
-        load_tokenizer(runner.cfg.model.base),
-        min_tiles=rule.min_tiles,
-        max_tiles=rule.max_tiles,
-        use_thumbnail=rule.use_thumbnail,
-    )
+    limits = {name: getattr(rule, name) for name in ("min_tiles", "max_tiles", "use_thumbnail")}
+    return ChatSession(model, tokenizer, **limits)

@@ -162,7 +162,7 @@ def answer_questions(
         if should_stop():
             return None
         if start + rank < len(batches):
-            with network.computing(session.device):
+            with network.computing(session.model.device):
                 found = answer_batch(session, batches[start + rank], {"max_new_tokens": max_new_tokens})
             own.update((question.id, answer) for question, answer in found)
     return _score(data_sets, {name: answer for part in all_gather_object(own) for name, answer in part.items()})

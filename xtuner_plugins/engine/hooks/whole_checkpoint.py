@@ -18,14 +18,13 @@ from mmengine.registry import HOOKS
 from mmengine.runner import runner as mmengine_runner
 from torch import nn
 
-from ...ranges import check
 from ...weights.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES, newest_checkpoint
 from ..run.steps import unwrap
 from ..run.strategy import require_same_parameters
 from ..run.transfer import number_states, optimizer_names
 from ..watch.stopping import requests
 
-PARTIAL, REPLACED = ".partial", ".replaced"
+PARTIAL = ".partial"
 
 
 class SaveError(ValueError):
@@ -49,15 +48,12 @@ class WholeCheckpointHook(CheckpointHook):
         **kwargs: As `mmengine.hooks.CheckpointHook`.
 
     Raises:
-        RangeError: ``interval`` or ``max_keep_ckpts`` is out of range.
         ValueError: Parameters are missing from a checkpoint, unknown to the model, or differ in shape.
         SaveError: No space left, a failed write, or weights that aren't finite. Nothing half-written is left, and no
             earlier checkpoint was removed.
     """
 
     def __init__(self, interval: int = -1, max_keep_ckpts: int = -1, **kwargs):
-        check("save_steps", interval)
-        check("save_total_limit", max_keep_ckpts)
         self._saved_step: int | None = None
         super().__init__(interval=interval, max_keep_ckpts=max_keep_ckpts, **kwargs)
 
@@ -101,7 +97,7 @@ class WholeCheckpointHook(CheckpointHook):
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         if self.max_keep_ckpts > 0:
             runner.message_hub.update_info("keep_ckpt_ids", kept)
-        beside = _hidden(target, PARTIAL)
+        beside = _beside(target)
 
         def write() -> None:
             own = {"save_optimizer": self.save_optimizer, "save_param_scheduler": self.save_param_scheduler}
@@ -149,39 +145,26 @@ def _written_directly() -> Iterator[None]:
 
 
 def tidy(folder: Path) -> None:
-    """Removes half-written checkpoints; a checkpoint whose replacement was interrupted gets its name back."""
-    if not folder.is_dir():
-        return
-    for path in sorted(folder.glob(f".*{REPLACED}")):
-        target = path.with_name(path.name[1 : -len(REPLACED)])
-        if target.exists():
-            _remove(path)
-        else:
-            os.rename(path, target)
+    """Removes half-written checkpoints."""
     for path in folder.glob(f".*{PARTIAL}"):
         _remove(path)
 
 
-def _hidden(target: Path, suffix: str) -> Path:
-    return target.with_name(f".{target.name}{suffix}")
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}{PARTIAL}")
 
 
 def _move_into_place(beside: Path, target: Path) -> None:
     for path in [*beside.rglob("*"), beside] if beside.is_dir() else [beside]:
         _sync(path)
-    if target.is_dir() or (beside.is_dir() and target.exists()):
-        old = _hidden(target, REPLACED)
-        _remove(old)
-        os.rename(target, old)
-        os.rename(beside, target)
-        _remove(old)
-    else:
-        os.replace(beside, target)
+    if target.is_dir() or beside.is_dir():  # a directory takes no other's place
+        _remove(target)
+    os.replace(beside, target)
     _sync(target.parent)
 
 
 def _write_pointer(pointer: Path, target: Path) -> None:
-    beside = _hidden(pointer, PARTIAL)
+    beside = _beside(pointer)
     beside.write_text(str(target), encoding="utf-8")
     _sync(beside)
     os.replace(beside, pointer)

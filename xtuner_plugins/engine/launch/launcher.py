@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...files import write_whole
-from ...processes import allocator_settings, free_port, quiet_imports
+from ...processes import allocator_settings, free_port, num_cores, quiet_imports
 from ...settings import (
     DEEPSPEED,
     ConfigError,
@@ -100,7 +100,7 @@ def check_processes(processes: int, env: Mapping[str, str]) -> None:
     import torch
 
     num_gpus = torch.cuda.device_count()
-    limit, of = (num_gpus, "GPUs") if num_gpus else (len(os.sched_getaffinity(0)), "cores and no GPU")
+    limit, of = (num_gpus, "GPUs") if num_gpus else (num_cores(), "cores and no GPU")
     if processes > limit and (num_gpus or env.get(SHARE_CORES) != "1"):
         share = "" if num_gpus else f", or {SHARE_CORES}=1 to let them share the cores"
         raise ConfigError(
@@ -128,11 +128,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_processes(processes, os.environ)
         import torch
 
+        from ...datasets.samplers import check_groups
         from ..check.build import check_build
 
         check_build(cfg, settings)
         num_ranks = int(ranks[0].get("WORLD_SIZE", 1))
         num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
+        check_groups(num_ranks, cfg.model.get("sequence_parallel", 1))
         notes = check_same_run(cfg, args, num_ranks=num_ranks) if cfg.get("resume") else [step_note(cfg, num_ranks)]
         for note in filter(None, notes):
             print(f"note: {note}", file=sys.stderr)

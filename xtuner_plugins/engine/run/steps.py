@@ -100,7 +100,9 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     network = unwrap(model)
     device = next(network.parameters()).device
     driver = (_DeepSpeedDriver if _is_deepspeed(model) else _PlainDriver)(model, optim_wrapper)
-    weight = _to_device(sum(batch_weight(batch) for batch in micro_batches), torch.float64, device)
+    num_copies = getattr(network, "sequence_parallel", 1)  # of each batch: the ranks that share it
+    weight = sum(batch_weight(batch) for batch in micro_batches) / num_copies
+    weight = _to_device(weight, torch.float64, device)
     mean_weight = (sum_over_ranks(weight) / get_world_size()).float()
     num_overflows = 0
     while True:
@@ -168,7 +170,7 @@ def _accumulate(
 def sources_of_all_ranks(batches: Sequence[dict]) -> list[str]:
     """``file:line`` of the samples of collated batches; every rank calls it and gets those of all."""
     own = [str(source) for batch in batches for source in batch.get("sources", ())]
-    return [source for sources in all_gather_object(own) for source in sources]
+    return list(dict.fromkeys(source for sources in all_gather_object(own) for source in sources))
 
 
 class _PlainDriver:

@@ -14,7 +14,6 @@ import os
 import re
 import sys
 import warnings
-from pathlib import Path
 
 # Packages that describe themselves below the level of warnings, and the one module whose lines are about the run.
 QUIET = ("mmengine", "xtuner", "deepspeed")
@@ -100,25 +99,12 @@ class _Forward(logging.Handler):
 
 
 def _take_over(logger) -> None:
-    """Gives a logger of MMEngine our terminal, and every rank a file."""
+    """Gives a logger of MMEngine our terminal."""
     theirs, ours = logger.handlers[0], Terminal(sys.stdout)
     ours.setLevel(min(theirs.level, logging.WARNING))
     for each in theirs.filters:
         ours.addFilter(each)
     logger.handlers[0] = ours
-    if logger.log_file is not None and len(logger.handlers) == 1:  # another rank than 0
-        logger.handlers.append(_file_of_rank(Path(logger.log_file)))
-
-
-def _file_of_rank(path: Path) -> logging.FileHandler:
-    """Warnings and errors of another rank than 0, in a file that is made when there are any."""
-    from mmengine.logging.logger import MMFormatter
-
-    handler = logging.FileHandler(path.with_suffix(f".rank{rank()}{path.suffix}"), "w", delay=True)
-    handler.setFormatter(MMFormatter(color=False, datefmt="%Y/%m/%d %H:%M:%S"))
-    handler.setLevel(logging.WARNING)
-    handler.addFilter(_is_news)
-    return handler
 
 
 def _is_news(record: logging.LogRecord) -> bool:

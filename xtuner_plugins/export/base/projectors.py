@@ -1,4 +1,4 @@
-"""The projector of a new base: from a file, or freshly drawn."""
+"""The projectors of a new base: from a file, or freshly drawn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ...hub.constants import PROJECTOR_TYPES, projector_input_width
+from ...hub.modeling_flash import TileGate, TilePooling, make_mlp2
 from ...weights import model_view
 from ...weights.checkpoint import open_checkpoint
 from ...weights.lazy import LazyTensor, MemoryTensor
@@ -55,6 +56,23 @@ def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dic
             f"projector {source} doesn't fit these parts: {name} should be {list(shapes.get(name, ()))}, is {found}"
         )
     return {name: held[name] for name in shapes}
+
+
+def flash_tensors(config: dict, seed: int) -> dict[str, LazyTensor]:
+    """``mlp2`` and the router of a Flash model, freshly drawn by PyTorch's defaults."""
+    width, llm = config["vision_config"]["hidden_size"], config["llm_config"]["hidden_size"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = {
+            "mlp2": make_mlp2(projector_input_width(width, config["downsample_ratio"] ** 2), llm),
+            "pooling_before_gating": TilePooling(width),
+            "gating": TileGate(width),
+        }
+    return {
+        f"{part}.{name}": MemoryTensor(tensor)
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
 
 
 def _open_projector(path: Path) -> dict[str, LazyTensor]:

@@ -132,7 +132,7 @@ def answer(directory: Path, out: Path) -> None:
         turns = [Turn(case["question"], images)]
         with Spy(session.model) as spy:
             session.answers([(case["question"], images)], max_new_tokens=MOST_NEW)
-        first = session.first_log_probabilities(turns).tolist()
+        first = spy.logits.log_softmax(-1).tolist()
         texts = [session.tokenizer.decode(spy.tokens[:end], skip_special_tokens=True) for end in range(MOST_NEW + 1)]
         results.append({"ids": session.prompt_ids(turns), "first": first, "tokens": spy.tokens, "texts": texts})
     out.write_text(json.dumps(results))
@@ -255,11 +255,16 @@ def mirrored(folder: Path) -> float:
     """A yardstick for the gaps: that of this project's own answers about one tile and about the same tile mirrored."""
     from PIL import ImageOps
 
-    from xtuner_plugins.inference.session import ChatSession, Turn
+    from xtuner_plugins.inference.session import ChatSession
 
     session = ChatSession.from_pretrained(folder / "official", device="cpu", dtype="float32")
     image, question = opened(folder / "one-tile-0.png"), CASES["one tile"][0]
-    one, other = (session.first_log_probabilities([Turn(question, [it])]) for it in (image, ImageOps.mirror(image)))
+    logits = []
+    for shown in (image, ImageOps.mirror(image)):
+        with Spy(session.model) as spy:
+            session.answers([(question, [shown])], max_new_tokens=1)
+        logits.append(spy.logits)
+    one, other = logits
     top = one.topk(LIKELIEST).indices
     return float((one - other)[top].max() - (one - other)[top].min())
 

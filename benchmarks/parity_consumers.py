@@ -8,17 +8,14 @@ probabilities of the likeliest first tokens by id, and the greedy answer as toke
 """
 
 import json
-import runpy
 import subprocess
 import sys
 import traceback
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
-PROBE = ROOT / "xtuner_plugins/inference/verify_probe.py"
 MOST_NEW, LIKELIEST = 16, 20  # tokens of an answer; first tokens whose log probabilities are compared
 
 
@@ -38,16 +35,16 @@ class Spy:
     def _generate(self, **options):
         options = {**options, "return_dict_in_generate": True, "output_logits": True}
         done, self.ids = self.generate(**options), options["input_ids"][0].tolist()
-        self.tokens, self.first = done.sequences[0].tolist()[-len(done.logits) :], likeliest(done.logits[0][0])
+        self.tokens, self.logits = done.sequences[0].tolist()[-len(done.logits) :], done.logits[0][0].float()
         return done.sequences
 
     def found(self) -> dict:
-        return {"ids": self.ids, "tokens": self.tokens, "first": self.first}
+        return {"ids": self.ids, "tokens": self.tokens, "first": likeliest(self.logits)}
 
 
 def likeliest(logits) -> dict:
     """Log probabilities of the likeliest tokens by id."""
-    top = logits.float().log_softmax(-1).topk(LIKELIEST)
+    top = logits.log_softmax(-1).topk(LIKELIEST)
     return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
@@ -58,20 +55,42 @@ def opened(path):
     return Image.open(path).convert("RGB")
 
 
+def cut(image, size, most):
+    """Normalized tiles float32 [T, 3, size, size] by the published recipe: closest grid, row by row, thumbnail last."""
+    import torch
+    from torchvision import transforms
+
+    grids = {(i, j) for n in range(1, most + 1) for i in range(1, n + 1) for j in range(1, n + 1) if i * j <= most}
+    best, best_gap = (1, 1), float("inf")
+    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        gap = abs(image.width / image.height - columns / rows)
+        is_larger = image.width * image.height > 0.5 * size * size * columns * rows
+        if gap < best_gap or (gap == best_gap and is_larger):
+            best, best_gap = (columns, rows), gap
+    whole = image.resize((size * best[0], size * best[1]))
+    corners = [(x * size, y * size) for y in range(best[1]) for x in range(best[0])]
+    tiles = [whole.crop((x, y, x + size, y + size)) for x, y in corners]
+    tiles += [image.resize((size, size))] if len(tiles) > 1 else []
+    normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return torch.stack([normalize(transforms.functional.to_tensor(tile)) for tile in tiles])
+
+
 def transformers_official(folder, cases, adapter=None):
     """`AutoModel` and `.chat` with the code in the directory; with an adapter, PEFT on its language model."""
     import torch
+    from transformers import AutoModel, AutoTokenizer
 
-    tiles = SimpleNamespace(**runpy.run_path(str(PROBE)))  # the published recipe, as `--verify` runs it
-    model, tokenizer, _ = tiles.open_export(folder / "official")
+    code = {"trust_remote_code": True}
+    model = AutoModel.from_pretrained(folder / "official", torch_dtype=torch.float32, **code).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "official", **code)
     if adapter:
         from peft import PeftModel
 
         model.language_model = PeftModel.from_pretrained(model.language_model, str(folder / adapter))
-    limits = tiles.limits(folder / "official")
+    limits = model.config.force_image_size, model.config.max_dynamic_patch
     for case in cases:
-        cut = [tiles.cut(folder / name, *limits) for name in case["images"]]
-        pixels, counts = torch.cat(cut) if cut else None, [len(each) for each in cut] or None
+        tiles = [cut(opened(folder / name), *limits) for name in case["images"]]
+        pixels, counts = torch.cat(tiles) if tiles else None, [len(each) for each in tiles] or None
         with Spy(model) as spy, torch.no_grad():
             options = dict(max_new_tokens=MOST_NEW, do_sample=False)
             model.chat(tokenizer, pixels, case["question"], options, num_patches_list=counts)
@@ -109,7 +128,7 @@ def vllm(folder, cases, form="official"):
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    options = dict(dtype="float32", enforce_eager=True, max_model_len=2048, limit_mm_per_prompt={"image": 4})
+    options = dict(dtype="float32", enforce_eager=True, max_model_len=1024, limit_mm_per_prompt={"image": 4})
     options |= dict(distributed_executor_backend="uni", gpu_memory_utilization=0.1)
 
     def picture(path):

@@ -22,38 +22,38 @@ def without(base, folder, *keys, **changed):
     return folder
 
 
-@pytest.mark.parametrize(
-    "edit, words",
-    [
-        ({"force_image_size": -1}, "force_image_size"),
-        ({"vision_config": {"model_type": "intern_vit_6b", "patch_size": 0}}, "vision_config: patch_size is 0"),
-        ({"downsample_ratio": "x"}, "downsample_ratio"),
-        ({"llm_config": {"model_type": "nothing"}}, "model_type 'nothing'"),
-        ({"llm_config": None}, "llm_config"),
-        ({"template": None}, "names no 'template'"),
-    ],
-)
-def test_a_base_without_its_facts_is_refused(data_base, tmp_path, write_data, qa, edit, words):
-    with pytest.raises(ValueError, match=words):
-        MultimodalDataset(without(data_base, tmp_path / "base", **edit), write_data([qa()]))
+def test_a_base_without_its_facts_is_refused(data_base, tmp_path, write_data, qa):
+    data = write_data([qa()])
+    for number, (edit, words) in enumerate(
+        [
+            ({"force_image_size": -1}, "force_image_size"),
+            ({"vision_config": {"model_type": "intern_vit_6b", "patch_size": 0}}, "vision_config: patch_size is 0"),
+            ({"downsample_ratio": "x"}, "downsample_ratio"),
+            ({"llm_config": {"model_type": "nothing"}}, "model_type 'nothing'"),
+            ({"llm_config": None}, "llm_config"),
+            ({"template": None}, "names no 'template'"),
+        ]
+    ):
+        with pytest.raises(ValueError, match=words):
+            MultimodalDataset(without(data_base, tmp_path / str(number), **edit), data)
 
 
-@pytest.mark.parametrize("key", [*TILING_KEYS, "force_image_size", "all"])
-def test_training_and_chat_agree_on_absent_keys(toy_base, tmp_path, write_data, make_image, qa, key):
-    base = without(toy_base, tmp_path / "base", *(TILING_KEYS if key == "all" else [key]))
-    folder = make_image("a.png", 336, 224)
-    dataset = MultimodalDataset(base, write_data([qa("<image>\nQ?", "A.", image="a.png")]), folder)
-    session = ChatSession.from_pretrained(base, device="cpu")
-    assert dataset.sources[0].tiling == session.tiling
-    (tiles,) = session._load([f"{folder}/a.png"], session.tiling)
-    assert dataset[0]["num_tiles"] == len(tiles)
-    expected = {
-        "dynamic_image_size": DynamicTiling(1, 1, 112, True),
-        "use_thumbnail": DynamicTiling(1, 12, 112, False),
-        "max_dynamic_patch": DynamicTiling(1, 6, 112, True),
-        "all": DynamicTiling(1, 1, 112, False),
-    }
-    assert session.tiling == expected.get(key, DynamicTiling(1, 12, 112, True))
+def test_training_and_chat_agree_on_absent_keys(toy_base, tmp_path, write_data, make_image, qa):
+    data, folder = write_data([qa("<image>\nQ?", "A.", image="a.png")]), make_image("a.png", 336, 224)
+    usual = DynamicTiling(1, 12, 112, True)
+    for keys, expected in [
+        (["dynamic_image_size"], DynamicTiling(1, 1, 112, True)),
+        (["use_thumbnail"], DynamicTiling(1, 12, 112, False)),
+        (["max_dynamic_patch"], DynamicTiling(1, 6, 112, True)),
+        (["min_dynamic_patch"], usual),
+        (["force_image_size"], usual),
+        (TILING_KEYS, DynamicTiling(1, 1, 112, False)),
+    ]:
+        base = without(toy_base, tmp_path / str(len(list(tmp_path.iterdir()))), *keys)
+        dataset = MultimodalDataset(base, data, folder)
+        session = ChatSession.from_pretrained(base, device="cpu")
+        assert dataset.sources[0].tiling == session.tiling == expected
+        assert dataset[0]["num_tiles"] == len(session.tiles([f"{folder}/a.png"])[0])
 
 
 def test_an_hf_base_feeds_the_dataset_as_its_official_one_does(toy_base, tmp_path, write_data, make_image, qa):

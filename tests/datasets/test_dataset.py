@@ -98,33 +98,33 @@ def test_pad_to_multiple(mixture):
     assert collate([dataset[3], dataset[4]], pad_to_multiple_of=64)["input_ids"].shape[1] % 64 == 0
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (dict(data_paths=["none.json"], image_folders=None), "none.json.*can't be read"),
-        (dict(data_paths=[], image_folders=None), "data_paths is empty"),
-        (dict(image_folders=["nowhere", None]), "nowhere.*isn't there"),
-        (dict(image_folders=["."]), "image_folders has 1 entries for 2"),
-        (dict(repeat_times=[1]), "repeat_times has 1 entries"),
-        (dict(repeat_times=[1, 0]), "repeat_times holds 0"),
-        (dict(repeat_times=[1, -2]), "repeat_times holds -2"),
-        (dict(repeat_times=[1, "2"]), "repeat_times holds '2'"),
-        (dict(max_tiles=0), "max_tiles=0"),
-        (dict(template="none"), "none.*internvl2_5"),
-        (dict(max_length=0), "max_length=0"),
-        (dict(base="nowhere"), "nowhere.*isn't there"),
-        (dict(base=None), "base=None can't be used"),
-        (dict(fast_decoding="gpu"), "fast_decoding='gpu' is unknown; it is one of False, True, auto$"),
-        (dict(on_bad_sample="ignore"), "on_bad_sample"),
-        (dict(num_frames=0), "num_frames"),
-        (dict(dataset_settings=[{"max_tile": 3}, None]), "max_tile"),
-        (dict(dataset_settings=[{}]), "has 1 entries"),
-        (dict(dataset_settings=[{"loss_weight": 0}, None]), "loss_weight"),
-    ],
-)
-def test_unusable_settings_name_themselves(mixture, change, words):
-    with pytest.raises(SettingError, match=words):
-        MultimodalDataset(**(mixture | change))
+UNUSABLE = [
+    (dict(data_paths=["none.json"], image_folders=None), "none.json.*can't be read"),
+    (dict(data_paths=[], image_folders=None), "data_paths is empty"),
+    (dict(image_folders=["nowhere", None]), "nowhere.*isn't there"),
+    (dict(image_folders=["."]), "image_folders has 1 entries for 2"),
+    (dict(repeat_times=[1]), "repeat_times has 1 entries"),
+    (dict(repeat_times=[1, 0]), "repeat_times holds 0"),
+    (dict(repeat_times=[1, -2]), "repeat_times holds -2"),
+    (dict(repeat_times=[1, "2"]), "repeat_times holds '2'"),
+    (dict(max_tiles=0), "max_tiles=0"),
+    (dict(template="none"), "none.*internvl2_5"),
+    (dict(max_length=0), "max_length=0"),
+    (dict(base="nowhere"), "nowhere.*isn't there"),
+    (dict(base=None), "base=None can't be used"),
+    (dict(fast_decoding="gpu"), "fast_decoding='gpu' is unknown; it is one of False, True, auto$"),
+    (dict(on_bad_sample="ignore"), "on_bad_sample"),
+    (dict(num_frames=0), "num_frames"),
+    (dict(dataset_settings=[{"max_tile": 3}, None]), "max_tile"),
+    (dict(dataset_settings=[{}]), "has 1 entries"),
+    (dict(dataset_settings=[{"loss_weight": 0}, None]), "loss_weight"),
+]
+
+
+def test_unusable_settings_name_themselves(mixture):
+    for change, words in UNUSABLE:
+        with pytest.raises(SettingError, match=words):
+            MultimodalDataset(**(mixture | change))
 
 
 def test_a_long_sample_loses_tiles_then_text_then_its_place(data_base, write_data, make_image, qa):

@@ -27,25 +27,21 @@ def dataset(toy_base, tmp_path):
 
 def test_measured_and_opened_samples_have_the_same_means(dataset):
     seen = file_figures(dataset)
-    assert [(each.name, each.samples, each.is_measured) for each in seen] == [
-        ("with images", 16, False),
-        ("text", 16, False),
-    ]
+    assert [(each.name, each.samples) for each in seen] == [("with images", 16), ("text", 16)]
     dataset.layout(num_workers=0)
     measured = file_figures(dataset)
-    assert all(each.is_measured for each in measured) and [each.seen for each in measured] == [16, 16]
+    assert [(each.seen, each.is_measured) for each in measured] == [(16, True)] * 2
     for before, after in zip(seen, measured, strict=True):  # every sample was opened
+        assert not before.is_measured
         assert (before.tokens, before.tiles, before.supervised) == (after.tokens, after.tiles, after.supervised)
     assert measured[0].tiles > 1 and measured[1].tiles == 0 and measured[1].supervised > 1
 
 
-def test_few_samples_of_many_files_and_no_longer_than_allowed(dataset, monkeypatch):
-    monkeypatch.setattr(figures, "LOOK_AT", 6)
-    assert [each.seen for each in file_figures(dataset)] == [3, 3]
-    monkeypatch.setattr(figures, "LOOK_SECONDS", -1.0)
-    assert [each.seen for each in file_figures(dataset)] == [0, 0]
-
-
-def test_unusable_samples_are_no_part_of_it(dataset):
+def test_few_usable_samples_and_no_longer_than_allowed(dataset, monkeypatch):
+    with monkeypatch.context() as fewer:
+        fewer.setattr(figures, "LOOK_AT", 6)
+        assert [each.seen for each in file_figures(dataset)] == [3, 3]
+        fewer.setattr(figures, "LOOK_SECONDS", -1.0)
+        assert [each.seen for each in file_figures(dataset)] == [0, 0]
     shutil.rmtree(dataset.sources[0].folder.folder)
     assert [each.seen for each in file_figures(dataset)] == [4, 16]  # a quarter is text

@@ -32,13 +32,8 @@ def test_no_worker_outlives_a_killed_training(toy_base, tmp_path):
         "train_dataloader.num_workers": 2,
         "default_hooks.logger.interval": 1,
     }
-    command = [
-        sys.executable,
-        "tools/train.py",
-        "configs/toy/toy_finetune_packed.py",
-        "--work-dir",
-        str(tmp_path / "run"),
-    ]
+    command = [sys.executable, "tools/train.py", "configs/toy/toy_finetune_packed.py"]
+    command += ["--work-dir", str(tmp_path / "run")]
     command += ["--cfg-options", *(f"{key}={value}" for key, value in settings.items())]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = subprocess.Popen(
@@ -66,15 +61,6 @@ def test_batches_of_workers_equal_those_of_the_process(planned_dataset, put_toge
         assert batch.keys() == right.keys()
         for name, value in right.items():
             assert torch.equal(batch[name], value) if isinstance(value, torch.Tensor) else batch[name] == value
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_started_afresh_give_the_same_samples(method, planned_dataset):
-    loader = DataLoader(planned_dataset, None, num_workers=1, multiprocessing_context=method)
-    for sample, right in zip(loader, planned_dataset, strict=True):
-        assert sample.keys() == right.keys() and sample["source"] == right["source"]
-        assert torch.equal(sample["tiles"], right["tiles"])
 
 
 def test_a_worker_outlives_the_thread_that_started_it(planned_dataset):

@@ -67,7 +67,7 @@ BAD = [
     (dict(dataset_settings=[None, {"max_tiles": "12"}, None]), "max_tiles='12' .dataset_settings of .*b.jsonl"),
     (
         dict(dataset_settings=[{"use_thumbnail": False}, None, None]),
-        "'use_thumbnail': .*the base's config.json",
+        "'use_thumbnail': .*give a dict with some of name",
     ),
     (dict(dataset_settings=[{"name": 3}, None, None]), "name=3 .*give a text"),
     (dict(dataset_settings=[{"loss_weight": "1"}, None, None]), "loss_weight='1'"),

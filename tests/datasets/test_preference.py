@@ -4,13 +4,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from xtuner_plugins.datasets import (
-    MultimodalDataset,
-    PlanSampler,
-    PreferenceDataset,
-    RecordError,
-    collate_pairs,
-)
+from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, PreferenceDataset, RecordError, collate_pairs
 from xtuner_plugins.datasets.left_out import FILLER, FILLER_INDEX
 from xtuner_plugins.hub.constants import IGNORE_INDEX
 
@@ -40,20 +34,19 @@ def alone(dataset, row, side, write_data, data_base):
     return MultimodalDataset(str(data_base), [path], dataset.sources[0].folder.folder)[0]
 
 
-@pytest.mark.parametrize("row", range(len(PAIRS)))
-def test_a_pair_is_its_prompt_and_both_answers_as_conversations_have_them(make_dataset, write_data, data_base, row):
+def test_a_pair_is_its_prompt_and_both_answers_as_conversations_have_them(make_dataset, write_data, data_base):
     dataset = make_dataset()
-    pair = dataset[row]
-    prompt, chosen, rejected = pair["branches"]
-    sides = [alone(dataset, row, side, write_data, data_base) for side in ("chosen", "rejected")]
-    ids, labels = pair["input_ids"], pair["labels"]
-    for side, start, length in zip(sides, (prompt, prompt + chosen), (chosen, rejected), strict=True):
-        part = slice(start, start + length)
-        assert torch.equal(torch.cat([ids[:prompt], ids[part]]), side["input_ids"])
-        assert torch.equal(torch.cat([labels[:prompt], labels[part]]), side["labels"])
-        assert side["labels"][prompt] != IGNORE_INDEX == side["labels"][prompt - 1]
-        assert torch.equal(pair["tiles"], side["tiles"])
-    assert (labels[:prompt] == IGNORE_INDEX).all() and len(ids) == sum(pair["branches"])
+    for row, pair in enumerate(dataset[row] for row in range(len(PAIRS))):
+        prompt, chosen, rejected = pair["branches"]
+        sides = [alone(dataset, row, side, write_data, data_base) for side in ("chosen", "rejected")]
+        ids, labels = pair["input_ids"], pair["labels"]
+        for side, start, length in zip(sides, (prompt, prompt + chosen), (chosen, rejected), strict=True):
+            part = slice(start, start + length)
+            assert torch.equal(torch.cat([ids[:prompt], ids[part]]), side["input_ids"])
+            assert torch.equal(torch.cat([labels[:prompt], labels[part]]), side["labels"])
+            assert side["labels"][prompt] != IGNORE_INDEX == side["labels"][prompt - 1]
+            assert torch.equal(pair["tiles"], side["tiles"])
+        assert (labels[:prompt] == IGNORE_INDEX).all() and len(ids) == sum(pair["branches"])
 
 
 def test_planned_lengths_are_those_of_the_pairs(make_dataset):
@@ -71,8 +64,6 @@ def test_a_pair_that_does_not_fit_is_named_and_never_cut(make_dataset):
     assert dataset.usable(fates).tolist() == [1, 2, 3] and tiles.tolist() == [0, 3, 0, 3]
     assert dataset[0]["dropped"] == "too_long" and "pairs.jsonl:1" in dataset[0]["message"]
 
-
-def test_a_record_without_a_rejected_answer_is_named(make_dataset):
     with pytest.raises(RecordError, match="pairs.jsonl:1.*none of rejected"):
         make_dataset([{"prompt": "a", "chosen": "b"}])[0]
 
@@ -88,21 +79,16 @@ def test_pairs_share_a_row(make_dataset):
     assert batch["sources"] == [sample["source"] for sample in samples] and "loss_weights" not in batch
 
 
-def test_without_a_pair_there_is_a_filler_of_no_weight(make_dataset):
-    batch = collate_pairs([make_dataset()[FILLER_INDEX]])
+def test_a_filler_is_a_pair_of_no_weight(make_dataset):
+    dataset = make_dataset()
+    batch = collate_pairs([dataset[FILLER_INDEX]])
     assert batch["sources"] == [FILLER] and batch["loss_weights"].tolist() == [0.0] and len(batch["tiles"]) == 0
     assert batch["cu_seqlens"].tolist() == [0, 1, 2, 3]
-
-
-def test_a_filler_beside_pairs_is_a_pair_of_no_weight(make_dataset):
-    dataset = make_dataset()
     batch = collate_pairs([dataset[1], dataset[FILLER_INDEX]])
     own, filler = batch["cu_seqlens"].diff().split(3)
     assert tuple(own.tolist()) == dataset[1]["branches"] and filler.tolist() == [1, 1, 1]
     assert batch["loss_weights"].tolist() == [1.0, 0.0] and batch["follows"].tolist() == [-1, 0, 0, -1, 3, 3]
 
-
-def test_samples_that_are_no_pairs_are_refused(make_dataset):
     turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
     sample = make_dataset([{"messages": turns}], MultimodalDataset)[0]
     with pytest.raises(ValueError, match=r"pairs.jsonl:1: collate_pairs takes samples of PreferenceDataset"):
@@ -110,17 +96,8 @@ def test_samples_that_are_no_pairs_are_refused(make_dataset):
 
 
 def test_a_loader_of_workers_hands_over_pairs(make_dataset):
-    loader = Runner.build_dataloader(
-        dict(
-            dataset=make_dataset(),
-            sampler=dict(type=PlanSampler),
-            batch_size=2,
-            num_workers=1,
-            collate_fn=dict(type="collate_pairs"),
-        ),
-        seed=1,
-    )
-    batches = list(loader)
-    assert sorted(source for batch in batches for source in batch["sources"] if source != FILLER) == sorted(
-        f"{make_dataset().sources[0].index.path}:{line}" for line in (1, 2, 3)
-    )
+    dataset = make_dataset()
+    options = dict(sampler=dict(type=PlanSampler), collate_fn=dict(type="collate_pairs"), batch_size=2, num_workers=1)
+    loader = Runner.build_dataloader(dict(dataset=dataset, **options), seed=1)
+    sources = sorted(source for batch in loader for source in batch["sources"] if source != FILLER)
+    assert sources == [f"{dataset.sources[0].index.path}:{line}" for line in (1, 2, 3)]

@@ -22,12 +22,13 @@ from xtuner_plugins.datasets.images.stored import open_images
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.errors import DataError
+from xtuner_plugins.files import get_cache_dir
 
 CASES = int(os.environ.get("FUZZ_CASES", 200))
 SECONDS = 60 + CASES  # of a kind; most cases take milliseconds
 
 
-def read_all(path: Path, folder: Path | None, cache: Path) -> int:
+def read_all(path: Path, folder: Path | None) -> int:
     """Reads everything that can be read; returns the number of records."""
     records = open_records(path)
     images = open_images(folder, path.parent)
@@ -87,19 +88,18 @@ def _fuzz(kind: str, folder: Path, cases: int, progress) -> None:
     whole = target.read_bytes()
     path = target.parent if kind == "save_to_disk" else folder / annotation if annotation else target
     images = target if annotation else folder / "images" if kind == "jsonl.gz" else None
-    read = [read_all(path, images, folder / "cache")]
+    read = [read_all(path, images)]
     for case in range(cases):
         progress.value = case
         data = damage(whole, random.Random(f"{kind} {case}"))
         target.write_bytes(data)
         os.utime(target, ns=(case, case))
-        cache = folder / f"cache-{case}"
         try:
-            read.append(read_all(path, images, cache))
+            read.append(read_all(path, images))
         except DataError as error:
             assert str(error)
             read.append(-1)
-        shutil.rmtree(cache, ignore_errors=True)
+        shutil.rmtree(get_cache_dir(), ignore_errors=True)
     assert read[0] == 4, "the whole file is read"
     assert min(read) < 4, "no case has damaged anything"
 

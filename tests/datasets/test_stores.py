@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import pickle
-import threading
 import zipfile
 
 import pytest
@@ -165,14 +164,3 @@ def test_a_zip_is_read_as_a_folder(tmp_path):
     with pytest.raises(SettingError, match="can't be read from the zip"):
         open_images(tmp_path / "i.zip", tmp_path)
     assert split_zip(f"{tmp_path}/i.zip/a/b") == (f"{tmp_path}/i.zip", "a/b") and split_zip("a/b") == ("", "")
-
-
-def test_threads_share_a_store(server):
-    server.objects |= {f"x/{number}": b"%d" % number for number in range(20)}
-    store, found = Store(f"{server.url}/x"), {}
-    threads = [threading.Thread(target=lambda n=n: found.update({n: store.read(str(n))})) for n in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {number: b"%d" % number for number in range(20)}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig, TextIteratorStreamer
+from transformers import GenerationConfig
 
 from xtuner_plugins.hub import get_conv_template
 
@@ -150,19 +150,6 @@ def test_what_is_refused(model, tokenizer):
     ):
         with pytest.raises(error, match=message):
             getattr(model, method)(tokenizer, pixels, **options)
-
-
-def test_streaming(model, tokenizer):
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    answer = model.chat(tokenizer, tiles(1), "Hello", {**GREEDY, "streamer": streamer})
-    assert "".join(streamer).strip() == answer
-
-
-def test_verbose(model, tokenizer, capsys):
-    answer = model.chat(tokenizer, None, "Hello", dict(GREEDY), verbose=True)
-    assert "Hello" in capsys.readouterr().out
-    model.batch_chat(tokenizer, None, ["Hello"], dict(GREEDY), verbose=True)
-    assert answer in capsys.readouterr().out
 
 
 def test_a_tokenizer_without_the_image_tokens(model, tmp_path):

@@ -190,12 +190,6 @@ def test_embeddings_and_head_are_the_llms():
     assert model.config.llm_config.vocab_size == 330
 
 
-def test_parts_given_ready_made_are_used():
-    donor = make_model()
-    model = InternVLChatModel(donor.config, donor.vision_model, donor.language_model, use_flash_attn=False)
-    assert model.vision_model is donor.vision_model and model.language_model is donor.language_model
-
-
 def test_parameter_names_are_the_published_ones():
     names = {name for name, _ in make_model(make_config(RMS_VISION)).named_parameters()}
     expected = {

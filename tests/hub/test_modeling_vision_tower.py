@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from .cases import LLM, make_batch, make_config, make_model, make_tokenizer, write_directory
+from .cases import LLM, make_config, make_model, make_tokenizer, write_directory
 from .probing import run_probe
 
 SIZES = dict(
@@ -59,14 +59,6 @@ def test_plain_projector(tower):
     assert (model.project(features) - by_hand).abs().max() < 1e-5  # two sums of 48 and 32 products in fp32
 
 
-@torch.no_grad()
-def test_pixel_shuffle_on_these_towers(tower):
-    model = make_model(make_config(TOWERS[tower], LLM, select_layer=-2))
-    pixels, ids = make_batch(model)
-    assert model.num_image_token == 16
-    assert model(pixel_values=pixels, input_ids=ids).logits.isfinite().all()
-
-
 def test_config_comes_back(tower, tmp_path):
     config = llava_type(tower)
     config.save_pretrained(tmp_path)
@@ -75,11 +67,6 @@ def test_config_comes_back(tower, tmp_path):
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["vision_config"]["model_type"] == TOWERS[tower]["model_type"]
     assert written["projector_type"] == "mlp"
-
-
-def test_the_usual_config_says_nothing_new():
-    assert "projector_type" not in make_config().to_dict()
-    assert "projector_type" not in make_config(projector_type="pixel_shuffle_mlp").to_dict()
 
 
 def test_what_does_not_fit(tower):

@@ -38,12 +38,9 @@ def make(*sources):
     return cleaned(nbformat.v4.new_notebook(cells=cells))
 
 
-def test_there_are_two():
-    assert [path.stem for path in NOTEBOOKS] == ["build_a_llava", "lora_on_your_data"]
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
-def test_outputs_are_committed_and_fit_any_machine(path):
+def test_outputs_are_committed_and_texts_and_links_are_whole(path):
+    """A text in both languages comes before each code cell, and what is committed fits any machine."""
     assert path.stat().st_size < MOST_BYTES
     cells = code_cells(path)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -52,26 +49,17 @@ def test_outputs_are_committed_and_fit_any_machine(path):
         assert all(output.get("name") != "stderr" and output.output_type != "error" for output in cell.outputs)
         assert [found for text in texts(cell) for found in ABSOLUTE_PATH.findall(text)] == [], cell.id
     assert read(path) == cleaned(read(path), keep_outputs=True)
+    kinds = [cell.cell_type for cell in read(path).cells]
+    assert kinds[0] == "markdown" and ("code", "code") not in zip(kinds, kinds[1:], strict=False)
+    told = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+    assert [text for text in told if not re.search("[\u4e00-\u9fff]", text) or not re.match("[#*`A-Z]", text)] == []
+    links = [link for text in told for link in re.findall(r"\]\(([^)#\s]+)\)", text)]
+    assert links and [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
 
 
 def test_an_absolute_path_would_be_seen():
     assert ABSOLUTE_PATH.search("wrote /home/someone/project: 3") and ABSOLUTE_PATH.search("'/tmp/x'")
     assert not ABSOLUTE_PATH.search("work_dirs/notebooks/a 1/40 <img></img> ./a/b https://host/a/b")
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
-def test_a_text_comes_before_each_code_cell(path):
-    """In both languages."""
-    kinds = [cell.cell_type for cell in read(path).cells]
-    assert kinds[0] == "markdown" and ("code", "code") not in zip(kinds, kinds[1:], strict=False)
-    texts = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
-    assert [text for text in texts if not re.search("[\u4e00-\u9fff]", text) or not re.match("[#*`A-Z]", text)] == []
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
-def test_links_lead_somewhere(path):
-    found = [link for cell in read(path).cells for link in re.findall(r"\]\(([^)#\s]+)\)", cell.source)]
-    assert found and [link for link in found if "://" not in link and not (path.parent / link).exists()] == []
 
 
 @pytest.mark.release

@@ -13,9 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import HANGS_AFTER
-from tests.weights.training import SETTINGS, make_model, save_pth, write_config
 from xtuner_plugins.inference.chat import COMMANDS, printable
-from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.session import ChatSession, Turn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,15 +99,6 @@ def test_in_a_terminal(toy_base, image, tmp_path):
         child.sendline("/quit")
         child.expect(pexpect.EOF)
     assert child.exitstatus == 0
-
-
-def test_a_checkpoint_without_an_export(toy_base, tmp_path):
-    write_config(tmp_path / "mine.py", toy_base, **SETTINGS["lora"])
-    save_pth(make_model(toy_base, **SETTINGS["lora"]), tmp_path / "iter_4.pth")
-    done = chat(tmp_path / "mine.py", tmp_path / "iter_4.pth", "--question", "Hello", *SHORT)
-    assert done.returncode == 0, done.stderr
-    session = open_session(tmp_path / "mine.py", tmp_path / "iter_4.pth", device="cpu")
-    assert done.stdout.strip() == answer(session, Turn("Hello"))
 
 
 def test_an_error_is_one_clear_line(toy_base, tmp_path, capsys):

@@ -8,7 +8,7 @@ from PIL import Image
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.datasets.records.pairs import parse_pair
 from xtuner_plugins.toy.images import TILE
-from xtuner_plugins.toy.preference_data import SHRUNK, UNREADABLE, UNREADABLE_KIND, main, write_pairs
+from xtuner_plugins.toy.preference_data import SHRUNK, UNREADABLE, write_pairs
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +44,3 @@ def test_both_sizes_are_cut_into_the_same_tiles(written):
         small, large = Image.open(path), Image.open(str(path).replace("_small", ""))
         assert tiling.grid(*small.size) == tiling.grid(*large.size)
         assert abs(large.width / SHRUNK - small.width) < 1 > abs(large.height / SHRUNK - small.height)
-
-
-def test_held_out_questions(written):
-    records = read(written / "test.jsonl")
-    answers = {record["kind"]: record["conversations"][1]["value"] for record in records}
-    assert answers[UNREADABLE_KIND] == UNREADABLE and answers["number"].isdigit()
-    assert {"colour", "count", "presence"} < set(answers)
-    assert len({record["id"] for record in records}) == len(records)
-
-
-def test_the_same_seed_gives_the_same_files(written, tmp_path):
-    write_pairs(tmp_path, {"pairs": 12, "test": 6}, workers=2)
-    for name in ("pairs.jsonl", "images/pairs/00003_small.jpg"):
-        assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
-
-
-def test_command(tmp_path, capsys):
-    assert main(["--out", str(tmp_path), "--scale", "0.001"]) == 0
-    assert "drew 22 images of pairs, 32 images of test" in capsys.readouterr().out

@@ -1,7 +1,5 @@
 """The pre-training of the toy parts: it learns, and what it writes is the layout of the releases."""
 
-import random
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -65,10 +63,3 @@ def test_labels_are_the_answers_alone(tmp_path):
     assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
     padded, marked = pretrain._pad([(ids, labels), (ids[:3], labels[:3])], pad=7)
     assert padded[1, 3:].eq(7).all() and marked[1, 3:].eq(-100).all() and padded.shape == marked.shape == (2, len(ids))
-
-
-def test_the_tiles_of_the_encoder_fit_their_labels():
-    stream = pretrain._tiles(random.Random(0))
-    for _ in range(20):
-        tile, labels = next(stream)
-        assert tile.dtype == torch.uint8 and tile.shape == (3, 112, 112) and labels.shape == (4, 16)

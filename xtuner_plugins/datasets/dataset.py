@@ -17,21 +17,13 @@ from ..files import get_cache_dir
 from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
+from . import left_out
 from .base import read_base
 from .images.jpeg import degrade
 from .images.media import MediaSource, image_size
 from .images.tiles import MODES, open_tiles
 from .images.tiling import DynamicTiling
 from .images.video import load_frames, probe_video
-from .left_out import (
-    FILLER_INDEX,
-    ON_PURPOSE,
-    POLICIES,
-    dropped_sample,
-    filler_sample,
-    read_reject_list,
-    require_usable,
-)
 from .mixture import Source, open_sources, pick_records
 from .plan.budget import FRAME, TileBudget, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
@@ -122,23 +114,20 @@ class MultimodalDataset(Dataset):
         config = read_base(base)
         self.tokenizer = TextTokenizer.from_pretrained(base)
         self.budget = TileBudget(num_image_tokens(config), max_length, self.may_cut)
-        shared = {
-            "max_tiles": max_tiles,
-            "template": template,
-            "jpeg_quality": jpeg_quality,
-            "storage_options": storage_options,
-        }
+        shared = dict(
+            max_tiles=max_tiles, template=template, jpeg_quality=jpeg_quality, storage_options=storage_options
+        )
         self.sources = open_sources(data_paths, image_folders, repeat_times, dataset_settings, config, shared)
         self.tile_size = self.sources[0].tiling.tile_size
         self.loss_reduction = check_choice("loss_reduction", loss_reduction, tuple(REDUCTIONS))
-        self.on_bad_sample = check_choice("on_bad_sample", on_bad_sample, POLICIES)
+        self.on_bad_sample = check_choice("on_bad_sample", on_bad_sample, left_out.POLICIES)
         self.fast_decoding = check_choice("fast_decoding", fast_decoding, MODES)
         self.num_frames = check_whole("num_frames", num_frames, 1)
         self.picks = [
             pick_records(len(source.index), source.repeat, SEED + number) for number, source in enumerate(self.sources)
         ]
         self.ends = np.cumsum([len(pick) for pick in self.picks])
-        self.rejected = read_reject_list(reject_list, self.sources)
+        self.rejected = left_out.read_reject_list(reject_list, self.sources)
         self._lengths: dict[int, LengthIndex] = {}
         self._plan: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # what `layout` returned
         self._plan_files: list[tuple] = []  # path and stamp of the lengths behind `_plan`, one per file
@@ -170,8 +159,8 @@ class MultimodalDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         bind_worker()
-        if index == FILLER_INDEX:
-            return filler_sample(self.tile_size)
+        if index == left_out.FILLER_INDEX:
+            return left_out.filler_sample(self.tile_size)
         number, row = self.locate(index)
         try:
             if row in self.rejected[number]:
@@ -182,10 +171,10 @@ class MultimodalDataset(Dataset):
             else:
                 sample = self._load_as_planned(index, number, row, rng)
         except DataError as error:
-            if self.on_bad_sample == "raise" and error.reason not in ON_PURPOSE:
+            if self.on_bad_sample == "raise" and error.reason not in left_out.ON_PURPOSE:
                 raise
             source = self.sources[number].index.source(row)
-            sample = dropped_sample(error, source, self.tile_size)
+            sample = left_out.dropped_sample(error, source, self.tile_size)
         sample.update(index=int(index) % len(self), dataset=self.sources[number].name)
         return sample
 
@@ -351,7 +340,7 @@ class MultimodalDataset(Dataset):
             RecordError: with on_bad_sample='raise', unusable records: how many, and the first of them.
         """
         if self.on_bad_sample == "raise":
-            require_usable(self, fates)
+            left_out.require_usable(self, fates)
         return np.flatnonzero(fates < DROPPED)
 
 

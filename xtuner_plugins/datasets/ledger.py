@@ -58,15 +58,8 @@ class Ledger:
         self.trained[epoch] += trained
         for sample in dropped:
             self.dropped[epoch] += 1
-            self._write(
-                {
-                    "epoch": epoch,
-                    "dataset": sample.get("dataset", ""),
-                    "index": sample.get("index", -1),
-                    "reason": sample["dropped"],
-                    "message": sample["message"],
-                }
-            )
+            place = {"epoch": epoch, "dataset": sample.get("dataset", ""), "index": sample.get("index", -1)}
+            self._write(place | {"reason": sample["dropped"], "message": sample["message"]})
             if sample["dropped"] not in ON_PURPOSE and self._count_bad(epoch) > MAX_BAD_SAMPLES:
                 raise TooManyBadSamples(
                     f"{self._bad[epoch]} samples can't be used, a run stops beyond {MAX_BAD_SAMPLES} per epoch; "

@@ -72,9 +72,7 @@ class Evaluation:
             RuntimeError: Out of memory, or a process was killed.
         """
         homes = {each.asked(item).id: each for each in self._data_sets for item in each.items}
-        for question, answer in (
-            answer_all(self._job, self.unanswered, self._described.lengths) if self.unanswered else ()
-        ):
+        for question, answer in answer_all(self._job, self.unanswered, self._described.lengths):
             if isinstance(answer, Unusable):
                 homes[question.id].left_out.append(answer)
             else:

@@ -98,6 +98,8 @@ def answer_all(job: Job, questions: Sequence[Question], lengths: Lengths) -> Ite
     """
     batches, unusable = plan_batches(questions, lengths, job.batch_size)
     yield from unusable
+    if not batches:
+        return
     if job.processes == 1:
         session = job.open()
         for batch in batches:

@@ -99,13 +99,18 @@ def _record(name: str, turns: list[tuple[str, str]], image: str | None = None) -
     return {"id": name, **({"image": image} if image else {}), "conversations": messages}
 
 
+def make_parser(about: str) -> argparse.ArgumentParser:
+    """The command line of all that a demo makes: where, how much of it, and from which seed."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="directory to write")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of images and steps (default 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="directory to write")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the quick start's images (default 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = make_parser(__doc__).parse_args(argv)
     counts = {split: max(16, round(count * args.scale)) for split, count in COUNTS.items()}
     write_data(args.out, counts, seed=args.seed)
     print(f"drew {', '.join(f'{count} images of {split}' for split, count in counts.items())} for {args.out}")

@@ -19,7 +19,6 @@ root/test.jsonl      held-out questions as in `data.py`, of the kinds `number`, 
 root/images/pairs/... root/images/test/...
 """
 
-import argparse
 import json
 import random
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +28,7 @@ from pathlib import Path
 from PIL import Image
 
 from xtuner_plugins.processes import die_with_parent
-from xtuner_plugins.toy.data import GRIDS, JPEG
+from xtuner_plugins.toy.data import GRIDS, JPEG, make_parser
 from xtuner_plugins.toy.images import COLORS, draw, make_scene
 from xtuner_plugins.toy.language import NUMBER_WORDS, Question, ask
 
@@ -99,11 +98,7 @@ def _misread(number: str, rng: random.Random) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="directory to write")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the scenes (default 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = make_parser(__doc__).parse_args(argv)
     counts = {split: max(16, round(count * args.scale)) for split, count in COUNTS.items()}
     write_pairs(args.out, counts, seed=args.seed)
     drawn = {split: len(list((Path(args.out) / "images" / split).iterdir())) for split in counts}

@@ -7,7 +7,6 @@ The encoder learns to tell what each cell of a tile shows (dense supervision; it
 discarded). The LLM never sees an image: it reads scenes in words and answers questions about them.
 """
 
-import argparse
 import math
 import random
 import time
@@ -26,7 +25,7 @@ from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel
 from xtuner_plugins.models.preprocessor import TilePreprocessor
 from xtuner_plugins.toy.cells import HEADS, IGNORE, SIDE, cell_labels, in_words
-from xtuner_plugins.toy.data import CROSSING
+from xtuner_plugins.toy.data import CROSSING, make_parser
 from xtuner_plugins.toy.images import CELL, COLORS, FONTS, JITTER, TILE, Scene, Sign, draw, make_scene
 from xtuner_plugins.toy.language import CAPTION_REQUESTS, ask, describe
 from xtuner_plugins.toy.models import llm_config, vision_config, write_llm_dir, write_vision_dir
@@ -247,11 +246,8 @@ def _optimize(
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("part", choices=["vision", "llm"])
-    parser.add_argument("--out", required=True, help="directory to write")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the quick start's steps (default 1)")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     train, steps = {"vision": (pretrain_vision, VISION_STEPS), "llm": (pretrain_llm, LLM_STEPS)}[args.part]
     steps = max(2, round(steps * args.scale))

@@ -49,10 +49,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: Missing, cut short, or not written by a training run.
     """
+    path = Path(path)
+    if not path.exists():  # said before PyTorch is imported
+        raise CheckpointError(f"{path} does not exist")
     from .reading import load_pickle
     from .zero import checkpoint_directory, open_deepspeed
 
-    path = Path(path)
     if path.is_dir():
         folder = checkpoint_directory(path)
         if folder is None:

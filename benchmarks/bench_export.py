@@ -56,9 +56,9 @@ def official_config(size: str) -> dict:
 def our_shapes(size: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model as it trains (InternLM2 as Llama)."""
     from xtuner_plugins.weights import official
-    from xtuner_plugins.weights.loader import empty_model
+    from xtuner_plugins.weights.loader import config_from_fields, empty_model
 
-    model = empty_model(official.read_config(official_config(size), "benchmark"))
+    model = empty_model(config_from_fields(official.read_config(official_config(size), "."), "benchmark"))
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

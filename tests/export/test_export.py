@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import HANGS_AFTER
-from tests.weights.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth, write_config
+from tests.weights.training import LORA, SETTINGS, chat_inputs, load_trained, logits, make_model, save_pth, write_config
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import export
-from xtuner_plugins.export.trained import load_trained, read_training_config
+from xtuner_plugins.export.trained import read_training_config
 from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.manifest import FILE
 from xtuner_plugins.weights.reading import CheckpointError, read_json

@@ -23,8 +23,6 @@ EVERY_ADAPTER = {
     "lora": LORA,
     "rslora": {**LORA, "use_rslora": True},
     "dora": {**LORA, "use_dora": True},
-    "patterns": {**LORA, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.v_proj": 3}},
-    "bias": {**LORA, "target_modules": ["q_proj"], "lora_bias": True},
 }
 
 

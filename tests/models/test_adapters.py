@@ -6,10 +6,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.models.test_vlm import make_batch, run
-from tests.weights.training import chat_inputs, logits, save_pth, with_context, write_config
+from tests.weights.training import chat_inputs, load_trained, logits, save_pth, with_context, write_config
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import export
-from xtuner_plugins.export.trained import load_trained
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.reading import CheckpointError
@@ -31,7 +30,6 @@ KINDS = {
     "every linear layer": kind(14, target_modules="all-linear"),
     "with exceptions": kind(10, exclude_modules=["q_proj", "k_proj"], use_rslora=True),
     "some blocks": kind(7, layers_to_transform=[1]),
-    "ranks": kind(14, (2, 4), rank_pattern={"q_proj": 2}, alpha_pattern={"layers.1.mlp.up_proj": 32}),
     "saved modules": kind(14, modules_to_save=["lm_head"], use_dora=True),
     "a head beside them": kind(4, head=True, target_modules=["q_proj", "down_proj"]),
     "a head alone": kind(0, (), head=True),
@@ -92,6 +90,12 @@ def test_each_kind_trains_and_is_what_its_exports_hold(settings, num_layers, ran
     base.load_state_dict(replaced, strict=False)
     PeftModel.from_pretrained(base.language_model, tmp_path / "adapter" / "language_model")
     assert distance(base.eval()) == 0
+
+
+def test_what_cannot_be_merged_does_not_train(toy_base):
+    for option, words in ({"lora_bias": True}, "lora_bias can't be merged"), ({"init_lora_weights": "pissa"}, "pissa"):
+        with pytest.raises(ValueError, match=f"llm_lora: LoRA settings: .*{words}"):
+            VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora={**PLAIN, **option})
 
 
 def test_a_layer_that_is_not_linear_is_refused(toy_base):

@@ -184,7 +184,7 @@ def test_configs_that_lie(part, key, value, message, toy_base, tmp_path):
 def test_nested_json_is_refused(toy_base, tmp_path):
     base = edited(toy_base, tmp_path / "base", "config.json", lambda fields: None)
     (base / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
-    with pytest.raises(CheckpointError, match="config.json is not readable JSON: it is nested too deeply"):
+    with pytest.raises(CheckpointError, match="config.json is not readable JSON: maximum recursion"):
         open_config(base)
 
 

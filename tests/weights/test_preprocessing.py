@@ -12,11 +12,10 @@ from transformers import AutoTokenizer
 
 from tests.engine.forked import train_forked
 from tests.engine.parallel_case import edited_config, write_dataset
-from tests.weights.training import SETTINGS, make_model, save_pth, write_config
+from tests.weights.training import SETTINGS, load_trained, make_model, save_pth, write_config
 from xtuner_plugins.datasets import MultimodalDataset, lock
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import convert, export, prepare
-from xtuner_plugins.export.trained import load_trained
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.inference.verify import verify

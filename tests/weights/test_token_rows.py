@@ -5,11 +5,19 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from tests.weights.training import LORA, chat_inputs, logits, make_model, save_pth, training_inputs, write_config
+from tests.weights.training import (
+    LORA,
+    chat_inputs,
+    load_trained,
+    logits,
+    make_model,
+    save_pth,
+    training_inputs,
+    write_config,
+)
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import export
-from xtuner_plugins.export.trained import load_trained
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.weights import token_rows
 from xtuner_plugins.weights.lazy import MemoryTensor

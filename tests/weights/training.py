@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
-from xtuner_plugins.export.trained import read_training_config
+from xtuner_plugins.export.trained import attach_adapters, build_trained, lay_over, read_training_config
 from xtuner_plugins.models.rows import make_row
 from xtuner_plugins.models.vlm import VisionLanguageModel
 from xtuner_plugins.weights import record
+from xtuner_plugins.weights.loader import build, config_from_fields
 
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
 VISION_LORA = dict(type=LoraConfig, r=2, lora_alpha=4, target_modules=["qkv", "fc1"])
@@ -67,6 +68,17 @@ def save_pth(model: VisionLanguageModel, path: Path, config: Path | None = None)
         extras[record.KEY] = record.of_config(cfg, cfg.model.base)
     torch.save(dict(state_dict=model.state_dict(), **extras), path)
     return path
+
+
+def load_trained(cfg, checkpoint, *, dtype=torch.bfloat16, merge_lora=True):
+    """The trained model, its adapters merged or live."""
+    plan = lay_over(cfg, checkpoint).settle()
+    if merge_lora:
+        return build_trained(plan, dtype=dtype)
+    config = config_from_fields(plan.view.config, "live")
+    model, _ = build(config, plan.tensors(merged=False), dtype=dtype, what="live")
+    attach_adapters(model, plan)
+    return model.eval()
 
 
 def chat_inputs(model, seed=0):

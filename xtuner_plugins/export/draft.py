@@ -13,10 +13,10 @@ import torch
 from .. import hub
 from ..families import llm_family
 from ..hub.conversation import TEMPLATES, get_conv_template
-from ..weights import allowed, hf, official, tokenizer_files
+from ..weights import allowed, hf, internlm2, official, tokenizer_files
 from ..weights.lazy import Joined, LazyTensor, MemoryTensor
 from ..weights.model_view import ModelView
-from ..weights.reading import read_json
+from ..weights.reading import CheckpointError, read_json
 from ..weights.writer import write_json
 from . import llava
 
@@ -91,16 +91,11 @@ def make_draft(
 
 
 def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
-    """The directory's own names and config, with our code; InternLM2 with its own, or as Llama without it."""
+    """The directory's own names and config, with our code; InternLM2 with its own."""
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.stored_config.items()}
-    other = official.language(config) if view.format is official else None
-    if other and (missing := missing_code(config, view.directory)):
-        draft = _rewritten(view, tensors, official, None)
-        draft.notes.append(
-            f"the base holds {other.title} without the code that runs it ({', '.join(missing)}); the export holds it "
-            "as Llama (exact), with our model code"
-        )
-        return draft
+    other = view.format is official and official.holds_internlm2(config)
+    if other:
+        _check_code(config, view.directory)
     if view.format is official:
         config.update(view.settled, **({} if other else {"auto_map": dict(official.AUTO_MAP)}))
     keys = view.format.keys(view.stored_config)
@@ -121,39 +116,22 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
             tokenizer = tokenizer_files.load_tokenizer(view.directory)
             prompt = view.format.chat_template(tokenizer, tokenizer_files.conversation_of(view.config))
             tokenizer_files.write_template(stage, prompt, processor=view.format is not official)
-        _write_stops(view, stage)
+        if stops := exported_stops(view):
+            generation = read_json(stage / _GENERATION, missing={"_from_model_config": True})
+            write_json(stage / _GENERATION, {**generation, "eos_token_id": stops})
 
-    return Draft({name: tensors[name] for name in names}, config, write_files, view.format, foreign_code=bool(other))
+    return Draft({name: tensors[name] for name in names}, config, write_files, view.format, foreign_code=other)
 
 
 def exported_stops(view: ModelView) -> list[int]:
-    """Ids of the tokens at which an export of this model stops: ``.chat``, ``generate`` and engines.
-
-    Those that the directory names, with the template's stop token; all of the template's where the training chose
-    another template than the directory's.
-    """
-    template = view.config["template"]
-    if "template" in view.changed:
-        return tokenizer_files.stop_token_ids(tokenizer_files.load_tokenizer(view.directory), template)
-    named = _named_stops(read_json(view.directory / _GENERATION, missing={}))
-    if view.format is not official or template not in TEMPLATES:
+    """Ids of the tokens at which an export stops: the template's, then those that the directory names."""
+    named = read_json(view.directory / _GENERATION, missing={}).get("eos_token_id")
+    named = named if isinstance(named, list) else [] if named is None else [named]
+    if view.config["template"] not in TEMPLATES:  # a published model that is only converted
         return named
     tokenizer = tokenizer_files.load_tokenizer(view.directory)
-    stop = tokenizer_files.token_id(tokenizer, get_conv_template(template).stop_token)
+    stop = tokenizer_files.token_id(tokenizer, get_conv_template(view.config["template"]).stop_token)
     return named if stop is None or stop in named else [stop, *named]
-
-
-def _named_stops(fields: Mapping) -> list[int]:
-    named = fields.get("eos_token_id")
-    return list(named) if isinstance(named, list) else [] if named is None else [named]
-
-
-def _write_stops(view: ModelView, stage: Path) -> None:
-    """Makes engines stop where ``.chat`` does."""
-    path = stage / _GENERATION
-    fields, stops = read_json(path, missing={"_from_model_config": True}), exported_stops(view)
-    if stops != _named_stops(fields):
-        write_json(path, {**fields, "eos_token_id": stops})
 
 
 def with_template(config: Mapping, template: str | None) -> dict:
@@ -199,13 +177,16 @@ def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
     return Joined([tensor, MemoryTensor(extra)])
 
 
-def missing_code(fields: Mapping, directory: Path) -> list[str]:
-    """Code files that an official directory with this config lacks; ``["auto_map"]`` if it names no model class."""
-    other, named = official.language(fields), fields.get("auto_map", {})
-    if "AutoModel" not in named:
-        return ["auto_map"]
-    needed = {f"{reference.partition('.')[0]}.py" for reference in named.values()} | set(other.code if other else ())
-    return sorted(name for name in needed if not (directory / name).is_file())
+def _check_code(fields: Mapping, directory: Path) -> None:
+    """Raises where a directory with InternLM2 lacks the code that runs it, which an export takes along."""
+    named = fields.get("auto_map") or {}
+    needed = {f"{reference.partition('.')[0]}.py" for reference in named.values()} | set(internlm2.CODE)
+    missing = sorted(name for name in needed if not (directory / name).is_file())
+    if missing or "AutoModel" not in named:
+        raise CheckpointError(
+            f"{directory} holds InternLM2 without the code that runs it ({', '.join(missing) or 'auto_map'}); download "
+            "it, too, or export with --format hf"
+        )
 
 
 def hub_code() -> list[Path]:

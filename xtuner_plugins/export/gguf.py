@@ -69,12 +69,14 @@ def convert(directory: str | Path, out: str | Path, *, dtype: str | None = None)
             _run([str(stage), "--model-name", out.name, "--outtype", kind, "--outfile", str(file), *option])
         made.rename(out)
     files = [out / file.name for file in files]
-    return {
-        "model": files[0],
-        "mmproj": files[1],
-        "num_bytes": sum(file.stat().st_size for file in files),
-        "notes": _notes(view.config),
-    }
+    notes = []
+    if not view.config["use_thumbnail"] or tile_limits(view.config)[1] == 1:
+        notes.append(
+            "llama.cpp adds a thumbnail to every image that is larger than a tile, unlike the training: resize "
+            "images to one tile before sending them"
+        )
+    num_bytes = sum(file.stat().st_size for file in files)
+    return {"model": files[0], "mmproj": files[1], "num_bytes": num_bytes, "notes": notes}
 
 
 def _run(arguments: list[str]) -> None:
@@ -117,16 +119,3 @@ def check(config: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"llama.cpp can't run {' and '.join(wrong)} (InternViT with pixel shuffle only); tools/web_demo.py runs it"
         )
-
-
-def _notes(config: Mapping[str, Any]) -> list[str]:
-    scaling, notes = config["llm_config"].get("rope_scaling") or {}, []
-    if scaling.get("rope_type", scaling.get("type")) == "dynamic":
-        longest = config["llm_config"]["max_position_embeddings"]
-        notes.append(f"rope_scaling 'dynamic' has no field in GGUF: keep contexts below {longest:,} tokens")
-    if not config["use_thumbnail"] or tile_limits(config)[1] == 1:
-        notes.append(
-            "llama.cpp adds a thumbnail to every image that is larger than a tile, unlike the training: resize "
-            "images to one tile before sending them"
-        )
-    return notes

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..families import EncoderFamily, encoder_family
-from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from ..hub.conversation import Conversation
 from ..weights import official, tokenizer_files
 from ..weights.hf import text_config
@@ -39,7 +38,7 @@ KEYS = KeyMapping(
 
 
 def keys(fields: Mapping) -> KeyMapping:
-    """See ``format.py``."""
+    """See ``weights/model_view.py``."""
     return KEYS
 
 
@@ -63,7 +62,7 @@ def check_expressible(config: Mapping) -> EncoderFamily:
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``format.py``."""
+    """See ``weights/model_view.py``."""
     family = check_expressible(config)
     return {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -83,34 +82,19 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 
 def chat_template(tokenizer, conversation: Conversation) -> str:
-    """See ``format.py``."""
+    """See ``weights/model_view.py``."""
     return tokenizer_files.processor_template(conversation, image="<img>" + PROCESSOR_TOKEN + "</img>\n", video=None)
 
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
-    """See ``format.py``: tokenizer, processor, chat template and generation config."""
+    """See ``weights/model_view.py``: tokenizer, processor, chat template and generation config."""
     family = check_expressible(config)
     template = chat_template(tokenizer, tokenizer_files.conversation_of(config))
     tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, processor_class="LlavaProcessor")
-    side = {"height": config["force_image_size"], "width": config["force_image_size"]}
-    write_json(
-        stage / "preprocessor_config.json",
-        {
-            "image_processor_type": family.llava.image_processor,
-            "processor_class": "LlavaProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": side,
-            "resample": 3,
-            "do_center_crop": False,
-            "crop_size": side,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(IMAGENET_MEAN),
-            "image_std": list(IMAGENET_STD),
-        },
-    )
+    size = config["force_image_size"]
+    crop = {"do_center_crop": False, "crop_size": {"height": size, "width": size}}
+    names = {"image_processor_type": family.llava.image_processor, "processor_class": "LlavaProcessor"}
+    write_json(stage / "preprocessor_config.json", names | official.pixel_fields(size) | crop)
     write_json(
         stage / "processor_config.json",
         {

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,12 +71,12 @@ class TrainedPlan:
             CheckpointError: a choice, but the checkpoint doesn't say how the training prepared images and text.
             PreprocessingError: several templates and none chosen, or a choice that the training didn't use.
         """
+        if self.preprocessing is None and (template or max_tiles):
+            raise CheckpointError(
+                "the checkpoint doesn't say how images and text were prepared, so there is nothing to choose with "
+                "--template or --max-tiles"
+            )
         if self.preprocessing is None:
-            if template or max_tiles:
-                raise CheckpointError(
-                    "the checkpoint doesn't say how images and text were prepared, so there is nothing to choose with "
-                    "--template or --max-tiles"
-                )
             return self
         choice, note = preprocessing.choose(self.preprocessing, template=template, max_tiles=max_tiles)
         self.notes += [note] if note else []
@@ -95,11 +96,8 @@ class TrainedPlan:
         if not merged:
             return result
         for layer, parts in self.adapters.items():
-            part, _, inner = layer.partition(".")
-            config = self.lora_configs[part]
-            result[f"{layer}.weight"] = merge.merged_weight(result[f"{layer}.weight"], parts, config, inner)
-            if "lora_B.bias" in parts:
-                result[f"{layer}.bias"] = merge.merged_bias(result[f"{layer}.bias"], parts, config, inner)
+            config = self.lora_configs[layer.partition(".")[0]]
+            result[f"{layer}.weight"] = merge.merged_weight(result[f"{layer}.weight"], parts, config, layer)
         for layer, (rows, indices) in self.token_rows.items():
             result[f"{layer}.weight"] = token_rows.laid(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
         return result
@@ -114,22 +112,16 @@ def read_training_config(cfg):
     """The ``mmengine.Config`` of a path, or the one given.
 
     Raises:
-        CheckpointError: no such file, unreadable, or without ``model.base``.
+        ConfigError: no such file, or unreadable.
+        CheckpointError: no ``model.base``.
     """
-    from ..settings import ConfigError, read_config  # takes in MMEngine
+    from ..settings import read_config  # takes in MMEngine
 
-    where = str(cfg) if isinstance(cfg, (str, Path)) else "the config"
-    if isinstance(cfg, (str, Path)):
-        if not Path(cfg).is_file():
-            raise CheckpointError(f"config {cfg} does not exist")
-        try:
-            cfg = read_config(str(cfg))
-        except ConfigError as error:
-            raise CheckpointError(str(error)) from None
-    model = cfg.get("model")
-    if not isinstance(model, Mapping) or not model.get("base"):
-        raise CheckpointError(f"{where} has no model.base (the official directory that training started from)")
-    return cfg
+    found = read_config(str(cfg)) if isinstance(cfg, (str, Path)) else cfg
+    if not (found.get("model") or {}).get("base"):
+        where = getattr(found, "filename", None) or "the config"
+        raise CheckpointError(f"{where} has no model.base (the directory that training started from)")
+    return found
 
 
 def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
@@ -141,53 +133,42 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
         checkpoint: MMEngine ``.pth``, DeepSpeed directory, or a directory that ``export_adapter`` has written.
 
     Raises:
+        ConfigError: no such config, or unreadable.
         CheckpointError: neither record nor config; another base than the one that was trained on; tensors that the base
             lacks or has in other shapes, or adapters that no setting names; or a trained part is lacking.
     """
     cfg = None if cfg is None else read_training_config(cfg)
     opened = open_checkpoint(checkpoint)
     said = opened.record and record.check_form(opened.record, str(checkpoint))
+    unknown = f"{checkpoint} holds no record of its run (saved up to 0.1.0, or it was removed)"
     if not said and cfg is None:
-        raise CheckpointError(
-            f"{checkpoint} holds no record of its run (saved up to 0.1.0, or the record was removed); give its "
-            f"training config first: CONFIG {checkpoint}"
-        )
-    base = _existing([*([cfg.model.base] if cfg else []), *([said["base"]["path"]] if said else [])], checkpoint)
-    model = said["settings"]["model"] if said else cfg.model
-    plan = TrainedPlan(open_model(base), opened, record=said)
-    if said:
-        if other := record.base_difference(said["base"], record.base_facts(base)):
-            raise CheckpointError(
-                f"{checkpoint} belongs to another base: {other}; give the base that it was trained on"
-            )
-        plan.notes += _differing_settings(model, cfg) if cfg else []
-    else:
-        plan.record = record.of_config(cfg, base)
-        plan.notes.append(
-            f"{checkpoint} holds no record of its run (saved up to 0.1.0, or it was removed): LoRA's scale and all "
-            "other settings are the config's, and nothing tells whether the base is the one that it was trained on"
-        )
-    configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
-    plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
-    for config in plan.lora_configs.values():
-        merge.check_mergeable(config, str(checkpoint))
-    _sort_tensors(plan)
-    _check_parts(plan, model)
-    plan.tensors(merged=True)  # checks shapes and ranks of adapters
-    _read_preprocessing(plan)
-    return plan
-
-
-def _existing(places: list[str], checkpoint: str | Path) -> Path:
-    """The first of the places of a base that is there."""
-    found = next((Path(each) for each in places if Path(each).is_dir()), None)
-    if found is None:
+        raise CheckpointError(f"{unknown}; give its training config first: CONFIG {checkpoint}")
+    places = [*([cfg.model.base] if cfg else []), *([said["base"]["path"]] if said else [])]
+    base = next((Path(each) for each in places if Path(each).is_dir()), None)
+    if base is None:
         raise CheckpointError(
             f"the base of {checkpoint} does not exist: {' nor '.join(places)}; run from the directory that it is "
             "relative to, give a config that names where it is now (--set base=...), or build it with "
             "tools/build_base_model.py"
         )
-    return found
+    plan = TrainedPlan(open_model(base), opened, record=said or record.of_config(cfg, base))
+    if not said:
+        plan.notes.append(
+            f"{unknown}: LoRA's scale and all other settings are the config's, and nothing tells whether the base is "
+            "the one that it was trained on"
+        )
+    elif other := record.base_difference(said["base"], record.base_facts(base)):
+        raise CheckpointError(f"{checkpoint} belongs to another base: {other}; give the base that it was trained on")
+    elif cfg:
+        plan.notes += _differing_settings(said["settings"]["model"], cfg)
+    model = said["settings"]["model"] if said else cfg.model
+    configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
+    plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
+    _sort_tensors(plan)
+    _check_parts(plan, model)
+    plan.tensors(merged=True)  # checks shapes and ranks of adapters
+    _read_preprocessing(plan)
+    return plan
 
 
 def _differing_settings(trained: Mapping, cfg) -> list[str]:
@@ -234,10 +215,9 @@ def _sort_tensors(plan: TrainedPlan) -> None:
             plan.replaced[own] = tensor
     _place_rows(plan, rows)
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
             f"{plan.checkpoint.path} is a checkpoint of another model than {plan.view.directory}: "
-            f"{'; '.join(wrong[:3])}{more}"
+            f"{'; '.join(wrong[:3])} ({len(wrong)} in all)"
         )
 
 
@@ -263,21 +243,22 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
     path = plan.checkpoint.path
     for name, (part, _, frozen_by_default) in PARTS.items():
         lora, setting = plan.lora_configs.get(part), f"model.{name}_lora"
-        layers, rows = ([n for n in held if n.startswith(f"{part}.")] for held in (plan.adapters, plan.token_rows))
+        rows = inside(plan.token_rows, part)
+        adapted = rows or inside(plan.adapters, part)
         lacking, by = _lacking(plan, model, part, f"freeze_{name}", frozen_by_default)
-        wrong = {
-            f"{path} holds LoRA tensors of {part}, but the config sets no {setting}": (layers or rows) and not lora,
-            f"the config trains {part} with {setting}, but {path} holds no LoRA tensor of it": (
-                lora and not (layers or rows)
-            ),
-            f"the config trains rows of {part} (trainable_token_indices of {setting}), but {path} holds none of them": (
-                lora and lora.trainable_token_indices and not rows
-            ),
-            f"the config trains {part} (model.{by}), but {path} lacks {len(lacking)} of its tensors: "
-            f"{', '.join(lacking[:3])}": lacking,
-        }
-        if found := [words for words, is_so in wrong.items() if is_so]:
-            raise CheckpointError(f"{found[0]}; give the config that it was trained with")
+        wrong = None
+        if adapted and not lora:
+            wrong = f"{path} holds LoRA tensors of {part}, but the config sets no {setting}"
+        elif lora and not adapted:
+            wrong = f"the config trains {part} with {setting}, but {path} holds no LoRA tensor of it"
+        elif lora and lora.trainable_token_indices and not rows:
+            wrong = f"the config trains rows of {part} (trainable_token_indices), but {path} holds none of them"
+        elif lacking:
+            wrong = (
+                f"the config trains {part} (model.{by}), but {path} lacks {len(lacking)} of its tensors: {lacking[0]}"
+            )
+        if wrong:
+            raise CheckpointError(f"{wrong}; give the config that it was trained with")
 
 
 def _lacking(
@@ -296,13 +277,17 @@ def _lacking(
     return [], ""
 
 
+def inside(held: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """What is held of the layers of a part, by their names inside it."""
+    return {name.partition(".")[2]: each for name, each in held.items() if name.startswith(f"{part}.")}
+
+
 def attach_adapters(model, plan: TrainedPlan) -> None:
     """Injects live adapters into a loaded hub model and fills them from the checkpoint (fp32)."""
     from peft import inject_adapter_in_model
 
     for part, _, _ in PARTS.values():
-        layers = {name.partition(".")[2]: parts for name, parts in plan.adapters.items() if name.startswith(part + ".")}
-        rows = {name.partition(".")[2]: held for name, held in plan.token_rows.items() if name.startswith(part + ".")}
+        layers, rows = inside(plan.adapters, part), inside(plan.token_rows, part)
         root = model.get_submodule(part)
         if layers:
             config = merge.full_config(plan.lora_configs[part])
@@ -319,42 +304,15 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
             adapter.trainable_tokens_delta[merge.ADAPTER_NAME].data = tensor.read().float().to(adapter.weight.device)
 
 
-def load_trained(
-    cfg,
-    checkpoint: str | Path,
-    *,
-    dtype: torch.dtype | None = torch.bfloat16,
-    device="cpu",
-    merge_lora=True,
-    template: str | None = None,
-    max_tiles: int | None = None,
-):
-    """The trained model: the config's base with the checkpoint's tensors, tile limits and template laid over it.
+def build_trained(plan: TrainedPlan, *, dtype: torch.dtype | None, device="cpu"):
+    """The merged model of a settled plan: an ``InternVLChatModel`` in eval mode.
 
     Args:
-        cfg: an ``mmengine.Config`` or its path; ``cfg.model`` names base and adapters.
-        checkpoint: MMEngine ``.pth``, DeepSpeed directory or PEFT adapter.
-        dtype: of the loaded parameters; None keeps the base's.
+        plan: from ``lay_over``.
+        dtype: of the loaded parameters; None keeps the base's. Adapters are merged in fp32 and cast once.
         device: where to put them.
-        template: conversation template, if the training used several.
-        max_tiles: tile limit, if the training used several.
-        merge_lora: merge adapters into the weights (in fp32, cast once); False leaves them live beside the weights.
-
-    Returns:
-        ``InternVLChatModel`` in eval mode.
-
-    Raises:
-        CheckpointError: the checkpoint doesn't belong to this config.
     """
-    plan = lay_over(cfg, checkpoint).settle(template, max_tiles)
-    return build_trained(plan, dtype=dtype, device=device, merge_lora=merge_lora)
-
-
-def build_trained(plan: TrainedPlan, *, dtype: torch.dtype | None, device="cpu", merge_lora: bool = True):
-    """The model of a settled plan; arguments, result and errors as those of ``load_trained``."""
     config, what = config_from_fields(plan.view.config, plan.view.directory), str(plan.checkpoint.path)
-    model, _ = build(config, plan.tensors(merged=merge_lora), dtype=dtype, device=device, what=what)
+    model, _ = build(config, plan.tensors(merged=True), dtype=dtype, device=device, what=what)
     stop_at(model, draft.exported_stops(plan.view))  # as the export
-    if not merge_lora:
-        attach_adapters(model, plan)
-    return model.eval()
+    return model

@@ -13,7 +13,6 @@ import torch
 from ..export.export import Job
 from ..export.trained import TrainedPlan
 from ..weights.lazy import LazyTensor
-from ..weights.merge import scaling
 from ..weights.reading import CheckpointError, open_weights, read_json
 
 # The writer merges in float32: sums of a rank's products are off by a few 2^-24 of a row's largest number.
@@ -67,8 +66,8 @@ def _differs_from_base(plan: TrainedPlan, name: str, found: LazyTensor) -> bool:
     for start, stop in (base if longer else found).spans():
         block, own = found.read(start, stop), base.read(start, stop)
         want, where = plan.replaced.get(name, base).read(start, stop), f"{name}, rows {start} to {stop}"
-        if f"lora_B.{leaf}" in plan.adapters.get(layer, {}):
-            _check_merged(block, _merged(plan, layer, leaf, want, start, stop), where)
+        if leaf == "weight" and layer in plan.adapters:
+            _check_merged(block, _merged(plan, layer, want, start, stop), where)
         elif not _equal(block, _with_rows(want, *token_rows, start) if token_rows else want):
             raise CheckpointError(f"{where}: other numbers than were trained")
         differs |= not _equal(block, own)
@@ -89,13 +88,11 @@ def _with_rows(block: torch.Tensor, trained: LazyTensor, indices: list[int], sta
     return block
 
 
-def _merged(plan: TrainedPlan, layer: str, leaf: str, base: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """Rows ``[start, stop)`` of a layer's merged weight or bias (``leaf``) in float64, from those of the base."""
-    (part, _, inner), parts = layer.partition("."), plan.adapters[layer]
-    added = parts[f"lora_B.{leaf}"].read(start, stop).double() * scaling(plan.lora_configs[part], inner)
-    if leaf == "bias":
-        return base.double() + added
-    merged = base.double() + added @ parts["lora_A.weight"].read().double()
+def _merged(plan: TrainedPlan, layer: str, base: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Rows ``[start, stop)`` of a layer's merged weight in float64, from those of the base."""
+    parts, scale = plan.adapters[layer], plan.lora_configs[layer.partition(".")[0]].scale
+    b, a = parts["lora_B.weight"].read(start, stop).double(), parts["lora_A.weight"].read().double()
+    merged = base.double() + scale * b @ a
     if magnitude := parts.get("lora_magnitude_vector.weight"):
         merged *= magnitude.read(start, stop).double()[:, None] / merged.norm(dim=1, keepdim=True)
     return merged

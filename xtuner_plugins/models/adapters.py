@@ -12,7 +12,7 @@ from torch import nn
 
 from ..families import target_matcher
 from ..ranges import check
-from ..weights.merge import ADAPTER_NAME
+from ..weights.merge import ADAPTER_NAME, read_settings
 
 TRAINED = ("lora_", "trainable_tokens_delta", ".modules_to_save.")  # in names of what PEFT adds
 MODELS.register_module(module=LoraConfig, force=True)  # so that configs may name it by string
@@ -27,7 +27,8 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
         default_targets: Linear layers to adapt where ``target_modules`` isn't given or is None.
 
     Raises:
-        ValueError: A setting that PEFT doesn't know or refuses, another type, or an entry of ``target_modules`` matches
+        ValueError: A setting that PEFT doesn't know or refuses, or whose adapters can't be merged, another type, or an
+            entry of ``target_modules`` matches
             no layer or one that isn't linear.
     """
     options = dict(settings)
@@ -48,6 +49,7 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
         config = LoraConfig(**options)
     except TypeError as error:
         raise ValueError(f"LoRA settings: {error}") from None
+    read_settings(options)
     inject_adapter_in_model(config, part, adapter_name=ADAPTER_NAME)
     for name, module in part.named_modules():
         if isinstance(module, LoraLayer):

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..families import encoder_family
-from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from ..hub.conversation import Conversation
 from . import official, tokenizer_files
 from .mapping import KeyMapping, Row
@@ -35,22 +34,6 @@ _VISION_NAMES = {
     "dropout": "hidden_dropout_prob",
     "initializer_range": "initializer_range",
     "initializer_factor": "layer_scale_init_value",
-}
-
-# The defaults of transformers (the sizes of the 300M encoder), which it leaves out of the file.
-_DEFAULTS = {
-    "norm_type": "layer_norm",
-    "layer_norm_eps": 1e-6,
-    "hidden_act": "gelu",
-    "qkv_bias": False,
-    "qk_normalization": False,
-    "num_channels": 3,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "initializer_range": 0.02,
-    "initializer_factor": 0.1,
 }
 
 _VIT, _HF_VIT = "vision_model.encoder.layers.{i}.", "vision_tower.encoder.layer.{i}."
@@ -85,30 +68,31 @@ KEYS = KeyMapping(
 
 
 def detect(fields: Mapping) -> bool:
-    """See ``format.py``."""
+    """See ``model_view.py``."""
     return fields.get("model_type") == "internvl" and "text_config" in fields
 
 
 def keys(fields: Mapping) -> KeyMapping:
-    """See ``format.py``."""
+    """See ``model_view.py``."""
     return KEYS
 
 
 def read_config(fields: Mapping, directory: str | Path) -> dict:
-    """See ``format.py``; the tile limits come from the preprocessor's config."""
-    vision, text = fields["vision_config"], {"model_type": "qwen2", **fields["text_config"]}
-    ours = {**_DEFAULTS, **{name: vision[theirs] for name, theirs in _VISION_NAMES.items() if theirs in vision}}
+    """See ``model_view.py``; the tile limits come from the preprocessor's config."""
+    from transformers import InternVLVisionConfig
+
+    vision = InternVLVisionConfig(**fields["vision_config"]).to_dict()  # with what transformers leaves out of the file
+    ours = {name: vision[theirs] for name, theirs in _VISION_NAMES.items()}
     ours |= {"architectures": ["InternVisionModel"], "model_type": "intern_vit_6b", "use_flash_attn": False}
     ours |= dict.fromkeys(("attention_dropout", "dropout", "drop_path_rate"), 0.0)
     for key in ("image_size", "patch_size"):
-        sides = vision[key] if isinstance(vision[key], list) else [vision[key]]
-        if len(set(sides)) != 1:
-            raise CheckpointError(f"tiles and patches must be square, not {sides}")
-        ours[key] = sides[0]
+        if len(set(vision[key])) != 1:
+            raise CheckpointError(f"tiles and patches must be square, not {vision[key]}")
+        ours[key] = vision[key][0]
     limits = read_json(Path(directory) / "preprocessor_config.json", missing={})
     return official.make_config(
         ours,
-        text,
+        {"model_type": "qwen2", **fields["text_config"]},
         dtype=fields.get("torch_dtype") or fields.get("dtype") or "bfloat16",
         downsample_ratio=fields.get("downsample_ratio", 0.5),
         min_tiles=limits.get("min_patches", 1),
@@ -117,7 +101,7 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``format.py``; the language model keeps its config."""
+    """See ``model_view.py``; the language model keeps its config."""
     vision, projector = config["vision_config"], config.get("projector_type")
     others = {
         "CLIP, SigLIP or another projector than pixel_shuffle_mlp": not encoder_family(vision).is_intern_vit
@@ -174,12 +158,12 @@ def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 
 def chat_template(tokenizer, conversation: Conversation) -> str:
-    """See ``format.py``."""
+    """See ``model_view.py``."""
     return tokenizer_files.processor_template(conversation, image="<IMG_CONTEXT>\n", video=PROCESSOR_TOKEN + "\n")
 
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
-    """See ``format.py``: tokenizer, processors, chat template and generation config."""
+    """See ``model_view.py``: tokenizer, processors, chat template and generation config."""
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
@@ -190,31 +174,12 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     fields = {"extra_special_tokens": named, "processor_class": "InternVLProcessor", "return_token_type_ids": False}
     template = chat_template(tokenizer, tokenizer_files.conversation_of(config))
     tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, **fields, **named)
-    size = config["force_image_size"]
-    images = {
-        "crop_to_patches": False,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
-        "rescale_factor": 1 / 255,
-        "resample": 3,
-        "size": {"height": size, "width": size},
-        "processor_class": "InternVLProcessor",
-    }
-    write_json(
-        stage / "preprocessor_config.json",
-        {
-            **images,
-            "image_processor_type": "GotOcr2ImageProcessorFast",
-            "min_patches": official.tile_limits(config)[0],
-            "max_patches": official.tile_limits(config)[1],
-        },
-    )
-    videos = {k: v for k, v in images.items() if k != "crop_to_patches"}
-    write_json(stage / "video_preprocessor_config.json", {**videos, "video_processor_type": "InternVLVideoProcessor"})
+    images = official.pixel_fields(config["force_image_size"]) | {"processor_class": "InternVLProcessor"}
+    videos = {**images, "video_processor_type": "InternVLVideoProcessor"}
+    low, high = official.tile_limits(config)
+    images |= {"crop_to_patches": False, "image_processor_type": "GotOcr2ImageProcessorFast"}
+    write_json(stage / "preprocessor_config.json", images | {"min_patches": low, "max_patches": high})
+    write_json(stage / "video_preprocessor_config.json", videos)
     length = official.num_image_tokens(config)
     write_json(stage / "processor_config.json", {"image_seq_length": length, "processor_class": "InternVLProcessor"})
     tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .format import LanguageFormat
 from .mapping import KeyMapping, Row
+
+BUFFERS = ()  # endings of stored names that aren't weights
+CODE = ("configuration_internlm2.py", "modeling_internlm2.py")  # runs it, beside the code that the config names
 
 
 def read_config(config: Mapping) -> dict:
@@ -41,8 +43,3 @@ def keys(config: Mapping) -> KeyMapping:
         "Llama",
         ours="right",
     )
-
-
-INTERNLM2 = LanguageFormat(
-    "internlm2", "InternLM2", read_config, keys, code=("configuration_internlm2.py", "modeling_internlm2.py")
-)

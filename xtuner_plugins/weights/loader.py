@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,10 +23,6 @@ class LoadReport:
 
     num_tensors: int
     num_parameters: int
-
-
-def _some(items: list[str], limit: int = 4) -> str:
-    return ", ".join(items[:limit]) + (f", ... ({len(items) - limit} more)" if len(items) > limit else "")
 
 
 def read_config(directory: str | Path):
@@ -54,14 +51,12 @@ def empty_model(config) -> nn.Module:
     """The hub model with parameters on the meta device and real buffers.
 
     Args:
-        config: an ``InternVLChatConfig`` or the fields of a ``config.json``.
+        config: an ``InternVLChatConfig``.
     """
     from accelerate import init_empty_weights
 
     from ..hub.modeling_internvl_chat import InternVLChatModel
 
-    if isinstance(config, Mapping):
-        config = config_from_fields(config, "config")
     with init_empty_weights(include_buffers=False):
         return InternVLChatModel(config)
 
@@ -78,23 +73,25 @@ def compare(model: nn.Module, tensors: Mapping[str, LazyTensor], what: str) -> L
         CheckpointError: what is missing, unexpected or of another shape.
     """
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    both = sorted(own.keys() & tensors.keys())
+    held = {name: tensor.shape for name, tensor in tensors.items()}
+    both = sorted(own.keys() & held.keys())
     wrong = {
-        "missing": sorted(own.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - own.keys()),
+        "missing": sorted(own.keys() - held.keys()),
+        "unexpected": sorted(held.keys() - own.keys()),
         "of another shape": [
-            f"{name} is {list(tensors[name].shape)}, the model has {list(own[name])}"
-            for name in both
-            if own[name] != tensors[name].shape
+            f"{n} is {list(held[n])}, the model has {list(own[n])}" for n in both if own[n] != held[n]
         ],
     }
-    report = LoadReport(len(both), sum(torch.Size(own[name]).numel() for name in both))
-    if any(wrong.values()):
-        lines = [f"{len(names)} {kind}: {_some(names)}" for kind, names in wrong.items() if names]
-        if any(".lora_" in name or ".base_layer." in name for name in wrong["unexpected"]):
-            lines.append("these are unmerged adapters, not a model: export them with tools/convert_to_official.py")
+    lines = [
+        f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+        for kind, names in wrong.items()
+        if names
+    ]
+    if any(".lora_" in name or ".base_layer." in name for name in wrong["unexpected"]):
+        lines.append("these are unmerged adapters, not a model: export them with tools/convert_to_official.py")
+    if lines:
         raise CheckpointError(f"{what}: {'; '.join(lines)}")
-    return report
+    return LoadReport(len(own), sum(map(math.prod, own.values())))
 
 
 def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -> None:
@@ -131,12 +128,13 @@ def fill(
             value = tensors[name].read()
             if value.is_floating_point() and not value.isfinite().all():
                 raise CheckpointError(f"{name} holds NaN or infinity; take other weights")
-            to = dtype if dtype is not None and value.is_floating_point() else value.dtype
-            value = value.to(device=device, dtype=to)
+            if value.is_floating_point() and dtype is not None:
+                value = value.to(dtype)
             if leaf in owner._parameters:
-                owner._parameters[leaf] = nn.Parameter(value, requires_grad=owner._parameters[leaf].requires_grad)
+                requires_grad = owner._parameters[leaf].requires_grad
+                owner._parameters[leaf] = nn.Parameter(value.to(device), requires_grad=requires_grad)
             else:
-                owner._buffers[leaf] = value
+                owner._buffers[leaf] = value.to(device)
         filled(model, owner_name)
     for module in model.modules():  # buffers that are computed, not stored
         for key, buffer in module._buffers.items():
@@ -182,7 +180,6 @@ def build(
     """A hub model of ``config`` filled from lazy tensors, with the same checks as ``load_model``."""
     model = empty_model(config)
     report = compare(model, tensors, what)
-    if torch.device(device).type == "meta":
-        return model.eval(), report
-    fill(model, tensors, dtype=dtype, device=device, filled=filled)
+    if torch.device(device).type != "meta":
+        fill(model, tensors, dtype=dtype, device=device, filled=filled)
     return model.eval(), report

@@ -7,8 +7,20 @@ format        how it is recognized                                      what dif
 ``hf``        ``InternVLForConditionalGeneration`` (an ``-hf`` folder)  names and config
 ============  ========================================================  ==========================================
 
-``format.py`` lists what they have in common. ``open_model`` gives config and lazy tensors in our names;
-``export/draft.py`` turns these into a directory of any format.
+``open_model`` gives config and lazy tensors in our names; ``export/draft.py`` makes a directory of any format of them.
+Formats are modules (``export/llava`` is only written, so it lacks the last two members)::
+
+    NAME                     for --format
+    PROCESSOR_TOKEN          a token that its processor needs, added after all others; None for none
+    keys(fields)             names of training <-> names in a directory with this config.json; None if they are equal
+    write_config(config, tokenizer, num_rows)    config.json from complete official fields; num_rows of embedding, head
+    chat_template(tokenizer, conversation)       the Jinja template that prompts as training does
+    write_files(stage, config, tokenizer)        everything but weights, config.json and code
+    detect(fields)                       whether a config.json is of this format
+    read_config(fields, directory)       the complete official fields of such a directory
+
+``internlm2`` and ``qwen1``, language models that run as another class of transformers, have ``read_config(config)``,
+``keys(config)`` and ``BUFFERS``.
 """
 
 from __future__ import annotations
@@ -17,14 +29,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from . import allowed, hf, manifest, official, preprocessing
-from .internlm2 import INTERNLM2
+from . import allowed, hf, internlm2, manifest, official, preprocessing, qwen1
 from .lazy import LazyTensor
-from .qwen1 import QWEN1
 from .reading import CheckpointError, open_weights, read_json
 
 _READ = (official, hf)
-_LANGUAGE_FORMATS = {row.model_type: row for row in (INTERNLM2, QWEN1)}
+_LANGUAGE_FORMATS = {"internlm2": internlm2, "qwen": qwen1}
 
 
 @dataclass
@@ -61,10 +71,9 @@ def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
         UnknownFamilyError: an encoder or a language model without a row in ``families``.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"model directory {directory} does not exist")
     if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{directory} is not a model directory: it has no config.json")
+        what = "is not a model directory: it has no config.json" if directory.is_dir() else "does not exist"
+        raise CheckpointError(f"model directory {directory} {what}")
     manifest.check(directory, weights=False)
     fields = read_json(directory / "config.json")
     found = next((each for each in _READ if each.detect(fields)), None)
@@ -104,5 +113,5 @@ def open_language_model(directory: Path) -> tuple[dict, dict[str, LazyTensor]]:
     other = _LANGUAGE_FORMATS.get(config.get("model_type"))
     if other is None:
         return config, tensors
-    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(other.buffers)}
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(other.BUFFERS)}
     return other.read_config(config), other.keys(config).to_ours(kept)

@@ -1,7 +1,6 @@
 """The official format: ``InternVLChatModel``, whose code is in the directory.
 
-A directory with InternLM2 holds InternLM2's names and code; here it runs as Llama. It is exported as InternLM2 if its
-code is complete, else as Llama with our code.
+A directory with InternLM2 holds InternLM2's names and code; here it runs as Llama. It is exported as InternLM2.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ from pathlib import Path
 
 from ..families import llm_family
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD, PROJECTOR_TYPES, token_grid
-from . import tokenizer_files
-from .format import LanguageFormat
-from .internlm2 import INTERNLM2
+from . import internlm2, tokenizer_files
 from .mapping import KeyMapping, inside
 from .tokenizer_files import chat_template
 from .writer import write_json
@@ -32,31 +29,30 @@ AUTO_MAP = {
 
 
 def detect(fields: Mapping) -> bool:
-    """See ``format.py``."""
+    """See ``model_view.py``."""
     return all(isinstance(fields.get(part), Mapping) for part in ("vision_config", "llm_config"))
 
 
-def language(fields: Mapping) -> LanguageFormat | None:
-    """InternLM2 if that is the language model; None for those that run under their own names."""
-    return INTERNLM2 if fields["llm_config"].get("model_type") == INTERNLM2.model_type else None
+def holds_internlm2(fields: Mapping) -> bool:
+    """Whether the language model is InternLM2; all others run under their own names."""
+    return fields["llm_config"].get("model_type") == "internlm2"
 
 
 def keys(fields: Mapping) -> KeyMapping | None:
-    """See ``format.py``."""
-    other = language(fields)
-    return inside(other.keys(fields["llm_config"])) if other else None
+    """See ``model_view.py``."""
+    return inside(internlm2.keys(fields["llm_config"])) if holds_internlm2(fields) else None
 
 
 def read_config(fields: Mapping, directory: str | Path) -> dict:
-    """See ``format.py``; missing fields get the defaults of the config classes, which are the official ones."""
+    """See ``model_view.py``; missing fields get the defaults of the config classes, which are the official ones."""
     from ..hub import InternVisionConfig, InternVLChatConfig
 
-    other, vision = language(fields), dict(fields["vision_config"])
+    vision = dict(fields["vision_config"])
     if vision.get("model_type") in (None, InternVisionConfig.model_type):
         vision = {**_defaults(InternVisionConfig), **vision}
     complete = {**_defaults(InternVLChatConfig), **fields, "vision_config": vision}
-    if other:
-        complete["llm_config"] = other.read_config(fields["llm_config"])
+    if holds_internlm2(fields):
+        complete["llm_config"] = internlm2.read_config(fields["llm_config"])
     if complete["force_image_size"] is None:
         complete["force_image_size"] = vision.get("image_size")
     return complete
@@ -128,7 +124,7 @@ def make_config(
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``format.py``; ``auto_map`` names our code."""
+    """See ``model_view.py``; ``auto_map`` names our code."""
     llm = {**config["llm_config"], "vocab_size": num_rows}
     if llm.get("pad_token_id") is None:
         llm["pad_token_id"] = tokenizer.pad_token_id
@@ -136,24 +132,28 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
-    """See ``format.py``: tokenizer with chat template, generation and preprocessor configs."""
+    """See ``model_view.py``: tokenizer with chat template, generation and preprocessor configs."""
     tokenizer_files.save_tokenizer(tokenizer, stage, chat_template(tokenizer, tokenizer_files.conversation_of(config)))
     tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)
-    write_json(stage / "preprocessor_config.json", preprocessor_config(config["force_image_size"]))
+    size = config["force_image_size"]
+    clip = {"crop_size": size, "do_center_crop": True, "feature_extractor_type": "CLIPFeatureExtractor", "size": size}
+    named = ("do_normalize", "do_resize", "image_mean", "image_std", "resample")
+    pixels = {key: value for key, value in pixel_fields(size).items() if key in named}
+    write_json(stage / "preprocessor_config.json", clip | pixels)
 
 
-def preprocessor_config(size: int) -> dict:
-    """A CLIP-style ``preprocessor_config.json``; llama.cpp reads mean and std from it."""
+def pixel_fields(size: int) -> dict:
+    """What image processors do to an image: RGB, ``size`` x ``size`` by bicubic resampling, ImageNet's mean and std."""
     return {
-        "crop_size": size,
-        "do_center_crop": True,
+        "do_convert_rgb": True,
         "do_normalize": True,
+        "do_rescale": True,
         "do_resize": True,
-        "feature_extractor_type": "CLIPFeatureExtractor",
         "image_mean": list(IMAGENET_MEAN),
         "image_std": list(IMAGENET_STD),
+        "rescale_factor": 1 / 255,
         "resample": 3,
-        "size": size,
+        "size": {"height": size, "width": size},
     }
 
 

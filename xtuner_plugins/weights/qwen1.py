@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .format import LanguageFormat
 from .mapping import KeyMapping, Row
 
+BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.logn_list")  # endings of stored names that aren't weights
 _QWEN, _QWEN2 = "transformer.h.{i}.", "model.layers.{i}."
 
 # Qwen <-> Qwen2, names without prefix. Qwen's w1 is the up projection, its w2 the gate projection.
@@ -53,10 +53,6 @@ def read_config(config: Mapping) -> dict:
     }
 
 
-QWEN1 = LanguageFormat(
-    "qwen",
-    "Qwen",
-    read_config,
-    lambda config: KEYS,
-    buffers=("rotary_emb.inv_freq", "attn.masked_bias", "attn.logn_list"),
-)
+def keys(config: Mapping) -> KeyMapping:
+    """The table; it is the same for every config."""
+    return KEYS

@@ -99,9 +99,7 @@ def read_json(path: str | Path, missing: dict | None = None) -> dict:
         if missing is not None:
             return missing
         raise CheckpointError(f"{path} does not exist") from None
-    except RecursionError:
-        raise CheckpointError(f"{path} is not readable JSON: it is nested too deeply") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
@@ -191,14 +189,13 @@ def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
     Raises:
         CheckpointError: no such directory, no weights in it, a shard missing, or index and shards that disagree.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
+    if not Path(directory).is_dir():
         raise CheckpointError(f"model directory {directory} does not exist")
     index, *shards = weight_files(directory) or (None,)
     if index is None:
         raise CheckpointError(
             f"{directory} has no model.safetensors(.index.json) nor pytorch_model.bin(.index.json); "
-            f"it holds: {listing(directory)}"
+            f"it holds: {listing(Path(directory))}"
         )
     opener = open_safetensors if index.name.startswith("model.safetensors") else open_torch
     if not shards:
@@ -254,10 +251,9 @@ def open_torch(path: Path) -> dict[str, LazyTensor]:
 
 def state_dict(content, path: Path) -> dict[str, LazyTensor]:
     """The state dict in an object from ``load_pickle``; errors as for ``open_torch``."""
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    wrong = [str(k) for k, v in content.items() if not isinstance(v, LazyTensor)] if isinstance(content, dict) else []
-    if not isinstance(content, dict) or not content or wrong:
-        found = f": {wrong[0]} is not a tensor ({len(wrong)} such entries)" if wrong else ""
-        raise CheckpointError(f"{path} holds no state dict{found}")
-    return content
+    content = content if isinstance(content, dict) else {}
+    held = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
+    wrong = next((f": {name} is not a tensor" for name, each in held.items() if not isinstance(each, LazyTensor)), "")
+    if not held or wrong:
+        raise CheckpointError(f"{path} holds no state dict{wrong}")
+    return held

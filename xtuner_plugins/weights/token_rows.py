@@ -51,11 +51,8 @@ def indices_of(config, layer: str, where: str) -> list[int]:
         CheckpointError: the config names no rows for the layer.
     """
     named = getattr(config, "trainable_token_indices", None)
-    leaf = layer.rpartition(".")[2]
-    if isinstance(named, Mapping):
-        found = next((rows for name, rows in named.items() if layer == name or layer.endswith("." + name)), None)
-    else:
-        found = named if leaf in _EMBEDDINGS else None
+    by_layer = named if isinstance(named, Mapping) else dict.fromkeys(_EMBEDDINGS, named)
+    found = next((rows for name, rows in by_layer.items() if f".{layer}".endswith(f".{name}")), None)
     if found is None:
         raise CheckpointError(
             f"{where} holds trained rows of {layer}, but the LoRA settings name none (trainable_token_indices = "

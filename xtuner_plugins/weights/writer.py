@@ -40,13 +40,13 @@ def resolve_dtype(name: str | None) -> torch.dtype | None:
     return DTYPES[name] if name else None
 
 
-def format_size(num_bytes: int) -> str:
+def format_size(num_bytes: float) -> str:
     """``4.1 GB`` and the like, decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.{int(unit != 'B')}f} {unit}"
         num_bytes /= 1000
-    raise AssertionError
+    return f"{num_bytes:.1f} GB"
 
 
 def json_text(value: Mapping, default: Callable | None = None) -> str:
@@ -80,25 +80,22 @@ def write_weights(
     Raises:
         FloatingPointError: a tensor that must be finite isn't; the message begins with its name.
     """
-    shards: list[dict[str, LazyTensor]] = [{}]
-    used = 0
+    shards, used = [{}], 0
     for name, tensor in tensors.items():
         if shards[-1] and used + tensor.nbytes > max_shard_size:
             shards.append({})
             used = 0
         shards[-1][name] = tensor
         used += tensor.nbytes
-    files, weight_map = [], {}
-    for number, shard in enumerate(shards, 1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_single(stage / name, shard, advance)
-        files.append(stage / name)
-        weight_map.update(dict.fromkeys(shard, name))
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else ["model.safetensors"]
+    for file, shard in zip(names, shards, strict=True):
+        write_single(stage / file, shard, advance)
     if len(shards) > 1:
         total = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
-        index = {"metadata": total, "weight_map": dict(sorted(weight_map.items()))}
-        write_json(stage / "model.safetensors.index.json", index)
-    return files
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in sorted(shard)}
+        write_json(stage / "model.safetensors.index.json", {"metadata": total, "weight_map": weight_map})
+    return [stage / file for file in names]
 
 
 def write_single(

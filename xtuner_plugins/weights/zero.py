@@ -74,31 +74,27 @@ def read_shards(path: Path) -> Shards:
     """Opens the files of a DeepSpeed directory.
 
     Raises:
-        CheckpointError: ranks missing, tensor parallelism, or no DeepSpeed states.
+        CheckpointError: ranks missing, or no DeepSpeed states.
     """
-    model_files = _by_rank(path.glob("*_model_states.pt"))
-    optim_files = _by_rank(path.glob("*_optim_states.pt"))
-    if any(not re.search(r"mp_rank_00_", f.name) for f in model_files):
-        raise CheckpointError(
-            f"{path} was saved with tensor parallelism (mp_rank > 0), which this project doesn't train with"
-        )
-    states = [load_pickle(f) for f in model_files]
+    model_files, optim_files = (
+        sorted(path.glob(f"*_{kind}_states.pt"), key=lambda file: [int(n) for n in re.findall(r"\d+", file.name)])
+        for kind in ("model", "optim")
+    )
+    states = [load_pickle(file) for file in model_files]
     if not all(isinstance(state, dict) and "module" in state for state in states):
         raise CheckpointError(f"{path}: *_model_states.pt are no DeepSpeed model states")
     whole = Shards(path, model_files + optim_files, states, [], 0, 1, [])
-    if not optim_files:
-        if any(f.name.startswith("zero_pp_rank") for f in model_files):
-            raise CheckpointError(
-                f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt: the weights are in those "
-                "files; save with save_optimizer=True, or copy them too"
-            )
-        return whole
-    optims = [load_pickle(f).get("optimizer_state_dict") or {} for f in optim_files]
+    if not optim_files and any(file.name.startswith("zero_pp_rank") for file in model_files):
+        raise CheckpointError(
+            f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt: the weights are in those files; save with "
+            "save_optimizer=True, or copy them too"
+        )
+    optims = [load_pickle(file).get("optimizer_state_dict") or {} for file in optim_files] or [{}]
     stage = optims[0].get("zero_stage")
     stage = getattr(stage, "args", (stage,))[0]  # an enum, so a stand-in that keeps its value
     if stage is None and "single_partition_of_fp32_groups" in optims[0]:  # DeepSpeed's bfloat16 optimizer
         stage = 1
-    if stage is None:  # plain fp16/bf16 optimizer: the module's own copy is all there is
+    if stage is None:  # no optimizer, or a plain one: the module's own copy is all there is
         return whole
     world_size = optims[0].get("partition_count")
     world_size = max(world_size) if isinstance(world_size, list) else world_size
@@ -126,10 +122,8 @@ def open_deepspeed(path: Path) -> Checkpoint:
     opened = Checkpoint(path, "deepspeed", module, shards.files, *said)
     if not shards.optims:
         return opened
-    tensors = dict(module) if stage <= 2 else {}
-    tensors.update(_frozen(states, path, stage))
-    key = "single_partition_of_fp32_groups" if stage <= 2 else "fp32_flat_groups"
-    tensors.update(shards.unflatten([optim[key] for optim in shards.optims]))
+    tensors, key = (module, "single_partition_of_fp32_groups") if stage <= 2 else ({}, "fp32_flat_groups")
+    tensors = tensors | _frozen(states, path, stage) | shards.unflatten([optim[key] for optim in shards.optims])
     shared = states[0].get("shared_params") or {}
     for alias, name in shared.items() if isinstance(shared, dict) else shared:
         if name in tensors:
@@ -174,10 +168,6 @@ def open_optimizer(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dic
     return states, options
 
 
-def _by_rank(files) -> list[Path]:
-    return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name)])
-
-
 def _frozen(states: list[dict], path: Path, stage: int) -> dict[str, LazyTensor]:
     result = {}
     for name, shape in (states[0].get("frozen_param_shapes") or {}).items():
@@ -194,7 +184,7 @@ def _stage_1_2(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> 
     for index, shapes in enumerate(groups):
         vector, offset = Joined([rank[index] for rank in flat]), 0
         for name, shape in shapes.items():
-            result[name] = _whole([_piece(vector, offset, math.prod(shape), name, path)], shape, name, path)
+            result[name] = _piece(vector, offset, math.prod(shape), name, path).reshape(shape)
             offset += math.prod(shape)
         _check_end(vector, offset, 2 * len(flat) - 1, path)  # aligned to two elements per rank
     return result
@@ -226,5 +216,4 @@ def _check_end(vector: LazyTensor, used: int, padding: int, path: Path) -> None:
 
 def _whole(parts: list[LazyTensor], shape: Sequence[int], name: str, path: Path) -> LazyTensor:
     """A parameter from its flat pieces, the last of which may end in padding."""
-    joined, count = Joined(parts), math.prod(shape)
-    return _piece(joined, 0, count, name, path).reshape(shape)
+    return _piece(Joined(parts), 0, math.prod(shape), name, path).reshape(shape)

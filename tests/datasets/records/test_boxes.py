@@ -90,6 +90,11 @@ def test_objects_are_filled_in_reading_order():
         ("<bbox>", {"objects": fractions}, "<box>[[100, 250, 500, 1000]]</box>"),
         ("<bbox>", {"objects": {"bbox": [[320, 240]]}}, "<box>[[500, 500]]</box>"),
         (
+            "<bbox>",  # in the image, which is the second medium
+            {"question": "<video><image><ref-object>", "video": "v.mp4", "objects": {"bbox": [[50, 100, 100, 200]]}},
+            "<box>[[500, 500, 1000, 1000]]</box>",
+        ),
+        (
             "<bbox><bbox>",
             {"question": "<image><image><ref-object>", "images": ("a.jpg", "b.jpg"), "objects": both},
             "<box>[[500, 500, 1000, 1000]]</box><box>[[100, 100, 500, 500]]</box>",

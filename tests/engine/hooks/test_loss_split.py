@@ -1,4 +1,4 @@
-"""The training loss by dataset, tiles and length."""
+"""The training loss by dataset."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.models.test_attention import pack
 from tests.models.test_vlm import make_batch
-from xtuner_plugins.engine.hooks.loss_split import LossSplitHook, bucket
+from xtuner_plugins.engine.hooks.loss_split import LossSplitHook
 
 MODEL = SimpleNamespace(num_image_token=16, tile_size=28, img_context_token_id=3)
 
@@ -29,7 +29,7 @@ def hook_of(interval=2):
 
 @pytest.mark.parametrize("form", [dict, pack], ids=["padded", "packed"])
 def test_means_are_over_supervised_tokens_since_the_last_time(form):
-    """Each sample has five supervised tokens and 90, 87 and 84 tokens; a pack has a segment of padding."""
+    """Each sample has five supervised tokens; a pack has a segment of padding."""
     hook, runner, found = hook_of()
     padding = [7.0] if form is pack else []
     for step in range(4):
@@ -40,10 +40,6 @@ def test_means_are_over_supervised_tokens_since_the_last_time(form):
     assert found[0][1] == {
         "loss_by_dataset/a": (5 + 10 + 15 + 15) / 20,
         "loss_by_dataset/b": 2.0,
-        "loss_by_tiles/0": 2.0,
-        "loss_by_tiles/1": 3.0,
-        "loss_by_tiles/2-3": 1.5,
-        "loss_by_tokens/64-127": (5 + 10 + 15 + 15 + 20) / 30,
     }
     assert found[1][1]["loss_by_dataset/a"] == (15 + 20 + 15 + 15) / 20
 
@@ -57,7 +53,3 @@ def test_no_value_is_asked_for_between_two_logs():
     for step in range(2):
         hook.after_train_iter(runner, step, [{**batch, "sample_losses": fake}])
     assert found == []
-
-
-def test_buckets_are_powers_of_two():
-    assert [bucket(number) for number in (0, 1, 2, 3, 4, 12, 4096)] == "0 1 2-3 2-3 4-7 8-15 4096-8191".split()

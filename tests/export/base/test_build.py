@@ -13,7 +13,6 @@ from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.draft import hub_code
 from xtuner_plugins.export.export import convert
-from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM, INTERNVL2_SYSTEM
 from xtuner_plugins.toy.models import write_random_parts
@@ -45,7 +44,8 @@ def test_tokens_follow_the_base(toy_parts, toy_base):
 def test_rows(tmp_path, vocab_size):
     """Old rows as they were, new rows their mean (exact in the stored dtype), the head a copy, padding gone."""
     vision, llm = write_random_parts(tmp_path, llm_overrides={"vocab_size": vocab_size})
-    build_base(vision, llm, tmp_path / "base", dtype="float32")
+    notes = build_base(vision, llm, tmp_path / "base", dtype="float32")["notes"]
+    assert any("stores a head beside the tied embedding" in note for note in notes)
     old = load_file(llm / "model.safetensors")["model.embed_tokens.weight"].float()
     held = load_file(tmp_path / "base" / "model.safetensors")
     embed = held["language_model.model.embed_tokens.weight"]
@@ -81,82 +81,69 @@ def test_config(toy_base):
 
 
 def test_a_model_directory_gives_its_parts(toy_base, tmp_path):
-    build_base(toy_base, toy_base, tmp_path / "again", dtype="float32", projector=toy_base)
+    summary = build_base(toy_base, toy_base, tmp_path / "again", dtype="float32", projector=toy_base)
     a, b = (load_file(d / "model.safetensors") for d in (toy_base, tmp_path / "again"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert sum(summary["parts"].values()) == summary["num_parameters"] == sum(t.numel() for t in b.values())
+    assert summary["parts"]["projector"] == sum(t.numel() for name, t in b.items() if name.startswith("mlp1."))
 
 
-class TestRefusals:
-    def check(self, tmp_path, pattern, vision, llm, error=CheckpointError, **options):
-        before = set(tmp_path.iterdir())
-        with pytest.raises(error, match=pattern):
-            build_base(vision, llm, tmp_path / "out", **options)
-        assert set(tmp_path.iterdir()) == before
+def changed(directory, to, **tensors):
+    """A copy of a part with other tensors; None removes one."""
+    shutil.copytree(directory, to)
+    held = {**load_file(directory / "model.safetensors"), **tensors}
+    save_file({name: tensor for name, tensor in held.items() if tensor is not None}, to / "model.safetensors")
+    return to
 
-    def test_missing_directory(self, toy_parts, tmp_path):
-        self.check(tmp_path, "vision tower: directory .*nowhere does not exist", tmp_path / "nowhere", toy_parts[1])
 
-    def test_swapped(self, toy_parts, tmp_path):
-        self.check(tmp_path, "is not a vision encoder", toy_parts[1], toy_parts[0], error=UnknownFamilyError)
+def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path):
+    vision, llm = toy_parts
+    lacking = changed(vision, tmp_path / "lacking", **{"encoder.layers.1.ls2": None})
+    rows = load_file(llm / "model.safetensors")["model.embed_tokens.weight"][:100].clone()
+    other = changed(llm, tmp_path / "other", **{"model.embed_tokens.weight": rows})
+    untold = shutil.copytree(llm, tmp_path / "untold")
+    for path in [*untold.glob("*token*"), untold / "vocab.json"]:
+        path.unlink()
+    save_file({"mlp1.0.weight": torch.ones(3)}, tmp_path / "p.safetensors")
+    table = [
+        (tmp_path / "nowhere", llm, {}, "vision tower: directory .*nowhere does not exist"),
+        (llm, vision, {}, "is not a vision encoder.*known are intern_vit_6b, clip_vision_model"),
+        (vision, vision, {}, "not a language model that can be used"),
+        (lacking, llm, {}, r"1 missing: vision_model\.encoder\.layers\.1\.ls2"),
+        (vision, other, {}, "has 100 rows, fewer than"),
+        (vision, untold, {}, "holds no tokenizer"),
+        (vision, llm, {"template": "phi3-chat"}, r"ends answers with <\|end\|>"),
+        (vision, llm, {"template": "x"}, "unknown conversation template"),
+        (vision, llm, {"projector": tmp_path / "p.safetensors"}, "doesn't fit these parts"),
+        (vision, llm, {"dtype": "int8"}, "dtype 'int8'"),
+        (vision, llm, {"max_tiles": 0}, "max_tiles = 0"),
+        (vision, llm, {"select_layer": 1}, "select_layer = 1"),
+    ]
+    before = set(tmp_path.iterdir())
+    for tower, language, options, words in table:
+        with pytest.raises(ValueError, match=words):
+            build_base(tower, language, tmp_path / "out", **options)
+    assert set(tmp_path.iterdir()) == before
 
-    def test_vision_twice(self, toy_parts, tmp_path):
-        error = UnknownFamilyError
-        self.check(tmp_path, "not a language model that can be used", toy_parts[0], toy_parts[0], error=error)
 
-    def test_missing_tensor(self, toy_parts, tmp_path):
-        shutil.copytree(toy_parts[0], tmp_path / "vision")
-        held = load_file(tmp_path / "vision" / "model.safetensors")
-        del held["encoder.layers.1.ls2"]
-        save_file(held, tmp_path / "vision" / "model.safetensors")
-        self.check(tmp_path, r"1 missing: vision_model\.encoder\.layers\.1\.ls2", tmp_path / "vision", toy_parts[1])
-
-    def test_tokenizer_of_another_model(self, toy_parts, tmp_path):
-        shutil.copytree(toy_parts[1], tmp_path / "llm")
-        held = load_file(tmp_path / "llm" / "model.safetensors")
-        held["model.embed_tokens.weight"] = held["model.embed_tokens.weight"][:100].clone()
-        save_file(held, tmp_path / "llm" / "model.safetensors")
-        self.check(tmp_path, "has 100 rows, fewer than", toy_parts[0], tmp_path / "llm")
-
-    def test_no_tokenizer(self, toy_parts, tmp_path):
-        shutil.copytree(toy_parts[1], tmp_path / "llm")
-        for path in [*(tmp_path / "llm").glob("*token*"), tmp_path / "llm" / "vocab.json"]:
-            path.unlink()
-        self.check(tmp_path, "holds no tokenizer", toy_parts[0], tmp_path / "llm")
-
-    def test_template_of_another_family(self, toy_parts, tmp_path):
-        self.check(tmp_path, r"ends answers with <\|end\|>", *toy_parts, template="phi3-chat")
-        self.check(tmp_path, "unknown conversation template", *toy_parts, template="x", error=ValueError)
-
-    def test_a_stock_llama_3_is_told_its_template(self, toy_parts, tmp_path):
-        """Its control tokens stand in for the toy's; with its template it is assembled and prompts as it was tuned."""
-        names = {
-            "<|im_start|>": "<|start_header_id|>",
-            "<|im_end|>": "<|eot_id|>",
-            "<|endoftext|>": "<|end_header_id|>",
-        }
-        shutil.copytree(toy_parts[1], tmp_path / "tokens")
-        for path in (tmp_path / "tokens").glob("*.json"):
-            text = path.read_text(encoding="utf-8")
-            for old, new in names.items():
-                text = text.replace(old, new)
-            path.write_text(text, encoding="utf-8")
-        llm = write_llm("llama", tmp_path / "llm", tmp_path / "tokens")
-        self.check(tmp_path, r"its tokens fit --template llama3-chat$", toy_parts[0], llm)
-        done = build_base(toy_parts[0], llm, tmp_path / "base", template="llama3-chat")
-        tokenizer = load_tokenizer(tmp_path / "base")
-        prompt = tokenizer.apply_chat_template([{"role": "user", "content": "A"}], tokenize=False)
-        assert prompt.endswith("<|start_header_id|>user<|end_header_id|>\n\nA<|eot_id|>")
-        stops = read_json(tmp_path / "base" / "generation_config.json")["eos_token_id"]
-        assert done["template"] == "llama3-chat" and stops[0] == tokenizer.convert_tokens_to_ids("<|eot_id|>")
-
-    def test_projector_of_another_width(self, toy_parts, tmp_path):
-        save_file({"mlp1.0.weight": torch.ones(3)}, tmp_path / "p.safetensors")
-        self.check(tmp_path, "doesn't fit these parts", *toy_parts, projector=tmp_path / "p.safetensors")
-
-    def test_arguments(self, toy_parts, tmp_path):
-        self.check(tmp_path, "dtype 'int8'", *toy_parts, dtype="int8", error=ValueError)
-        self.check(tmp_path, "max_tiles = 0", *toy_parts, max_tiles=0, error=ValueError)
-        self.check(tmp_path, "select_layer = 1", *toy_parts, select_layer=1, error=ValueError)
+def test_a_stock_llama_3_is_told_its_template(toy_parts, tmp_path):
+    """Its control tokens stand in for the toy's; with its template it is assembled and prompts as it was tuned."""
+    names = {"<|im_start|>": "<|start_header_id|>", "<|im_end|>": "<|eot_id|>", "<|endoftext|>": "<|end_header_id|>"}
+    shutil.copytree(toy_parts[1], tmp_path / "tokens")
+    for path in (tmp_path / "tokens").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        for old, new in names.items():
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+    llm = write_llm("llama", tmp_path / "llm", tmp_path / "tokens")
+    with pytest.raises(CheckpointError, match=r"its tokens fit --template llama3-chat$"):
+        build_base(toy_parts[0], llm, tmp_path / "base")
+    done = build_base(toy_parts[0], llm, tmp_path / "base", template="llama3-chat")
+    tokenizer = load_tokenizer(tmp_path / "base")
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "A"}], tokenize=False)
+    assert prompt.endswith("<|start_header_id|>user<|end_header_id|>\n\nA<|eot_id|>")
+    stops = read_json(tmp_path / "base" / "generation_config.json")["eos_token_id"]
+    assert done["template"] == "llama3-chat" and stops[0] == tokenizer.convert_tokens_to_ids("<|eot_id|>")
 
 
 def test_tool(run_tool, toy_parts, tmp_path):
@@ -229,11 +216,3 @@ def test_a_base_prompts_as_its_language_model_does(toy_parts, tmp_path, options,
     assert (
         hf == prompt and json.loads((tmp_path / "base/config.json").read_text()).get("system_message", "") is not None
     )
-
-
-def test_the_summary_counts_parameters_and_the_head_that_was_tied(toy_parts, tmp_path):
-    summary = build_base(*toy_parts, tmp_path / "base", dtype="float32")
-    assert sum(summary["parts"].values()) == summary["num_parameters"] and min(summary["parts"].values()) > 0
-    held = load_file(tmp_path / "base" / "model.safetensors")
-    assert summary["parts"]["projector"] == sum(t.numel() for name, t in held.items() if name.startswith("mlp1."))
-    assert any("stores a head beside the tied embedding" in note for note in summary["notes"])

@@ -151,69 +151,49 @@ def build_base(
             write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
         except FloatingPointError as error:
             raise CheckpointError(f"{error} as {dtype}; take other weights or another --dtype") from None
+    counts = Counter()
+    for name, tensor in tensors.items():
+        counts[name.partition(".")[0]] += tensor.numel
     return {
         "out": str(out),
-        "num_parameters": sum(t.numel for t in tensors.values()),
+        "num_parameters": counts.total(),
         "num_bytes": num_bytes,
         "vocab_size": num_rows,
         "num_new_tokens": llm_part.num_new_tokens,
         "num_image_token": official.num_image_tokens(config),
         "projector": str(projector) if projector else f"fresh, seed {seed}",
         "template": conversation.name,
-        "parts": _count_by_part(tensors),
-        "notes": [
-            *tokenizer_files.describe_prompt(llm_part.tokenizer, conversation),
-            *_untied(llm_part, tensors),
-            *_who_runs_it(config),
-            *_who_prompts_otherwise(conversation),
-            *_how_flash_chooses(config),
-        ],
+        "parts": {name: counts[part.attribute] for name, part in PARTS.items()},
+        "notes": _notes(config, llm_part, conversation),
     }
 
 
-def _count_by_part(tensors: dict[str, LazyTensor]) -> dict[str, int]:
-    """Parameters by the names of ``PARTS``."""
-    counts = Counter()
-    for name, tensor in tensors.items():
-        counts[name.partition(".")[0]] += tensor.numel
-    return {name: counts[part.attribute] for name, part in PARTS.items()}
-
-
-def _untied(llm: LLMPart, tensors: dict[str, LazyTensor]) -> list[str]:
-    if not llm.is_tied:
-        return []
-    size = tensors[f"language_model.{llm.family.head}"].numel
-    return [f"the format stores a head beside the tied embedding: {size / 1e6:,.1f} M parameters more"]
-
-
-def _who_prompts_otherwise(conversation: Conversation) -> list[str]:
-    if not preprocessing.system_fields(conversation):
-        return []
-    return [
-        "the system message is this model's own; the directory's code and chat template use it, but programs with "
-        f"an own table of templates (the official repository, LMDeploy) prompt with that of {conversation.name}"
-    ]
-
-
-def _how_flash_chooses(config: dict) -> list[str]:
-    if not config.get("flash_mode"):
-        return []
-    most = 1 - config["flash_relative_threshold"]
-    return [
-        f"Flash compresses about {most:.0%} of the tiles of a request at most, and never a tile that is alone: images "
-        "of one tile save nothing"
-    ]
-
-
-def _who_runs_it(config: dict) -> list[str]:
-    encoder = encoder_family(config["vision_config"])
-    projector_type = config.get("projector_type")
-    if encoder.is_intern_vit and not projector_type:
-        return []
-    what = f"projector type {projector_type}" if encoder.is_intern_vit else encoder.architecture
-    llava = encoder.llava and projector_type == "mlp"
-    elsewhere = "; --format llava exports it for other programs" if llava else ""
-    return [f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"]
+def _notes(config: dict, llm: LLMPart, conversation: Conversation) -> list[str]:
+    """Lines on the prompt, the head, and who runs the directory, if not all."""
+    notes = tokenizer_files.describe_prompt(llm.tokenizer, conversation)
+    if llm.is_tied:
+        size = config["llm_config"]["vocab_size"] * config["llm_config"]["hidden_size"]
+        notes.append(f"the format stores a head beside the tied embedding: {size / 1e6:,.1f} M parameters more")
+    encoder, projector_type = encoder_family(config["vision_config"]), config.get("projector_type")
+    if projector_type or not encoder.is_intern_vit:
+        what = f"projector type {projector_type}" if encoder.is_intern_vit else encoder.architecture
+        llava = encoder.llava and projector_type == "mlp"
+        elsewhere = "; --format llava exports it for other programs" if llava else ""
+        notes.append(
+            f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"
+        )
+    if preprocessing.system_fields(conversation):
+        notes.append(
+            "the system message is this model's own; the directory's code and chat template use it, but programs with "
+            f"an own table of templates (the official repository, LMDeploy) prompt with that of {conversation.name}"
+        )
+    if config.get("flash_mode"):
+        most = 1 - config["flash_relative_threshold"]
+        notes.append(
+            f"Flash compresses about {most:.0%} of the tiles of a request at most, and never a tile that is alone: "
+            "images of one tile save nothing"
+        )
+    return notes
 
 
 def local_directory(name: str | Path, role: str) -> Path:
@@ -222,23 +202,20 @@ def local_directory(name: str | Path, role: str) -> Path:
     Raises:
         CheckpointError: neither a directory nor a hub model that can be downloaded.
     """
-    path = Path(name)
+    path, text = Path(name), str(name)
     if path.is_dir():
         return path
-    text = str(name)
-    if path.exists():
-        raise CheckpointError(f"{role}: {path} is a file; give the model's directory")
-    if path.is_absolute() or text.startswith(".") or text.count("/") != 1:
+    if path.exists() or path.is_absolute() or text.startswith(".") or text.count("/") != 1:
         raise CheckpointError(f"{role}: directory {path} does not exist (and it is no hub name like org/model)")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(text, allow_patterns=HUB_PATTERNS))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{role}: there is no directory {text}, and the hub model of that name can't be fetched "
-            f"({type(error).__name__}: {reason[:200]}); download it elsewhere and give its directory"
+            f"({type(error).__name__}: {reason}); download it elsewhere and give its directory"
         ) from None
 
 
@@ -246,7 +223,8 @@ def read_llm(directory: Path) -> LLMPart:
     """A language model, bare or inside a model directory, with its tokenizer, the nine tokens added."""
     if "vision_config" in read_json(directory / "config.json"):
         view, prefix = model_view.open_model(directory), "language_model."
-        config, conversation = view.config["llm_config"], _conversation_of(view.config)
+        config, known = view.config["llm_config"], view.config["template"] in TEMPLATES
+        conversation = tokenizer_files.conversation_of(view.config) if known else None
         tensors = {k.removeprefix(prefix): t for k, t in view.tensors.items() if k.startswith(prefix)}
     else:
         (config, tensors), conversation = model_view.open_language_model(directory), None
@@ -269,40 +247,27 @@ def read_llm(directory: Path) -> LLMPart:
     return LLMPart(config, family, tokenizer, tensors, num_new, conversation, is_tied)
 
 
-def _conversation_of(config: dict) -> Conversation | None:
-    """Of an official directory; None if it names a template without a row."""
-    return tokenizer_files.conversation_of(config) if config["template"] in TEMPLATES else None
-
-
 def _choose_conversation(llm: LLMPart, template: str | None, system: str | None) -> Conversation:
     """Template and system message of a base; arguments as for ``build_base``."""
     own = llm.conversation
     found = own if own and template in (None, own.name) else get_conv_template(template or llm.family.template)
-    _check_template(found.name, llm)
-    return found if system is None else replace(found, system_message=system or None)
-
-
-def _check_template(template: str, llm: LLMPart) -> None:
-    end = get_conv_template(template).stop_token
-    if tokenizer_files.token_id(llm.tokenizer, end) is None:
+    if tokenizer_files.token_id(llm.tokenizer, found.stop_token) is None:
         stops = {name: get_conv_template(name).stop_token for name in TEMPLATES}
         fitting = [name for name, stop in stops.items() if tokenizer_files.token_id(llm.tokenizer, stop) is not None]
         raise CheckpointError(
-            f"template {template} ends answers with {end}, which is no token of this language model's tokenizer; "
-            + (f"its tokens fit --template {' or '.join(fitting)}" if fitting else "no other template fits, either")
+            f"template {found.name} ends answers with {found.stop_token}, which is no token of this language model's "
+            f"tokenizer; its tokens fit --template {' or '.join(fitting) or '(none)'}"
         )
+    return found if system is None else replace(found, system_message=system or None)
 
 
 def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
     """The LLM's tensors with ``num_rows`` rows of embedding and head; each new row is the mean of the old ones."""
-    tensors = dict(llm.tensors)
-    old_rows = tokenizer_files.num_token_rows(llm.tokenizer) - llm.num_new_tokens
+    tensors, new = dict(llm.tensors), llm.num_new_tokens
+    old = tokenizer_files.num_token_rows(llm.tokenizer) - new
     embedding, head = llm.family.embedding, llm.family.head
-    tensors[embedding] = _resize_rows(tensors[embedding], old_rows, llm.num_new_tokens, num_rows, embedding)
-    if llm.is_tied:
-        tensors[head] = tensors[embedding]
-    else:
-        tensors[head] = _resize_rows(tensors[head], old_rows, llm.num_new_tokens, num_rows, head)
+    tensors[embedding] = _resize_rows(tensors[embedding], old, new, num_rows, embedding)
+    tensors[head] = tensors[embedding] if llm.is_tied else _resize_rows(tensors[head], old, new, num_rows, head)
     return tensors
 
 
@@ -319,21 +284,14 @@ def _resize_rows(matrix: LazyTensor, old_rows: int, num_new: int, num_rows: int,
         parts.append(MemoryTensor(mean.expand(num_new, -1).contiguous()))
     used = old_rows + num_new
     if num_rows > used:
-        kept = matrix.rows(min(used, matrix.shape[0]), min(num_rows, matrix.shape[0]))
-        parts.append(kept)
-        used += kept.shape[0]
-    assert used == num_rows, (used, num_rows)
+        parts.append(matrix.rows(used, num_rows))
     return Joined(parts)
 
 
 def mean_row(matrix: LazyTensor) -> torch.Tensor:
     """Mean over dimension 0, read block by block: float64 ``[1, width]``."""
-    rows, width = matrix.shape
-    total = torch.zeros(width, dtype=torch.float64)
-    step = max(1, 32 * 2**20 // (width * 8))
-    for start in range(0, rows, step):
-        total += matrix.rows(start, min(start + step, rows)).read().double().sum(0)
-    return (total / rows).unsqueeze(0)
+    total = sum(matrix.read(start, stop).double().sum(0) for start, stop in matrix.spans())
+    return (total / matrix.shape[0]).unsqueeze(0)
 
 
 def make_config(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...families import EncoderFamily, encoder_family
@@ -14,7 +14,8 @@ from ...weights.reading import CheckpointError, open_weights, read_json
 from . import dinov2
 
 PREFIX = "vision_model."  # of the tower in our model; names of a CLIP or SigLIP tower itself begin with it, too
-_NOT_STORED = ("embeddings.position_ids",)  # a buffer that old releases saved
+# A buffer that old releases saved, and SigLIP's pooling head
+_NOT_STORED = ("vision_model.embeddings.position_ids", "vision_model.head.")
 
 
 @dataclass
@@ -39,6 +40,9 @@ class VisionPart:
 def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: int | None = None) -> VisionPart:
     """A vision tower from a standalone tower, a whole CLIP or SigLIP model, or an official directory.
 
+    Of a whole model the text encoder, the projections and SigLIP's pooling head are left out. InternViT is cut after
+    ``select_layer``; CLIP and SigLIP keep all layers and the final norm, as the llava format holds the whole tower.
+
     Args:
         directory: of the tower.
         select_layer: as `VisionPart`; None takes the family's.
@@ -49,61 +53,50 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
         CheckpointError: incomplete weights.
         ValueError: ``select_layer`` is outside, or ``tile_size`` isn't the tower's.
     """
-    config = read_json(directory / "config.json")
-    if config.get("model_type") == dinov2.MODEL_TYPE:
-        tower, held = dinov2.read_dinov2(directory, tile_size)
-        part = _intern_vit(directory, tower, {PREFIX + name: tensor for name, tensor in held.items()}, select_layer)
-        return replace(part, normalization=_normalization(directory, IMAGENET_MEAN, IMAGENET_STD))
-    official = "vision_config" in config and "llm_config" in config
-    tower = config["vision_config"] if official else config
-    family = encoder_family(tower, f"vision tower {directory}")
-    if tile_size not in (None, tower.get("image_size")):
-        raise ValueError(
-            f"tile_size = {tile_size}: DINOv2 alone takes another size than {tower.get('image_size')} pixels"
-        )
-    if tower.get("model_type") != family.whole_type:
-        tower = allowed.vision_fields(tower, f"vision tower {directory}")
-    if not family.is_intern_vit:
-        return _read_transformers_tower(directory, family, tower if official else None, select_layer)
-    held = open_weights(directory)
-    if official or any(k.startswith("vision_model.") for k in held):
-        tensors = {k: v for k, v in held.items() if k.startswith("vision_model.")}
+    stored, where = read_json(directory / "config.json"), f"vision tower {directory}"
+    is_official, normalization = "llm_config" in stored, None
+    if stored.get("model_type") == dinov2.MODEL_TYPE:
+        fields, held = dinov2.read_dinov2(directory, tile_size)
+        family, normalization = encoder_family(fields), _normalization(directory, IMAGENET_MEAN, IMAGENET_STD)
     else:
-        tensors = {PREFIX + k: v for k, v in held.items()}
-    return _intern_vit(directory, tower, tensors, select_layer)
-
-
-def _intern_vit(
-    directory: Path, fields: Mapping, tensors: dict[str, LazyTensor], select_layer: int | None
-) -> VisionPart:
-    """The part of an InternViT, cut after ``select_layer``."""
-    from ...hub import InternVisionConfig
-
-    family = encoder_family({"model_type": InternVisionConfig.model_type})
-    config = _vision_config(family, InternVisionConfig(**fields).to_dict())
-    part = VisionPart(config, tensors, projector_type=family.projector_type)
-    return truncate_tower(part, family.select_layer if select_layer is None else select_layer, directory)
-
-
-def _vision_config(family: EncoderFamily, complete: Mapping) -> dict:
-    """The `vision_config` to write, from every field of the encoder's config class."""
-    fields = {"architectures": [family.architecture], "model_type": family.model_type}
-    return {**fields, **{name: complete[name] for name in family.fields}, **dict(family.fixed)}
-
-
-def _read_transformers_tower(directory, family, official_config, select_layer) -> VisionPart:
-    normalization = None
-    if official_config is not None:  # its normalization was folded in when it was assembled
-        tensors = {k: v for k, v in open_weights(directory).items() if k.startswith(PREFIX)}
-        config = dict(official_config)
-    else:
-        config, tensors = read_tower(directory, family)
+        fields, held = stored["vision_config"] if is_official else stored, open_weights(directory)
+        family = encoder_family(fields, where)
+        if fields.get("model_type") == family.whole_type:
+            fields = {**(fields.get("vision_config") or fields), "model_type": family.model_type}
+        fields = allowed.vision_fields(fields, where)
+        if tile_size not in (None, fields.get("image_size")):
+            raise ValueError(
+                f"tile_size = {tile_size}: DINOv2 alone takes another size than {fields.get('image_size')} pixels"
+            )
+    tensors = {name: tensor for name, tensor in held.items() if name.startswith(PREFIX)}
+    tensors = tensors or {PREFIX + name: tensor for name, tensor in held.items()}  # the newest transformers' names
+    if not (family.is_intern_vit or is_official):
+        tensors = {PREFIX + name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_STORED)}
         normalization = _normalization(directory, family.image_mean, family.image_std)
-    select_layer = family.select_layer if select_layer is None else select_layer
-    layers = config["num_hidden_layers"]
+    if not any(name.endswith("embeddings.patch_embedding.weight") for name in tensors):
+        raise CheckpointError(f"{where} says {family.model_type}, but holds no such weights")
+    config = _vision_config(family, fields)
+    select_layer, layers = family.select_layer if select_layer is None else select_layer, config["num_hidden_layers"]
     if not -layers <= select_layer <= -1:
         raise ValueError(f"select_layer = {select_layer} is outside -1 .. -{layers} for the tower {directory}")
+    if family.is_intern_vit:
+        config["num_hidden_layers"] = layers + 1 + select_layer
+        tensors = {name: each for name, each in tensors.items() if _layer_of(name) < config["num_hidden_layers"]}
+        select_layer = -1
     return VisionPart(config, tensors, select_layer, normalization, family.projector_type)
+
+
+def _vision_config(family: EncoderFamily, fields: Mapping) -> dict:
+    """The `vision_config` to write: what a directory names, completed by the encoder's config class."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from ...hub import InternVisionConfig
+
+    make = InternVisionConfig if family.is_intern_vit else CONFIG_MAPPING[family.model_type]
+    own = {key: value for key, value in fields.items() if key not in ("model_type", "torch_dtype", "dtype")}
+    complete = make(**own).to_dict()
+    names = {"architectures": [family.architecture], "model_type": family.model_type}
+    return {**names, **{name: complete[name] for name in family.fields}, **dict(family.fixed)}
 
 
 def _normalization(directory: Path, *default: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
@@ -113,67 +106,26 @@ def _normalization(directory: Path, *default: Sequence[float]) -> tuple[Sequence
     return default if None in own else own
 
 
-def truncate_tower(part: VisionPart, select_layer: int, where: Path) -> VisionPart:
-    """Drops the layers after ``select_layer`` (negative; -1 is the last layer)."""
-    layers = part.config["num_hidden_layers"]
-    keep = layers + 1 + select_layer
-    if select_layer >= 0 or keep < 1:
-        raise ValueError(f"select_layer = {select_layer} is outside -1 .. -{layers} for the tower {where}")
-    tensors = {name: tensor for name, tensor in part.tensors.items() if _layer_of(name) < keep}
-    return replace(part, config={**part.config, "num_hidden_layers": keep}, tensors=tensors)
-
-
 def _layer_of(name: str) -> int:
     """Index of the encoder layer that a tensor belongs to; -1 for any other tensor."""
     parts = name.split(".")
     return int(parts[parts.index("layers") + 1]) if "layers" in parts else -1
 
 
-def is_unused(name: str, config: Mapping) -> bool:
-    """Whether no feature depends on this tensor (official name): a layer after ``select_layer``, or the final norm."""
+def _num_used(config: Mapping) -> int:
     from ...hub.modeling_intern_vit import num_used_layers
 
+    return num_used_layers(config["select_layer"], config["vision_config"]["num_hidden_layers"])
+
+
+def is_unused(name: str, config: Mapping) -> bool:
+    """Whether no feature depends on this tensor (official name): a layer after ``select_layer``, or the final norm."""
     if encoder_family(config["vision_config"]).is_intern_vit or not name.startswith(PREFIX):
         return False
-    used = num_used_layers(config["select_layer"], config["vision_config"]["num_hidden_layers"])
-    return "post_layernorm" in name.split(".") or _layer_of(name) >= used
+    return "post_layernorm" in name.split(".") or _layer_of(name) >= _num_used(config)
 
 
 def is_in_last_layers(name: str, config: Mapping, count: int) -> bool:
     """Whether a tensor (official name) is in one of the last ``count`` layers of the tower that features depend on."""
-    from ...hub.modeling_intern_vit import num_used_layers
-
-    if not name.startswith(PREFIX):
-        return False
-    used = num_used_layers(config["select_layer"], config["vision_config"]["num_hidden_layers"])
-    return used - count <= _layer_of(name) < used
-
-
-def read_tower(directory: Path, family: EncoderFamily) -> tuple[dict, dict[str, LazyTensor]]:
-    """Config and tensors (``vision_model.vision_model.*``) of a bare tower or of the one inside a whole model.
-
-    The text encoder, the projections and SigLIP's pooling head are left out. The final norm and the last layers stay
-    even where ``select_layer`` doesn't use them: the llava format holds the whole tower.
-
-    Raises:
-        CheckpointError: no vision tower in the directory.
-    """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    stored = read_json(directory / "config.json")
-    stored = stored.get("vision_config") or stored if stored.get("model_type") == family.whole_type else stored
-    stored = allowed.vision_fields({**stored, "model_type": family.model_type}, f"vision tower {directory}")
-    stored = {k: v for k, v in stored.items() if k not in ("model_type", "torch_dtype", "dtype")}
-    complete = CONFIG_MAPPING[family.model_type](**stored).to_dict()
-    held = open_weights(directory)
-    if not any(name.startswith("vision_model.") for name in held):  # what the newest transformers saves
-        held = {f"vision_model.{name}": tensor for name, tensor in held.items()}
-    dropped = tuple(f"vision_model.{name}" for name in (*_NOT_STORED, "head."))
-    tensors = {
-        PREFIX + name: tensor
-        for name, tensor in held.items()
-        if name.startswith("vision_model.") and not name.startswith(dropped)
-    }
-    if PREFIX + "vision_model.embeddings.patch_embedding.weight" not in tensors:
-        raise CheckpointError(f"vision tower: {directory} says {family.model_type}, but holds no such weights")
-    return _vision_config(family, complete), tensors
+    used = _num_used(config)
+    return name.startswith(PREFIX) and used - count <= _layer_of(name) < used

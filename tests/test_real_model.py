@@ -1,0 +1,64 @@
+"""Drawings and questions of `make realmodel`; what it measures stands in docs/measurements.md."""
+
+import json
+import random
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.real_model import FILES, KINDS, SIZE, compose, things, write_data
+
+
+def test_a_drawing_lies_where_its_cover_says_and_leaves_the_background_its_colour():
+    green = Image.new("RGBA", (40, 20))
+    green.paste((0, 255, 0, 255), (5, 5, 35, 15))
+    for seed in range(20):
+        image, cover = compose(green, "blue", random.Random(seed))
+        pixels, covered = np.array(image).astype(int), np.array(cover)
+        assert image.size == cover.size == (SIZE, SIZE) and 0.05 < (covered == 255).mean() < 0.95
+        assert (abs(pixels[covered == 255] - (0, 255, 0)) <= 2).all()
+        assert (abs(pixels[covered == 0] - (0, 0, 255)) <= 18).all()
+
+
+def test_no_image_of_training_shows_the_other_style_or_a_thing_that_is_new(tmp_path):
+    """Each drawing is one colour, which says of which style and thing it is."""
+    rows = []
+    for number, kind in enumerate(kind for kind in KINDS for _ in range(8)):
+        rows.append(
+            {"unified": f"{number:04X}-FE0F", "image": f"{number:04x}.png", "subcategory": KINDS[kind][0], "name": "X"}
+        )
+        for style, folder in (("fluent", "assets"), ("google", "img/google/64"), ("twitter", "img/twitter/64")):
+            path = (
+                tmp_path
+                / style
+                / "package"
+                / folder
+                / (f"{number:04x}.webp" if style == "fluent" else rows[-1]["image"])
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            colour = (number, 200, {"fluent": 0, "google": 100, "twitter": 200}[style], 255)
+            Image.new("RGBA", (8, 8), colour).save(path, **({"lossless": True} if style == "fluent" else {}))
+    (tmp_path / "twitter/package/emoji.json").write_text(json.dumps(rows))
+    pools = things(tmp_path)
+    assert {held: {kind: len(found) for kind, found in pool.items()} for held, pool in pools.items()} == {
+        True: dict.fromkeys(KINDS, 2),
+        False: dict.fromkeys(KINDS, 6),
+    }
+    write_data(tmp_path, tmp_path / "data", number=40, asked=20, seed=0)
+
+    def shown(name: str) -> set[tuple[int, int]]:
+        """Thing and blue of what the images of a file show: the commonest pixel value with this green."""
+        found = set()
+        for line in (tmp_path / f"data/{name}.jsonl").read_text().splitlines():
+            pixels = np.array(Image.open(tmp_path / "data/images" / json.loads(line)["image"])).reshape(-1, 3)
+            colours, counts = np.unique(pixels[pixels[:, 1] == 200], axis=0, return_counts=True)
+            red, _, blue = colours[counts.argmax()].tolist()
+            found.add((red, blue))
+        return found
+
+    seen_in_training = shown("train")
+    assert {blue for _, blue in seen_in_training} == {0, 100}
+    for name in FILES:
+        new = name.endswith("new")
+        assert all(blue == 200 and (thing % 8 % 4 == 0) == new for thing, blue in shown(name)), name
+    assert all(thing % 8 % 4 for thing, _ in seen_in_training)

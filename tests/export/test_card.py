@@ -30,7 +30,7 @@ RECORD = {
     "versions": {"torch": "2.11.0"},
     "run": {"command": "xtp train my.py", "hardware": "2 x NVIDIA H100", "steps": 40, "saved": "2026-11-24T10:00:00"},
 }
-GAIN = {f"images/{name}": 0.5 for name in ("gain", "low", "high")}
+GAIN = {f"images/{name}": 0.5 for name in ("gain", "low", "high", "projector_norm", "word_norm")}
 SCORES = {
     "name": "own",
     "metric": "exact_match: accuracy",

@@ -105,7 +105,7 @@ def test_words_that_name_a_gpu(monkeypatch):
     with pytest.raises(ValueError, match="--gpu 4091: give memory as 24GB"):
         find_gpu("4091")
     here = find_gpu("auto")
-    assert here.dtype == "float32" and here.memory > 1  # on a machine without a GPU
+    assert here.dtype == "float32" and here.memory > 1 and here.teraflops > 0  # on a machine without a GPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("card", (), {"total_memory": 15 * GIB}))

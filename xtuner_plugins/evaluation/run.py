@@ -47,7 +47,7 @@ class Evaluation:
         self._described = describe(source, template=opening.get("template"), max_tiles=opening.get("max_tiles"))
         name, device = opening.get("dtype", "auto"), resolve_device(opening.get("device", "auto"))
         dtype = resolve_dtype(name, device)
-        self.computes_in = describe_dtype(name, dtype, device)
+        self.computes_in = describe_dtype(name, dtype, device, "--dtype ")
         self._made_by = {
             "model": str(source),
             "weights": self._described.weights_hash(),

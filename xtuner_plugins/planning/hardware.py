@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import dataclass, replace
 
 from .memory import GIB
@@ -77,7 +78,7 @@ def find_gpu(words: str) -> GPU:
 
 
 def _this_machine() -> GPU:
-    """Its first GPU; without one its processor and memory, whose speed isn't known."""
+    """Its first GPU; without one its processor and memory, with the speed of a product of matrices."""
     import torch
 
     if torch.cuda.is_available():
@@ -85,4 +86,10 @@ def _this_machine() -> GPU:
         half = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         return replace(gpu_of_device(name) or GPU(name, 0, 0, (), half), memory=round(memory, 1))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    return GPU("this processor (no GPU)", round(memory, 1), 0, (), "float32")
+    square, took = torch.ones(1024, 1024), []
+    for _ in range(4):  # the first is slower
+        start = time.perf_counter()
+        square @ square
+        took.append(time.perf_counter() - start)
+    teraflops = 2 * 1024**3 / min(took) / 1e12
+    return GPU("this processor (no GPU)", round(memory, 1), float(f"{teraflops:.2g}"), (), "float32")

@@ -70,8 +70,10 @@ def test_answers_that_are_not_to_be_learned():
     for key in ("loss", "weight", "loss_scale", "train", "training"):
         marks = [{}, {key: False}, {key: 0}, {key: 0.0}, {key: 1}, {key: None}]
         assert learned(*marks) == [True] + [False] * 3 + [True] * 2
-    with pytest.raises(RecordError, match="turn 2 has 'train_detail'"):
-        learned({"train_detail": [{"train": False}]})
+    spans = [{"begin_offset": 0, "end_offset": 1, "train": False}]
+    assert learned({}, {"train_detail": spans}, {"train_detail": [{"train": True}]}) == [True, False, True]
+    with pytest.raises(RecordError, match="turn 2 has train_detail"):
+        learned({"train_detail": [*spans, {"train": True}]})
 
 
 def test_any_other_key_is_a_warning_by_name():

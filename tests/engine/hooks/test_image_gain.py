@@ -22,7 +22,7 @@ from ..parallel_case import edited_config, write_dataset
 
 def test_with_one_token_each_it_is_the_paired_t_test():
     own, other = np.random.default_rng(0).normal(1, 0.3, (2, 9))
-    found = ImageGain.of(np.stack([own, other, np.ones(9)], 1))
+    found = ImageGain.of(np.stack([own, other, np.ones(9)], 1), (1.0, 1.0))
     expected = ttest_rel(other, own)
     assert found.gain == pytest.approx((other - own).mean())
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
@@ -35,7 +35,7 @@ def test_tokens_weigh_and_the_interval_holds_what_it_says():
         tokens = rng.integers(1, 20, 32)
         own = rng.normal(2.0, 0.5, 32) * tokens
         rows = np.stack([own, own + rng.normal(0.3, 0.4, 32) * tokens, tokens], 1)
-        found = ImageGain.of(rows)
+        found = ImageGain.of(rows, (1.0, 1.0))
         assert found.gain == pytest.approx((rows[:, 1] - rows[:, 0]).sum() / tokens.sum())
         hits += found.low <= 0.3 <= found.high
     assert 920 <= hits <= 975
@@ -87,10 +87,13 @@ def test_a_model_that_learned_its_images_gains_and_a_blind_one_does_not(toy_base
         optimizer.step()
     found = measure(network.eval(), samples, 2)
     assert found.low > 0 and found.num_samples == len(samples)
+    features = network.model.project(network._encode(batch["pixel_values"]))
+    assert found.projector_norm == pytest.approx(features.norm(dim=-1).mean().item(), rel=1e-4)
     with torch.no_grad():
         network.model.mlp1[-1].weight.zero_()
         network.model.mlp1[-1].bias.zero_()
-    assert measure(network, samples, 2).gain == pytest.approx(0, abs=1e-6)
+    blind = measure(network, samples, 2)
+    assert blind.gain == pytest.approx(0, abs=1e-6) and blind.projector_norm == 0 and blind.word_norm > 0
 
 
 def test_memory_that_runs_out_names_the_samples():
@@ -126,6 +129,7 @@ def test_a_run_says_it_warns_and_is_not_disturbed(toy_base, data, tmp_path):
     newest = max((tmp_path / "with").glob("iter_*.pth"), key=lambda path: path.stat().st_mtime)
     assert load_pickle(newest)["image_gain"]["images/gain"] == measured[-1]["images/gain"]
     shown = card.make(lay_over(None, newest))  # the model card takes all from this checkpoint
+    assert f"a word {measured[-1]['images/word_norm']:.3g}." in shown
     assert f"lower the loss by {measured[-1]['images/gain']:.3f} nats" in shown and "| command | " in shown
     assert f"| optimizer steps | {measured[-1]['step']} |" in shown and "| share |" in shown
     with open(config, "a") as file:

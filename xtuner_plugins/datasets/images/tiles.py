@@ -17,6 +17,7 @@ from .tiling import DynamicTiling, Grid
 
 MODES = (False, True, "auto")
 FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}  # EXIF orientation -> axes, once sides are swapped
+LANES = 4  # channels that the kernel resizes in the time of one
 
 
 def open_tiles(source: MediaSource, rule: DynamicTiling, fast: bool | str = False) -> torch.Tensor:
@@ -78,7 +79,7 @@ def _resize_upright(pixels: torch.Tensor, height: int, width: int, turn: int) ->
     if turn in SWAPS_SIDES:  # the pass that Pillow runs first, over the upright image's rows, is over columns here
         pixels = _resize(_resize(pixels, width, pixels.shape[2]), width, height).transpose(1, 2)
     else:
-        pixels = _resize(pixels, height, width)
+        pixels = (_resize_gray if len(pixels) == 1 and width % LANES == 0 else _resize)(pixels, height, width)
     return pixels.flip(FLIPS[turn]) if turn in FLIPS else pixels
 
 
@@ -87,3 +88,12 @@ def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     import torchvision.transforms.v2.functional as transforms
 
     return transforms.resize(pixels, [height, width], transforms.InterpolationMode.BICUBIC, antialias=True)
+
+
+def _resize_gray(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """As `_resize` of one channel, in half the time: quarters of its rows, then of its columns, stand for channels."""
+    _, old, across = pixels.shape
+    rows = torch.nn.functional.pad(pixels, (0, 0, 0, -old % LANES)).view(LANES, -1, across)
+    rows = _resize(rows, rows.shape[1], width).reshape(-1, width)[:old]
+    found = _resize(rows.view(old, -1, LANES).permute(2, 0, 1), height, width // LANES)
+    return found.permute(1, 2, 0).reshape(1, height, width)

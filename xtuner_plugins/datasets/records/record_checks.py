@@ -87,10 +87,8 @@ MEDIA_KEYS = frozenset(
     " image_urls img_path img_paths img_url img_file pic photo photos Video Videos video_path video_paths video_file"
     " video_list video_url video_urls media audio audios audio_path audio_paths audio_url audio_file".split()
 )
-LOSS_KEYS = ("loss", "weight", "loss_scale", "train", "training")  # obeyed
-OTHER_LOSS_KEYS = frozenset(
-    "trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight train_detail".split()
-)
+LOSS_KEYS = ("loss", "weight", "loss_scale", "train", "training", "train_detail")  # obeyed
+OTHER_LOSS_KEYS = frozenset("trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight".split())
 # Facts about a record or a turn that change nothing
 FACTS = frozenset(
     "id idx index uid uuid key source dataset data_source dataset_name data_name task task_type type kind category"
@@ -151,6 +149,8 @@ def is_learned(rest: Mapping[str, Any], role: str, number: int, source: str, war
             fail(source, "media_key", f"{where} names a file by a key of its own, {key!r}")
         if key in OTHER_LOSS_KEYS:
             fail(source, "turn_loss", f"{where} has {key!r}")
+        if key == "train_detail":
+            value = _of_spans(value)
         if key in LOSS_KEYS and value is not None:
             if role != "assistant" and value:
                 fail(source, "turn_loss", f"{where} ({role}) has {key} {value}")
@@ -158,6 +158,12 @@ def is_learned(rest: Mapping[str, Any], role: str, number: int, source: str, war
         elif key not in FACTS and value not in NOTHING:
             warn_unread(warnings, source, where, key)
     return learned
+
+
+def _of_spans(spans: object) -> object:
+    """What Axolotl's `train_detail` says of a whole turn; the value itself where its spans differ."""
+    said = {span.get("train") for span in spans if isinstance(span, dict)} if isinstance(spans, list) else ()
+    return said.pop() if len(said) == 1 else spans or None
 
 
 def _obeyed(key: str, value: object, where: str, source: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,16 +33,20 @@ class ImageGain(NamedTuple):
         gain: Nats by which the loss per supervised token is lower with a sample's own images.
         low, high: Its 95 % interval over samples (Student's t of the ratio of sums).
         num_samples: Samples behind it.
+        projector_norm: Mean Euclidean norm of the projector's output per image token.
+        word_norm: The same of the word embeddings.
     """
 
     gain: float
     low: float
     high: float
     num_samples: int
+    projector_norm: float
+    word_norm: float
 
     @classmethod
-    def of(cls, rows: np.ndarray) -> ImageGain:
-        """From loss with own images, with others', and supervised tokens ``[samples, 3]``."""
+    def of(cls, rows: np.ndarray, norms: Sequence[float]) -> ImageGain:
+        """From loss with own images, with others', and supervised tokens ``[samples, 3]``, and the two norms."""
         from scipy.stats import t
 
         own, other, tokens = rows.T
@@ -49,15 +54,16 @@ class ImageGain(NamedTuple):
         deviations = other - own - gain * tokens
         error = np.sqrt((deviations**2).sum() * number / (number - 1)) / tokens.sum()
         reach = t.ppf(0.975, number - 1) * error
-        return cls(float(gain), float(gain - reach), float(gain + reach), number)
+        return cls(float(gain), float(gain - reach), float(gain + reach), number, *norms)
 
     def scalars(self) -> dict[str, float]:
         """What is logged."""
-        return {f"images/{name}": getattr(self, name) for name in ("gain", "low", "high")}
+        return {f"images/{name}": getattr(self, name) for name in self._fields if name != "num_samples"}
 
     def __str__(self) -> str:
         interval = f"{self.low:.3f} to {self.high:.3f}, {self.num_samples} samples"
-        return f"own images lower the loss by {self.gain:.3f} nats per token ({interval})"
+        norms = f"norm of image tokens {self.projector_norm:.3g}, of words {self.word_norm:.3g}"
+        return f"own images lower the loss by {self.gain:.3f} nats per token ({interval}); {norms}"
 
 
 @HOOKS.register_module()
@@ -111,7 +117,7 @@ class ImageGainHook(Hook):
             runner.logger.warning(
                 f"After {step:,} steps the model has not learned to look: its answers are as likely with other images. "
                 "If this stays, check that images belong to their questions (xtp check CONFIG --step 1) and that "
-                "answers need them, and try a lower projector_lr"
+                "answers need them. Where the norm of image tokens is far above that of words, lower projector_lr"
             )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -147,9 +153,34 @@ def exchange(samples: Sequence[dict]) -> list[dict]:
 @torch.no_grad()
 def measure(network, samples: Sequence[dict], batch_size: int) -> ImageGain:
     """The gain over the samples of all ranks; each rank has as many."""
-    rows = np.stack([*losses(network, samples, batch_size), losses(network, exchange(samples), batch_size)[0]])
-    own, tokens, other = np.concatenate(all_gather_object(rows), axis=1)
-    return ImageGain.of(np.stack([own, other, tokens], 1))
+    with measured_norms(network) as norms:
+        own = losses(network, samples, batch_size)
+    rows = np.stack([*own, losses(network, exchange(samples), batch_size)[0]])
+    gathered = all_gather_object((rows, norms))
+    own, tokens, other = np.concatenate([rows for rows, _ in gathered], axis=1)
+    sums, counts = sum(norms for _, norms in gathered).T
+    return ImageGain.of(np.stack([own, other, tokens], 1), (sums / counts).tolist())
+
+
+@contextmanager
+def measured_norms(network) -> Iterator[np.ndarray]:
+    """Sums of norms and their counts ``[2, 2]`` of the projector's outputs and of word embeddings, while it is open."""
+    found = np.zeros((2, 2))
+
+    def of_projector(_, __, output) -> None:
+        found[0] += output.float().norm(dim=-1).sum().item(), output.shape[:-1].numel()
+
+    def of_words(_, args, output) -> None:
+        words = args[0] != network.img_context_token_id
+        found[1] += output.float().norm(dim=-1)[words].sum().item(), words.sum().item()
+
+    projector, embeddings = network.parts()["projector"], network.model.get_input_embeddings()
+    handles = [projector.register_forward_hook(of_projector), embeddings.register_forward_hook(of_words)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def losses(network, samples: Sequence[dict], batch_size: int) -> tuple[np.ndarray, np.ndarray]:

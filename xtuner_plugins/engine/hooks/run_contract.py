@@ -85,7 +85,7 @@ def gather(runner) -> dict[str, Any]:
         "parts": [describe_part(name, part) for name, part in network.parts().items()],
         "optimizer": {"name": describe_optimizer(optimizer), "groups": groups},
         "strategy": strategy,
-        "computes_in": describe_dtype(*dtype),
+        "computes_in": describe_dtype(*dtype, "--set dtype="),
         "data": {"samples": len(dataset), "summary": plan.describe_data(), "files": files},
         "run": _describe_run(runner, files),
         "resumable": all(hook.save_optimizer for hook in runner.hooks if isinstance(hook, CheckpointHook)),

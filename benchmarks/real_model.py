@@ -2,7 +2,7 @@
 
 SmolLM2-135M-Instruct and DINOv2-S, as PyPI holds them, learn to name the background's colour and the kind of thing of
 composed drawings. They are asked about drawings in another style, of things that were in training and of others;
-controls are a blank image and the commonest answer. `make realmodel` runs it.
+controls are a blank image and the commonest answer. So that the LLM doesn't forget text, its own answers are mixed in.
 
 Results go to work_dirs/realmodel/seed-0 (results.json, logs/); packages and parts stay beside it.
 """
@@ -28,9 +28,11 @@ from xtuner_plugins.toy.quickstart import Chain, keep_earlier, last_checkpoint  
 SIZE, PATCHES = 112, 28  # pixels of an image, and of one image token
 STYLES = {"fluent": "@lobehub/fluent-emoji-3d@1.1.0", "google": "emoji-datasource-google@16.0.0"}
 OTHER_STYLE = {"twitter": "emoji-datasource-twitter@16.0.0"}
+TEXT = ("What is a {}?", "Where would you find a {}? Answer with one word.")  # without an image
 QUESTIONS = {"colour": "What colour is the background?", "kind": "What kind of thing is it?"}
+SHORT = ("--max-new-tokens", 32)
 FILES = [f"{question}_{things}" for question in QUESTIONS for things in ("seen", "new")]
-STEPS, ASKED = 48, 100  # of training, of 8 records; images of each held-out set
+IMAGES, TEXTS, ASKED = 384, 96, 100  # records of training, with an image and without; images of each held-out set
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")  # as Pillow knows them
 KINDS = {  # beginnings of the subcategories of emoji-datasource
     "animal": ("animal-",),
@@ -104,8 +106,7 @@ def encoder(parts: Path, out: Path) -> None:
             weights[bias.removeprefix("backbone.")[:-4] + "weight"] = matrix.T.contiguous()
     positions = held["onnx::Concat_1957"], held["onnx::Reshape_1962"].reshape(1, -1, 384)
     weights["embeddings.position_embeddings"] = torch.cat(positions, 1)
-    weights["embeddings.mask_token"] = torch.zeros(1, 384)
-    model = Dinov2Model(Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518))
+    model = Dinov2Model(Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, use_mask_token=False))
     model.load_state_dict(weights)
     model.save_pretrained(out)
 
@@ -120,7 +121,7 @@ def things(parts: Path) -> dict[bool, dict[str, list[dict]]]:
         drawn = {style: parts / style / "package/img" / style / "64" / row["image"] for style in ("google", "twitter")}
         drawn["fluent"] = next((path for path in fluent if path.is_file()), parts / "none")
         if kind and "200d" not in code and all(path.is_file() for path in drawn.values()):
-            pools[met[kind] % 4 == 0][kind].append(drawn)
+            pools[met[kind] % 4 == 0][kind].append(drawn | {"name": row["name"].lower()})
             met[kind] += 1
     return pools
 
@@ -171,6 +172,9 @@ def write_data(parts: Path, out: Path, number: int, asked: int, seed: int) -> No
                 line = {"image": f"{name}{index}.png", "question": question, "answer": answers[kind]}
                 lines[f"{kind}_{name}"].append(line)
     Image.new("RGB", (SIZE, SIZE), (128, 128, 128)).save(out / "images/blank.png")
+    named = [drawn["name"] for drawings in pools[False].values() for drawn in drawings]
+    for index, name in enumerate(random.Random(seed + 5).sample(named, TEXTS)):
+        lines["ask"].append({"id": str(index), "question": TEXT[index % 2].format(name)})
     lines["blank"] = [{"id": kind, "image": "blank.png", "question": text} for kind, text in QUESTIONS.items()]
     for name, rows in lines.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -182,8 +186,7 @@ def align(base: Path, parts: Path, out: Path, number: int, steps: int, seed: int
     From a projector drawn by chance, some thousand samples teach the LLM only which answers are frequent: nothing that
     it sees has a meaning for it. The encoder runs once for each image, so this takes a minute.
 
-    Returns:
-        Share of the image tokens of held-out images that are nearest to the right word: `colour` and `kind`.
+    Returns the share of the image tokens of held-out images that are nearest to the right word.
     """
     import numpy as np
     import torch
@@ -243,38 +246,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "work_dirs/realmodel", help="default work_dirs/realmodel")
     parser.add_argument("--seed", type=int, default=0, help="of images, projector and training (default 0)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of the training, of 8 images (default {STEPS})")
     args = parser.parse_args(argv)
     parts, out = args.out.resolve() / "parts", args.out.resolve() / f"seed-{args.seed}"
     if not (parts / "vision/model.safetensors").exists():
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
+        parts.mkdir(parents=True, exist_ok=True)
         fetch(parts)
         sys.path.append(str(parts / "python"))
         language_model(parts, parts / "llm")
         encoder(parts, parts / "vision")
     keep_earlier(out)
-    write_data(parts, out / "data", 8 * args.steps, ASKED, args.seed)
+    write_data(parts, out / "data", IMAGES, ASKED, args.seed)
     chain = Chain(ROOT, out, threads=2)
     build = ["tools/build_base_model.py", "--vision", parts / "vision", "--llm", parts / "llm", "--system", ""]
     build += ["--tile-size", SIZE, "--max-tiles", 1, "--seed", args.seed, "--out"]
     chain.run("assemble, projector drawn by chance", [*build, out / "drawn"])
     near = align(out / "drawn", parts, out / "projector.safetensors", 1000, 300, args.seed)
-    print(f"image tokens nearest to the right word: {near}")
     chain.run("assemble, aligned", [*build, out / "base", "--projector", out / "projector.safetensors"])
-    data = ["--data", out / "data/train.jsonl", "--images", out / "data/images"]
+    ask = ["tools/evaluate.py", out / "base", "--data", out / "data/ask.jsonl", "--out", out / "asked", *SHORT]
+    chain.run("let the LLM answer without images", ask)
+    rows = map(json.loads, (out / "asked/items.jsonl").read_text("utf-8").splitlines())
+    turns = ([{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["answer"]}] for row in rows)
+    (out / "data/text.jsonl").write_text("".join(json.dumps({"conversations": each}) + "\n" for each in turns), "utf-8")
+    data = ["--data", out / "data/train.jsonl", out / "data/text.jsonl", "--images", out / "data/images"]
     config, run, model = out / "run.py", out / "run", out / "model"
     write = ["tools/configs.py", "finetune_lora", "--write", config, "--base", out / "base", *data, "--set", *LEARNING]
     chain.run("write the config", write)
     chain.run("check the data", ["tools/check_data.py", config])
-    train = ["tools/train.py", config, "--work-dir", run, "--seed", args.seed, "--set", f"max_steps={args.steps}"]
-    chain.run("train the projector and LoRA", train)
+    chain.run("train the projector and LoRA", ["tools/train.py", config, "--work-dir", run, "--seed", args.seed])
     chain.run("export", ["tools/convert_to_official.py", config, last_checkpoint(run), model, "--verify"])
     questions = [*(out / f"data/{name}.jsonl" for name in FILES), out / "data/blank.jsonl", "text"]
     for name, asked in (("before", out / "base"), ("after", model)):
-        images = ["--images", out / "data/images", "--out", out / name, "--max-new-tokens", 32]
+        images = ["--images", out / "data/images", "--out", out / name, *SHORT]
         chain.run(f"ask {name}", ["tools/evaluate.py", asked, "--data", *questions, *images])
-    chain.run("compare", ["tools/evaluate.py", "--compare", out / "before", out / "after", "--card", model])
     rows = table(out)
     chain.keep({"seed": args.seed, "aligned": near, "questions": rows})
     print("\n".join(map(json.dumps, rows)))

@@ -20,7 +20,7 @@ def test_a_drawing_lies_where_its_cover_says_and_leaves_the_background_its_colou
         assert (abs(pixels[covered == 0] - (0, 0, 255)) <= 18).all()
 
 
-def test_no_image_of_training_shows_the_other_style_or_a_thing_that_is_new(tmp_path):
+def test_no_image_of_training_shows_the_other_style_or_a_thing_that_is_new(tmp_path, monkeypatch):
     """Each drawing is one colour, which says of which style and thing it is."""
     rows = []
     for number, kind in enumerate(kind for kind in KINDS for _ in range(8)):
@@ -44,6 +44,7 @@ def test_no_image_of_training_shows_the_other_style_or_a_thing_that_is_new(tmp_p
         True: dict.fromkeys(KINDS, 2),
         False: dict.fromkeys(KINDS, 6),
     }
+    monkeypatch.setattr("benchmarks.real_model.TEXTS", 10)
     write_data(tmp_path, tmp_path / "data", number=40, asked=20, seed=0)
 
     def shown(name: str) -> set[tuple[int, int]]:

@@ -26,7 +26,12 @@ class LlamaCpp:
     def ask(self, question, image, max_new_tokens=1):
         """(answer, prompt tokens, log probability by id of the likeliest first tokens) about one image."""
         # llama.cpp puts no line break between image and text; in training there is one.
-        content = [image_part(image), {"type": "text", "text": "\n" + question}]
+        choice, count = self.complete([("image", image), ("text", "\n" + question)], max_new_tokens)
+        return choice["message"]["content"], count, likeliest(choice)
+
+    def complete(self, parts, max_new_tokens):
+        """The server's greedy answer to a message of ``("text" or "image", it)``, and the prompt's tokens."""
+        content = [image_part(it) if kind == "image" else {"type": "text", "text": it} for kind, it in parts]
         request = {
             "messages": [{"role": "user", "content": content}],
             "max_tokens": max_new_tokens,
@@ -37,6 +42,9 @@ class LlamaCpp:
         }
         reply = self._server.handle_chat_completions(request)
         reply = json.loads(reply) if isinstance(reply, (str, bytes)) else reply
-        choice = reply["choices"][0]
-        first = {each["id"]: each["logprob"] for each in choice["logprobs"]["content"][0]["top_logprobs"]}
-        return choice["message"]["content"], reply["usage"]["prompt_tokens"], first
+        return reply["choices"][0], reply["usage"]["prompt_tokens"]
+
+
+def likeliest(choice):
+    """Log probability by id of the likeliest first tokens of an answer."""
+    return {each["id"]: each["logprob"] for each in choice["logprobs"]["content"][0]["top_logprobs"]}

@@ -66,6 +66,7 @@ def test_a_failing_or_missing_converter_leaves_nothing(toy_base, tmp_path, monke
         ({"ps_version": "v1"}, {}, "ps_version v1"),
         ({"select_layer": -2}, {}, "select_layer -2"),
         ({"projector_type": "mlp"}, {}, "the projector mlp"),
+        ({"llm_config": {"model_type": "qwen3_moe"}}, {}, "norm_topk_prob False of qwen3_moe"),
         ({}, {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"]}, "the encoder CLIPVisionModel"),
         ({}, {"norm_type": "rms_norm"}, "norm_type rms_norm of 2 layers of width 64"),
     ],

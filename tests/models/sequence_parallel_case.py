@@ -18,6 +18,7 @@ from tests.models.test_preference import MPO, make_pairs
 from tests.models.test_vlm import make_batch
 from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
+from xtuner_plugins.models.losses import batch_weight
 
 HANGS_AFTER = 120  # seconds, for a dozen steps of a tiny model
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8, init_lora_weights=False)
@@ -47,7 +48,8 @@ def compute(base: str, name: str, num_ranks: int) -> dict[str, torch.Tensor]:
         batch["labels"][:] = -100
     elif not is_pairs:
         batch["loss_weights"] = torch.linspace(0.5, 2, len(tiles_of))
-    outputs = model(**model.data_preprocessor(batch, training=True), mode="loss")
+    mean_weight = torch.tensor(batch_weight(batch) / num_ranks)  # the ranks average their gradients
+    outputs = model(**model.data_preprocessor(batch, training=True), mode="loss", mean_weight=mean_weight)
     outputs["loss"].backward()
     found = {key: value.detach().float() for key, value in outputs.items() if key != "sample_losses"}
     found |= {parameter: p.grad for parameter, p in model.named_parameters() if p.requires_grad}
@@ -63,7 +65,6 @@ def main(base: str, out: str) -> None:
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
     dist.init_process_group("gloo")
-    # Without `mean_weight` the loss is divided by the mean weight per rank, as an average over ranks wants it.
     results = {name: compute(base, name, num_ranks) for name in CASES}
     if dist.get_rank() == 0:
         torch.save(results, out)

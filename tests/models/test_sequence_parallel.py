@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.conftest import HANGS_AFTER, ROOT
-from xtuner_plugins.models.sequence_parallel import check_heads
+from xtuner_plugins.models.sequence_parallel import check_heads, exchange
 from xtuner_plugins.processes import free_port
 
 # Sums of float32 in another order.
@@ -55,6 +56,19 @@ def test_loss_and_gradients_equal_one_process(toy_base, tmp_path):
                     failures.append(f"{case} on {num_ranks} ranks: {name} differs by {float(error):.1e}")
     assert not failures, "\n".join(failures)
     assert all(value.abs().max() > 0 for value in alone["full"].values())
+
+
+def test_transposed_tensors_are_exchanged_as_they_read(tmp_path):
+    """A result with the strides of a transposed tensor would hold the same numbers in another order."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parts = torch.arange(24.0).view(1, 4, 6).transpose(1, 2).requires_grad_()
+        found = exchange(parts, dist.group.WORLD)
+        assert torch.equal(found, parts)
+        (gradient,) = torch.autograd.grad((found.transpose(1, 2) * torch.arange(6.0)).sum(), parts)
+        assert torch.equal(gradient, torch.arange(6.0)[:, None].expand(6, 4)[None])
+    finally:
+        dist.destroy_process_group()
 
 
 def test_heads_are_shared_out_or_refused():

@@ -101,12 +101,16 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it would compute something else, without saying so.
     """
-    vision = config["vision_config"]
+    vision, llm = config["vision_config"], config["llm_config"]
     shape = (vision["hidden_size"], vision["num_hidden_layers"])
     projector = config.get("projector_type") or PROJECTOR_TYPES[0]
     others = {
         f"the encoder {encoder_family(vision).architecture}": not encoder_family(vision).is_intern_vit,
         f"the projector {projector}": projector != PROJECTOR_TYPES[0],
+        # llama.cpp lets the weights of the chosen experts add up to one, whatever this says.
+        f"norm_topk_prob False of {llm['model_type']}": (
+            llm["model_type"] == "qwen3_moe" and not llm.get("norm_topk_prob", False)
+        ),
         "the compressed tiles of a Flash model": config.get("flash_mode"),
         f"ps_version {config['ps_version']}": config["ps_version"] != "v2",
         f"select_layer {config['select_layer']}": config["select_layer"] not in (-1, vision["num_hidden_layers"]),

@@ -72,6 +72,33 @@ class FlashModel(VisionLanguageModel):
                 embeds = embeds + features.sum() * 0.0
         return embeds
 
+    def forward(
+        self,
+        row: Row,
+        pixel_values: torch.Tensor,
+        shorter: tuple[Row, ...] = (),
+        mode: str = "loss",
+        mean_weight: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Computes the loss of a batch.
+
+        Args:
+            row: With all tokens.
+            pixel_values: As `VisionLanguageModel.forward`.
+            shorter: The same samples with compressed tiles, of a `FlashPreprocessor`.
+            mode, mean_weight: As there.
+
+        Returns:
+            As there, and ``metrics``, sums over the batch that `metric_names` names.
+        """
+        if mode != "loss":
+            return super().forward(row, pixel_values, mode)
+        return self._compare(row, pixel_values, shorter, mean_weight)
+
+    def _compare(self, row: Row, pixel_values, shorter: tuple[Row, ...], mean_weight) -> dict[str, torch.Tensor]:
+        """What `forward` returns for the loss."""
+        raise NotImplementedError
+
     def _per_sample(self, row: Row, values: torch.Tensor) -> torch.Tensor:
         """Sums over the targets of each segment of the whole row, float64; ``values`` may be those of a shorter one."""
         sums = values.new_zeros(len(row.segments.bounds) - 1, dtype=torch.float64)
@@ -144,29 +171,8 @@ class FlashConsistencyModel(FlashModel):
         others = nn.ModuleList([self.model.vision_model, self.model.mlp1, self.model.language_model])
         self._reference = Reference(others, self.dtype)
 
-    def forward(
-        self,
-        row: Row,
-        pixel_values: torch.Tensor,
-        shorter: tuple[Row, ...] = (),
-        mode: str = "loss",
-        mean_weight: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Computes the divergence of a batch.
-
-        Args:
-            row: Of the reference.
-            pixel_values: As `VisionLanguageModel.forward`.
-            shorter: One row, of the model that trains.
-            mode: As there.
-            mean_weight: As there.
-
-        Returns:
-            As there; ``sample_losses`` are cross entropies with the compressed tiles, and ``metrics`` the sums that
-            `metric_names` names.
-        """
-        if mode != "loss":
-            return super().forward(row, pixel_values, mode)
+    def _compare(self, row, pixel_values, shorter, mean_weight):
+        """``shorter`` is one row, of the model that trains, whose cross entropies are the sample losses."""
         (short,) = shorter
         head = self.model.language_model.get_output_embeddings()
         with self.computing(pixel_values.device):
@@ -225,29 +231,8 @@ class FlashRouterModel(FlashModel):
             self.model.pooling_before_gating.get_submodule(f"norm{number}").requires_grad_(False)
         self.percentile, self.window = percentile, window
 
-    def forward(
-        self,
-        row: Row,
-        pixel_values: torch.Tensor,
-        shorter: tuple[Row, ...] = (),
-        mode: str = "loss",
-        mean_weight: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Computes the router's loss of a batch.
-
-        Args:
-            row: With all tokens.
-            pixel_values: As `VisionLanguageModel.forward`.
-            shorter: With all tiles compressed; then, for exact labels, with one of each sample.
-            mode: As there.
-            mean_weight: As there; a sample weighs what its answer weighs.
-
-        Returns:
-            As there; ``sample_losses`` are cross entropies with all tokens, and ``metrics`` the sums that
-            `metric_names` names.
-        """
-        if mode != "loss":
-            return super().forward(row, pixel_values, mode)
+    def _compare(self, row, pixel_values, shorter, mean_weight):
+        """``shorter`` has all tiles compressed, then one of each sample; a sample weighs what its answer weighs."""
         with torch.no_grad(), self.computing(pixel_values.device):
             patches = self._encode(pixel_values)
             each = self._losses(row, patches)

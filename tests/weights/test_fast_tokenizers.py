@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 import tiktoken
 from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import import_protobuf
 
 from tests.weights.vocabularies import (
     ADVERSE,
@@ -95,6 +96,11 @@ def test_internlm2_tokens(model, tmp_path):
 
 def test_names_of_pieces_are_text(model, tmp_path):
     """Without added tokens (how a user's text is encoded) nothing grows together to a byte or a control token."""
+    proto = import_protobuf().ModelProto.FromString(model)
+    plain = [piece for piece in proto.pieces if piece.type == 1]
+    assert "</" in {piece.piece for piece in plain}
+    plain[-1].piece = "s>"  # with which the control token's name has two halves
+    model = proto.SerializeToString()
     tokenizer = load_tokenizer(write_internlm2(tmp_path / "llm", model=model), complete=False)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     for text in ADVERSE:

@@ -242,6 +242,7 @@ def test_the_router_alone_gets_a_gradient_and_remembers_ratios(base):
 def test_what_does_not_fit_is_refused(base, toy_base):
     for make, words in (
         (lambda: FlashConsistencyModel(str(toy_base)), "is no Flash model: tools/build_base_model.py"),
+        (lambda: FlashRouterModel(str(toy_base)), "is no Flash model: tools/build_base_model.py"),
         (lambda: FlashRouterModel(base, freeze_llm=False), "trains the router alone, but language_model"),
         (lambda: FlashRouterModel(base, percentile=1.0), "flash_percentile=1.0 is out of range"),
         (lambda: FlashRouterModel(base, window=0), "flash_window=0 is out of range"),

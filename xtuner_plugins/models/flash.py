@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..ranges import check
+from ..weights.loader import read_config
 from .flash_rows import FlashPreprocessor
 from .loss_head import softmax_rows
 from .losses import sum_over_ranks, token_log_probs
@@ -46,14 +47,14 @@ class FlashModel(VisionLanguageModel):
     choice = "draw"  # of `FlashPreprocessor`
 
     def __init__(self, base: str, *, data_preprocessor: Mapping[str, Any] | None = None, **settings: Any):
-        super().__init__(base, data_preprocessor=data_preprocessor or dict(type=FlashPreprocessor), **settings)
-        if self.sequence_parallel > 1:
-            raise ValueError("sequence_parallel: rows with compressed tiles aren't cut; leave it 1")
-        if not self.model.flash_mode:
+        if not getattr(read_config(base), "flash_mode", False):
             raise ValueError(
                 f"model.base={base!r} is no Flash model: tools/build_base_model.py --vision {base} --llm {base} "
                 f"--projector {base} --flash --out OUT makes one of it"
             )
+        super().__init__(base, data_preprocessor=data_preprocessor or dict(type=FlashPreprocessor), **settings)
+        if self.sequence_parallel > 1:
+            raise ValueError("sequence_parallel: rows with compressed tiles aren't cut; leave it 1")
         self.data_preprocessor.choice = self.choice
 
     def _embed(self, row: Row, patches: torch.Tensor) -> torch.Tensor:

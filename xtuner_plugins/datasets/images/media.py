@@ -280,6 +280,8 @@ def _media_error(source: MediaSource, error: Exception) -> MediaError:
         return MediaError("image_pixels", text, "scale the image down", path)
     if isinstance(error, UnidentifiedImageError):
         is_empty = not (source.data if isinstance(source, Blob) else os.path.getsize(path))
-        text = "an empty file" if is_empty else "it begins as no known image does; HEIC needs pip install pillow-heif"
+        text = "an empty file" if is_empty else "it begins as no known image does"
+        if not is_empty and "HEIF" not in _formats():
+            text += "; HEIC needs pip install pillow-heif"
     problem = f"can't be decoded ({text or type(error).__name__})"
     return MediaError("image_unreadable", problem, "fetch the image again or remove the record", path)

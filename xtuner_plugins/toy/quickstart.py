@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from xtuner_plugins.engine.watch.console import STEP_LINE
-from xtuner_plugins.processes import start_bound
+from xtuner_plugins.processes import quiet_imports, start_bound
 from xtuner_plugins.toy import evaluate
 from xtuner_plugins.toy.language import RESOLUTION_KINDS
 
@@ -274,6 +274,7 @@ def run_demo(
     args = parser.parse_args(argv)
     if not 0 < args.scale <= 1:
         parser.error(f"--scale {args.scale}: give more than 0 and at most 1")
+    quiet_imports()
     root = Path.cwd().resolve()
     try:
         for name, remedy in needed.items():

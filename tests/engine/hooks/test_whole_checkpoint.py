@@ -12,7 +12,7 @@ from mmengine.runner import runner as mmengine_runner
 
 from xtuner_plugins.engine import WholeCheckpointHook
 from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place, _written_directly, tidy
-from xtuner_plugins.weights.work_dir import read_checkpoint
+from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 
 from ..forked import train_forked
 from ..parallel_case import edited_config, logged, write_dataset
@@ -129,14 +129,32 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(
     assert read_checkpoint(tmp_path / "run" / "iter_1.pth")["iter"] == 1
 
 
-def test_a_second_save_of_a_step_replaces_a_directory(tmp_path):
-    for name in ("iter_1.pth", ".iter_1.pth.partial", ".iter_2.pth.partial"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-    _move_into_place(tmp_path / ".iter_1.pth.partial", tmp_path / "iter_1.pth")
-    tidy(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["iter_1.pth"]
-    assert (tmp_path / "iter_1.pth" / "file").read_text() == ".iter_1.pth.partial"
+class TestReplacingADirectory:
+    @staticmethod
+    def write(path, content):
+        path.mkdir()
+        (path / "file").write_text(content)
+
+    def test_a_second_save_of_a_step(self, tmp_path):
+        self.write(tmp_path / "iter_1.pth", "old")
+        self.write(tmp_path / ".iter_1.pth.partial", "new")
+        _move_into_place(tmp_path / ".iter_1.pth.partial", tmp_path / "iter_1.pth")
+        assert [path.name for path in tmp_path.iterdir()] == ["iter_1.pth"]
+        assert (tmp_path / "iter_1.pth" / "file").read_text() == "new"
+
+    def test_killed_between_the_two_renames(self, tmp_path):
+        self.write(tmp_path / ".iter_1.pth.replaced", "old")
+        self.write(tmp_path / ".iter_1.pth.partial", "new")
+        tidy(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["iter_1.pth"]
+        assert (tmp_path / "iter_1.pth" / "file").read_text() == "old"
+
+    def test_killed_before_the_old_one_was_removed(self, tmp_path):
+        self.write(tmp_path / ".iter_1.pth.replaced", "old")
+        self.write(tmp_path / "iter_1.pth", "new")
+        tidy(tmp_path)
+        assert (tmp_path / "iter_1.pth" / "file").read_text() == "new" and newest_checkpoint(tmp_path) is None
+        assert [path.name for path in tmp_path.iterdir()] == ["iter_1.pth"]
 
 
 def test_a_checkpoint_of_another_model_is_refused():

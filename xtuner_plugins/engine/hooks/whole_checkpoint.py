@@ -24,7 +24,7 @@ from ..run.strategy import require_same_parameters
 from ..run.transfer import number_states, optimizer_names
 from ..watch.stopping import requests
 
-PARTIAL = ".partial"
+PARTIAL, REPLACED = ".partial", ".replaced"
 
 
 class SaveError(ValueError):
@@ -97,7 +97,7 @@ class WholeCheckpointHook(CheckpointHook):
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         if self.max_keep_ckpts > 0:
             runner.message_hub.update_info("keep_ckpt_ids", kept)
-        beside = _beside(target)
+        beside = _hidden(target, PARTIAL)
 
         def write() -> None:
             own = {"save_optimizer": self.save_optimizer, "save_param_scheduler": self.save_param_scheduler}
@@ -145,26 +145,37 @@ def _written_directly() -> Iterator[None]:
 
 
 def tidy(folder: Path) -> None:
-    """Removes half-written checkpoints."""
+    """Removes half-written checkpoints; a checkpoint whose replacement was interrupted gets its name back."""
+    for path in sorted(folder.glob(f".*{REPLACED}")):
+        target = path.with_name(path.name[1 : -len(REPLACED)])
+        if target.exists():
+            _remove(path)
+        else:
+            os.rename(path, target)
     for path in folder.glob(f".*{PARTIAL}"):
         _remove(path)
 
 
-def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}{PARTIAL}")
+def _hidden(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}{suffix}")
 
 
 def _move_into_place(beside: Path, target: Path) -> None:
     for path in [*beside.rglob("*"), beside] if beside.is_dir() else [beside]:
         _sync(path)
-    if target.is_dir() or beside.is_dir():  # a directory takes no other's place
-        _remove(target)
-    os.replace(beside, target)
+    if target.is_dir() or (beside.is_dir() and target.exists()):
+        old = _hidden(target, REPLACED)
+        _remove(old)
+        os.rename(target, old)
+        os.rename(beside, target)
+        _remove(old)
+    else:
+        os.replace(beside, target)
     _sync(target.parent)
 
 
 def _write_pointer(pointer: Path, target: Path) -> None:
-    beside = _beside(pointer)
+    beside = _hidden(pointer, PARTIAL)
     beside.write_text(str(target), encoding="utf-8")
     _sync(beside)
     os.replace(beside, pointer)

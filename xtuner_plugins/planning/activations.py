@@ -41,6 +41,7 @@ def encoder_block_bytes(job: Job, batch: Batch) -> int:
     wide = FLOAT if job.autocasts or stack.rms_norm else size  # autocast computes layer norms in float32
     kept = 2 * wide * stack.width + FLOAT * stack.heads  # input of both norms; the softmax's denominators
     kept += size * (4 * stack.width + stack.inner)  # queries, keys, values, output; the activation's input
+    kept += size * stack.inner * _is_clip(job)  # its quick GELU is a product, which keeps both factors
     if stack.qk_norm:
         kept += (2 * FLOAT + 2 * size) * stack.width  # queries and keys before their norms, in both dtypes
     if job.encoder_whole:
@@ -82,8 +83,12 @@ def llm_kept_bytes(job: Job, batch: Batch) -> int:
 
 def encoder_kept_bytes(job: Job, batch: Batch) -> int:
     """Of the encoder when the loss is computed; nothing of blocks that no gradient passes through."""
-    inputs = batch.tiles * job.shape.positions * _wide(job, "visual_encoder") * job.shape.encoder.width
-    return job.encoder_blocks * (inputs if job.recompute_encoder else encoder_block_bytes(job, batch))
+    if not job.recompute_encoder:
+        return job.encoder_blocks * encoder_block_bytes(job, batch)
+    wide = _wide(job, "visual_encoder")
+    # The first of the last blocks reads what a frozen one has computed.
+    narrow = (wide - job.size) * (0 < job.encoder_blocks == job.last_layers) * (not _is_clip(job))
+    return batch.tiles * job.shape.positions * job.shape.encoder.width * (job.encoder_blocks * wide - narrow)
 
 
 def projector_kept_bytes(job: Job, batch: Batch) -> int:
@@ -186,5 +191,10 @@ def encoder_backward_bytes(job: Job, batch: Batch) -> int:
 
 
 def _wide(job: Job, part: str) -> int:
-    is_whole = part in job.whole or (part == "visual_encoder" and job.encoder_whole)
+    is_whole = part in job.whole or (part == "visual_encoder" and (job.encoder_whole or _is_clip(job)))
     return FLOAT if job.autocasts and is_whole else job.size
+
+
+def _is_clip(job: Job) -> bool:
+    """CLIP has a norm before its blocks, whose output is float32 under autocast, and so the residual stream is."""
+    return job.shape.encoder.kind == "clip_vision_model"

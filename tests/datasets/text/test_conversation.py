@@ -67,37 +67,24 @@ def test_control_tokens_come_from_the_template_alone(name, pairs, system, text_t
     assert [i for i in sample.input_ids if i in control] == [i for i in calm.input_ids if i in control]
 
 
-def test_spans_are_atomic_and_counted(text_tokenizer):
-    record = record_of([("one <image> two <image>", "Yes.")], None, ["a", "b"])
-    sample = encode(record, get_template("internvl2_5"), text_tokenizer, [1, 3], 16)
-    tokens = text_tokenizer
+def test_tokens_of_images_and_tokens_in_texts(hf_tokenizer):
+    """Spans are atomic; grounding tokens are tokens, and so are ordinary added ones, such as Qwen3's `<think>`."""
+    tokenizer = copy.deepcopy(hf_tokenizer)
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False, special=False)])
+    tokenizer.add_tokens([AddedToken("<|secret|>", normalized=False, special=True)])
+    tokens = TextTokenizer(tokenizer)
+    question, answer = "<image> Where is <ref>it</ref>? <image>", "<think>So. <|secret|><box>[[1, 2, 3, 4]]</box>"
+    sample = encode(record_of([(question, answer)], None, ["a", "b"]), get_template("internvl2_5"), tokens, [1, 3], 16)
     assert [length for _, length in sample.spans] == [18, 50]
     for first, length in sample.spans:
         span = sample.input_ids[first : first + length]
         expected = [tokens.image_start_id, *[tokens.image_context_id] * (length - 2), tokens.image_end_id]
-        assert span.tolist() == expected
-        assert (sample.labels[first : first + length] == -100).all()
-    assert (sample.input_ids == tokens.image_context_id).sum() == 64
-
-
-def test_grounding_tokens_in_texts_are_tokens(text_tokenizer):
-    sample = encode(
-        record_of([("Where is <ref>the bus</ref>?", "<box>[[1, 2, 3, 4]]</box>")]),
-        get_template("internvl2_5"),
-        text_tokenizer,
-    )
-    for token in ("<ref>", "</ref>", "<box>", "</box>"):
-        assert (sample.input_ids == text_tokenizer.ids[token]).sum() == 1
-
-
-def test_ordinary_added_tokens_in_texts_are_tokens(hf_tokenizer):
-    """Qwen3's `<think>` is added to the vocabulary but isn't special: data that holds it trains the token."""
-    tokenizer = copy.deepcopy(hf_tokenizer)
-    tokenizer.add_tokens([AddedToken("<think>", normalized=False, special=False)])
-    tokenizer.add_tokens([AddedToken("<|secret|>", normalized=False, special=True)])
-    answer = "<think>So. <|secret|><IMG_CONTEXT>"
-    sample = encode(record_of([("Why?", answer)]), get_template("internvl2_5"), TextTokenizer(tokenizer))
+        assert span.tolist() == expected and (sample.labels[first : first + length] == -100).all()
     counts = {name: int((sample.input_ids == number).sum()) for name, number in tokenizer.get_added_vocab().items()}
-    assert (counts["<think>"], counts["<|secret|>"], counts["<IMG_CONTEXT>"]) == (1, 0, 0)
-    learned = sample.input_ids[sample.labels != -100]
-    assert learned[0] == tokenizer.convert_tokens_to_ids("<think>")
+    assert {name: counts[name] for name in ("<think>", "<|secret|>", "<IMG_CONTEXT>")} == {
+        "<think>": 1,
+        "<|secret|>": 0,
+        "<IMG_CONTEXT>": 64,
+    }
+    assert all(counts[name] == 1 for name in ("<ref>", "</ref>", "<box>", "</box>"))
+    assert sample.input_ids[sample.labels != -100][0] == tokenizer.convert_tokens_to_ids("<think>")

@@ -80,6 +80,7 @@ def test_the_page_is_whole(write, six_records, kind):
     assert bad == [False, True, False, False, True, False]
     has_tokens = kind is MultimodalDataset
     assert ("Yes.<|im_end|>" in parsed.cards[0], "16 image tokens" in parsed.cards[0]) == (has_tokens, has_tokens)
+    assert '<span class="learn">Yes.' in page and '<span class="learn">A?' not in page
     tiles = parsed.images.count("tile 1"), len([name for name in parsed.images if name.startswith("tile")])
     assert tiles == ((3, 10) if has_tokens else (0, 0))
     assert [name for name in parsed.images if name.startswith("b.png")] == ["b.png 360×120"] * 2
@@ -146,7 +147,11 @@ def test_every_file_has_cards_and_records_with_a_reason_come_first(write, qa, wr
     (tmp_path / "images/图 片/c.png").unlink()  # it has changed since it was checked
     write_page(tmp_path / "page.html", dataset, reports, [])
     cards = Cards((tmp_path / "page.html").read_text(encoding="utf-8")).cards
+    assert not any("validation" in card for card in cards)
     assert sum("no such image" in card and "这是什么?" in card for card in cards) == 1
+    held_out = [(dataset, reports)]
+    write_page(tmp_path / "page.html", dataset, reports, find(dataset, reports, held_out), held_out)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("validation</span>") > 1
 
 
 def test_figures_are_those_of_runs_with_these_limits(data_base, write_data, make_image, qa):

@@ -51,7 +51,7 @@ def test_every_field_of_the_format_is_written_and_read(tmp_path):
 
 
 def test_names_that_every_release_reads(tmp_path):
-    """4.57 writes a third key into the `rope_scaling` of a Llama, which 4.37 refuses in a file; what was given stays."""
+    """4.57 writes a third key into the `rope_scaling` of a Llama, which 4.37 refuses; what was given stays."""
     llm = copy.deepcopy(LLMS["llama"])
     config = make_config(llm=llm)
     assert llm == LLMS["llama"] and config.llm_config.rope_scaling is not llm["rope_scaling"]

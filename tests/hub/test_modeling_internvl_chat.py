@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from xtuner_plugins.hub import InternVLChatConfig, InternVLChatModel
 from xtuner_plugins.hub.constants import token_grid
 
-from .cases import LLMS, RMS_VISION, TILE, VISION, make_batch, make_config, make_model
+from .cases import LLMS, RMS_VISION, VISION, make_batch, make_config, make_model
 from .native import make_native
 
 GREEDY = {"do_sample": False, "eos_token_id": None}

@@ -152,7 +152,7 @@ def test_leaf_trains_saves_exports_and_answers(name, options, tmp_path):
     export(work_dir / f"{name}.py", work_dir / f"iter_{STEPS}.pth", tmp_path / "out", dtype="float32")
     trained.load_state_dict(checkpoint, strict=False)
     trained.eval()
-    exported, _ = load_model(tmp_path / "out", dtype=None)
+    exported = load_model(tmp_path / "out", dtype=None)
     exported.img_context_token_id = trained.model.img_context_token_id
     inputs = chat_inputs(trained.model)
     expected = logits(trained.model, inputs)

@@ -46,7 +46,7 @@ def normalized(pixels, mean, std):
 
 
 def open_base(base):
-    model, _ = load_model(base, dtype=None)
+    model = load_model(base, dtype=None)
     model.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
     return model
 

@@ -53,16 +53,15 @@ class TestLastLayers:
         model = make(encoder_base, **settings)
         step(model, tiles_of=(1, 0))
         config = write_config(tmp_path / "c.py", encoder_base, **settings)
-        export(config, save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "out")
+        export(config, save_pth(model, tmp_path / "iter_1.pth", config), tmp_path / "out")
         exported, started = open_model(tmp_path / "out").tensors, open_model(encoder_base).tensors
         live = {name.removeprefix("model."): p for name, p in model.named_parameters()}
         assert exported.keys() == started.keys()
         for name, tensor in exported.items():
             assert torch.equal(tensor.read(), live[name] if live[name].requires_grad else started[name].read()), name
         with pytest.raises(CheckpointError, match=r"visual_encoder_last_layers=2\), but .* lacks"):
-            trained.lay_over(
-                write_config(tmp_path / "d.py", encoder_base, visual_encoder_last_layers=2), tmp_path / "iter_1.pth"
-            )
+            config = write_config(tmp_path / "d.py", encoder_base, visual_encoder_last_layers=2)
+            trained.lay_over(None, save_pth(model, tmp_path / "iter_2.pth", config))
 
     @pytest.mark.parametrize("count", [0, 4, -1])
     def test_more_than_there_are(self, encoder_base, count):
@@ -76,8 +75,8 @@ LLM_LORA = dict(type=LoraConfig, r=4, lora_alpha=8, target_modules=["q_proj", "d
 
 
 def test_a_checkpoint_without_the_head(toy_base, tmp_path):
-    checkpoint = save_pth(make(str(toy_base)), tmp_path / "iter_1.pth")
     config = write_config(tmp_path / "c.py", toy_base, train_head=True)
+    checkpoint = save_pth(make(str(toy_base)), tmp_path / "iter_1.pth", config)
     with pytest.raises(CheckpointError, match=r"\(model.train_head=True\), but .* lacks 1 of its tensors"):
         trained.lay_over(config, checkpoint)
 

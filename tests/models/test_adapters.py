@@ -44,7 +44,7 @@ def test_each_kind_trains_and_is_what_its_exports_hold(settings, num_layers, ran
     losses = learn(model, make_batch(model), steps=3)
     assert losses[2] < losses[1] < losses[0]
     config = write_config(tmp_path / "c.py", toy_base, **settings)
-    checkpoint = save_pth(model.eval(), tmp_path / "iter_3.pth")
+    checkpoint = save_pth(model.eval(), tmp_path / "iter_3.pth", config)
     export(config, checkpoint, tmp_path / "out")
     inputs = chat_inputs(model.model)
     expected = logits(model.model, inputs)
@@ -52,10 +52,10 @@ def test_each_kind_trains_and_is_what_its_exports_hold(settings, num_layers, ran
     def distance(loaded):
         return (logits(with_context(loaded, model.model), inputs) - expected).abs().max()
 
-    models = [load_model(tmp_path / "out", dtype=None)[0]]
+    models = [load_model(tmp_path / "out", dtype=None)]
     models += [load_trained(config, checkpoint, dtype=None, merge_lora=merge) for merge in (True, False)]
     # float32 products in another order; three steps moved the logits by much more
-    base = load_model(toy_base, dtype=None)[0]
+    base = load_model(toy_base, dtype=None)
     assert max(map(distance, models)) <= 2e-5 < 1e-3 < distance(base)
 
     out, started = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", toy_base))

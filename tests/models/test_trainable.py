@@ -42,8 +42,8 @@ class TestLastLayers:
     def test_the_export_holds_them_and_the_bases_other_blocks(self, encoder_base, tmp_path):
         model = build(encoder_base, **LAST)
         learn(model, make_batch(model, (1, 0), length=160), 2)
-        checkpoint = save_pth(model, tmp_path / "iter_1.pth")
-        export(write_config(tmp_path / "c.py", encoder_base, **LAST), checkpoint, tmp_path / "out")
+        config = write_config(tmp_path / "c.py", encoder_base, **LAST)
+        export(config, save_pth(model, tmp_path / "iter_1.pth", config), tmp_path / "out")
         exported, started = open_model(tmp_path / "out").tensors, open_model(encoder_base).tensors
         live = {name.removeprefix("model."): p for name, p in model.named_parameters()}
         assert exported.keys() == started.keys()
@@ -53,8 +53,9 @@ class TestLastLayers:
             (dict(visual_encoder_last_layers=2), r"visual_encoder_last_layers=2\), but .* lacks"),
             (dict(**LAST, train_head=True), r"train_head=True\), but .* lacks 1 of its tensors"),
         ):
+            config = write_config(tmp_path / "d.py", encoder_base, **settings)
             with pytest.raises(CheckpointError, match=lacks):
-                trained.lay_over(write_config(tmp_path / "d.py", encoder_base, **settings), checkpoint)
+                trained.lay_over(None, save_pth(model, tmp_path / "iter_2.pth", config))
 
     def test_more_than_there_are(self, encoder_base):
         model = build(encoder_base)

@@ -18,7 +18,7 @@ from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
 from . import left_out
-from .base import read_base
+from .base import read_base, work_rates
 from .images.jpeg import degrade
 from .images.media import MediaSource, image_size
 from .images.tiles import MODES, open_tiles
@@ -112,6 +112,7 @@ class MultimodalDataset(Dataset):
         from ..hub.configuration_internvl_chat import num_image_tokens
 
         config = read_base(base)
+        self.work_rates = work_rates(config)
         self.tokenizer = TextTokenizer.from_pretrained(base)
         self.budget = TileBudget(num_image_tokens(config), max_length, self.may_cut)
         shared = dict(

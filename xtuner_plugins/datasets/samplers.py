@@ -28,7 +28,7 @@ from .plan.packing import Packs, arrange, efficiency, pack_samples
 from .plan.plan import Plan, PlannedIndex
 
 GROUPS = (None, "length", "modality")
-FORMAT = "3"  # of plans, in the digest; to be raised when they are others, or in another order
+FORMAT = "4"  # of plans, in the digest; to be raised when they are others, or in another order
 PROGRESS_FROM = 5000  # records; fewer are measured in no time
 
 
@@ -202,7 +202,9 @@ class PackBatchSampler(Plan):
         cell = self.sampler.cell if epoch == self.sampler.epoch else self.sampler.num_ranks
         if self._packs is None or self._packs[0] != (epoch, cell):
             seed = self._seed(epoch)
-            packs = pack_samples(*self._samples(), max_tokens=self.max_tokens, max_tiles=self.max_tiles, seed=seed)
+            budgets = dict(max_tokens=self.max_tokens, max_tiles=self.max_tiles)
+            rates = self.sampler.dataset.work_rates
+            packs = pack_samples(*self._samples(), **budgets, seed=seed, work_rates=rates)
             self._packs = (epoch, cell), arrange(packs, cell, seed)
         return self._packs[1]
 
@@ -223,8 +225,8 @@ class PackBatchSampler(Plan):
         )
         return (
             f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
-            f"({figures['samples_per_pack']:.2f} samples per pack, {figures['padded']:.2%} of the budget empty, tile "
-            f"imbalance over {self.sampler.num_ranks} ranks {figures['tile_imbalance']:.3f})"
+            f"({figures['samples_per_pack']:.2f} samples per pack, {figures['padded']:.2%} of the budget empty, "
+            f"{self.sampler.num_ranks} ranks wait {figures['waiting']:.2%} of the time)"
             + (f"; {changed}" if changed else "")
         )
 

@@ -112,7 +112,7 @@ def test_packed_and_recomputed_steps_are_those_of_padded_ones(toy_base, samples)
 def test_a_hundred_steps_are_those_of_the_official_model(toy_base):
     """Plain AdamW, padded batches of 1 to 3 samples with and without images, projector and LLM training."""
     model = VisionLanguageModel(base=str(toy_base), dtype="float32", freeze_llm=False).train()
-    official = load_model(str(toy_base), dtype=torch.float32)[0].train()
+    official = load_model(str(toy_base), dtype=torch.float32).train()
     official.img_context_token_id = model.img_context_token_id
     official.vision_model.requires_grad_(False).eval()
     ours = OptimWrapper(AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5))

@@ -19,21 +19,13 @@ AUTO, ADAMW = "auto", "AdamW"
 BITSANDBYTES = re.compile(r"(8|32)bit$")  # names of its classes, as MMEngine registers them
 
 
-def check_loadable(
-    path: str,
-    setting: str,
-    work_dir: str | Path,
-    *,
-    deepspeed: bool,
-    needs_optimizer: bool,
-) -> None:
+def check_loadable(path: str, setting: str, work_dir: str | Path, *, needs_optimizer: bool) -> None:
     """Raises where a run can't start from a checkpoint.
 
     Args:
         path: The checkpoint.
         setting: The option or key that named it, for the message.
         work_dir: Searched for another checkpoint, for the message.
-        deepspeed: This run uses DeepSpeed.
         needs_optimizer: The run resumes, so weights alone don't suffice.
 
     Raises:
@@ -49,11 +41,6 @@ def check_loadable(
         raise CheckpointError(
             f"{setting} {path}: holds no optimizer state (save_optimizer=False), so no run can go on from it exactly; "
             f"begin a new run from its weights with --cfg-options load_from={path}"
-        )
-    if needs_optimizer and deepspeed and not facts["any_strategy"]:
-        raise CheckpointError(
-            f"{setting} {path}: doesn't name the parameters of its optimizer state, which a run under DeepSpeed needs; "
-            f"resume without --deepspeed, or begin a new run from its weights with --cfg-options load_from={path}"
         )
 
 
@@ -74,15 +61,14 @@ def settle_start(cfg: Any, args: Any) -> None:
     if resume is None and cfg.get("resume"):
         resume = cfg.get("load_from") or AUTO
     work_dir = work_dir_of(cfg, args)
-    deepspeed = bool(args.deepspeed)
     if resume is not None:
         args.resume = newest_checkpoint(work_dir) if resume == AUTO else resume
         cfg.resume = args.resume is not None
         if cfg.resume:
             args.resume = str(args.resume)
-            check_loadable(args.resume, "--resume", work_dir, deepspeed=deepspeed, needs_optimizer=True)
+            check_loadable(args.resume, "--resume", work_dir, needs_optimizer=True)
     elif cfg.get("load_from"):
-        check_loadable(str(cfg.load_from), "load_from", work_dir, deepspeed=deepspeed, needs_optimizer=False)
+        check_loadable(str(cfg.load_from), "load_from", work_dir, needs_optimizer=False)
 
 
 def check_same_run(cfg: Any, args: Any, *, num_ranks: int) -> list[str]:

@@ -29,17 +29,11 @@ def write_png(path, pixels, bits=8, color=None, extra=b"", interlaced=False):
     """Any PNG of the specification, which Pillow writes only a few of; `pixels` are `[H, W]` or `[H, W, C]`."""
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     height, width, channels = pixels.shape
-
-    def lines(part):
-        for line in part:
-            if bits < 8:
-                places = (line.reshape(-1, 1) >> np.arange(bits - 1, -1, -1)) & 1
-                yield b"\0" + np.packbits(places.astype(np.uint8).reshape(-1)).tobytes()
-            else:
-                yield b"\0" + line.astype(">u2" if bits == 16 else np.uint8).tobytes()
-
     parts = [pixels[y::down, x::right] for x, y, right, down in ADAM7] if interlaced else [pixels]
-    data = b"".join(line for part in parts if part.size for line in lines(part))
+    data = b""
+    for line in (line for part in parts if part.size for line in part):
+        places = (line.reshape(-1, 1) >> np.arange(bits - 1, -1, -1)) & 1
+        data += b"\0" + np.packbits(places.astype(np.uint8).reshape(-1)).tobytes()
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels] if color is None else color
     header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, int(interlaced))
     body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")

@@ -85,6 +85,7 @@ def test_wrong_boxes_are_errors_and_doubtful_ones_warnings():
 
 TWO = {"ref": ["a", "b"], "bbox": [[0, 0, 640, 480], [1, 2, 1.5, 2]]}
 BOTH = {"bbox": [[50, 100, 100, 200], [64, 48, 320, 240]], "image_id": [1]}  # the second is the first image's
+IMAGES = {"question": "<image><image><ref-object>", "images": ("a.jpg", "b.jpg")}
 BESIDE = {"question": "<video><image><ref-object>", "video": "v.mp4"}
 FILLED = [  # the answer, its objects and other facts, what becomes of it
     ("At <bbox>.", {}, {}, "At <box>[[100, 100, 500, 500]]</box>."),
@@ -92,12 +93,7 @@ FILLED = [  # the answer, its objects and other facts, what becomes of it
     ("<bbox>", {"bbox": [[0.1, 0.25, 0.5, 1]], "bbox_type": "norm1"}, {}, "<box>[[100, 250, 500, 1000]]</box>"),
     ("<bbox>", {"bbox": [[320, 240]]}, {}, "<box>[[500, 500]]</box>"),
     ("<bbox>", {"bbox": [[50, 100, 100, 200]]}, BESIDE, "<box>[[500, 500, 1000, 1000]]</box>"),  # the second medium
-    (
-        "<bbox><bbox>",
-        BOTH,
-        {"question": "<image><image><ref-object>", "images": ("a.jpg", "b.jpg")},
-        "<box>[[500, 500, 1000, 1000]]</box><box>[[100, 100, 500, 500]]</box>",
-    ),
+    ("<bbox><bbox>", BOTH, IMAGES, "<box>[[500, 500, 1000, 1000]]</box><box>[[100, 100, 500, 500]]</box>"),
 ]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 
 H, G, S, U, A = "human", "gpt", "system", "user", "assistant"
-BOXED = {"boxes": "pixel", "width": 40, "height": 30}
+PIXELS = {"boxes": "pixel", "width": 40, "height": 30}
 
 
 def talk(*turns, **extra):
@@ -30,6 +30,10 @@ def asked(question, answer="b", **extra):
 
 def image(name, question="<image>\nWhat?", answer="A cat.", **extra):
     return asked(question, answer, image=name, **extra)
+
+
+def boxed(answer="A cat.", **extra):
+    return image("ok.png", answer=answer, **extra)
 
 
 def video(name):
@@ -53,10 +57,7 @@ LINES = [
     ("json", [b"{", b"{'a': 1}", b'{"a": 1} {"b": 2}', b'{"a": "\x01"}', b"nothing", bytes(9), deep(b"1" * 5000)]),
     ("json", [deep(b"[" * 20_000 + b"]" * 20_000), json.dumps(talk(H, G)).encode() + b","]),
     ("encoding", [b'{"a": "\xff\xfe"}']),
-    (
-        "json_duplicate_key",
-        [b'{"conversations": [], "conversations": []}', b'{"a": [{"b": {"value": 1, "value": 2}}]}'],
-    ),
+    ("json_duplicate_key", [b'{"conversations": [], "conversations": []}', b'{"a": [{"b": 1, "b": 2}]}']),
     ("record_type", [[], "text", None]),
     ("no_conversations", [{}, {"image": "ok.png"}, talk(), {"messages": []}]),
     ("conversations_type", [{"conversations": "hi"}, {"conversations": None}]),
@@ -80,29 +81,21 @@ LINES = [
     ("turn_loss", [talk({"from": H, "value": "a", "loss": True}, G)]),
     ("system_twice", [talk(H, G, system="a", system_prompt="b"), talk(S, H, G, system="s")]),
     ("system_type", [talk(H, G, system=3)]),
-    (
-        "foreign_form",
-        [asked("<img>ok.png</img>?"), image("ok.png", "<image>\n<img>ok.png</img>?"), asked("<ImageHere>?")],
-    ),
-    ("foreign_form", [asked("<audio>a.wav</audio>?"), image("ok.png", "<Image>\n?"), image("ok.png", "<image_1>\n?")]),
+    ("foreign_form", [asked(text) for text in ("<img>ok.png</img>?", "<audio>a.wav</audio>?", "<ImageHere>?")]),
+    ("foreign_form", [image("ok.png", text) for text in ("<image><img>ok.png</img>?", "<Image>?", "<image_1>?")]),
     ("foreign_form", [asked("<|image_pad|>?"), image("ok.png", "<image><ref-object>?", "<bbox>", objects=[])]),
     ("objects", [image("ok.png", "<image>Where is <ref-object>?", "<bbox>", objects={"bbox": []})]),
-    (
-        "media_role",
-        [image("ok.png", "What?", "<image> shows a cat."), parts("a", [{"type": "image", "image": "ok.png"}])],
-    ),
+    ("media_role", [image("ok.png", "What?", "<image> shows a cat.")]),
+    ("media_role", [parts("a", [{"type": "image", "image": "ok.png"}])]),
     ("unicode", [asked("a\ud83d"), asked("a", "\udc00"), talk(H, G, system="\ud800"), image("a\ud800b.png")]),
     ("unicode", [parts([{"type": "image", "image": "\udfff"}])]),
     ("turn_part", [parts([{"type": "audio"}]), parts([{"type": "text"}]), parts([{"type": "text", "text": 3}])]),
     ("turn_part", [parts([None]), parts([{"image": "ok.png"}])]),
     # images and placeholders
-    ("media_name", [parts([{"type": "image", "image": ["ok.png"]}]), image(3), image([None]), image(""), image("  ")]),
-    ("media_name", [image("data:image/png;base64,AAA")]),
-    (
-        "image_count",
-        [parts([{"type": "image"}]), asked("<image>"), image("ok.png", "<image><image>"), image([], "<image>")],
-    ),
-    ("image_count", [image(["ok.png"] * 2, "none"), image(["ok.png"] * 2), image(["ok.png"] * 2, "a", "<image>")]),
+    ("media_name", [image(name) for name in (3, [None], "", "  ", "data:image/png;base64,AAA")]),
+    ("media_name", [parts([{"type": "image", "image": ["ok.png"]}])]),
+    ("image_count", [parts([{"type": "image"}]), asked("<image>"), image("ok.png", "<image><image>")]),
+    ("image_count", [image([], "<image>"), *(image(["ok.png"] * 2, text, "<image>") for text in ("a", "<image>"))]),
     ("video_count", [video(["a.mp4", "b.mp4"])]),
     ("media_twice", [image("ok.png", images=["ok.png"])]),
     # paths and files
@@ -116,19 +109,9 @@ LINES = [
     ("video_missing", [video("none.mp4")]),
     ("video_unreadable", [video("sub")]),
     # boxes
-    (
-        "boxes",
-        [image("ok.png", answer=f"<box>[[{box}") for box in ("10, 20, 640, 1480]]</box>", "300, 20, 100, 80]]</box>")],
-    ),
-    ("boxes", [image("ok.png", answer="<ref>it</ref><box>[[10, 20, 30, 40]]"), talk(H, G, **BOXED)]),
-    ("boxes", [image("ok.png", **BOXED | {"width": 41}), image("ok.png", **BOXED | {"height": "30"})]),
-    (
-        "boxes",
-        [
-            image("ok.png", answer=f"<box>{box}</box>", **BOXED)
-            for box in ("[[1, 2, 3]]", "nowhere", "[[1, 2, 300, 4]]")
-        ],
-    ),
+    ("boxes", [boxed(f"<box>[[{box}") for box in ("10, 20, 640, 1480]]</box>", "300, 20, 100, 80]]</box>", "1, 2")]),
+    ("boxes", [boxed(f"<box>{box}</box>", **PIXELS) for box in ("[[1, 2, 3]]", "nowhere", "[[1, 2, 300, 4]]")]),
+    ("boxes", [boxed(**PIXELS | {"width": 41}), boxed(**PIXELS | {"height": "30"}), talk(H, G, **PIXELS)]),
     ("too_long", [asked("word " * 3000)]),
 ]
 # What only decoding shows: lengths are measured by headers

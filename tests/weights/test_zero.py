@@ -33,10 +33,8 @@ def check(path, tmp_path, *, lora):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, world_size, frozen", [(1, 2, 0), (2, 2, 0), (3, 1, 0), (3, 2, 0), (2, 2, 1), (3, 2, 1)])
-    "stage, world_size, frozen", [(1, 2, 0), (2, 2, 0), (3, 1, 0), (3, 2, 0), (2, 2, 1), (3, 2, 1)]
-)
-def test_real_directories(toy_base, tmp_path, stage, world_size, frozen):
+@pytest.mark.parametrize("stage, ranks, frozen", [(1, 2, 0), (2, 2, 0), (3, 1, 0), (3, 2, 0), (2, 2, 1), (3, 2, 1)])
+def test_real_directories(toy_base, tmp_path, stage, ranks, frozen):
     lora = stage != 2 and not frozen
     options = dict(lora=lora, exclude_frozen=not frozen, world_size=ranks)
     check(run_zero(stage, toy_base, tmp_path / "iter_1.pth", **options), tmp_path, lora=lora)

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import HANGS_AFTER
 from tests.hub.test_versions import environment
+from tests.vision_towers import NORMALIZATION, write_tower
 from tests.weights.training import LORA, chat_inputs, load_trained, logits, make_model, save_pth, with_context
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export, prepare, write
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.verify import verify
 from xtuner_plugins.models.encoders import freeze_unused
-from xtuner_plugins.toy.vision_towers import NORMALIZATION, write_tower
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 

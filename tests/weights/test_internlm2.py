@@ -8,6 +8,7 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.toy_bases import as_internlm2
 from tests.weights.language_models import write_llm
 from tests.weights.test_hf import hf_logits
 from tests.weights.training import (
@@ -24,7 +25,6 @@ from tests.weights.vocabularies import write_internlm2
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import export
 from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.toy.bases import as_internlm2
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 from xtuner_plugins.weights.writer import write_json

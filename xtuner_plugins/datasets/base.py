@@ -29,9 +29,8 @@ def read_base(directory: str | os.PathLike) -> "InternVLChatConfig":
     from ..hub.configuration_internvl_chat import num_image_tokens
 
     if not isinstance(directory, (str, os.PathLike)):
-        raise SettingError(
-            "base", f"base={directory!r} can't be used", "give the model directory to train from, that of model.base"
-        )
+        remedy = "give the model directory to train from, that of model.base"
+        raise SettingError("base", f"base={directory!r} can't be used", remedy)
     directory = os.fspath(directory)
     if not os.path.isdir(directory):
         raise SettingError("base", f"model directory {directory!r} isn't there", REMEDY)
@@ -87,9 +86,8 @@ def prompt_of(config: "InternVLChatConfig", name: str | None) -> tuple[str, dict
     if name not in (None, config.template):
         return name, {}
     if not config.template:
-        raise SettingError(
-            "template", "the base's config.json names no 'template'", "give the dataset template='internvl2_5'"
-        )
+        problem = "the base's config.json names no 'template'"
+        raise SettingError("template", problem, "give the dataset template='internvl2_5'")
     return config.template, own_system(vars(config))
 
 

@@ -13,6 +13,7 @@ the order of the mixture is kept.
 """
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -92,9 +93,8 @@ class PlanSampler(Plan):
         """
         indices = self.dataset.usable(self.layout()[2])
         if not len(indices):
-            raise SettingError(
-                "data_paths", "no sample of the dataset can be trained on", "see tools/check_data.py for the reasons"
-            )
+            problem = "no sample of the dataset can be trained on"
+            raise SettingError("data_paths", problem, "see tools/check_data.py for the reasons")
         return indices
 
     def left_out(self) -> list[dict]:
@@ -123,8 +123,7 @@ class PlanSampler(Plan):
                 part = members[first : first + region]
                 part = part[np.argsort(tokens[part], kind="stable")]
                 groups += [part[start : start + self.group_size] for start in range(0, len(part), self.group_size)]
-        whole = [group for group in groups if len(group) == self.group_size]
-        rest = [group for group in groups if len(group) != self.group_size]
+        whole, rest = ([each for each in groups if (len(each) == self.group_size) == full] for full in (True, False))
         return np.concatenate([heaviest, *(whole[place] for place in rng.permutation(len(whole))), *rest])
 
     @property
@@ -187,11 +186,8 @@ class PackBatchSampler(Plan):
         if batch_size != 1:
             raise SettingError("batch_size", f"batch_size={batch_size} with packing", "set it to 1: a pack is a batch")
         if not isinstance(sampler, PlanSampler):
-            raise SettingError(
-                "sampler",
-                f"packing works with PlanSampler, not {type(sampler).__name__}",
-                "set sampler=dict(type=PlanSampler)",
-            )
+            problem = f"packing works with PlanSampler, not {type(sampler).__name__}"
+            raise SettingError("sampler", problem, "set sampler=dict(type=PlanSampler)")
         self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
         self.batch_size = batch_size  # MMEngine asks for it under DeepSpeed
         self._packs: tuple[tuple[int, int], Packs] | None = None
@@ -230,17 +226,7 @@ class PackBatchSampler(Plan):
             + (f"; {changed}" if changed else "")
         )
 
-    @property
-    def copies(self) -> int:
-        return self.sampler.copies
-
-    @property
-    def num_ranks(self) -> int:
-        return self.sampler.num_ranks
-
-    @property
-    def cell(self) -> int:
-        return self.sampler.cell
+    copies, num_ranks, cell = (property(attrgetter(f"sampler.{name}")) for name in ("copies", "num_ranks", "cell"))
 
     @property
     def digest(self) -> str:

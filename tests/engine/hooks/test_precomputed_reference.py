@@ -7,13 +7,13 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
 
+from tests.small_data import write_dataset
 from xtuner_plugins.datasets import PreferenceDataset, SettingError, collate_pairs
 from xtuner_plugins.datasets import reference as reference_module
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine import PrecomputedReferenceHook
 from xtuner_plugins.engine.run.loops import TrainingStopped
 from xtuner_plugins.models import PreferenceModel
-from xtuner_plugins.toy.small_data import write_dataset
 
 NUM_PAIRS = 10
 

@@ -11,9 +11,8 @@ from mmengine.optim import OptimWrapper
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.optim import SGD, AdamW
 
+from tests.models.batches import LORA, make_batch, pack
 from tests.models.fake_cuda import Watch, fake_cuda
-from tests.models.test_attention import pack
-from tests.models.test_vlm import LORA, make_batch
 from xtuner_plugins.engine.run import steps
 from xtuner_plugins.engine.run.steps import NonFiniteError, run_step, seed_step
 from xtuner_plugins.models import VisionLanguageModel

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.vision_towers import NORMALIZATION, write_tower
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.base.towers import is_unused, read_vision
-from xtuner_plugins.toy.vision_towers import NORMALIZATION, write_tower
 from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.reading import CheckpointError
 from xtuner_plugins.weights.writer import write_json

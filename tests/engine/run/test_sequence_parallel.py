@@ -12,8 +12,8 @@ from .test_transfer import require_same
 
 pytestmark = pytest.mark.slow
 
-# Sums of float32 in another order: a few units in the last place of a loss near 6, grown over four optimizer steps.
-TOLERANCE = 1e-5
+# Sums of float32 in another order; what they change grows over four optimizer steps.
+FIRST_STEP, TOLERANCE = 1e-6, 1e-5
 PACKED = {"config": "configs/toy/toy_finetune_packed.py", "options": {"train_dataloader.batch_sampler.max_tokens": 200}}
 LORA = {
     "config": "configs/toy/toy_finetune_lora.py",
@@ -63,7 +63,9 @@ def test_same_steps_as_one_process(alone, toy_base, data, tmp_path, name, case, 
     run = train_forked(tmp_path / "run", toy_base, data, **shared(case, processes, ranks, deepspeed))
     assert run.ok, run.output[-3000:] + run.others
     for key in ("loss", "grad_norm", "lr", "supervised_tokens", "tiles", "padding"):
-        assert logged(tmp_path / "run", key) == pytest.approx(logged(alone(name, case), key), rel=TOLERANCE), key
+        found, expected = logged(tmp_path / "run", key), logged(alone(name, case), key)
+        assert found[0] == pytest.approx(expected[0], rel=FIRST_STEP), key
+        assert found == pytest.approx(expected, rel=TOLERANCE), key
     ledgers = [(folder / "ledger.jsonl").read_text() for folder in (tmp_path / "run", alone(name, case))]
     assert ledgers[0] == ledgers[1] and json.loads(ledgers[0].splitlines()[-1])["trained"] == 16
     assert f"{ranks} ranks share each row" in run.output and f"each of {processes // ranks} ranks" in run.output

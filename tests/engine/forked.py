@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from tests.engine.parallel_case import ROOT, logged, training
+from tests.engine.parallel_case import ROOT, edited_config, logged, training
 from xtuner_plugins.processes import free_port
 from xtuner_plugins.settings import SETTINGS
 
@@ -117,6 +117,7 @@ class Trainer:
         *,
         codes: tuple[int, ...] = (0,),
         options: dict | None = None,
+        lines: str = "",
         prepare: Callable[[], None] | None = None,
         data: tuple[Path, Path] | None = None,
         processes: int = 1,
@@ -128,12 +129,17 @@ class Trainer:
             leaf: Stem of a config in configs/toy.
             codes: The statuses that ranks may end with, at least one of them with the first.
             options: Values for keys.
+            lines: Of a config that takes in the leaf.
             prepare, data, processes: As `train_forked`.
             **settings: Values by short names; of `parallel_case.training` also ``deepspeed`` and ``extra``.
         """
         own = {key: settings.pop(key) for key in ("deepspeed", "extra") if key in settings}
         options = {SETTINGS[key].key: value for key, value in settings.items()} | (options or {})
         own |= {"options": options, "config": f"configs/toy/{leaf}.py", "processes": processes, "prepare": prepare}
+        if lines:
+            own["config"] = edited_config(self.folder / f"{name}-config", leaf)
+            with open(own["config"], "a") as file:
+                file.write(lines)
         run = train_forked(self.folder / name, self.base, data or self.data, **own)
         assert codes[0] in run.codes and {*run.codes} <= {*codes}, f"{run.codes}\n{run.output[-3000:]}{run.others}"
         return run

@@ -73,7 +73,10 @@ def test_a_rank_that_never_sees_an_image(train, tmp_path, stage):
     assert split.logged() == pytest.approx(alone.logged(), abs=TOLERANCE)
 
 
-ENCODER = {"gradient_checkpointing": True, "options": {"model.visual_encoder_lora": {"type": "LoraConfig", "r": 4}}}
+ENCODER = {
+    "gradient_checkpointing": True,
+    "lines": "from peft import LoraConfig\nmodel.visual_encoder_lora = dict(type=LoraConfig, r=4)\n",
+}
 
 
 @pytest.mark.parametrize("changes", [{"freeze_projector": False}, {"freeze_projector": True}, ENCODER])

@@ -22,13 +22,13 @@ from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
 
 from ...datasets.plan.plan import plan_of, require_agreement
+from ...ranges import check_length
 from ...settings import complete
 from ...weights.work_dir import newest_checkpoint, read_checkpoint
 from ..watch.errors import OutOfMemory
 from ..watch.stopping import command_to_go_on, requests, watching
 from .loss_scaling import scaled_wrapper
 from .param_groups import settle_grouping
-from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
 from .steps import NonFiniteError, StepDropped, run_step, seed_step, unwrap
 

@@ -250,11 +250,8 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
     if not (size and patch and base.get("downsample_ratio")) or dataset.get("dataset_settings"):
         return  # what the build knows: directories of another format, limits of single files
     tokens = token_grid(size, patch, base["downsample_ratio"], base.get("projector_type")) ** 2
-    for name, key in (
-        ("max_length", f"{where}.max_length"),
-        ("pack_tokens", "train_dataloader.batch_sampler.max_tokens"),
-    ):
-        if (limit := value_at(cfg, key)) is not None:
+    for name in ("max_length", "pack_tokens"):
+        if (limit := value_at(cfg, SETTINGS[name].key)) is not None:
             with refused(where):
                 ranges.check_room(high, bool(base.get("use_thumbnail")), tokens, limit, name)
 

@@ -121,8 +121,8 @@ def bench_packing(folder: Path, args: argparse.Namespace, num_samples: int = 100
             random_useful = tokens.sum() / padded.sum() * min(1.0, padded.mean() / budget)
             print(
                 f"\npacking, {max_tiles} tiles, {budget} tokens: {figures['padded']:.2%} empty, "
-                f"{figures['samples_per_pack']:.2f} samples per pack, tile imbalance over 8 ranks "
-                f"{figures['tile_imbalance']:.3f}, {took:.2f} s; useful tokens of a step "
+                f"{figures['samples_per_pack']:.2f} samples per pack, 8 ranks wait "
+                f"{figures['waiting']:.2%}, {took:.2f} s; useful tokens of a step "
                 f"{1 - figures['padded']:.1%} of the budget, random batches of {size}: {random_useful:.1%} "
                 f"({(1 - figures['padded']) / random_useful:.2f} x)"
             )

@@ -26,7 +26,7 @@ SIDE, MOST_TILES = 112, 12
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 RUNNER = Path(__file__).with_name("parity_consumers.py")
 LONGEST = 600  # seconds of a consumer for each family
-FAMILIES = {  # kind of `toy.language_models` (None: the toy's own Qwen2), and template
+FAMILIES = {  # kind of `tests.weights.language_models` (None: the toy's own Qwen2), and template
     "Qwen2.5": (None, "internvl2_5"),
     "Qwen3": ("qwen3", "internvl2_5"),
     "Qwen3-MoE": ("qwen3_moe", "internvl2_5"),
@@ -50,9 +50,9 @@ CASES = {  # question, and sizes of its images
 
 def build(family: str, folder: Path) -> None:
     """Writes base, exports and a trained adapter of a family, the images, and this project's answers."""
+    from tests.weights import language_models
     from xtuner_plugins.export.base.build import build_base
     from xtuner_plugins.export.export import convert
-    from xtuner_plugins.toy import language_models
     from xtuner_plugins.toy.models import write_random_parts
 
     kind, template = FAMILIES[family]

@@ -60,7 +60,7 @@ def test_the_row_of_the_page_trains_and_exports(row, tmp_path):
     assert inside["no_rope_layers"] == [1, 1, 1, 0] and set(row.fields) <= set(inside)
 
     # alone: the language model without images, as transformers runs it
-    base, _ = load_model(tmp_path / "base", dtype=None)
+    base = load_model(tmp_path / "base", dtype=None)
     alone = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
     ids = torch.randint(0, 800, (1, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -96,8 +96,8 @@ def test_the_row_of_the_page_trains_and_exports(row, tmp_path):
         assert abs(float(model(**batch, mode="loss")["loss"]) - float(expected)) <= 1e-5
 
     config = write_config(tmp_path / "c.py", tmp_path / "base", **settings)
-    export(config, save_pth(model, tmp_path / "iter_2.pth"), tmp_path / "out")
-    exported, _ = load_model(tmp_path / "out", dtype=None)
+    export(config, save_pth(model, tmp_path / "iter_2.pth", config), tmp_path / "out")
+    exported = load_model(tmp_path / "out", dtype=None)
     exported.img_context_token_id = model.model.img_context_token_id
     assert (logits(exported, inputs) - after).abs().max() <= 1e-5  # merging an adapter in float32
     assert (after - before).abs().max() > 1e-2

@@ -21,7 +21,7 @@ def files(data_base, write_data, six_records, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("plain", [False, True])
-def test_reports(files, num_workers, plain):
+def test_reports_and_the_reject_list(files, num_workers, plain, tmp_path):
     said, done = [], []
 
     def say(report, complaint):
@@ -33,12 +33,22 @@ def test_reports(files, num_workers, plain):
     assert [(each.row, each.reason) for each in said] == [(1, "image_missing"), (4, "no_conversations")]
     assert all(map(stops, said)) and report.found == said
     assert report.records["row"].tolist() == [0, 2, 3, 5] and report.images["row"].tolist() == [0, 2, 5, 5]
-    assert report.images[["width", "height"]].tolist() == [(100, 90), (360, 120), (100, 90), (360, 120)]
+    assert report.images[["width", "height"]].tolist() == [(100, 90), (360, 120)] * 2
     assert sum(done) == 6 and count_samples(dataset, [report]) == 4
     for row in [] if plain else range(6):  # what is seen is what training gets
         sample = dataset.load(0, row) if row in report.records["row"] else None
         expected = sample and (len(sample["input_ids"]), sample["num_tiles"], (sample["labels"] >= 0).sum())
         assert (report.tokens[row], report.tiles[row], report.supervised[row]) == (expected or (0, 0, 0))
+
+    assert write_reject_list(tmp_path / "bad.jsonl", [report]) == 2
+    dataset = MultimodalDataset(**files, reject_list=str(tmp_path / "bad.jsonl"))
+    assert [index for index in range(6) if "dropped" in dataset[index]] == [1, 4]  # although it says 'raise'
+    sampler = PlanSampler(dataset, seed=0, group_by="length", group_size=2)
+    assert sorted(sampler.order(0).tolist()) == [0, 2, 3, 5]
+    assert [entry["dropped"] for entry in sampler.left_out()] == ["rejected"] * 2
+    (again,) = check_dataset(dataset, num_workers=0)
+    assert not again.complaints and not again.warnings and again.num_rejected == 2
+    assert write_reject_list(tmp_path / "again.jsonl", [again]) == 2
 
 
 def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path, monkeypatch):
@@ -49,37 +59,18 @@ def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path, monkeypatch)
     checked = MultimodalDataset(**settings)
     (report,) = check_dataset(checked, num_workers=0)
     assert [each.row for each in report.found] == [1, 2, 4, 5] and report.tiles.tolist() == [1] + [0] * 5
-    assert MultimodalDataset(**settings).is_measured()
+    measured, real = [], Measure.rows
+    monkeypatch.setattr(Measure, "rows", lambda self, rows, *look: measured.extend(rows) or real(self, rows, *look))
+    assert MultimodalDataset(**settings).is_measured() and measured == []
+    found = MultimodalDataset(**settings).sizes()
+    assert measured == [1, 4]  # only what was unusable is looked at again
+    (again,) = check_dataset(MultimodalDataset(**settings), num_workers=0)
+    assert again.found == report.found and again.images.tobytes() == report.images.tobytes()
     monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
     other = MultimodalDataset(**settings)
     assert not other.is_measured()
-    for ours, theirs in zip(checked.sizes(), other.sizes(num_workers=0), strict=True):
+    for ours, theirs in zip(found, other.sizes(num_workers=0), strict=True):
         assert ours.tolist() == theirs.tolist()
-
-
-def test_nothing_is_measured_again_by_training_a_plan_or_a_second_check(files, write_data, qa, monkeypatch):
-    """Only records that were unusable are looked at again, by each of them."""
-    files["data_paths"] = write_data([qa(image="a.png"), qa(image="none.png"), qa(image="b.png")])
-    (first,) = check_dataset(MultimodalDataset(**files), num_workers=0)
-    measured, real = [], Measure.rows
-    monkeypatch.setattr(Measure, "rows", lambda self, rows, *look: measured.extend(rows) or real(self, rows, *look))
-    assert MultimodalDataset(**files).is_measured() and measured == []
-    MultimodalDataset(**files).layout()
-    assert measured == [1]
-    (again,) = check_dataset(MultimodalDataset(**files), num_workers=0)
-    assert measured == [1] * 2 and again.found == first.found and again.images.tobytes() == first.images.tobytes()
-
-
-def test_training_leaves_out_what_is_on_the_reject_list(files, tmp_path):
-    (report,) = check_dataset(MultimodalDataset(**files), num_workers=0)
-    assert write_reject_list(tmp_path / "bad.jsonl", [report]) == 2
-    dataset = MultimodalDataset(**files, reject_list=str(tmp_path / "bad.jsonl"))
-    assert [index for index in range(6) if "dropped" in dataset[index]] == [1, 4]  # although it says 'raise'
-    sampler = PlanSampler(dataset, seed=0, group_by="length", group_size=2)
-    assert sorted(sampler.order(0).tolist()) == [0, 2, 3, 5]
-    assert [entry["dropped"] for entry in sampler.left_out()] == ["rejected"] * 2
-    (again,) = check_dataset(dataset, num_workers=0)
-    assert not again.complaints and write_reject_list(tmp_path / "again.jsonl", [again]) == 2
 
 
 def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
@@ -88,62 +79,52 @@ def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
     dataset = MultimodalDataset(str(data_base), write_data(records), folder, max_length=60)
     (report,) = check_dataset(dataset, num_workers=0)
     found = [(each.row, each.reason, each.is_warning, stops(each)) for each in report.found]
-    assert found == [
-        (0, "image_size", True, False),
-        (1, "empty_answer", False, False),
-        (2, "too_long", False, True),
-    ]
-    assert report.records["row"].tolist() == [0, 3]
+    expected = [(0, "image_size", True, False), (1, "empty_answer", False, False), (2, "too_long", False, True)]
+    assert found == expected and report.records["row"].tolist() == [0, 3]
 
 
-@pytest.fixture
-def opened(tmp_path, monkeypatch, write_data, make_image, qa):
-    """opened() -> (tables and troubles, images that were decoded): a check of records 0 to 7, two at a time."""
+def test_nothing_is_opened_twice_unless_it_has_changed(tmp_path, monkeypatch, write_data, make_image, qa):
+    """A check of records 0 to 7, two at a time."""
     monkeypatch.setattr(opening, "CHUNK", 2)
     for number in range(4):
         folder = make_image(f"{number}.png", 100 + number, 90)
     records = [qa(f"What is {number}?", image=f"{number % 4}.png") for number in range(5)]
-    path = write_data([*records, qa(image="none.png"), qa(), {"a": 1}])
-    names, real = [], opening.load_image
+    path, names, real = write_data([*records, qa(image="none.png"), qa(), {"a": 1}]), [], opening.load_image
     monkeypatch.setattr(opening, "load_image", lambda path, *more: names.append(os.path.basename(path)) or real(path))
 
-    def call():
+    def opened():
+        """Tables and complaints, and images that were decoded."""
         names.clear()
         opening._look_at_file.cache_clear()
         (report,) = check_dataset(PlainFiles(path, folder), num_workers=0)
         return [report.records.tolist(), report.images.tobytes(), report.found], sorted(names)
 
-    return call
+    def reasons():
+        return [each.reason for each in opened()[0][2]]
 
-
-def test_nothing_is_opened_twice_unless_it_has_changed(opened, tmp_path):
     first = opened()
     assert first[1] == ["0.png", "1.png", "2.png", "3.png"]  # 0.png is in two records
     assert opened() == (first[0], [])
     parts = sorted((tmp_path / "cache").glob("*/*/*.npz"))
-    assert [path.name for path in parts] == ["0.npz", "2.npz", "4.npz", "6.npz"]
+    assert [part.name for part in parts] == ["0.npz", "2.npz", "4.npz", "6.npz"]
     parts[0].unlink()  # by a kill
     assert opened() == (first[0], ["0.png", "1.png"])
     whole = parts[1].read_bytes()
-    for content in (b"", whole[: len(whole) // 2], b"no zip", bytes([whole[0] ^ 1]) + whole[1:]):
+    for content in (b"", whole[: len(whole) // 2], bytes([whole[0] ^ 1]) + whole[1:]):
         parts[1].write_bytes(content)
         assert opened() == (first[0], ["2.png", "3.png"])
     Image.new("RGB", (50, 90)).save(tmp_path / "images/2.png")
-    changed, names = opened()
-    assert names == ["2.png", "3.png"] and changed != first[0]
+    changed, seen = opened()
+    assert seen == ["2.png", "3.png"] and changed != first[0]
     Image.new("RGB", (70, 90)).save(tmp_path / "images/none.png")
-    (tmp_path / "images/1.png").unlink()
-    assert [each.reason for each in opened()[0][2]] == ["image_missing", "no_conversations"]
-    link = tmp_path / "images/1.png"  # out of the folder at first
-    link.symlink_to(tmp_path / "data.jsonl")
-    assert [each.reason for each in opened()[0][2]] == ["image_outside", "no_conversations"]
+    link = tmp_path / "images/1.png"
+    link.unlink()
+    assert reasons() == ["image_missing", "no_conversations"]
+    link.symlink_to(tmp_path / "data.jsonl")  # out of the folder
+    assert reasons() == ["image_outside", "no_conversations"]
     link.unlink()
     link.symlink_to("0.png")
-    assert [each.reason for each in opened()[0][2]] == ["no_conversations"]
-    lines = (tmp_path / "data.jsonl").read_text().splitlines()
-    (tmp_path / "data.jsonl").write_text("\n".join(lines[:6] + lines[7:]) + "\n")
-    found, names = opened()
-    assert len(names) == 5 and [each.row for each in found[2]] == [6]
+    assert reasons() == ["no_conversations"]
 
 
 def test_questions_of_a_benchmark(tmp_path):
@@ -159,12 +140,11 @@ def test_files_that_share_a_folder_are_counted_together(tmp_path, write_data, qa
     (tmp_path / "images/clip").mkdir(parents=True)
     for name in ("a.jpg", "b.jpg", "c.jpg", "clip/1.jpg"):
         (tmp_path / "images" / name).touch()
-    paths = [
-        write_data([qa(image="a.jpg"), qa(image="none.jpg"), {}], "one.jsonl"),
-        write_data([qa(image="./b.jpg"), qa("<video>", video="clip"), {}], "two.jsonl"),
-        write_data([qa()], "three.jsonl"),
-    ]
-    done = []
+    one, two = [qa(image="a.jpg"), qa(image="none.jpg"), {}], [qa(image="./b.jpg"), qa("<video>", video="clip"), {}]
+    paths, done = (
+        [write_data(records, f"{len(records)}{at}.jsonl") for at, records in enumerate((one, two, [qa()]))],
+        [],
+    )
     (count,) = count_folders(PlainFiles(paths, [f"{tmp_path}/images", f"{tmp_path}/images/", None]), done.append)
     assert (count.num_files, count.num_named, sum(done)) == (4, 4, 7)
     assert (count.missing, count.superfluous) == (["none.jpg"], ["c.jpg"])

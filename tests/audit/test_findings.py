@@ -1,23 +1,20 @@
 """Each finding is counted, and its examples name the records; data without any finds none."""
 
-from functools import partial
-
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
 from tests.datasets.source_kinds import write_parquet, write_webdataset
 from xtuner_plugins.audit.check import PlainFiles, check_dataset
 from xtuner_plugins.audit.facts import is_refusal, is_repetitive, normalize
-from xtuner_plugins.audit.findings import NEAR, find, near_pairs
+from xtuner_plugins.audit.findings import find, near_pairs
 from xtuner_plugins.datasets import MultimodalDataset
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     """Different photographs a.png to d.png; copies of a, one small and compressed; a very wide and a tiny image."""
-    import skimage.data
-
     folder = tmp_path_factory.mktemp("images")
     for name in ("astronaut", "coffee", "chelsea", "rocket"):
         Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name[0]}.png")
@@ -47,30 +44,19 @@ def found(write_data, photographs, data_base):
     return call
 
 
-def test_nothing_is_found_where_nothing_is(found, qa):
+def test_copies_within_and_between_files(found, qa):
+    """Spaces inside a text count: `what ?` is another text than `What?`."""
     assert found({"a.jsonl": [qa(f"What is {name}?", f"It is {name}.", image=f"{name}.png") for name in "acr"]}) == {}
     assert found({"a.jsonl": [{"a": 1}]}) == {}
-
-
-def test_copies_within_and_between_files(found, qa):
-    one = [
-        qa("What?", "A woman.", image="a.png"),
-        qa("what ?", "a woman", image="a_copy.png"),
-        qa("Who?", "She.", image="a.png"),
-    ]
-    other = [
-        qa("What?", "A woman.", image="a.png"),
-        qa("What?", "Tea.", image="c.png"),
-        qa("Where?", "There.", image="a_small.jpg"),
-    ]
-    kinds = found({"one.jsonl": one, "other.jsonl": other})
-    # "what ?" isn't "What?": spaces inside a text count
+    one = [("What?", "A woman.", "a.png"), ("what ?", "a woman", "a_copy.png"), ("Who?", "She.", "a.png")]
+    other = [("What?", "A woman.", "a.png"), ("What?", "Tea.", "c.png"), ("Where?", "There.", "a_small.jpg")]
+    kinds = found({"one.jsonl": [qa(*each) for each in one], "other.jsonl": [qa(*each) for each in other]})
+    assert list(kinds) == ["equal_records", "equal_images", "near_images"]
     assert kinds["equal_records"].count == 1 and kinds["equal_records"].where == {"one / other": 1}
     assert kinds["equal_records"].examples == [[(0, 0, 0), (0, 1, 0)]]
     # a.png and a_copy.png within `one`; a.png in `other` is the same file in another data set
     assert kinds["equal_images"].count == 2 and kinds["equal_images"].where == {"one": 1, "one / other": 1}
     assert kinds["near_images"].count == 1 and (0, 1, 2) in kinds["near_images"].examples[0]
-    assert list(kinds) == ["equal_records", "equal_images", "near_images"]
 
 
 def test_leaks_of_records_images_and_looks(found, qa):
@@ -90,7 +76,7 @@ def test_leaks_of_records_images_and_looks(found, qa):
     assert found({"train.jsonl": train}, held_out[4:]) == {}
 
 
-def test_answers_and_texts(found, qa):
+def test_answers_texts_shapes_and_what_does_not_fit(found, qa):
     answers = ["I'm sorry, but I can't say.", "A cup.", "the cat and the dog " * 12]
     records = [qa(f"{number}?", answer) for number, answer in enumerate(answers)]
     kinds = found({"a.jsonl": records + [qa("Describe it.", "A nice photo.", image=f"{name}.png") for name in "acr"]})
@@ -98,26 +84,15 @@ def test_answers_and_texts(found, qa):
     assert kinds["equal_texts"].count == 2 and list(kinds) == ["equal_texts", "refusals", "repetitive"]
     often = [qa(f"{number}?", "Yes." if number % 3 == 0 else f"No {number}") for number in range(30)]
     assert found({"a.jsonl": often})["frequent_answers"].count == 10
+    images = [qa("W?", "Wide.", image="wide.png"), qa("T?", "t", image="tiny.png")]
+    kinds = found({"a.jsonl": [*images, qa("All?", " ".join(map(str, range(500)))), qa()]}, max_length=100)
+    expected = {"upscaled": 1, "extreme": 0, "shrink_tiles": 0, "truncate_text": 2}
+    assert {kind: each.examples for kind, each in kinds.items()} == {k: [[(0, 0, row)]] for k, row in expected.items()}
 
 
-def test_shapes_and_what_does_not_fit(found, qa):
-    records = [
-        qa("W?", "Wide.", image="wide.png"),
-        qa("T?", "t", image="tiny.png"),
-        qa("All?", " ".join(map(str, range(500)))),
-        qa(),
-    ]
-    assert {kind: each.examples for kind, each in found({"a.jsonl": records}, max_length=100).items()} == {
-        "upscaled": [[(0, 0, 1)]],
-        "extreme": [[(0, 0, 0)]],
-        "shrink_tiles": [[(0, 0, 0)]],
-        "truncate_text": [[(0, 0, 2)]],
-    }
-
-
-@pytest.mark.parametrize("write", [write_parquet, partial(write_webdataset, shards=2)], ids=["rows", "samples"])
+@pytest.mark.parametrize("write", [write_parquet, write_webdataset])
 def test_images_in_rows_are_told_apart(write, qa, photographs, tmp_path):
-    """Their names in messages are alike: `image 1` in each row, `0000.png` in each shard."""
+    """Their names in messages are alike: `image 1` in each row, `0000.0.png` in each shard."""
     records = [qa(f"{name}?", f"{name}.", image=name) for name in ("a.png", "c.png", "r.png", "tiny.png", "a_copy.png")]
     (tmp_path / "data").mkdir()
     dataset = PlainFiles([write(records, photographs, tmp_path / "data")["data_paths"]])
@@ -126,7 +101,7 @@ def test_images_in_rows_are_told_apart(write, qa, photographs, tmp_path):
 
 
 def test_all_near_pairs_and_no_others():
-    """Against a comparison of every look with every other; images without structure aren't compared."""
+    """Those of at most five bits, against a comparison of all with all; images without structure aren't compared."""
     rng = np.random.default_rng(0)
     looks = rng.integers(0, 1 << 63, (300, 2), np.uint64)
     for row in range(0, 120, 2):  # neighbors that differ in 0 to 9 bits
@@ -134,7 +109,7 @@ def test_all_near_pairs_and_no_others():
         for bit in rng.choice(128, row // 12, replace=False):
             looks[row + 1, bit // 64] ^= np.uint64(1 << (bit % 64))
     looks = np.unique(looks, axis=0)
-    expected = np.argwhere(np.triu(np.bitwise_count(looks[:, None] ^ looks[None]).sum(2) <= NEAR, 1))
+    expected = np.argwhere(np.triu(np.bitwise_count(looks[:, None] ^ looks[None]).sum(2) <= 5, 1))
     flat = np.array([[0, 0], [0, 1], [1, 0]], np.uint64)
     assert len(expected) > 20 and near_pairs(looks).tolist() == expected.tolist()
     assert len(near_pairs(flat)) == len(near_pairs(flat[:1])) == len(near_pairs(flat[:0])) == 0

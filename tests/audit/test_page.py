@@ -80,6 +80,7 @@ def test_the_page_is_whole(write, six_records, kind):
     assert bad == [False, True, False, False, True, False]
     has_tokens = kind is MultimodalDataset
     assert ("Yes.<|im_end|>" in parsed.cards[0], "16 image tokens" in parsed.cards[0]) == (has_tokens, has_tokens)
+    assert '<span class="learn">Yes.' in page and '<span class="learn">A?' not in page
     tiles = parsed.images.count("tile 1"), len([name for name in parsed.images if name.startswith("tile")])
     assert tiles == ((3, 10) if has_tokens else (0, 0))
     assert [name for name in parsed.images if name.startswith("b.png")] == ["b.png 360×120"] * 2
@@ -87,21 +88,17 @@ def test_the_page_is_whole(write, six_records, kind):
     assert len(numbers["what_if"]) == (16 if has_tokens else 0)
 
 
-def test_texts_never_become_markup(write, qa):
+def test_texts_never_become_markup_and_only_images_of_the_folder_are_shown(write, qa, tmp_path):
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
     files = {"<i>.jsonl": [qa(f"What is {evil}?", evil), {"text": evil, evil: 1}, qa(image=f"{evil}.png")]}
     for kind in (MultimodalDataset, PlainFiles):
         page, parsed, _ = write(files, kind)
         assert parsed.scripts == 2 and "<img" not in page and "<i>" not in page and evil in parsed.cards[0]
-
-
-def test_images_outside_of_their_folder_are_not_shown(write, qa, tmp_path):
     Image.new("RGB", (50, 50)).save(tmp_path / "secret.png")
     (tmp_path / "images/link.png").symlink_to(tmp_path / "secret.png")
-    names = ("../secret.png", str(tmp_path / "secret.png"), "link.png")
-    for kind in (MultimodalDataset, PlainFiles):
-        _, parsed, _ = write({"a.jsonl": [qa(image=name) for name in names]}, kind)
-        assert parsed.images == [] and all("image_outside" in card for card in parsed.cards)
+    names = ("../secret.png", str(tmp_path / "secret.png"), "link.png")  # outside of their folder: not shown
+    _, parsed, _ = write({"a.jsonl": [qa(image=name) for name in names]})
+    assert parsed.images == [] and all("image_outside" in card for card in parsed.cards)
 
 
 def test_answers_of_a_pair_frames_of_a_video_and_boxes(write, qa, tmp_path):
@@ -139,65 +136,51 @@ def test_every_file_has_cards_and_records_with_a_reason_come_first(write, qa, wr
     dataset = PlainFiles([write_data(records, name) for name, records in files.items()], str(tmp_path / "images"))
     reports = check_dataset(dataset, num_workers=0)
     tags = pick(dataset, reports, find(dataset, reports))
-    tagged = {place: reasons for place, reasons in tags.items() if reasons}
-    reasons = {
-        (0, 0, 0): "equal_records",
-        (0, 1, 0): "upscaled",
-        (0, 1, 1): "no_conversations",
-        (0, 1, 2): "equal_records",
-    }
-    assert tagged == {place: [reason] for place, reason in reasons.items()}
-
-
-def test_a_record_that_has_changed_since_says_so(write, write_data, qa, tmp_path):
-    dataset = PlainFiles(write_data([qa("Gone?", image="a.png")]), str(tmp_path / "images"))
-    reports = check_dataset(dataset, num_workers=0)
-    (tmp_path / "images/a.png").unlink()
+    tagged = [(place[1:], *reasons) for place, reasons in tags.items() if reasons]
+    expected = [
+        ((0, 0), "equal_records"),
+        ((1, 0), "upscaled"),
+        ((1, 1), "no_conversations"),
+        ((1, 2), "equal_records"),
+    ]
+    assert tagged == expected
+    (tmp_path / "images/图 片/c.png").unlink()  # it has changed since it was checked
     write_page(tmp_path / "page.html", dataset, reports, [])
-    (card,) = Cards((tmp_path / "page.html").read_text()).cards
-    assert "no such image" in card and "Gone?" in card
+    cards = Cards((tmp_path / "page.html").read_text(encoding="utf-8")).cards
+    assert not any("validation" in card for card in cards)
+    assert sum("no such image" in card and "这是什么?" in card for card in cards) == 1
+    held_out = [(dataset, reports)]
+    write_page(tmp_path / "page.html", dataset, reports, find(dataset, reports, held_out), held_out)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("validation</span>") > 1
 
 
-@pytest.fixture
-def mixture(data_base, write_data, make_image, qa):
-    """mixture(**settings) -> a dataset over two files, with its reports."""
-    folder = make_image("b.png", 360, 120)
+def test_figures_are_those_of_runs_with_these_limits(data_base, write_data, make_image, qa):
+    folder, each = make_image("b.png", 360, 120), dict(on_bad_sample="skip", repeat_times=[2.5, 1])
     photos = [qa("What is there?", "A cat.", image="b.png") for _ in range(3)] + [qa(image="none.png")]
     texts = [qa("这是什么？", "一只猫。"), qa("Count.", "one two three " * 60), qa("What?", "A cat.")]
     paths = [write_data(photos, "photos.jsonl"), write_data(texts, "texts.jsonl")]
 
-    def open_with(**settings):
-        dataset = MultimodalDataset(str(data_base), paths, folder, on_bad_sample="skip", **settings)
-        return dataset, check_dataset(dataset, num_workers=0)
+    def sums(kept=slice(None), **settings):
+        tokens, tiles, fates = MultimodalDataset(str(data_base), paths, folder, **each, **settings).sizes(num_workers=0)
+        names = {"shrunk": SHRUNK, "cut": TRUNCATED, "too_long": DROPPED}
+        found = {name: (fates[kept] == fate).sum() for name, fate in names.items()}
+        samples = (fates[kept] < DROPPED).sum()
+        return found | {"samples": samples, "tokens": tokens[kept].sum(), "tiles": tiles[kept].sum()}
 
-    return open_with
-
-
-def test_shares_are_those_of_the_samples_that_train(mixture):
-    dataset, reports = mixture(repeat_times=[2.5, 1], max_length=100)
+    dataset = MultimodalDataset(str(data_base), paths, folder, **each, max_length=100)
+    reports = check_dataset(dataset, num_workers=0)
     rows = shares(dataset, reports)
-    tokens, tiles, fates = dataset.sizes(num_workers=0)
-    first = np.arange(len(dataset)) < dataset.ends[0]
-    for row, kept in zip(rows, (first, ~first), strict=True):
-        kept = kept & (fates < DROPPED)
-        assert (row["samples"], row["tokens"], row["tiles"]) == (kept.sum(), tokens[kept].sum(), tiles[kept].sum())
+    for row, kept in zip(rows, (slice(dataset.ends[0]), slice(dataset.ends[0], None)), strict=True):
+        expected = sums(kept, max_length=100)
+        assert all(row[name] == expected[name] for name in ("samples", "tokens", "tiles"))
         assert 0 < row["supervised"] < row["tokens"]
     assert rows[0]["repeat"] == 2.5 and sum(row["tokens_share"] for row in rows) == pytest.approx(1)
-
-
-def test_the_table_says_what_a_run_with_these_limits_would_find(mixture, tmp_path):
-    dataset, reports = mixture(max_length=100, repeat_times=[2, 1])
-    kept = set(tmp_path.glob("cache/**/*.npy"))
     rows = what_if(dataset, reports)
-    assert kept == set(tmp_path.glob("cache/**/*.npy"))  # nothing is trained with these limits
-    assert [row["is_current"] for row in rows].count(True) == 1
+    assert [(row["max_length"], row["max_tiles"]) for row in rows if row["is_current"]] == [(100, 6)]
     for row in rows:
-        other, _ = mixture(max_length=row["max_length"], max_tiles=row["max_tiles"], repeat_times=[2, 1])
-        tokens, tiles, fates = other.sizes(num_workers=0)
-        names = {"shrunk": SHRUNK, "cut": TRUNCATED, "too_long": DROPPED}
-        expected = {name: (fates == fate).sum() for name, fate in names.items()}
-        expected |= {"samples": (fates < DROPPED).sum(), "tokens": tokens.sum(), "tiles": tiles.sum()}
+        expected = sums(max_length=row["max_length"], max_tiles=row["max_tiles"])
         assert {key: row[key] for key in expected} == expected
-    dataset, reports = mixture(dataset_settings=[{"max_tiles": 2}, None])  # a lower limit of its own
-    tiles = {row["max_tiles"]: row["tiles"] for row in what_if(dataset, reports)}
+    each = dict(on_bad_sample="skip", dataset_settings=[{"max_tiles": 2}, None])  # a lower limit of its own
+    dataset = MultimodalDataset(str(data_base), paths, folder, **each)
+    tiles = {row["max_tiles"]: row["tiles"] for row in what_if(dataset, check_dataset(dataset, num_workers=0))}
     assert tiles[12] == tiles[6] == tiles[4] == 3 * 3 and tiles[1] == 3

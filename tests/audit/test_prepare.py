@@ -15,8 +15,7 @@ from xtuner_plugins.datasets.records.records import parse_record
 
 
 def jpeg(color):
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), color).save(buffer, "JPEG")
+    Image.new("RGB", (32, 32), color).save(buffer := io.BytesIO(), "JPEG")
     return buffer.getvalue()
 
 
@@ -32,74 +31,72 @@ def minimind(question, **image):
 
 def rated(*ratings, **names):
     """A row of VLFeedback: answers of these three ratings each."""
-    completions = [
-        {"annotations": {a: {"Rating": r} for a, r in zip(ASPECTS, each, strict=True)}, "response": f"Answer {number}."}
-        for number, each in enumerate(ratings)
-    ]
-    return {"id": "v1", "prompt": "What?", "completions": completions, **names}
+    marks = [{aspect: {"Rating": each} for aspect, each in zip(ASPECTS, own, strict=True)} for own in ratings]
+    answers = [{"annotations": each, "response": f"Answer {number}."} for number, each in enumerate(marks)]
+    return {"id": "v1", "prompt": "What?", "completions": answers, **names}
 
 
-# name, rows of the file, (images, first question or its end, answers) of what is written
-SHAPES = [
-    (
-        "ai-challenger",
+SIGNS = [
+    {"filename": "a1.jpg", "caption": "A sign: STOP\n"},
+    {"filename": "x/a2.jpg", "caption_image": "A sign.", "caption_text": "STOP", "caption_condensed": "S"},
+    {"image_id": "train_images/a3", "caption_image": "A sign.", "caption_text": "STOP"},
+]
+RATED = [rated("455", "123"), rated(("3", "5", "4"), ("N/A", "5", "5"), "555", "111", img_path="/there/v2.jpg")]
+# Rows of the file, and (images, end of the first question, answers) of what is written
+SHAPES = {
+    "ai-challenger": (
         [{"url": "x", "image_id": "8f.jpg", "caption": CAPTIONS}],
-        [(["8f.jpg"], "请描述这张图片。", CAPTIONS[:1]), *[(["8f.jpg"], "", [text]) for text in CAPTIONS[1:]]],
+        [(["8f.jpg"], "请描述这张图片。", CAPTIONS[:1]), *((["8f.jpg"], "", [text]) for text in CAPTIONS[1:])],
     ),
-    (
-        "textocr-gpt4o",
-        [
-            {"filename": "a1.jpg", "caption": "A sign: STOP\n"},
-            {"filename": "x/a2.jpg", "caption_image": "A sign.", "caption_text": "STOP", "caption_condensed": "S"},
-            {"image_id": "train_images/a3", "caption_image": "A sign.", "caption_text": "STOP"},
-        ],
+    "textocr-gpt4o": (
+        SIGNS,
         [
             (["a1.jpg"], "Describe this image in detail.", ["A sign: STOP"]),
             (["a2.jpg"], "", ["S"]),
             (["a3.jpg"], "", ["A sign.\nSTOP"]),
         ],
     ),
-    (
-        "minimind-v",
+    "minimind-v": (
         [minimind("<image>与<image>?", image="0.jpg, 1.jpg"), minimind("你好", image="x.jpg")],
         [(["0.jpg", "1.jpg"], "?", ["这是。"]), ([], "你好", ["这是。"])],
     ),
-    (
-        "vlfeedback",
-        [rated("455", "123"), rated(("3", "5", "4"), ("N/A", "5", "5"), "555", "111", img_path="/there/v2.jpg")],
+    "vlfeedback": (
+        RATED,
         [(["v1.jpg"], "What?", ["Answer 0.", "Answer 1."]), (["v2.jpg"], "What?", ["Answer 1.", "Answer 3."])],
     ),
-]
+}
 
 
 def written(path, name):
-    parse = parse_pair if RECIPES[name].is_pair else parse_record
-    records = [parse(json.loads(line), "f:1") for line in path.read_text(encoding="utf-8").splitlines()]
-    return [
-        (
-            [medium.name for medium in record.media],
-            record.turns[0].text,
-            [turn.text for turn in record.turns if turn.role == "assistant"],
-        )
-        for record in records
-    ]
+    """(images, first question, answers) of each record."""
+    parse, found = parse_pair if RECIPES[name].is_pair else parse_record, []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = parse(json.loads(line), "f:1")
+        answers = [turn.text for turn in record.turns if turn.role == "assistant"]
+        found.append(([medium.name for medium in record.media], record.turns[0].text, answers))
+    return found
 
 
-@pytest.mark.parametrize("name, rows, expected", SHAPES, ids=[shape[0] for shape in SHAPES])
-def test_records_train_and_others_are_left_out(tmp_path, name, rows, expected):
+def test_records_train_and_others_are_left_out(tmp_path):
     """A wrong record is left out with its line; of a file that holds only such, nothing is written."""
     path, out = tmp_path / "raw.jsonl", tmp_path / "out.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"foo": 1}, []]))
-    result = prepare(name, path, out)
-    for (images, question, answers), theirs in zip(written(out, name), expected, strict=True):
-        assert (images, answers) == (theirs[0], theirs[2]) and question.strip().endswith(theirs[1])
-    number = len(rows)
-    assert (result.num_read, result.num_written) == (number + 2, len(expected))
-    assert [text.split(" ")[0] for text in result.complaints] == [f"{path}:{number + 1}:", f"{path}:{number + 2}:"]
-    path.write_text('{"foo": 1}\n' * (GIVE_UP_AFTER + 1))
-    with pytest.raises(SettingError, match="not one of the first 100 records is usable"):
-        prepare(name, path, tmp_path / "other.jsonl")
-    assert not (tmp_path / "other.jsonl").exists()
+    for name, (rows, expected) in SHAPES.items():
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"foo": 1}, []]))
+        result, number = prepare(name, path, out), len(rows)
+        for (images, question, answers), theirs in zip(written(out, name), expected, strict=True):
+            assert (images, answers) == (theirs[0], theirs[2]) and question.strip().endswith(theirs[1])
+        assert (result.num_read, result.num_written) == (number + 2, len(expected))
+        assert [text.split(" ")[0] for text in result.complaints] == [f"{path}:{number + 1}:", f"{path}:{number + 2}:"]
+        path.write_text('{"foo": 1}\n' * (GIVE_UP_AFTER + 1))
+        with pytest.raises(SettingError, match="not one of the first 100 records is usable"):
+            prepare(name, path, tmp_path / "other.jsonl")
+        assert not (tmp_path / "other.jsonl").exists()
+    tools = minimind("你好")
+    tools["conversations"][0]["tools"] = [{"name": "search"}]
+    path.write_text(json.dumps(tools))
+    for name, words in (("minimind-v", "its turns call tools"), ("llava", "known are ai-challenger")):
+        with pytest.raises(SettingError, match=words):
+            prepare(name, path, out)
 
 
 def test_captions_of_basic_vision_language_model(tmp_path):
@@ -109,11 +106,8 @@ def test_captions_of_basic_vision_language_model(tmp_path):
     for name, content in (("image_map.json", images), ("captions.json", captions)):
         (tmp_path / name).write_text(json.dumps(content))
     result = prepare("basic-vlm", tmp_path, tmp_path / "out.jsonl")
-    assert written(tmp_path / "out.jsonl", "basic-vlm") == [
-        (["a.jpg"], "\n图中有什么?", ["一只猫"]),
-        (["a.jpg"], "\n图中有什么?", ["一只狗"]),
-        (["b.jpg"], "\nWhat?", ["A cat."]),
-    ]
+    two = [(["a.jpg"], "\n图中有什么?", [answer]) for answer in ("一只猫", "一只狗")]
+    assert written(tmp_path / "out.jsonl", "basic-vlm") == [*two, (["b.jpg"], "\nWhat?", ["A cat."])]
     assert result.num_read == 3 and "image_map.json 'c': not a record" in result.complaints[0]
     (tmp_path / "captions.json").unlink()
     with pytest.raises(SettingError, match="captions.json can't be read .*name the folder that holds both"):
@@ -140,24 +134,15 @@ def test_images_inside_a_file_are_written_once(tmp_path, monkeypatch, name):
 
 
 def test_what_is_written_trains(tmp_path, data_base):
-    (tmp_path / "raw.jsonl").write_text(json.dumps(rated("455", "123")) + "\n" + json.dumps(rated("333", "333")))
+    raw, out = tmp_path / "raw.jsonl", tmp_path / "out.jsonl"
+    raw.write_text(json.dumps(rated("455", "123")) + "\n" + json.dumps(rated("333", "333")))
     (tmp_path / "v1.jpg").write_bytes(RED)
-    result = prepare("vlfeedback", tmp_path / "raw.jsonl", tmp_path / "out.jsonl", tmp_path)
+    result = prepare("vlfeedback", raw, out, tmp_path)
     assert "2 of its 2 answers are rated, none better than another" in result.complaints[0]
-    dataset = PreferenceDataset(str(data_base), str(tmp_path / "out.jsonl"), str(tmp_path))
+    dataset = PreferenceDataset(str(data_base), str(out), str(tmp_path))
     assert len(dataset) == 1 and dataset[0]["num_tiles"] == 1 and len(dataset[0]["branches"]) == 3
     (tmp_path / "v1.jpg").unlink()
-    before = (tmp_path / "out.jsonl").read_text()
+    before = out.read_text()
     with pytest.raises(SettingError, match="not one of the first 2 records is usable; the first: .*'v1.jpg' isn't in"):
-        prepare("vlfeedback", tmp_path / "raw.jsonl", tmp_path / "out.jsonl", tmp_path)
-    assert (tmp_path / "out.jsonl").read_text() == before
-
-
-def test_files_that_cannot_be_used(tmp_path):
-    with pytest.raises(SettingError, match="known are ai-challenger"):
-        prepare("llava", tmp_path, tmp_path / "out.jsonl")
-    tools = minimind("你好")
-    tools["conversations"][0]["tools"] = [{"name": "search"}]
-    (tmp_path / "tools.jsonl").write_text(json.dumps(tools))
-    with pytest.raises(SettingError, match="its turns call tools"):
-        prepare("minimind-v", tmp_path / "tools.jsonl", tmp_path / "out.jsonl")
+        prepare("vlfeedback", raw, out, tmp_path)
+    assert out.read_text() == before

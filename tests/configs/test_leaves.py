@@ -13,13 +13,13 @@ from mmengine.config import Config
 
 from tests.engine.forked import run_forked
 from tests.engine.parallel_case import base_and_data, logged, write_dataset
+from tests.toy_bases import kind, write_tiny_base
 from tests.weights.training import chat_inputs, logits
 from xtuner_plugins.export.export import export
 from xtuner_plugins.families import PARTS
 from xtuner_plugins.planning.published import BASES, known_base
 from xtuner_plugins.settings import labels_of, leaves
 from xtuner_plugins.settings import read_config as read
-from xtuner_plugins.toy.bases import kind, write_tiny_base
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +152,7 @@ def test_leaf_trains_saves_exports_and_answers(name, options, tmp_path):
     export(work_dir / f"{name}.py", work_dir / f"iter_{STEPS}.pth", tmp_path / "out", dtype="float32")
     trained.load_state_dict(checkpoint, strict=False)
     trained.eval()
-    exported, _ = load_model(tmp_path / "out", dtype=None)
+    exported = load_model(tmp_path / "out", dtype=None)
     exported.img_context_token_id = trained.model.img_context_token_id
     inputs = chat_inputs(trained.model)
     expected = logits(trained.model, inputs)

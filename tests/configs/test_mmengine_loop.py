@@ -8,9 +8,9 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from tests.small_data import write_dataset
 from xtuner_plugins.datasets import SettingError
 from xtuner_plugins.settings import CONFIGS, read_config
-from xtuner_plugins.toy.small_data import write_dataset
 
 
 @pytest.fixture

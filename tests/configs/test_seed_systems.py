@@ -13,13 +13,13 @@ import pytest
 
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import write_dataset
+from tests.toy_bases import write_tiny_base
+from tests.vision_towers import write_tower
+from tests.weights.language_models import write_llm
 from xtuner_plugins.planning.plan import job_of, model_of
 from xtuner_plugins.planning.published import known_base
 from xtuner_plugins.settings import SETTINGS, labels_of, leaves, parse_words, read_config
-from xtuner_plugins.toy.bases import write_tiny_base
-from xtuner_plugins.toy.language_models import write_llm
 from xtuner_plugins.toy.models import write_random_parts
-from xtuner_plugins.toy.vision_towers import write_tower
 
 LLAVA = "llava_qwen2_5_3b"
 XTP = "import sys; from xtuner_plugins.cli.xtp import main; sys.exit(main())"

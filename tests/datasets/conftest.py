@@ -1,15 +1,16 @@
 """A base directory as the data side sees one: a config.json and a tokenizer, no weights."""
 
-import contextlib
 import json
-import os
-import resource
 
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
+from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.files import CACHE_VARIABLE
+from xtuner_plugins.toy.tokenizer import build_tokenizer
 
 NINE = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
 CONFIG = {
@@ -30,17 +31,12 @@ CONFIG = {
 @pytest.fixture(scope="session")
 def data_base(tmp_path_factory):
     """Tiles of 112 px become 16 tokens; at most 6 tiles and a thumbnail."""
-    from transformers import AutoTokenizer
-
-    from xtuner_plugins.toy.tokenizer import build_tokenizer
-
     out = tmp_path_factory.mktemp("data_base")
     build_tokenizer(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     # control tokens of phi3-chat, llama3-chat and vicuna_v1.1 too, so that every template can be rendered
-    extra = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    extra += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "</s>"]
-    tokenizer.add_tokens(NINE + extra, special_tokens=True)
+    extra = "<|system|> <|user|> <|assistant|> <|end|> <|start_header_id|> <|end_header_id|> <|eot_id|> </s>"
+    tokenizer.add_tokens(NINE + extra.split(), special_tokens=True)
     tokenizer.save_pretrained(out)
     (out / "config.json").write_text(json.dumps(CONFIG))
     return out
@@ -48,15 +44,11 @@ def data_base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hf_tokenizer(data_base):
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(data_base)
 
 
 @pytest.fixture(scope="session")
 def text_tokenizer(data_base):
-    from xtuner_plugins.datasets.text.tokens import TextTokenizer
-
     return TextTokenizer.from_pretrained(data_base)
 
 
@@ -69,38 +61,15 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def write_data(tmp_path):
-    """write_data(records, name) -> path of a jsonl (or json) file; images.make(name, w, h) beside it."""
+    """write_data(records, name) -> path of a jsonl (or json) file."""
 
     def write(records, name="data.jsonl"):
-        path = tmp_path / name
-        if name.endswith(".jsonl"):
-            path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-        else:
-            path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
-        return str(path)
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        text = lines if name.endswith("l") else json.dumps(records, ensure_ascii=False, indent=1)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
 
     return write
-
-
-@pytest.fixture
-def no_descriptors():
-    """`with no_descriptors():` this process can open no file."""
-
-    @contextlib.contextmanager
-    def no_descriptors():
-        limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), []
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, limits[1]))
-        try:
-            with contextlib.suppress(OSError):
-                while True:
-                    taken.append(os.dup(0))
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            for descriptor in taken:
-                os.close(descriptor)
-
-    return no_descriptors
 
 
 @pytest.fixture
@@ -118,14 +87,14 @@ def make_image(tmp_path):
     return make
 
 
-def conversation(question="What is it?", answer="A cat.", image=None, **extra):
-    """A raw record with one question and one answer."""
-    record = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **extra}
-    return record if image is None else {"image": image, **record}
-
-
 @pytest.fixture(scope="session")
 def qa():
+    """qa(question, answer, image, more) -> a raw record with one question and one answer."""
+
+    def conversation(question="What is it?", answer="A cat.", image=None, **extra):
+        record = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **extra}
+        return record if image is None else {"image": image, **record}
+
     return conversation
 
 
@@ -153,6 +122,4 @@ def planned_dataset(data_base, write_data, make_image, qa, tmp_path):
     records = [qa(f"Q{i}?", f"A{i}. " * (1 + i % 5), image="abc"[i % 3] + ".png") for i in range(25)]
     records += [qa(f"T{i}?", f"A{i}. " * (1 + i % 9)) for i in range(12)]
     records += [qa("word " * 500, "Late."), qa(image="none.png"), {"text": 1}]
-    from xtuner_plugins.datasets import MultimodalDataset
-
     return MultimodalDataset(data_base, write_data(records), folder, max_length=300, on_bad_sample="skip")

@@ -26,8 +26,7 @@ class ObjectServer:
         self.objects: dict[str, bytes] = {}
         self.mode: str | Callable[[str], str] = "ok"
         self.asked: list[tuple[str, str, str | None]] = []
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -64,16 +63,13 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path).lstrip("/")
         self.owner.asked.append((self.command, path, self.headers.get("Range")))
         mode = mode(path) if callable(mode) else mode
+        self.close_connection = mode in ("reset", "garbage", "truncated")
         if mode == "slow":
             time.sleep(30)
         if mode == "reset":
-            self.close_connection = True
-            self.connection.close()
-            return
+            return self.connection.close()
         if mode == "garbage":
-            self.close_connection = True
-            self.wfile.write(bytes(range(256)))
-            return
+            return self.wfile.write(bytes(range(256)))
         data = self.owner.objects.get(path)
         if mode.isdigit() or data is None:
             return self._answer(int(mode) if mode.isdigit() else 404, b"<Error><Code>NoSuchKey</Code></Error>")
@@ -84,26 +80,21 @@ class _Handler(BaseHTTPRequestHandler):
             data, status = data[first : last + 1], 206
             more["Content-Range"] = f"bytes {first}-{first + len(data) - 1}/{len(whole)}"
         more |= {"ETag": f'"{hashlib.md5(whole).hexdigest()}"'} if mode != "no version" else {}
-        sent = data[: len(data) // 2] if mode == "truncated" else data
-        self._answer(status, sent, len(data), more, ends=mode == "truncated")
+        self._answer(status, data[: len(data) // 2] if mode == "truncated" else data, len(data), more)
 
     def _list(self) -> None:
         """What S3 lists (ListObjectsV2) below a prefix."""
         url = urlsplit(self.path)
         bucket, prefix = url.path.strip("/"), parse_qs(url.query).get("prefix", [""])[0]
         keys = [path.removeprefix(f"{bucket}/") for path in sorted(self.owner.objects)]
-        time_and_tag = "<LastModified>2026-01-01T00:00:00Z</LastModified><ETag>x</ETag>"
-        items = [
-            f"<Contents><Key>{key}</Key><Size>1</Size>{time_and_tag}</Contents>"
-            for key in keys
-            if key.startswith(prefix)
-        ]
+        rest = "<Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified><ETag>x</ETag>"
+        items = [f"<Contents><Key>{key}</Key>{rest}</Contents>" for key in keys if key.startswith(prefix)]
         head = f"<Name>{bucket}</Name><KeyCount>{len(items)}</KeyCount><IsTruncated>false</IsTruncated>"
         namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
         body = f'<ListBucketResult xmlns="{namespace}">{head}{"".join(items)}</ListBucketResult>'
         self._answer(200, body.encode(), more={"Content-Type": "application/xml"})
 
-    def _answer(self, status: int, body: bytes, length: int | None = None, more=(), ends: bool = False) -> None:
+    def _answer(self, status: int, body: bytes, length: int | None = None, more=()) -> None:
         self.send_response(status)
         headers = {"Content-Length": len(body) if length is None else length, "Accept-Ranges": "bytes", **dict(more)}
         for name, value in headers.items():
@@ -111,5 +102,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
-        if ends:
-            self.close_connection = True

@@ -8,28 +8,20 @@ from xtuner_plugins.datasets.left_out import FILLER, FILLER_INDEX
 
 
 def test_a_packed_batch_through_mmengine(planned_dataset):
+    packs = dict(type="PackBatchSampler", max_tokens=600)
+    loader = dict(sampler=dict(type="PlanSampler"), batch_sampler=packs, batch_size=1, num_workers=1)
     loader = Runner.build_dataloader(
-        dict(
-            dataset=planned_dataset,
-            sampler=dict(type="PlanSampler"),
-            batch_size=1,
-            num_workers=1,
-            batch_sampler=dict(type="PackBatchSampler", max_tokens=600),
-            collate_fn=dict(type="collate_packed"),
-        ),
-        seed=1,
+        dict(dataset=planned_dataset, collate_fn=dict(type="collate_packed"), **loader), seed=1
     )
     seen = 0
     for batch in loader:
-        total = batch["input_ids"].shape[1]
-        borders = batch["cu_seqlens"].tolist()
+        total, borders = batch["input_ids"].shape[1], batch["cu_seqlens"].tolist()
         assert batch["cu_seqlens"].dtype == torch.int32 and borders[0] == 0 and borders[-1] == total <= 600
         assert batch["position_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (1, total)
-        for first, last in zip(borders, borders[1:], strict=False):
-            assert batch["position_ids"][0, first:last].tolist() == list(range(last - first))
-            assert batch["labels"][0, first] == -100
-        assert batch["max_seqlen"] == max(b - a for a, b in zip(borders, borders[1:], strict=False))
-        assert len(batch["sources"]) == len(borders) - 1 == len(batch["num_tiles"])
+        lengths = batch["cu_seqlens"].diff().tolist()
+        assert batch["position_ids"][0].tolist() == [place for length in lengths for place in range(length)]
+        assert (batch["labels"][0, borders[:-1]] == -100).all() and batch["max_seqlen"] == max(lengths)
+        assert len(batch["sources"]) == len(lengths) == len(batch["num_tiles"])
         assert batch["num_tiles"].sum() == len(batch["tiles"])
         seen += len(batch["sources"])
     assert seen == 37
@@ -43,8 +35,8 @@ def test_a_pack_holds_its_samples_unchanged(planned_dataset):
         assert torch.equal(batch["input_ids"][0, first:last], sample["input_ids"])
         assert torch.equal(batch["labels"][0, first + 1 : last], sample["labels"][1:])
     assert batch["input_ids"].shape[1] == 500 == borders[-1] and len(borders) == 5
-    assert not batch["attention_mask"][0, borders[3] :].any() and (batch["input_ids"][0, borders[3] :] == 7).all()
-    assert (batch["labels"][0, borders[3] :] == -100).all()
+    for name, filling in (("attention_mask", False), ("input_ids", 7), ("labels", -100)):
+        assert (batch[name][0, borders[3] :] == filling).all()
 
 
 def test_left_out_samples_never_reach_the_model(planned_dataset):

@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, RecordError, SettingError
-from xtuner_plugins.datasets.left_out import (
-    FILLER,
-    FILLER_INDEX,
-    describe,
-    dropped_sample,
-    filler_sample,
-    left_out,
-    read_reject_list,
-    require_usable,
-)
+from xtuner_plugins.datasets.left_out import FILLER, FILLER_INDEX, describe, left_out, read_reject_list, require_usable
 from xtuner_plugins.datasets.plan.lengths import BROKEN, DROPPED, FITS
 
 
@@ -30,24 +21,25 @@ def dataset(data_base, write_data, qa, tmp_path):
     return MultimodalDataset(data_base, [first, second], repeat_times=[1, 2], **settings)
 
 
-@pytest.fixture
-def fates(dataset):
-    return dataset.layout(num_workers=0)[2]
-
-
-def test_the_line_before_training(dataset, fates):
-    assert describe(dataset, fates) == (
-        "data: 4 of 20 samples will train; left out: 10 no_conversations, 2 rejected, 2 image_missing, 1 too_long, "
-        "1 empty_answer; of those that train, 1 with their end cut off to fit it"
-    )
+def test_one_line_one_error_and_an_entry_each(dataset):
+    """Errors are without those that were left out on purpose; a repeated record counts once."""
     assert describe(dataset) == (
         "data: 18 of 20 samples will be tried (2 rejected); unusable ones aren't known before they are met "
         "(on_bad_sample='skip'): tools/check_data.py finds them all"
     )
+    fates = dataset.layout(num_workers=0)[2]
+    assert describe(dataset, fates) == (
+        "data: 4 of 20 samples will train; left out: 10 no_conversations, 2 rejected, 2 image_missing, 1 too_long, "
+        "1 empty_answer; of those that train, 1 with their end cut off to fit it"
+    )
+    entries = left_out(dataset, fates)
+    assert [entry["index"] for entry in entries] == np.flatnonzero(fates >= DROPPED).tolist()
+    reasons = {entry["index"]: entry["dropped"] for entry in entries}
+    expected = ["too_long", "empty_answer", "image_missing", "no_conversations"]
+    assert [reasons[index] for index in range(2, 6)] == expected
+    assert reasons[10] == reasons[18] == "rejected" and {entry["dataset"] for entry in entries} == {"first", "second"}
+    assert "first.jsonl:3: too long even with one tile per image" in entries[0]["message"]
 
-
-def test_one_error_names_the_first_of_many_records(dataset, fates):
-    """Without those that were left out on purpose; a repeated record counts once."""
     with pytest.raises(RecordError) as caught:
         require_usable(dataset, fates)
     lines = str(caught.value).splitlines()
@@ -61,36 +53,22 @@ def test_one_error_names_the_first_of_many_records(dataset, fates):
     require_usable(dataset, np.full(20, FITS))
 
 
-def test_every_sample_left_out_has_an_entry_with_its_reason(dataset, fates):
-    entries = left_out(dataset, fates)
-    assert [entry["index"] for entry in entries] == np.flatnonzero(fates >= DROPPED).tolist()
-    reasons = {entry["index"]: entry["dropped"] for entry in entries}
-    expected = ["too_long", "empty_answer", "image_missing", "no_conversations"]
-    assert [reasons[index] for index in range(2, 6)] == expected
-    assert reasons[10] == reasons[18] == "rejected" and {entry["dataset"] for entry in entries} == {"first", "second"}
-    assert "first.jsonl:3: too long even with one tile per image" in entries[0]["message"]
-
-
 def test_what_stands_for_a_sample(planned_dataset):
     """A filler teaches nothing; a sample left out says why."""
-    sample = filler_sample(112)
-    assert len(sample["input_ids"]) == len(sample["labels"]) == 1 and (sample["labels"] == -100).all()
+    sample, dropped = planned_dataset[FILLER_INDEX], planned_dataset[39]
+    assert sample["input_ids"].tolist() == [0] and sample["labels"].tolist() == [-100]
     assert sample["num_tiles"] == 0 and sample["source"] == FILLER
-    assert planned_dataset[FILLER_INDEX].keys() == sample.keys()
-    dropped = dropped_sample(RecordError("json", "not JSON", "mend it", "f:3"), "f:3", 112)
-    assert (dropped["dropped"], dropped["message"], dropped["source"]) == ("json", "f:3: not JSON; mend it", "f:3")
+    assert dropped["dropped"] == "no_conversations" and dropped["message"].startswith(f"{dropped['source']}: ")
     assert sample["tiles"].shape == dropped["tiles"].shape == (0, 3, 112, 112)
 
 
 def test_rows_are_found_by_the_file_behind_the_path(planned_dataset, tmp_path):
-    sources, link = planned_dataset.sources, tmp_path / "link.jsonl"
+    sources, link, path = planned_dataset.sources, tmp_path / "link.jsonl", tmp_path / "list.jsonl"
     link.symlink_to(sources[0].index.path)
     entries = [{"file": str(link), "row": 3}, {"file": sources[0].index.path, "row": 5}, {"file": "/other", "row": 1}]
-    (tmp_path / "list.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    assert read_reject_list(tmp_path / "list.jsonl", sources) == [{3, 5}]
-    assert read_reject_list(None, sources) == [frozenset()]
-
-    for text in (None, "{", '{"file": "a.jsonl"}', '{"file": "a.jsonl", "row": "x"}', "3"):
-        (tmp_path / "list.jsonl").unlink() if text is None else (tmp_path / "list.jsonl").write_text(text)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert read_reject_list(path, sources) == [{3, 5}] and read_reject_list(None, sources) == [frozenset()]
+    for text in ("{", '{"file": "a.jsonl"}', '{"file": "a.jsonl", "row": "x"}', "3", None):
+        path.unlink() if text is None else path.write_text(text)
         with pytest.raises(SettingError, match="list.jsonl' can't be read .*write it with tools/check_data.py"):
-            read_reject_list(tmp_path / "list.jsonl", sources)
+            read_reject_list(path, sources)

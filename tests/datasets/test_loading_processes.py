@@ -3,18 +3,17 @@
 import os
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-import torch
 from torch.utils.data import DataLoader
 
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import STEP_LINE, write_dataset
 from tests.process_table import ends
-from xtuner_plugins.datasets import collate, collate_packed
+from xtuner_plugins.datasets import collate
 
 SECONDS = 5
 
@@ -53,26 +52,10 @@ def test_no_worker_outlives_a_killed_training(toy_base, tmp_path):
     launcher.communicate(timeout=HANGS_AFTER)
 
 
-@pytest.mark.parametrize("put_together", [collate, collate_packed])
-def test_batches_of_workers_equal_those_of_the_process(planned_dataset, put_together):
-    options = dict(batch_size=4, collate_fn=put_together, sampler=range(len(planned_dataset)))
-    expected = list(DataLoader(planned_dataset, **options))
-    for batch, right in zip(DataLoader(planned_dataset, num_workers=2, **options), expected, strict=True):
-        assert batch.keys() == right.keys()
-        for name, value in right.items():
-            assert torch.equal(batch[name], value) if isinstance(value, torch.Tensor) else batch[name] == value
-
-
 def test_a_worker_outlives_the_thread_that_started_it(planned_dataset):
     """It ends with the training process; Linux's own signal would come with the thread's end."""
-    found = []
-
-    def start():
+    with ThreadPoolExecutor(1) as thread:
         loader = iter(DataLoader(planned_dataset, num_workers=1, collate_fn=collate))
-        found.extend((loader, next(loader)))
-
-    thread = threading.Thread(target=start)
-    thread.start()
-    thread.join()
+        thread.submit(next, loader).result()
     time.sleep(1.5)  # it looks every second
-    assert len(list(found[0])) == len(planned_dataset) - 1
+    assert len(list(loader)) == len(planned_dataset) - 1

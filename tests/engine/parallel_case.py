@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from tests.conftest import HANGS_AFTER
+from tests.small_data import write_dataset  # noqa: F401
 from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: F401
 from xtuner_plugins.settings import SETTINGS
-from xtuner_plugins.toy.small_data import write_dataset  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/toy/toy_finetune_full.py"

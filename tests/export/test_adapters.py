@@ -42,7 +42,7 @@ def test_peft_opens_each_part(toy_base, case, recwarn):
     from peft import PeftModel
 
     trained, _, adapter = case
-    model, _ = load_model(toy_base, dtype=None)
+    model = load_model(toy_base, dtype=None)
     model.load_state_dict(load_file(adapter / "replaced.safetensors"), strict=False)
     for part in ("language_model", "vision_model"):
         PeftModel.from_pretrained(model.get_submodule(part), adapter / part)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from tests.weights.training import make_model, save_pth, write_config
+from tests.weights.training import make_model, save_pth
 from xtuner_plugins.export.draft import hub_code
 from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
@@ -22,9 +22,7 @@ def test_our_code_ships_whatever_lies_in_the_base(toy_base, tmp_path):
     fields = json.loads((base / "config.json").read_text())
     fields["auto_map"] = {"AutoModel": "someone/else--extra.Model"}
     (base / "config.json").write_text(json.dumps(fields))
-    export(
-        write_config(tmp_path / "c.py", base), save_pth(make_model(toy_base), tmp_path / "iter_1.pth"), tmp_path / "out"
-    )
+    export(None, save_pth(make_model(base), tmp_path / "iter_1.pth"), tmp_path / "out")
     shipped = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.py")}
     assert shipped == {path.name: path.read_text() for path in hub_code()}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"] == AUTO_MAP
@@ -41,7 +39,7 @@ def test_chat_and_generate_stop_at_the_templates_token(toy_base, tmp_path, monke
         (base / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
     convert(base, tmp_path / "out", format="official")
 
-    model, _ = load_model(tmp_path / "out")
+    model = load_model(tmp_path / "out")
     seen = []
 
     def record(**kwargs):

@@ -30,7 +30,7 @@ def test_a_flash_directory_is_built_converted_and_asked(toy_base, tmp_path):
     assert all(held[name].read().equal(own[name].read().float()) for name in own)
 
     write(prepare_conversion(tmp_path / "flash", format="official", dtype="bfloat16"), tmp_path / "half")
-    half, _ = load_model(tmp_path / "half")
+    half = load_model(tmp_path / "half")
     assert half.mlp2[1].weight.equal(held["mlp2.1.weight"].read().bfloat16())
     assert half.config.flash_relative_threshold == 0.3
     with pytest.raises(CheckpointError, match="mlp2.* is not a tensor"):

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import HANGS_AFTER
 from tests.hub.test_versions import environment
+from tests.vision_towers import NORMALIZATION, write_tower
 from tests.weights.training import LORA, chat_inputs, load_trained, logits, make_model, save_pth, write_config
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export, prepare, write
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.verify import verify
 from xtuner_plugins.models.encoders import freeze_unused
-from xtuner_plugins.toy.vision_towers import NORMALIZATION, write_tower
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 
@@ -46,7 +46,7 @@ def normalized(pixels, mean, std):
 
 
 def open_base(base):
-    model, _ = load_model(base, dtype=None)
+    model = load_model(base, dtype=None)
     model.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
     return model
 

@@ -1,14 +1,13 @@
-"""A checkpoint laid over its base: every stored name finds its place, and parts that don't fit are named."""
+"""What a checkpoint lays over its base: tensors by their names in training, and settings by its record alone."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from safetensors.torch import load_file, save_file
 
-from tests.weights.training import LORA, RSLORA, SETTINGS, make_model, save_pth, write_config
+from tests.weights.training import LORA, RSLORA, SETTINGS, make_model, record_of, save_pth, write_config
 from xtuner_plugins.export import trained
 from xtuner_plugins.weights import record
 from xtuner_plugins.weights.model_view import open_model
@@ -17,64 +16,51 @@ from xtuner_plugins.weights.reading import CheckpointError
 HEAD = "language_model.lm_head"
 
 
-@pytest.fixture(scope="module")
-def state(toy_base):
-    """Trained weights of the projector, under their stored names."""
-    return {name: value for name, value in make_model(toy_base).state_dict().items() if ".mlp1." in name}
-
-
-def lay(folder, base, state, **settings):
-    torch.save({"state_dict": state}, folder / "iter_1.pth")
-    return trained.lay_over(write_config(folder / "c.py", base, **settings), folder / "iter_1.pth")
-
-
-def test_names_of_training(toy_base, state, tmp_path):
+def test_names_of_training(toy_base, tmp_path):
     """Wrappers are taken off; what the base has already, and what is no weight, changes nothing."""
-    base = open_model(toy_base).tensors
+    base, model = open_model(toy_base).tensors, make_model(toy_base)
+    projector = {name: value for name, value in model.state_dict().items() if ".mlp1." in name}
     layer, frozen = "language_model.model.layers.0.mlp.up_proj", "model.language_model.model.layers.0.self_attn.q_proj"
-    plan = lay(
-        tmp_path,
-        toy_base,
-        {
-            **{f"module.{name}": value for name, value in state.items()},
-            f"model.{HEAD}.modules_to_save.default.weight": base[f"{HEAD}.weight"].read() + 1,
-            f"model.{HEAD}.original_module.weight": base[f"{HEAD}.weight"].read(),
-            f"model.{layer}.base_layer.weight": base[f"{layer}.weight"].read(),
-            f"{frozen}.base_layer.weight": torch.zeros(8, 1, dtype=torch.uint8),  # 4-bit numbers
-            f"{frozen}.base_layer.weight.absmax": torch.ones(2),
-            "data_preprocessor.mean": torch.ones(3),
-        },
-    )
-    projector = {name for name in base if name.startswith("mlp1.")}
-    assert set(plan.replaced) == {*projector, f"{HEAD}.weight", f"{layer}.weight"}
+    state = {
+        **{f"module.{name}": value for name, value in projector.items()},
+        f"model.{HEAD}.modules_to_save.default.weight": base[f"{HEAD}.weight"].read() + 1,
+        f"model.{HEAD}.original_module.weight": base[f"{HEAD}.weight"].read(),
+        f"model.{layer}.base_layer.weight": base[f"{layer}.weight"].read(),
+        f"{frozen}.base_layer.weight": torch.zeros(8, 1, dtype=torch.uint8),  # 4-bit numbers
+        f"{frozen}.base_layer.weight.absmax": torch.ones(2),
+        "data_preprocessor.mean": torch.ones(3),
+    }
+    plan = trained.lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state))
+    assert set(plan.replaced) == {*(n for n in base if n.startswith("mlp1.")), f"{HEAD}.weight", f"{layer}.weight"}
     tensors = plan.tensors(merged=True)
     assert list(tensors) == list(base)
     assert torch.equal(tensors[f"{HEAD}.weight"].read(), base[f"{HEAD}.weight"].read() + 1)
     untouched = "language_model.model.layers.1.mlp.up_proj.weight"
     assert tensors[untouched] is plan.view.tensors[untouched]
 
+    name = next(iter(projector))
+    del state[f"module.{name}"]
+    words = rf"trained mlp1 \(model.freeze_projector=False\), .* lacks 1 of its tensors: {name[6:]}"
+    with pytest.raises(CheckpointError, match=words):
+        trained.lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state))
+    model.made_with["freeze_projector"] = True
+    assert trained.lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state)).replaced
+
 
 def test_adapters_are_paired_with_their_settings(toy_base, tmp_path):
-    model = make_model(toy_base, **SETTINGS["both_loras"])
-    config = write_config(tmp_path / "c.py", toy_base, **SETTINGS["both_loras"])
-    plan = trained.lay_over(str(config), save_pth(model, tmp_path / "iter_1.pth"))
-    assert set(plan.lora_configs) == {"vision_model", "language_model"}
-    assert plan.lora_configs["vision_model"].r == 2
-    assert len(plan.adapters) == 10 and all(
-        set(p) == {"lora_A.weight", "lora_B.weight"} for p in plan.adapters.values()
-    )
+    plan = trained.lay_over(None, save_pth(make_model(toy_base, **SETTINGS["both_loras"]), tmp_path / "iter_1.pth"))
+    assert {part: lora.r for part, lora in plan.lora_configs.items()} == {"vision_model": 2, "language_model": 4}
+    assert [set(parts) for parts in plan.adapters.values()] == [{"lora_A.weight", "lora_B.weight"}] * 10
     name = "language_model.model.layers.0.self_attn.q_proj.weight"
     assert plan.tensors(merged=False)[name] is plan.view.tensors[name]
-    assert not torch.equal(plan.tensors(merged=True)[name].read(), plan.view.tensors[name].read())
 
 
 @pytest.fixture(scope="module")
 def recorded(toy_base, tmp_path_factory):
     """A run with another LoRA scale than its config says now: the checkpoint, that config, the model."""
     folder = tmp_path_factory.mktemp("recorded")
-    trained_with = write_config(folder / "then.py", toy_base, llm_lora=RSLORA)
     model = make_model(toy_base, llm_lora=RSLORA)
-    checkpoint = save_pth(model, folder / "iter_1.pth", trained_with)
+    checkpoint = save_pth(model, folder / "iter_1.pth")
     return checkpoint, write_config(folder / "now.py", toy_base, llm_lora=LORA), model
 
 
@@ -91,23 +77,15 @@ def test_the_checkpoint_counts_not_the_config(recorded):
     assert "llm_lora.lora_alpha=64 (the config: 8)" in note and "llm_lora.use_rslora=True (the config: None)" in note
 
 
-def test_without_a_record_the_config_counts_and_a_note_says_so(toy_base, recorded, tmp_path):
-    config = recorded[1]
-    old = save_pth(make_model(toy_base, llm_lora=LORA), tmp_path / "iter_1.pth")
-    assert "holds no record of its run" in trained.lay_over(config, old).notes[0]
-    with pytest.raises(CheckpointError, match="no record of its run .*give its training config first: CONFIG"):
-        trained.lay_over(None, old)
-
-
-def test_a_record_that_lies(recorded, tmp_path):
+def test_a_record_that_lacks_or_lies(toy_base, recorded, tmp_path):
+    whole, unreadable = record_of(toy_base), "holds a record of its run that can't be read"
     broken = [{"base": {}}, {"base": {"path": 3, "files": {}}}, {"base": {"path": "b", "files": {"a": 1}}}]
-    broken += [{"data": None}, {"data": ["x"]}, {"steps": {}}, {"settings": {}}, {"versions": 1}, "x"]
-    for each in broken:
-        content = torch.load(recorded[0], weights_only=False)
-        content[record.KEY] = each if each == "x" else {**content[record.KEY], **each}
-        torch.save(content, tmp_path / "iter_1.pth")
-        with pytest.raises(CheckpointError, match="holds a record of its run that can't be read"):
-            trained.lay_over(None, tmp_path / "iter_1.pth")
+    broken += [{"data": None}, {"data": ["x"]}, {"steps": {}}, {"settings": {}}, {"versions": 1}]
+    table = [({**whole, **each}, unreadable) for each in broken]
+    table += [("x", unreadable), (None, "holds no record of its run .*export it with the version that wrote it")]
+    for said, words in table:
+        with pytest.raises(CheckpointError, match=words):
+            trained.lay_over(recorded[1], save_pth(recorded[2], tmp_path / "iter_1.pth", record=said))
 
 
 def test_another_base_is_refused(toy_base, recorded, tmp_path):
@@ -126,26 +104,16 @@ def test_another_base_is_refused(toy_base, recorded, tmp_path):
             trained.lay_over(write_config(tmp_path / "c.py", base, llm_lora=RSLORA), recorded[0])
 
 
-def test_missing_parts_are_named(toy_base, state, tmp_path):
-    name = next(iter(state))
-    state = {other: value for other, value in state.items() if other != name}
-    with pytest.raises(CheckpointError, match=rf"trains mlp1 .*lacks 1 of its tensors: {name.removeprefix('model.')}"):
-        lay(tmp_path, toy_base, state)
-    assert lay(tmp_path, toy_base, state, freeze_projector=True).replaced.keys() < {n[6:] for n in [*state, name]}
-
-
-def test_configs(toy_base, state, tmp_path):
-    with pytest.raises(CheckpointError, match="LoRA settings: rank"):
-        lay(tmp_path, toy_base, state, llm_lora={**LORA, "rank": 2})
+def test_configs(recorded, tmp_path):
     for text, message in {
         "model = dict(": r"c\.py:\d+ cannot be read",
         "model = dict()": r"c\.py has no model\.base",
     }.items():
         (tmp_path / "c.py").write_text(text)
         with pytest.raises(ValueError, match=message):
-            trained.lay_over(tmp_path / "c.py", Path("iter_1.pth"))
+            trained.lay_over(tmp_path / "c.py", recorded[0])
     with pytest.raises(ValueError, match="gone.py"):
-        trained.lay_over(tmp_path / "gone.py", Path("iter_1.pth"))
+        trained.lay_over(tmp_path / "gone.py", recorded[0])
     cfg = Config(dict(model=dict(base="x")))
     assert trained.read_training_config(cfg) is cfg
 

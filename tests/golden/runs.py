@@ -65,9 +65,9 @@ def options(folder: Path, name: str) -> dict[str, object]:
 
 def prepare(folder: Path) -> None:
     """Writes ``base`` and ``data``."""
+    from tests.small_data import write_dataset
     from xtuner_plugins.export.base.build import build_base
     from xtuner_plugins.toy.models import write_random_parts
-    from xtuner_plugins.toy.small_data import write_dataset
 
     vision, llm = write_random_parts(folder / "parts")
     build_base(vision, llm, folder / "base", dtype="float32")

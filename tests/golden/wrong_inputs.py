@@ -23,7 +23,7 @@ def rows() -> list[dict[str, str]]:
 
 def places(folder: Path, base: Path) -> dict[str, Path]:
     """Writes what stands in braces in the table: right data beside the right ``base``, wrong bases, data, configs."""
-    from xtuner_plugins.toy.small_data import write_dataset
+    from tests.small_data import write_dataset
 
     data, images = write_dataset(folder / "data", num_samples=4)
     found = {"base": base, "data": data, "images": images}

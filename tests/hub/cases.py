@@ -11,59 +11,34 @@ from transformers import AutoTokenizer
 
 from xtuner_plugins import hub
 from xtuner_plugins.hub import InternVLChatConfig, InternVLChatModel
+from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 
 TILE = 112  # 8 x 8 patches of 14 pixels, 4 x 4 = 16 image tokens
-IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
-
-VISION = {
-    "architectures": ["InternVisionModel"],
-    "model_type": "intern_vit_6b",
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": TILE,
-    "patch_size": 14,
-    "num_channels": 3,
-    "norm_type": "layer_norm",
-    "qkv_bias": True,
-    "qk_normalization": False,
-}
+SIZES = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4)
+SIZES |= dict(image_size=TILE, patch_size=14)
+VISION = dict(architectures=["InternVisionModel"], model_type="intern_vit_6b", num_channels=3, **SIZES)
+VISION |= dict(norm_type="layer_norm", qkv_bias=True, qk_normalization=False)
 RMS_VISION = {**VISION, "norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True}
-
-LLM = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "rope_scaling": None,
-    "torch_dtype": "bfloat16",
+TOWERS = {
+    "clip": {"model_type": "clip_vision_model", **SIZES},
+    "siglip": {"model_type": "siglip_vision_model", "vision_use_head": False, **SIZES},
 }
+
+LLM = dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_size=32, intermediate_size=64)
+LLM |= dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_act="silu", rms_norm_eps=1e-6)
+LLM |= dict(max_position_embeddings=2048, rope_theta=1000000.0, rope_scaling=None, torch_dtype="bfloat16")
+
+
+def _llm(kind, architecture, **fields):
+    return {**LLM, "architectures": [f"{architecture}ForCausalLM"], "model_type": kind, **fields}
+
+
 LLMS = {
     "qwen2": LLM,
-    "qwen3": {**LLM, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16},
-    "llama": {
-        **LLM,
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "rope_scaling": {"type": "dynamic", "factor": 2.0},
-    },
-    "phi3": {
-        **LLM,
-        "architectures": ["Phi3ForCausalLM"],
-        "model_type": "phi3",
-        "rope_theta": 10000.0,
-        "original_max_position_embeddings": 2048,
-        "sliding_window": None,
-    },
+    "qwen3": _llm("qwen3", "Qwen3", head_dim=16),
+    "llama": _llm("llama", "Llama", rope_scaling={"type": "dynamic", "factor": 2.0}),
+    "phi3": _llm("phi3", "Phi3", rope_theta=1e4, original_max_position_embeddings=2048, sliding_window=None),
 }
 
 
@@ -71,8 +46,8 @@ def make_tokenizer(path):
     """The toy tokenizer with the nine image tokens, saved in `path`."""
     build_tokenizer(path)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.add_tokens(list(IMAGE_TOKENS), special_tokens=True)
-    listed = ["<|im_start|>", "<|im_end|>", *IMAGE_TOKENS]  # as published: slow tokenizers skip only listed ones
+    tokenizer.add_tokens(list(ADDED_TOKENS), special_tokens=True)
+    listed = ["<|im_start|>", "<|im_end|>", *ADDED_TOKENS]  # as published: slow tokenizers skip only listed ones
     tokenizer.add_special_tokens({"additional_special_tokens": listed})
     tokenizer.save_pretrained(path)
     tokenizer_json = Path(path) / "tokenizer.json"
@@ -85,22 +60,21 @@ def make_tokenizer(path):
 
 def make_config(vision=VISION, llm=LLM, *, vocab_size=320, **fields):
     """A complete config, `fields` in place of the usual top-level ones."""
-    usual = {
-        "architectures": ["InternVLChatModel"],
-        "template": "internvl2_5",
-        "ps_version": "v2",
-        "force_image_size": TILE,
-        "dynamic_image_size": True,
-        "use_thumbnail": True,
-        "max_dynamic_patch": 12,
-    }
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 1}
-    return InternVLChatConfig(dict(vision), {**llm, "vocab_size": vocab_size, **special}, **{**usual, **fields})
+    usual = dict(architectures=["InternVLChatModel"], template="internvl2_5", ps_version="v2", force_image_size=TILE)
+    usual |= dict(dynamic_image_size=True, use_thumbnail=True, max_dynamic_patch=12)
+    llm = {**llm, "vocab_size": vocab_size, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 1}
+    return InternVLChatConfig(dict(vision), llm, **{**usual, **fields})
 
 
-def make_model(config=None, seed=0, **kwargs):
+def llava_config(tower, **fields):
+    """A model of LLaVA's kind: CLIP or SigLIP, and the plain projector."""
+    plain = dict(select_layer=-2, projector_type="mlp", downsample_ratio=1.0, max_dynamic_patch=1, use_thumbnail=False)
+    return make_config(TOWERS[tower], **{**plain, **fields})
+
+
+def make_model(config=None, seed=0):
     """A model in evaluation mode whose weights keep the variance of what goes through, gains and biases random too."""
-    model = InternVLChatModel(make_config() if config is None else config, **kwargs)
+    model = InternVLChatModel(make_config() if config is None else config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -123,8 +97,7 @@ def make_batch(model, tiles=(2, 1), length=64, seed=1):
     ids = torch.randint(3, context, (len(tiles), length), generator=generator)
     for row, count in enumerate(tiles):
         ids[row, 3 + row : 3 + row + count * model.num_image_token] = context
-    pixels = torch.randn(sum(tiles), 3, TILE, TILE, generator=generator)
-    return pixels, ids
+    return torch.randn(sum(tiles), 3, TILE, TILE, generator=generator), ids
 
 
 def code_files():
@@ -132,19 +105,16 @@ def code_files():
     return [path for path in sorted(Path(hub.__file__).parent.glob("*.py")) if path.name != "__init__.py"]
 
 
-def write_directory(path, model, tokenizer_dir):
+def write_directory(path, config, tokenizer_dir):
     """Writes an official directory by hand: weights, config, tokenizer and copies of the code."""
-    path = Path(path)
+    model = make_model(config)
     shutil.copytree(tokenizer_dir, path)
     for file in code_files():
         shutil.copy(file, path)
-    model.config.auto_map = {
-        "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
-        "AutoModel": "modeling_internvl_chat.InternVLChatModel",
-        "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
-    }
-    model.config.torch_dtype = "float32"
-    model.config.save_pretrained(path)
+    named = dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), "modeling_internvl_chat.InternVLChatModel")
+    config.auto_map = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig", **named}
+    config.torch_dtype = "float32"
+    config.save_pretrained(path)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     return path

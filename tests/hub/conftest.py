@@ -1,6 +1,7 @@
 """A tokenizer and a tiny chat model for the tests of the hub code."""
 
 import pytest
+from transformers import AutoTokenizer
 
 from .cases import make_config, make_model, make_tokenizer
 
@@ -12,13 +13,11 @@ def tokenizer_dir(tmp_path_factory):
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def tokenizer(tokenizer_dir):
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(tokenizer_dir)
 
 
-@pytest.fixture()
+@pytest.fixture
 def model(tokenizer):
     return make_model(make_config(vocab_size=len(tokenizer)))

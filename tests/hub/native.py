@@ -1,43 +1,38 @@
 """transformers' own InternVL with the weights of one of our models: the independent reference."""
 
+import functools
+
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-VISION_NAMES = {
-    "embeddings.class_embedding": "embeddings.cls_token",
-    "embeddings.position_embedding": "embeddings.position_embeddings",
-    "embeddings.patch_embedding": "embeddings.patch_embeddings.projection",
-    "encoder.layers": "encoder.layer",
+# Text in a name of ours: what stands there in theirs; in this order.
+NAMES = {
+    "vision_model.embeddings.class_embedding": "model.vision_tower.embeddings.cls_token",
+    "vision_model.embeddings.position_embedding": "model.vision_tower.embeddings.position_embeddings",
+    "vision_model.embeddings.patch_embedding": "model.vision_tower.embeddings.patch_embeddings.projection",
+    "vision_model.encoder.layers": "model.vision_tower.encoder.layer",
     ".attn.proj.": ".attention.projection_layer.",
     ".attn.": ".attention.",
     ".norm1.": ".layernorm_before.",
     ".norm2.": ".layernorm_after.",
     ".ls1": ".lambda_1",
     ".ls2": ".lambda_2",
-}
-OTHER_NAMES = {
     "mlp1.0.": "model.multi_modal_projector.layer_norm.",
     "mlp1.1.": "model.multi_modal_projector.linear_1.",
     "mlp1.3.": "model.multi_modal_projector.linear_2.",
     "language_model.model.": "model.language_model.",
     "language_model.lm_head.": "lm_head.",
 }
+FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "norm_type")
+FIELDS += ("layer_norm_eps", "hidden_act", "num_channels")
 
 
 def native_config(config, image_token_id):
     """The config of transformers' own class that says the same."""
     vision = config.vision_config
-    fields = (
-        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-        *("norm_type", "layer_norm_eps", "hidden_act", "num_channels"),
-    )
+    sizes = dict(image_size=[vision.image_size] * 2, patch_size=[vision.patch_size] * 2)
+    kinds = dict(attention_bias=vision.qkv_bias, use_qk_norm=vision.qk_normalization)
     return InternVLConfig(
-        vision_config={
-            **{name: getattr(vision, name) for name in fields},
-            "attention_bias": vision.qkv_bias,
-            "use_qk_norm": vision.qk_normalization,
-            "image_size": [vision.image_size] * 2,
-            "patch_size": [vision.patch_size] * 2,
-        },
+        vision_config={**{name: getattr(vision, name) for name in FIELDS}, **sizes, **kinds},
         text_config=config.llm_config.to_dict(),
         image_token_id=image_token_id,
         downsample_ratio=config.downsample_ratio,
@@ -51,18 +46,11 @@ def native_state(state):
     """Renames tensors and takes the fused qkv apart."""
     renamed = {}
     for name, tensor in state.items():
-        if name.startswith("vision_model."):
-            name = name.removeprefix("vision_model.")
-            for ours, theirs in VISION_NAMES.items():
-                name = name.replace(ours, theirs)
-            name = "model.vision_tower." + name
-        for ours, theirs in OTHER_NAMES.items():
-            name = name.replace(ours, theirs) if name.startswith(ours) else name
-        if ".qkv." in name:
-            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[name.replace("qkv", part + "_proj")] = rows
-        else:
-            renamed[name] = tensor
+        name = functools.reduce(lambda name, pair: name.replace(*pair), NAMES.items(), name)
+        parts = [f".{part}_proj." for part in "qkv"] if ".qkv." in name else [".qkv."]
+        renamed |= {
+            name.replace(".qkv.", part): rows for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True)
+        }
     return renamed
 
 

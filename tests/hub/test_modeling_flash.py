@@ -1,5 +1,7 @@
 """Flash models: which tiles are compressed, and what the LLM then reads, against the format's description by loops."""
 
+import statistics
+
 import pytest
 import torch
 
@@ -21,10 +23,8 @@ def attend(attention, query, patches):
     """One query [D] over patches [P, D], head by head."""
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     q, k, v = (x @ w.T + b for x, w, b in zip((query[None], patches, patches), weights, biases, strict=True))
-    heads = []
-    for own_q, own_k, own_v in zip(*(x.chunk(16, dim=1) for x in (q, k, v)), strict=True):
-        heads.append((own_q @ own_k.T / own_k.shape[1] ** 0.5).softmax(-1) @ own_v)
-    return attention.out_proj(torch.cat(heads, dim=1))[0]
+    heads = zip(*(x.chunk(16, dim=1) for x in (q, k, v)), strict=True)
+    return attention.out_proj(torch.cat([(q @ k.T / k.shape[1] ** 0.5).softmax(-1) @ v for q, k, v in heads], dim=1))[0]
 
 
 def probability(model, patches):
@@ -38,21 +38,13 @@ def probability(model, patches):
     return gating.gate(pooled).softmax(-1)[0].item()
 
 
-def compressed_of(probabilities, relative, absolute):
-    """By the description; the quantile lies between two neighbors in order."""
-    order = sorted(probabilities) or [0.0]
-    place = relative * (len(order) - 1)
-    low, high = order[int(place)], order[min(int(place) + 1, len(order) - 1)]
-    limit = low + (high - low) * (place - int(place))
-    return [p > limit and p >= absolute for p in probabilities]
-
-
 def read_by_llm(model, pixels, ids):
     """Embeddings [S', H] of one request, tile by tile."""
     patches = model.encode_tiles(pixels)
     probabilities = [probability(model, each) for each in patches]
     assert model.route(patches).softmax(-1)[:, 0].tolist() == pytest.approx(probabilities, abs=1e-5)
-    chosen = compressed_of(probabilities, 0.4, 0.0)
+    limit = statistics.quantiles(probabilities, n=5, method="inclusive")[1] if len(probabilities) > 1 else 1.0
+    chosen = [each > limit for each in probabilities]
     images, row, tile, within = [], [], -1, 15
     for each, few in zip(patches, chosen, strict=True):
         grid = each.view(8, 8, -1)

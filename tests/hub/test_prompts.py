@@ -1,53 +1,61 @@
-"""What `chat` gives the model is what training gave it, id by id, whatever is said."""
+"""Training, `chat` and engines see the same ids, id by id, whatever is said and whatever a tokenizer writes before it.
 
+Each kind of tokenizer x each template: the ids that training makes are those that `chat` gives the model for any texts;
+for plain ones also those of the whole prompt by the tokenizer itself, and of the chat template that an export gets.
+"""
+
+import itertools
 import random
 
 import numpy as np
 import pytest
 from tokenizers import AddedToken
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer
 
-from tests.weights.vocabularies import random_texts, sentencepiece_model, write_internlm2
+from tests.weights.vocabularies import random_texts, sentencepiece_model, with_scheme, write_internlm2
+from xtuner_plugins.datasets.plan.measure import count_pieces
 from xtuner_plugins.datasets.records.records import parse_record
-from xtuner_plugins.datasets.text.conversation import encode
+from xtuner_plugins.datasets.text.conversation import encode, split_pieces
 from xtuner_plugins.datasets.text.templates import get_template
 from xtuner_plugins.datasets.text.tokens import TextTokenizer
-from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.hub.conversation import TEMPLATES
-from xtuner_plugins.hub.prompts import PromptEncoder
-from xtuner_plugins.weights.tokenizer_files import load_tokenizer
+from xtuner_plugins.hub.constants import ADDED_TOKENS, IMAGE_TOKENS
+from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
+from xtuner_plugins.hub.prompts import PromptEncoder, prompt_parts
+from xtuner_plugins.weights import preprocessing
+from xtuner_plugins.weights.tokenizer_files import chat_template, load_tokenizer
 
 from .cases import make_config, make_model
 
 PHI3_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-PIECES = (
-    *("\n", "\n\n", " ", "  ", "\t", "\r\n"),
-    *("Hello", "what's", " the", "cat", "12", "。", "你好", "é", "\u0301", "👍", "a", "\u200b"),
-    *("def f(x):\n    return x", "▁", "<0x0A>", "<", "|>"),
-    *("<ref>", "</ref>", "<box>", "</box>", "<think>", "</think>"),
-)
-CONTROL = (
-    *("<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<|end|>", "<s>", "</s>", "<|endoftext|>"),
-    *LLAMA3_TOKENS,
-)
+PIECES = ("\n", "\n\n", " ", "  ", "\t", "\r\n", "Hello", "what's", " the", "cat", "12", "。", "你好", "é", "\u0301")
+PIECES += ("👍", "a", "\u200b", "def f(x):\n    return x", "▁", "<0x0A>", "<", "|>", "<think>", "</think>")
+PIECES += ("<ref>", "</ref>", "<box>", "</box>", "<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>")
+PIECES += ("<|end|>", "<s>", "</s>", "<|endoftext|>", *LLAMA3_TOKENS)
+TURNS = [
+    ("<image>\nWhat's in it?", "A bus and 2 dogs. "),
+    (" Where is <ref>the bus</ref>?", "At <box>[[1, 2, 3, 4]]</box>, I think."),
+    ("多少只狗？", "It's\n\n12."),
+]
+CONVERSATIONS = ((None, TURNS[:1]), (None, TURNS), (None, TURNS[1:]), ("Be brief.", TURNS))
+# Phi-3's own is the last: its control tokens swallow the white space behind them.
+SCHEMES = ("bytes", "bytes, swallowed", "first", "always", "never", "prepend", "prepend, swallowed")
 
 
-@pytest.fixture(scope="module", params=["bytes", "bytes, white space swallowed", "sentencepiece", "with dummy prefix"])
+@pytest.fixture(scope="module", params=SCHEMES)
 def any_tokenizer(request, tokenizer_dir, tmp_path_factory):
-    """A fast tokenizer of each kind, with the control tokens of every template."""
-    if "bytes" in request.param:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    """A fast tokenizer of each kind with the control tokens of every template, and the name of its kind."""
+    if is_bytes := "bytes" in request.param:
+        made = AutoTokenizer.from_pretrained(tokenizer_dir)
+        made.add_tokens(["</s>"], special_tokens=True)
     else:
-        model = sentencepiece_model(add_dummy_prefix=request.param == "with dummy prefix")
-        folder = write_internlm2(tmp_path_factory.mktemp("llm"), image_tokens=ADDED_TOKENS, model=model)
-        tokenizer = load_tokenizer(folder)
-    rstrip = "swallowed" in request.param
-    tokens = [AddedToken(token, rstrip=rstrip, normalized=False, special=True) for token in PHI3_TOKENS + LLAMA3_TOKENS]
-    tokenizer.add_tokens(tokens, special_tokens=True)
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in ("<think>", "</think>")])
-    assert tokenizer.added_tokens_decoder[tokenizer.convert_tokens_to_ids("<|end|>")].rstrip is rstrip
-    return tokenizer
+        made = load_tokenizer(write_internlm2(tmp_path_factory.mktemp("llm"), image_tokens=ADDED_TOKENS))
+    flags = dict(normalized=False, special=True)
+    made.add_tokens([AddedToken(token, **flags) for token in LLAMA3_TOKENS], special_tokens=True)
+    flags["rstrip"] = "swallowed" in request.param
+    made.add_tokens([AddedToken(token, **flags) for token in PHI3_TOKENS], special_tokens=True)
+    made.add_tokens([AddedToken(token, normalized=False, special=False) for token in ("<think>", "</think>")])
+    return made if is_bytes else with_scheme(made, request.param.replace("swallowed", "white space swallowed"))
 
 
 def conversations(count, seed=0):
@@ -56,54 +64,93 @@ def conversations(count, seed=0):
     texts = random_texts(200, seed)
 
     def text(least):
-        pieces = generator.choices(PIECES + CONTROL, k=generator.randint(least, 6))
+        pieces = generator.choices(PIECES, k=generator.randint(least, 6))
         return "".join([*pieces, *generator.choices(texts, k=generator.random() < 0.2)]).replace("<image>", "")
 
-    for _ in range(count):
+    for number in range(count):
         turns = [(text(0), text(1) + "." * (generator.random() < 0.5)) for _ in range(generator.randint(1, 3))]
-        yield (text(0) if generator.random() < 0.3 else None), [(q, a if a.strip() else a + "x") for q, a in turns]
+        turns = [(q, a if a.strip() else a + "x") for q, a in turns]
+        turns[0] = ("<image>\n" * (number % 3 > 0) + turns[0][0], turns[0][1])
+        yield (text(0) if generator.random() < 0.3 else None), turns, [number % 3] * (number % 3 > 0)
 
 
-def trained_prompt(tokenizer, template, system, turns, tiles):
-    """Ids in front of the last answer, as training makes them; `tiles` of an image before the first question."""
+def record_of(system, turns):
     raw = [{"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)]
-    record = {"conversations": raw}
-    if tiles:
-        raw[0]["value"] = "<image>\n" + raw[0]["value"]
-        record["image"] = "a.png"
-    if system is not None:  # as a turn: an empty "system" key would leave the template's own message
-        raw.insert(0, {"from": "system", "value": system})
-    sample = encode(
-        parse_record(record, "f:1"), get_template(template), TextTokenizer(tokenizer), [tiles] * bool(tiles), 16
-    )
-    learned = sample.labels != -100
-    first = np.flatnonzero(learned & ~np.concatenate([[False], learned[:-1]]))[-1]
-    return sample.input_ids[:first].tolist()
+    images = ["a.png"] * raw[0]["value"].count("<image>")
+    # The system message as a turn: an empty "system" key would leave the template's own.
+    raw = [{"from": "system", "value": system}] * (system is not None) + raw
+    return parse_record({"conversations": raw, "image": images}, "f:1")
+
+
+def conversation_of(template, system, turns):
+    conversation = get_conv_template(template)
+    conversation.system_message = conversation.system_message if system is None else system
+    for turn in turns:
+        for role, text in zip(conversation.roles, turn, strict=True):
+            conversation.append_message(role, text)
+    return conversation
 
 
 def test_prompt_is_what_was_trained(any_tokenizer):
     for template in TEMPLATES:
-        check_prompts(any_tokenizer, template)
-    encoder = PromptEncoder(any_tokenizer, 16, ("<img>", "</img>", "<IMG_CONTEXT>"))
+        model = make_model(make_config(vocab_size=len(any_tokenizer), template=template))
+        own, ours = model.system_message, TextTokenizer(any_tokenizer)
+        for system, turns, tiles in conversations(40):
+            model.system_message = own if system is None else system
+            ids = model.build_prompt_ids(any_tokenizer, turns[-1][0], tiles, turns[:-1])
+            sample = encode(record_of(system, turns), get_template(template), ours, tiles, 16)
+            learned = sample.labels != -100
+            first = np.flatnonzero(learned & ~np.concatenate([[False], learned[:-1]]))[-1]
+            assert ids == sample.input_ids[:first].tolist(), (template, system, turns)
+            assert ids[:1] == any_tokenizer("").input_ids[:1] or any_tokenizer.bos_token != "<s>"
     expected = [any_tokenizer.bos_token_id] if any_tokenizer.bos_token == "<s>" else []
+    encoder = PromptEncoder(any_tokenizer, 16, IMAGE_TOKENS)
     assert list(encoder.rules.start_ids) == expected == encoder.encode([])
 
 
-def check_prompts(any_tokenizer, template):
-    model = make_model(make_config(vocab_size=len(any_tokenizer), template=template))
-    own = model.system_message
-    for number, (system, turns) in enumerate(conversations(40)):
-        tiles = number % 3
-        history, question = list(turns[:-1]), turns[-1][0]
-        if tiles and history:
-            history[0] = ("<image>\n" + history[0][0], history[0][1])
-        elif tiles:
-            question = "<image>\n" + question
-        model.system_message = own if system is None else system
-        ids = model.build_prompt_ids(any_tokenizer, question, [tiles] * bool(tiles), history)
-        trained = trained_prompt(any_tokenizer, template, system, turns, tiles)
-        assert trained[:1] == any_tokenizer("").input_ids[:1] or any_tokenizer.bos_token != "<s>"
-        assert ids == trained, (system, turns)
+def test_ids_are_those_of_the_whole_prompt(any_tokenizer):
+    """And the lengths counted before anything is encoded."""
+    ours, samples, pieces = TextTokenizer(any_tokenizer), [], []
+    for template, (system, turns) in itertools.product(TEMPLATES, CONVERSATIONS):
+        record, tiles = record_of(system, turns), [4] * turns[0][0].count("<image>")
+        samples.append(encode(record, get_template(template), ours, tiles, 2))
+        pieces.append(split_pieces(record, get_template(template), ours))
+        trained = samples[-1].input_ids.tolist()
+        written = [
+            tuple(text.replace("<image>", f"<img>{'<IMG_CONTEXT>' * 8}</img>") for text in turn) for turn in turns
+        ]
+        whole = any_tokenizer.decode(ours.start_ids) + conversation_of(template, system, written).get_prompt()
+        assert trained == any_tokenizer(whole, add_special_tokens=False).input_ids
+
+        messages = [{"role": "system", "content": system}] * (system is not None)
+        for question, answer in written:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        kept = dict(chat_template=chat_template(any_tokenizer, get_conv_template(template)), return_dict=False)
+        assert trained == any_tokenizer.apply_chat_template(messages, **kept)
+        asked = any_tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **kept)
+        labels = samples[-1].labels
+        assert trained[: len(asked)] == asked and labels[len(asked)] == trained[len(asked)]
+        assert (labels[: len(asked)][-3:] == -100).all()  # the open turn is the prompt's
+        conversation = conversation_of(template, system, turns)
+        conversation.messages[-1][1] = None
+        assert PromptEncoder(any_tokenizer, 2, IMAGE_TOKENS).encode(prompt_parts(conversation, tiles)) == asked
+    text_tokens, supervised, *_ = count_pieces(pieces, ours).T.tolist()
+    assert text_tokens == [len(sample) - 10 * len(sample.spans) for sample in samples]
+    assert supervised == [(sample.labels != -100).sum() for sample in samples]
+
+
+def test_only_trainings_with_other_ids_are_refused(any_tokenizer, request):
+    refused = set()
+    for template in TEMPLATES:
+        old = {"datasets": [{"template": template}]}
+        preprocessing.check_token_rules({**old, "token_rules": 2}, any_tokenizer, "a.pth")
+        try:
+            preprocessing.check_token_rules(old, any_tokenizer, "a.pth")
+        except preprocessing.PreprocessingError as error:
+            assert "a.pth was trained by an older version" in str(error) and "train anew" in str(error)
+            refused.add(template)
+    is_few = request.node.callspec.params["any_tokenizer"].startswith(("bytes", "never"))
+    assert refused == ({"vicuna_v1.1"} if is_few else set(TEMPLATES))
 
 
 def test_where_one_text_differs(tmp_path):
@@ -120,29 +167,33 @@ def test_where_one_text_differs(tmp_path):
     assert differ("What? <|im_end|>") and differ("What?", ("Hello", "<|im_end|>"))
 
 
-def test_nobody_ends_his_turn_by_typing(tokenizer, model):
-    ids = model.build_prompt_ids(tokenizer, "Hi<|im_end|>\n<|im_start|>assistant\n<IMG_CONTEXT>")
-    calm = model.build_prompt_ids(tokenizer, "Hi")
-    for token in ("<|im_start|>", "<|im_end|>", "<IMG_CONTEXT>"):
-        number = tokenizer.convert_tokens_to_ids(token)
-        assert ids.count(number) == calm.count(number)
-    assert tokenizer.decode(ids).count("<|im_end|>") == calm.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) + 1
-
-
-def test_slow_tokenizers(tokenizer_dir):
+def test_slow_tokenizers(tokenizer_dir, tmp_path):
+    """As fast ones; Llama's writes a space after every control token (`legacy`), or at the start only."""
     slow, fast = (AutoTokenizer.from_pretrained(tokenizer_dir, use_fast=flag) for flag in (False, True))
     assert not slow.is_fast and fast.is_fast
     model = make_model(make_config(vocab_size=len(fast)))
-    for _, turns in conversations(100, seed=1):
+    for _, turns, _ in conversations(100, seed=1):
         ids = [model.build_prompt_ids(each, turns[-1][0], (), turns[:-1]) for each in (slow, fast)]
         assert ids[0] == ids[1], turns
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(add_dummy_prefix=True))
+    for legacy, template in itertools.product((True, False), ("internvl2_5", "vicuna_v1.1")):
+        slow = LlamaTokenizer(str(tmp_path / "tokenizer.model"), legacy=legacy)
+        slow.add_tokens([*ADDED_TOKENS, "<|im_start|>", "<|im_end|>"], special_tokens=True)
+        conversation = conversation_of(template, None, TURNS[1:])
+        expected = slow("<s>" + conversation.get_prompt(), add_special_tokens=False).input_ids
+        assert PromptEncoder(slow, 2, IMAGE_TOKENS).encode(conversation.get_parts()) == expected
 
 
-def test_a_image_is_written_by_number(tokenizer, model):
-    start, end, context = (tokenizer.convert_tokens_to_ids(t) for t in ("<img>", "</img>", "<IMG_CONTEXT>"))
+def test_an_image_is_written_by_number_and_nobody_ends_his_turn_by_typing(tokenizer, model):
+    start, end, context, stop = map(tokenizer.convert_tokens_to_ids, (*IMAGE_TOKENS, "<|im_end|>"))
     ids = model.build_prompt_ids(tokenizer, "<image> and <image>, not <image>", [2, 1])
     first = ids.index(start)
     assert ids[first : first + 34] == [start, *[context] * 32, end]
     assert ids.count(context) == 48 and tokenizer.decode(ids).count("<image>") == 1
+    typed = model.build_prompt_ids(tokenizer, "Hi<|im_end|>\n<|im_start|>assistant\n<IMG_CONTEXT>")
+    calm = model.build_prompt_ids(tokenizer, "Hi")
+    for number in (stop, context, tokenizer.convert_tokens_to_ids("<|im_start|>")):
+        assert typed.count(number) == calm.count(number)
+    assert tokenizer.decode(typed).count("<|im_end|>") == calm.count(stop) + 1
     with pytest.raises(ValueError, match="has no token '<image>'"):
         model.build_prompt_ids(tokenizer, "Hi", image_tokens=("<image>", "</img>", "<IMG_CONTEXT>"))

@@ -104,9 +104,9 @@ def test_no_python_of_a_work_directory_runs(run, tmp_path):
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_a_checkpoint_without_a_record_asks_for_its_config(toy_base, tmp_path):
-    save_pth(make_model(toy_base), tmp_path / "iter_1.pth")
-    with pytest.raises(CheckpointError, match="give its training config first: CONFIG .*iter_1.pth"):
+def test_a_checkpoint_without_a_record_is_refused(toy_base, tmp_path):
+    save_pth(make_model(toy_base), tmp_path / "iter_1.pth", record=None)
+    with pytest.raises(CheckpointError, match="iter_1.pth holds no record of its run"):
         open_session(tmp_path / "iter_1.pth", device="cpu")
 
 

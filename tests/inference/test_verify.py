@@ -14,7 +14,7 @@ from xtuner_plugins.inference import verify as module
 from xtuner_plugins.inference.verify import verify
 from xtuner_plugins.inference.verify_tensors import compare_tensors
 from xtuner_plugins.weights import manifest, model_view
-from xtuner_plugins.weights.lazy import Cast
+from xtuner_plugins.weights.lazy import cast
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 from xtuner_plugins.weights.writer import write_json
 
@@ -255,7 +255,7 @@ def test_what_servers_read(asked, written, tmp_path):
 def test_a_wrong_merge(job, tmp_path, monkeypatch):
     """Writer and lay-over share the merge; the other formula sees a bug in it, and so do the logits."""
 
-    forgets = lambda base, parts, config, layer: Cast(base, torch.float32)  # noqa: E731
+    forgets = lambda base, parts, config, layer: cast(base, torch.float32)  # noqa: E731
     monkeypatch.setattr(trained.merge, "merged_weight", forgets)
     held = job(SETTINGS["lora"])
     export.write(held, tmp_path / "out")

@@ -1,7 +1,7 @@
 import pytest
 
+from tests.vision_towers import write_tower
 from xtuner_plugins.export.base.build import build_base
-from xtuner_plugins.toy.vision_towers import write_tower
 
 
 @pytest.fixture(scope="module")

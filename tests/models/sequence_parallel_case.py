@@ -11,38 +11,33 @@ import sys
 
 import torch
 import torch.distributed as dist
-from peft import LoraConfig
 
-from tests.models.test_attention import pack
+from tests.models.batches import LORA, WHOLE, build, make_batch, pack
 from tests.models.test_preference import MPO, make_pairs
-from tests.models.test_vlm import make_batch
 from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
 from xtuner_plugins.models.losses import batch_weight
 
 HANGS_AFTER = 120  # seconds, for a dozen steps of a tiny model
-LORA = dict(type=LoraConfig, r=4, lora_alpha=8, init_lora_weights=False)
-WHOLE = dict(freeze_llm=False, freeze_visual_encoder=False)
+STARTED = LORA | dict(init_lora_weights=False)
 CASES = {  # settings, tiles of the samples, pairs
     "full": (WHOLE, (2, 0, 1, 3), False),
     "full, recomputed": (dict(WHOLE, gradient_checkpointing=True), (1, 4), False),
-    "lora": (dict(llm_lora=LORA), (2, 0, 1), False),
+    "lora": (dict(llm_lora=STARTED), (2, 0, 1), False),
     "text alone": (WHOLE, (0, 0), False),
     "nothing supervised": (WHOLE, (1,), False),
     "one tile": (dict(freeze_llm=False), (1, 0), False),
     "pairs": (WHOLE, (2, 0, 1), True),
-    "pairs, lora": (dict(llm_lora=LORA), (3,), True),
+    "pairs, lora": (dict(llm_lora=STARTED), (3,), True),
 }
 
 
 def compute(base: str, name: str, num_ranks: int) -> dict[str, torch.Tensor]:
     """Loss, figures and gradients of a case by name, as the optimizer step sees them."""
     settings, tiles_of, is_pairs = CASES[name]
-    torch.manual_seed(0)
-    kind = dict(objectives=MPO) if is_pairs else {}
-    model = (PreferenceModel if is_pairs else VisionLanguageModel)(
-        base, dtype="float32", sequence_parallel=num_ranks, **{"gradient_checkpointing": False, **settings}, **kind
-    ).train()
+    kind, own = (PreferenceModel, dict(objectives=MPO)) if is_pairs else (VisionLanguageModel, {})
+    settings = {"gradient_checkpointing": False, **settings, **own}
+    model = build(base, kind, sequence_parallel=num_ranks, **settings).train()
     batch = collate_pairs(make_pairs(model, tiles_of)) if is_pairs else pack(make_batch(model, tiles_of))
     if name == "nothing supervised":
         batch["labels"][:] = -100

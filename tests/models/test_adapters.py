@@ -5,13 +5,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from tests.models.test_vlm import make_batch, run
 from tests.weights.training import chat_inputs, load_trained, logits, save_pth, with_context, write_config
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import export
-from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.reading import CheckpointError
+
+from .batches import backward, build, learn, make_batch, run
 
 HEAD = "language_model.lm_head.weight"
 PLAIN = dict(r=4, lora_alpha=8)
@@ -36,27 +36,15 @@ KINDS = {
 }
 
 
-def train(model):
-    """Three steps on one batch."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    batch, losses = make_batch(model), []
-    for _ in range(3):
-        losses.append(run(model.train(), batch)["loss"])
-        losses[-1].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses[2] < losses[1] < losses[0]
-
-
 @pytest.mark.parametrize("settings, num_layers, ranks", KINDS.values(), ids=KINDS)
 def test_each_kind_trains_and_is_what_its_exports_hold(settings, num_layers, ranks, toy_base, tmp_path):
-    torch.manual_seed(0)
-    model = VisionLanguageModel(base=str(toy_base), dtype="float32", **settings)
+    model = build(toy_base, **settings)
     factors = [p for name, p in model.named_parameters() if ".lora_A." in name]
     assert len(factors) == num_layers and {len(factor) for factor in factors} == ranks
-    train(model)
+    losses = learn(model, make_batch(model), steps=3)
+    assert losses[2] < losses[1] < losses[0]
     config = write_config(tmp_path / "c.py", toy_base, **settings)
-    checkpoint = save_pth(model.eval(), tmp_path / "iter_3.pth")
+    checkpoint = save_pth(model.eval(), tmp_path / "iter_3.pth", config)
     export(config, checkpoint, tmp_path / "out")
     inputs = chat_inputs(model.model)
     expected = logits(model.model, inputs)
@@ -64,10 +52,10 @@ def test_each_kind_trains_and_is_what_its_exports_hold(settings, num_layers, ran
     def distance(loaded):
         return (logits(with_context(loaded, model.model), inputs) - expected).abs().max()
 
-    models = [load_model(tmp_path / "out", dtype=None)[0]]
+    models = [load_model(tmp_path / "out", dtype=None)]
     models += [load_trained(config, checkpoint, dtype=None, merge_lora=merge) for merge in (True, False)]
     # float32 products in another order; three steps moved the logits by much more
-    base = load_model(toy_base, dtype=None)[0]
+    base = load_model(toy_base, dtype=None)
     assert max(map(distance, models)) <= 2e-5 < 1e-3 < distance(base)
 
     out, started = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", toy_base))
@@ -92,59 +80,46 @@ def test_each_kind_trains_and_is_what_its_exports_hold(settings, num_layers, ran
     assert distance(base.eval()) == 0
 
 
-def test_what_cannot_be_merged_does_not_train(toy_base):
-    for option, words in ({"lora_bias": True}, "lora_bias can't be merged"), ({"init_lora_weights": "pissa"}, "pissa"):
-        with pytest.raises(ValueError, match=f"llm_lora: LoRA settings: .*{words}"):
-            VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora={**PLAIN, **option})
+def test_what_cannot_be_merged_or_matches_no_layer_does_not_train(toy_base):
+    for part, options, message in (
+        ("llm", {"lora_bias": True}, "LoRA settings: .*lora_bias can't be merged"),
+        ("llm", {"init_lora_weights": "pissa"}, "LoRA settings: .*pissa"),
+        ("llm", {"target_modules": ["embed_tokens"]}, "target_modules: model.embed_tokens is no linear layer"),
+        # PEFT would adapt q_proj alone
+        (
+            "llm",
+            {"target_modules": ["q_proj", "k_porj"]},
+            "no layer matches 'k_porj'; .* of down_proj, gate_proj, k_pr",
+        ),
+        (
+            "llm",
+            {"target_modules": "q_proj"},
+            "no layer matches 'q_proj'; ",
+        ),  # an expression that no whole name matches
+        (
+            "visual_encoder",
+            {"target_modules": ["q_proj"]},
+            "no layer matches 'q_proj'; .* of fc1, fc2, proj, qkv, or No",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"{part}_lora: .*{message}"):
+            build(toy_base, **{f"{part}_lora": {**PLAIN, **options}})
 
 
-def test_a_layer_that_is_not_linear_is_refused(toy_base):
-    with pytest.raises(ValueError, match="target_modules: model.embed_tokens is no linear layer"):
-        VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora={**PLAIN, "target_modules": ["embed_tokens"]})
-
-
-@pytest.mark.parametrize(
-    "part, targets, missing, has",
-    [
-        ("llm", ["q_proj", "k_porj"], "k_porj", "down_proj, gate_proj, k_proj"),  # PEFT would adapt q_proj alone
-        ("llm", "q_proj", "q_proj", "down_proj, gate_proj, k_proj"),  # an expression that no whole name matches
-        ("visual_encoder", ["q_proj"], "q_proj", "fc1, fc2, proj, qkv, or None"),
-    ],
-)
-def test_targets_that_match_no_layer_are_told_with_those_that_there_are(toy_base, part, targets, missing, has):
-    lora = {f"{part}_lora": {**PLAIN, "target_modules": targets}}
-    with pytest.raises(ValueError, match=f"{part}_lora: target_modules: no layer matches '{missing}'; .* of {has}"):
-        VisionLanguageModel(base=str(toy_base), dtype="float32", **lora)
-
-
-@pytest.mark.parametrize("is_dora", [False, True])
-def test_autocast_gives_adapters_their_inputs_as_they_are(toy_base, is_dora):
+def test_autocast_gives_adapters_their_inputs_as_they_are(toy_base):
     """Float32 adapters beside a bfloat16 base: products are bfloat16. DoRA's norms are float32, as in an export."""
-    lora = PLAIN | dict(use_dora=is_dora)
-    model = VisionLanguageModel(base=str(toy_base), dtype="bfloat16", llm_lora=lora).train()
-    dtypes = set()
-    for name, module in model.named_modules():
-        if name.endswith("lora_A.default"):
-            module.register_forward_hook(lambda module, x, y: dtypes.add((x[0].dtype, module.weight.dtype, y.dtype)))
-    loss = run(model, make_batch(model))["loss"]
-    loss.backward()
-    of_inputs = torch.float32 if is_dora else torch.bfloat16
-    assert dtypes == {(of_inputs, torch.float32, torch.bfloat16)}
-    if not is_dora:
-        without = VisionLanguageModel(base=str(toy_base), dtype="bfloat16").train()
-        torch.testing.assert_close(run(without, make_batch(without))["loss"], loss, atol=1e-6, rtol=0)
-    gradients = [p.grad for name, p in model.named_parameters() if ".lora_B." in name]
-    assert gradients and all(gradient.abs().max() > 0 for gradient in gradients)
+    without = build(toy_base, dtype="bfloat16").train()
+    expected = run(without, make_batch(without))["loss"].detach()
+    for is_dora, of_inputs in ((False, torch.bfloat16), (True, torch.float32)):
+        model, dtypes = build(toy_base, dtype="bfloat16", llm_lora=PLAIN | dict(use_dora=is_dora)).train(), set()
 
+        def note(module, x, y, dtypes=dtypes):
+            dtypes.add((x[0].dtype, module.weight.dtype, y.dtype))
 
-def test_dora_beside_packed_weights(toy_base):
-    """Its magnitudes start as the norms of the packed weights, so that a fresh adapter changes nothing."""
-    quantization = {"load_in_4bit": True}
-    losses = []
-    for lora in (dict(PLAIN), dict(PLAIN, use_dora=True)):
-        model = VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora=lora, llm_quantization=quantization)
-        losses.append(run(model.train(), make_batch(model))["loss"])
-    losses[1].backward()
-    assert losses[1].item() == pytest.approx(losses[0].item(), abs=1e-5)
-    magnitudes = [p.grad for name, p in model.named_parameters() if "magnitude" in name]
-    assert magnitudes and all(gradient.abs().max() > 0 for gradient in magnitudes)
+        for name, module in model.named_modules():
+            if name.endswith("lora_A.default"):
+                module.register_forward_hook(note)
+        loss, gradients = backward(model, make_batch(model))
+        assert dtypes == {(of_inputs, torch.float32, torch.bfloat16)}
+        assert is_dora or abs(loss - expected) < 1e-6
+        assert all(gradient.abs().max() > 0 for name, gradient in gradients.items() if ".lora_B." in name)

@@ -2,17 +2,11 @@
 
 import pytest
 import torch
-from peft import LoraConfig
 
-from tests.models.test_vlm import make_batch, run
-from xtuner_plugins.models import VisionLanguageModel, compiling, vlm
+from xtuner_plugins.models import compiling
 from xtuner_plugins.models.compiling import compile_model_blocks, has_compiler
 
-LORA = dict(type=LoraConfig, r=4, lora_alpha=8)
-WHAT = {
-    "full": dict(freeze_visual_encoder=False, freeze_llm=False),
-    "lora": dict(llm_lora=LORA, visual_encoder_lora=LORA),
-}
+from .batches import LORA, WHOLE, assert_same, backward, build, make_batch
 
 
 @pytest.fixture(autouse=True)
@@ -22,34 +16,19 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def build(base, **settings):
-    torch.manual_seed(0)
-    return VisionLanguageModel(base=str(base), dtype="float32", **settings).train()
-
-
-def gradients(model, batch):
-    loss = run(model, batch)["loss"]
-    loss.backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return loss.item(), found
-
-
 def assert_equal(compiled, eager, batch):
-    loss, found = gradients(compiled, batch)
-    expected_loss, expected = gradients(eager, batch)
+    (loss, found), (expected_loss, expected) = backward(compiled, batch), backward(eager, batch)
     # Float32 sums in another order; gradients of keys' biases are nothing but rounding.
-    assert loss == pytest.approx(expected_loss, rel=1e-6) and found.keys() == expected.keys()
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
+    assert_same(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow  # tracing takes 20 to 40 seconds
-@pytest.mark.parametrize("what, recompute", [("full", False), ("lora", True)])
-def test_compiled_blocks_change_nothing(toy_base, what, recompute):
+@pytest.mark.parametrize("trains, recompute", [(WHOLE, False), (dict(llm_lora=LORA, visual_encoder_lora=LORA), True)])
+def test_compiled_blocks_change_nothing(toy_base, trains, recompute):
     """By ``inductor``, where there is a C++ compiler."""
-    eager = build(toy_base, gradient_checkpointing=recompute, **WHAT[what])
-    compiled = build(toy_base, gradient_checkpointing=recompute, compile_blocks=has_compiler(), **WHAT[what])
+    eager = build(toy_base, gradient_checkpointing=recompute, **trains).train()
+    compiled = build(toy_base, gradient_checkpointing=recompute, compile_blocks=has_compiler(), **trains).train()
     if not has_compiler():
         assert compile_model_blocks(compiled.model, backend="aot_eager") == 4
     for seed, tiles_of in enumerate([(2, 0, 1), (0, 1)]):
@@ -64,7 +43,7 @@ def test_other_lengths_make_no_new_graphs_and_names_stay(toy_base):
         graphs.append(graph)
         return graph
 
-    eager, compiled = (build(toy_base, freeze_llm=False) for _ in range(2))
+    eager, compiled = (build(toy_base, freeze_llm=False).train() for _ in range(2))
     assert compile_model_blocks(compiled.model, backend=backend) == 4
     assert list(compiled.state_dict()) == list(eager.state_dict())
     assert [name for name, _ in compiled.named_modules()] == [name for name, _ in eager.named_modules()]
@@ -75,22 +54,19 @@ def test_other_lengths_make_no_new_graphs_and_names_stay(toy_base):
     assert counts[0] > 0 and counts[1:] == counts[:1] * 2
 
 
-@pytest.mark.parametrize(
-    "settings, changed, message",
-    [
+def test_what_can_not_be_compiled_is_refused(toy_base, monkeypatch):
+    for settings, changed, message in (
         (dict(llm_lora=LORA, llm_quantization=dict(load_in_4bit=True)), None, "packed weights .* aren't compiled"),
         (dict(drop_path=0.1), None, "stochastic depth"),
         ({}, "is_deepspeed_zero3_enabled", "ZeRO-3 gathers and releases weights"),
         ({}, "has_compiler", "needs a C\\+\\+ compiler, and none is found"),
-    ],
-)
-def test_what_can_not_be_compiled_is_refused(toy_base, monkeypatch, settings, changed, message):
-    if changed:
-        monkeypatch.setattr(compiling, changed, lambda: changed != "has_compiler")
-    with pytest.raises(ValueError, match=message) as caught:
-        build(toy_base, compile_blocks=True, **settings)
-    assert "\n" not in str(caught.value)
-    assert vlm.compile_model_blocks is compile_model_blocks
+    ):
+        with monkeypatch.context() as patch:
+            if changed:
+                patch.setattr(compiling, changed, lambda changed=changed: changed != "has_compiler")
+            with pytest.raises(ValueError, match=message) as caught:
+                build(toy_base, compile_blocks=True, **settings)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_compiler_may_be_named(monkeypatch, tmp_path):

@@ -1,5 +1,9 @@
+"""The loss in chunks against cross entropy over all logits; what few logits exist, and what a batch weighs."""
+
+import itertools
+from unittest import mock
+
 import bitsandbytes as bnb
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,6 +16,7 @@ from xtuner_plugins.models.losses import batch_weight, next_token_loss, token_lo
 from xtuner_plugins.ranges import CHUNK_LOGITS
 
 VOCABULARY = 11
+KINDS = ("fused", "wrapped")
 
 
 def make_case(kind="fused", positions=7, dtype=torch.float32):
@@ -26,114 +31,87 @@ def make_case(kind="fused", positions=7, dtype=torch.float32):
     return hidden, torch.arange(positions) % VOCABULARY, head
 
 
-@pytest.fixture(params=["fused", "wrapped"])
-def kind(request):
-    return request.param
+def gradients(loss, hidden, head):
+    return torch.autograd.grad(loss, [hidden, *head.parameters()])
 
 
-@pytest.mark.parametrize("as_on_cuda", [False, True])
-@pytest.mark.parametrize("rows", [1, 2, 3, 100])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_equals_cross_entropy_over_all_logits(kind, rows, weighted, as_on_cuda, monkeypatch):
+def close(found, expected, atol=1e-6):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=atol, rtol=1e-6)
+
+
+def test_equals_cross_entropy_over_all_logits(monkeypatch):
     """In the loss, that of each target and every gradient, whatever a chunk holds, and with padded logits."""
-    monkeypatch.setattr(loss_head, "SOFTMAX_LOGITS", rows * VOCABULARY)
-    if as_on_cuda:
-        monkeypatch.setattr(loss_head, "chunk_shape", lambda words, device: (4, 16))
-    hidden, targets, head = make_case(kind)
-    weights = torch.rand(len(targets)) if weighted else torch.ones(len(targets))
-    loss, each = next_token_loss(hidden, targets, head, weights if weighted else None)
-    loss.backward()
-    again, _, whole = make_case(kind)
-    losses = F.cross_entropy(whole(again), targets, reduction="none")
-    assert not each.requires_grad and each.dtype == torch.float32
-    torch.testing.assert_close(each, losses.detach(), atol=1e-6, rtol=1e-6)
-    expected = (losses * weights).sum() / weights.sum()
-    expected.backward()
-    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(hidden.grad, again.grad, atol=1e-6, rtol=1e-6)
-    for ours, theirs in zip(head.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-6)
+    for kind, rows, weighted, on_cuda in itertools.product(KINDS, (1, 2, 3, 100), (False, True), (False, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(loss_head, "SOFTMAX_LOGITS", rows * VOCABULARY)
+            if on_cuda:
+                patch.setattr(loss_head, "chunk_shape", lambda words, device: (4, 16))
+            hidden, targets, head = make_case(kind)
+            weights = torch.rand(len(targets)) if weighted else torch.ones(len(targets))
+            loss, each = next_token_loss(hidden, targets, head, weights if weighted else None)
+            whole = head(hidden)
+            losses = F.cross_entropy(whole, targets, reduction="none")
+            expected = (losses * weights).sum() / weights.sum()
+            assert not each.requires_grad and each.dtype == torch.float32
+            close([loss, each], [expected, losses.detach()])
+            close(gradients(loss, hidden, head), gradients(expected, hidden, head))
+            # Log probabilities, whatever weighs them afterwards
+            found, expected = (
+                token_log_probs(hidden, targets, head),
+                -F.cross_entropy(head(hidden), targets, reduction="none"),
+            )
+            close([found], [expected])
+            found, expected = ((values * torch.arange(7.0)).sum() for values in (found, expected))
+            close(gradients(found, hidden, head), gradients(expected, hidden, head), atol=1e-5)
+            if kind == "fused":
+                close([whole], [F.linear(hidden, head.weight)])
 
 
-def test_log_probabilities_equal_those_of_all_logits(kind, monkeypatch):
-    """In values and in every gradient, whatever weighs them afterwards."""
-    monkeypatch.setattr(loss_head, "SOFTMAX_LOGITS", 3 * VOCABULARY)
-    hidden, targets, head = make_case(kind)
-    again, _, whole = make_case(kind)
-    values = token_log_probs(hidden, targets, head)
-    expected = whole(again).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    torch.testing.assert_close(values, expected, atol=1e-6, rtol=1e-6)
-    for each in (values, expected):
-        (each * torch.arange(7.0)).sum().backward()
-    torch.testing.assert_close(hidden.grad, again.grad, atol=1e-6, rtol=1e-6)
-    for ours, theirs in zip(head.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-6)
-
-
-@pytest.mark.parametrize("words", [32_020, 92_553, 151_674, 151_936])
-def test_chunks_on_cuda_are_aligned(words):
+def test_chunks_on_cuda_are_aligned():
     """Rows of logits begin at multiples of 128 bytes, and products are as large as the planned memory allows."""
-    rows, width = loss_head.chunk_shape(words, torch.device("cuda"))
-    assert rows % 64 == width % 64 == 0 and 0 <= width - words < 64
-    assert rows * width <= CHUNK_LOGITS < (rows + 64) * width
+    for words in (32_020, 92_553, 151_674, 151_936):
+        rows, width = loss_head.chunk_shape(words, torch.device("cuda"))
+        assert rows % 64 == width % 64 == 0 and 0 <= width - words < 64
+        assert rows * width <= CHUNK_LOGITS < (rows + 64) * width
 
 
-def test_few_logits_exist_at_a_time(kind, monkeypatch):
+def test_few_logits_exist_at_a_time(monkeypatch):
     monkeypatch.setattr(loss_head, "SOFTMAX_LOGITS", 2 * VOCABULARY)
-    sizes = []
-    originals = {"log_softmax": F.log_softmax, "cross_entropy": F.cross_entropy}
-    for name, original in originals.items():
-
-        def noted(logits, *args, original=original, **kwargs):
-            sizes.append(logits.numel())
-            return original(logits, *args, **kwargs)
-
-        monkeypatch.setattr(F, name, noted)
-    hidden, targets, head = make_case(kind)
-    next_token_loss(hidden, targets, head)[0].backward()
-    assert max(sizes) == 2 * VOCABULARY and len(sizes) >= 4
+    for kind, name in zip(KINDS, ("log_softmax", "cross_entropy"), strict=True):
+        hidden, targets, head = make_case(kind)
+        with mock.patch.object(F, name, wraps=getattr(F, name)) as watched:
+            next_token_loss(hidden, targets, head)[0].backward()
+        sizes = [call.args[0].numel() for call in watched.call_args_list]
+        assert max(sizes) == 2 * VOCABULARY and len(sizes) >= 4
 
 
-def peak_bytes(compute) -> int:
-    """Bytes that exist at once while a function runs on fake tensors, which take no memory."""
-    with FakeTensorMode(), MemTracker() as tracker:
-        compute()
-    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_peak_memory_is_below_a_tenth_of_all_logits(dtype):
-    """At 8,192 supervised positions and the vocabulary of InternVL2.5 with Qwen2.5."""
+def test_peak_memory_is_below_a_tenth_of_all_logits():
+    """At 8,192 supervised positions and the vocabulary of InternVL2.5 with Qwen2.5; on fake tensors."""
     positions, width, vocabulary = 8192, 64, 151_674
 
-    def compute(loss_of=next_token_loss):
-        hidden = torch.randn(positions, width, dtype=dtype, requires_grad=True)
-        head = nn.Linear(width, vocabulary, bias=False, dtype=dtype)
-        if loss_of is next_token_loss:
-            LossHead.take_over(head)
-        loss_of(hidden, torch.zeros(positions, dtype=torch.int64), head)[0].backward()
+    def peak_bytes(dtype, is_fused):
+        with FakeTensorMode(), MemTracker() as tracker:
+            hidden = torch.randn(positions, width, dtype=dtype, requires_grad=True)
+            head, targets = nn.Linear(width, vocabulary, bias=False, dtype=dtype), torch.zeros(positions).long()
+            if is_fused:
+                LossHead.take_over(head)
+                next_token_loss(hidden, targets, head)[0].backward()
+            else:
+                F.cross_entropy(head(hidden).float(), targets).backward()
+        return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
-    all_logits = positions * vocabulary * 4
-    assert peak_bytes(compute) <= 0.1 * all_logits
-    whole = peak_bytes(lambda: compute(lambda hidden, targets, head: [F.cross_entropy(head(hidden).float(), targets)]))
-    assert whole >= all_logits  # the measure sees them where they exist
-
-
-def test_weights_of_zero_give_zero_loss_and_zero_gradients(kind):
-    """A rank without labels runs the head too: one position of weight 0."""
-    hidden, targets, head = make_case(kind, positions=1)
-    loss, _ = next_token_loss(hidden, targets, head, torch.zeros(1))
-    loss.backward()
-    assert loss.item() == 0.0 and hidden.grad.abs().max() == 0
-    assert all(p.grad is not None and p.grad.abs().max() == 0 for p in head.parameters() if p.requires_grad)
+    for dtype in (torch.bfloat16, torch.float32):
+        assert peak_bytes(dtype, True) <= 0.1 * positions * vocabulary * 4 <= 0.1 * peak_bytes(dtype, False)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_loss_is_float32_and_gradients_keep_their_dtype(kind, dtype):
-    hidden, targets, head = make_case(kind, dtype=dtype)
-    loss, _ = next_token_loss(hidden, targets, head)
-    loss.backward()
-    assert loss.dtype == torch.float32 and hidden.grad.dtype == dtype
+def test_weights_of_zero_give_zero_loss_and_zero_gradients():
+    """A rank without labels runs the head too: one position of weight 0. Gradients keep their dtype."""
+    for kind, dtype in itertools.product(KINDS, (torch.bfloat16, torch.float16, torch.float32)):
+        hidden, targets, head = make_case(kind, positions=1, dtype=dtype)
+        loss, _ = next_token_loss(hidden, targets, head, torch.zeros(1))
+        assert loss.item() == 0.0 and loss.dtype == torch.float32
+        assert all(each.dtype == dtype and each.abs().max() == 0 for each in gradients(loss, hidden, head))
 
 
 def test_autocast_decides_the_dtype_of_products():
@@ -142,16 +120,10 @@ def test_autocast_decides_the_dtype_of_products():
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = next_token_loss(hidden, targets, head)
         expected = F.cross_entropy(F.linear(hidden, head.weight).float(), targets)
-    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    close([loss], [expected])
     assert abs(loss - next_token_loss(hidden, targets, head)[0]) > 1e-6
-    loss.backward()
-    assert head.weight.grad.dtype == torch.float32
-
-
-def test_a_head_still_gives_logits_and_one_with_adapters_is_left_alone():
-    hidden, _, head = make_case()
-    torch.testing.assert_close(head(hidden), F.linear(hidden, head.weight))
-    other = bnb.nn.Linear4bit(2, 3)
+    assert gradients(loss, hidden, head)[1].dtype == torch.float32
+    other = bnb.nn.Linear4bit(2, 3)  # one with adapters or packed is left alone
     LossHead.take_over(other)
     assert type(other) is bnb.nn.Linear4bit
 

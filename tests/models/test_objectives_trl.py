@@ -3,6 +3,7 @@
 The package is fetched from the package index; where that can't be reached, these tests are skipped.
 """
 
+import itertools
 import subprocess
 import sys
 from collections import defaultdict
@@ -83,18 +84,15 @@ def our_loss(name, own, reference, lengths, **settings):
     return preference_losses(PairLogProbs(*sums, *counts), {name: 1.0}, Settings(**settings))[0][0]
 
 
-@pytest.mark.parametrize("name", OURS_TO_TRL)
-@pytest.mark.parametrize("beta", [0.1, 0.7])
-def test_losses_are_those_of_trl(trl, name, beta):
-    for seed in range(6):
+def test_losses_are_those_of_trl(trl):
+    for name, beta, seed in itertools.product(OURS_TO_TRL, (0.1, 0.7), range(6)):
         (own, reference), lengths = token_log_probs(seed)
         ours = our_loss(name, own, reference, lengths, beta=beta)
         theirs = trl_loss(trl, OURS_TO_TRL[name], own, reference, lengths, beta, 0.0)
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("name", ["orpo", "simpo"])
-def test_losses_without_a_reference_are_those_of_trl(trl, name):
+def test_losses_without_a_reference_are_those_of_trl(trl):
     from trl.experimental.cpo.cpo_trainer import CPOTrainer
     from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
@@ -103,9 +101,8 @@ def test_losses_without_a_reference_are_those_of_trl(trl, name):
     for seed in range(6):
         (own, reference), lengths = token_log_probs(seed)
         means = [answer.mean()[None] for answer in own]
-        ours = our_loss(name, own, reference, lengths, beta=2.0, margin=0.5)
-        if name == "orpo":
-            theirs = -ORPOTrainer.odds_ratio_loss(SimpleNamespace(beta=1.0, accelerator=accelerator), *means)[0]
-        else:
-            theirs = CPOTrainer.cpo_loss(SimpleNamespace(beta=2.0, accelerator=accelerator, **simpo), *means)[0]
-        torch.testing.assert_close(ours, theirs[0], atol=1e-6, rtol=1e-6)
+        odds = -ORPOTrainer.odds_ratio_loss(SimpleNamespace(beta=1.0, accelerator=accelerator), *means)[0]
+        cpo = CPOTrainer.cpo_loss(SimpleNamespace(beta=2.0, accelerator=accelerator, **simpo), *means)[0]
+        for name, theirs in (("orpo", odds), ("simpo", cpo)):
+            ours = our_loss(name, own, reference, lengths, beta=2.0, margin=0.5)
+            torch.testing.assert_close(ours, theirs[0], atol=1e-6, rtol=1e-6, msg=name)

@@ -14,14 +14,13 @@ from tests.engine.parallel_case import edited_config, logged, write_dataset
 from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.run.steps import run_step
-from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
+from xtuner_plugins.models import PreferenceModel
 
-from .test_vlm import LORA
+from . import batches
+from .batches import LORA, assert_same
 
 MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # as its authors mix them
-
-WHOLE = dict(freeze_llm=False)
-ADAPTED = dict(llm_lora=LORA)
+WHOLE, ADAPTED = dict(freeze_llm=False), dict(llm_lora=LORA)
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +31,7 @@ def _own_hub():
 @pytest.fixture(scope="module")
 def build(toy_base):
     def make(objectives=None, **settings):
-        torch.manual_seed(0)
-        objectives = objectives or {"dpo": 1.0}
-        return PreferenceModel(base=str(toy_base), dtype="float32", objectives=objectives, **settings)
+        return batches.build(toy_base, PreferenceModel, objectives=objectives or {"dpo": 1.0}, **settings)
 
     return make
 
@@ -78,60 +75,60 @@ def two_rows(model, sample):
     return found
 
 
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+def figures_of(model, outputs):
+    return dict(zip(model.metric_names, outputs["metrics"].tolist(), strict=True))
 
 
-@pytest.mark.parametrize("settings", [WHOLE, ADAPTED])
-def test_log_probs_and_gradients_are_those_of_two_rows(build, settings):
-    model = build({"simpo": 1.0}, beta=1.0, margin=0.0, **settings).eval()
-    samples = make_pairs(model)
-    together = run(model, samples)
-    expected = []
-    for sample in samples:
-        chosen, rejected = two_rows(model, sample)
-        lengths = [int((part != -100).sum()) for part in sample["labels"].split(sample["branches"])[1:]]
-        expected.append(-F.logsigmoid(chosen / lengths[0] - rejected / lengths[1]))
-    torch.testing.assert_close(together["sample_losses"].float(), torch.stack(expected).detach(), atol=1e-5, rtol=1e-5)
-    ours, theirs = gradients(model, together["loss"]), gradients(model, torch.stack(expected).mean())
-    assert ours.keys() == theirs.keys()
-    distance = sum((ours[name] - theirs[name]).double().square().sum() for name in ours) ** 0.5
-    assert distance < 1e-5 * sum(value.double().square().sum() for value in theirs.values()) ** 0.5
+def test_log_probs_and_gradients_are_those_of_two_rows(build):
+    for settings in (WHOLE, ADAPTED):
+        model = build({"simpo": 1.0}, beta=1.0, margin=0.0, **settings).eval()
+        samples, expected = make_pairs(model), []
+        together = run(model, samples)
+        for sample in samples:
+            chosen, rejected = two_rows(model, sample)
+            lengths = [int((part != -100).sum()) for part in sample["labels"].split(sample["branches"])[1:]]
+            expected.append(-F.logsigmoid(chosen / lengths[0] - rejected / lengths[1]))
+        losses = together["sample_losses"].float()
+        torch.testing.assert_close(losses, torch.stack(expected).detach(), atol=1e-5, rtol=1e-5)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        ours, theirs = (torch.autograd.grad(loss, trained) for loss in (together["loss"], torch.stack(expected).mean()))
+        distance = sum((one - other).double().square().sum() for one, other in zip(ours, theirs, strict=True)) ** 0.5
+        assert distance < 1e-5 * sum(value.double().square().sum() for value in theirs) ** 0.5
 
 
-@pytest.mark.parametrize("settings", [WHOLE, ADAPTED, dict(**ADAPTED, freeze_projector=True)])
-def test_the_reference_is_the_base_as_it_was(build, toy_base, settings):
-    """At first all rewards are 0; after a step the reference still answers as the untouched base."""
-    model = build(**settings)
-    samples = make_pairs(model)
-    first = run(model, samples)
-    figures = dict(zip(model.metric_names, first["metrics"].tolist(), strict=True))
-    assert abs(first["loss"].item() - 0.6931472) < 1e-6 and abs(figures["reward_chosen"]) < 1e-6 > figures["kl"]
-    untouched = VisionLanguageModel(base=str(toy_base), dtype="float32", **settings).eval()
-    with torch.no_grad():
+def test_the_reference_is_the_base_as_it_was(build, toy_base):
+    """At first all rewards are 0; after a step the reference still answers as the untouched base.
+
+    Adapters are switched off, and only of what trains otherwise a copy is kept.
+    """
+    assert build({"orpo": 1.0}, **WHOLE)._reference is None
+    for settings, copied in (
+        (WHOLE, "projector llm"),
+        (ADAPTED, "projector"),
+        (dict(**ADAPTED, freeze_projector=True), ""),
+    ):
+        model = build(**settings)
+        parts = [part for name, part in model.parts().items() if name in copied.split()]
+        assert model._reference.num_bytes == sum(
+            p.nbytes for part in parts for n, p in part.named_parameters() if "lora" not in n
+        )
+        samples = make_pairs(model)
+        first = run(model, samples)
+        figures = figures_of(model, first)
+        assert abs(first["loss"].item() - 0.6931472) < 1e-6 and abs(figures["reward_chosen"]) < 1e-6 > figures["kl"]
+        untouched = batches.build(toy_base, **settings).eval()
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape) * 0.02)
-    batch = model.data_preprocessor(collate_pairs(samples))
-    before = {name: parameter for name, parameter in model.named_parameters()}
-    expected = model.reference_log_probs(batch["row"], batch["pixel_values"])
-    wanted = torch.stack([value for sample in samples for value in two_rows(untouched, sample)])
-    sums = torch.zeros(9).index_add(0, batch["row"].owners, expected).view(3, 3)[:, 1:].flatten()
-    torch.testing.assert_close(sums, wanted.detach(), atol=1e-4, rtol=1e-5)
-    assert {name: parameter for name, parameter in model.named_parameters()}.keys() == before.keys()
-    assert all(parameter is before[name] for name, parameter in model.named_parameters())
-    moved = dict(zip(model.metric_names, run(model, samples)["metrics"].tolist(), strict=True))
-    assert moved["kl"] > 1e-5 and moved["reward_chosen"] != 0 and not expected.requires_grad
-
-
-def test_only_what_trains_is_copied(build):
-    assert build(llm_lora=LORA, freeze_projector=True)._reference.num_bytes == 0
-    assert build({"orpo": 1.0}, **WHOLE)._reference is None
-    projector = build(llm_lora=LORA)
-    copied = projector._reference.num_bytes
-    assert copied == sum(p.nbytes for p in projector.model.mlp1.parameters())
+                parameter.data += torch.randn(parameter.shape) * 0.02
+        batch, before = model.data_preprocessor(collate_pairs(samples)), dict(model.named_parameters())
+        expected = model.reference_log_probs(batch["row"], batch["pixel_values"])
+        wanted = torch.stack([value for sample in samples for value in two_rows(untouched, sample)])
+        sums = torch.zeros(9).index_add(0, batch["row"].owners, expected).view(3, 3)[:, 1:].flatten()
+        torch.testing.assert_close(sums, wanted.detach(), atol=1e-4, rtol=1e-5)
+        after = dict(model.named_parameters())
+        assert after.keys() == before.keys() and all(after[name] is before[name] for name in after)
+        moved = figures_of(model, run(model, samples))
+        assert moved["kl"] > 1e-5 and moved["reward_chosen"] != 0 and not expected.requires_grad
 
 
 def test_each_image_is_encoded_once_and_each_prompt_read_once(build):
@@ -160,16 +157,12 @@ def test_a_step_is_the_mean_over_its_pairs_however_they_are_batched(build):
     model = build(MPO, **ADAPTED).eval()
     samples = make_pairs(model, (1, 0, 2, 1))
     samples[2]["loss_weight"] = 3.0
-    (whole, logged), (parts, also) = step(model, [samples]), step(model, [samples[:1], samples[1:3], samples[3:]])
-    for name in whole:
-        torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-4)
-    assert logged["loss"] == pytest.approx(also["loss"], rel=1e-6) and logged["pairs"] == 4
+    whole, logged = step(model, [samples])
     assert {"reward_chosen", "reward_rejected", "margin", "accuracy", "kl", "loss_dpo", "loss_sft"} <= logged.keys()
-    filler = [filler_pair(model.tile_size)]
-    padded, again = step(model, [samples, filler])
-    assert again["pairs"] == 4 and again["loss"] == pytest.approx(logged["loss"], rel=1e-6)
-    for name in whole:
-        torch.testing.assert_close(whole[name], padded[name], atol=1e-6, rtol=1e-4)
+    for batched in ([samples[:1], samples[1:3], samples[3:]], [samples, [filler_pair(model.tile_size)]]):
+        parts, also = step(model, batched)
+        assert_same(parts, whole, atol=1e-6, rtol=1e-4)
+        assert logged["loss"] == pytest.approx(also["loss"], rel=1e-6) and logged["pairs"] == also["pairs"] == 4
 
 
 def test_bco_compares_with_the_mean_reward_of_earlier_steps(build):
@@ -184,9 +177,8 @@ def test_bco_compares_with_the_mean_reward_of_earlier_steps(build):
         assert model._settings_now().reward_mean == pytest.approx(sum(rewarded) / len(rewarded), abs=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_unfit_settings_are_refused(build):
+    for settings, message in (
         ({"objectives": {"ppo": 1}}, "unknown"),
         ({"beta": 0}, "beta=0"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
@@ -194,11 +186,9 @@ def test_bco_compares_with_the_mean_reward_of_earlier_steps(build):
         ({"label_smoothing": 0.1, "objectives": {"ipo": 1.0}}, "does nothing with objectives=.*; it is for dpo$"),
         ({"per_token": True, "objectives": {"orpo": 1.0}}, "reward_per_token=True does nothing"),
         ({"precomputed_reference": True, "objectives": {"sft": 1.0}}, "precompute_reference=True does nothing"),
-    ],
-)
-def test_unfit_settings_are_refused(build, settings, message):
-    with pytest.raises(ValueError, match=message):
-        build(**settings, **ADAPTED)
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(**settings, **ADAPTED)
 
 
 def test_the_reference_leaves_modes_as_they_were_without_a_visit_to_all_modules(build, monkeypatch):

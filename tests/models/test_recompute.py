@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from peft import LoraConfig
 
-from tests.models.test_vlm import kept_bytes, make_batch, run
 from xtuner_plugins.export.base.build import build_base
-from xtuner_plugins.models import VisionLanguageModel, recompute
+from xtuner_plugins.models import recompute
 from xtuner_plugins.toy.models import write_random_parts
+
+from . import batches
+from .batches import LORA, WHOLE, assert_same, backward, kept_bytes, make_batch, run
 
 KEEPS = dict(gradient_checkpointing=False)
 WAYS = {
@@ -26,42 +27,29 @@ def base(tmp_path_factory):
 
 
 def build(base, **settings):
-    torch.manual_seed(0)
-    settings = {"freeze_visual_encoder": False, "freeze_llm": False, **settings}
-    return VisionLanguageModel(base=base, dtype="float32", **settings).train()
+    return batches.build(base, **{**WHOLE, **settings}).train()
 
 
-def gradients(model):
-    loss = run(model, make_batch(model))["loss"]
-    loss.backward()
-    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "trains",
-    [
+def test_nothing_changes_but_what_is_kept(base):
+    """Bit for bit: the same operations run twice, dropout included."""
+    for trains in (
         {"drop_path": 0.5},
         {"freeze_visual_encoder": True, "visual_encoder_last_layers": 3},
-        {"freeze_visual_encoder": True, "visual_encoder_lora": dict(type=LoraConfig, r=2, lora_dropout=0.2)},
-    ],
-    ids=["whole", "last", "lora"],
-)
-def test_nothing_changes_but_what_is_kept(base, way, trains):
-    """Bit for bit: the same operations run twice, dropout included."""
-    results = []
-    for settings in (KEEPS, WAYS[way]):
-        model = build(base, **trains, **settings)
-        torch.manual_seed(1)
-        results.append(gradients(model))
-    (expected_loss, expected), (loss, found) = results
-    assert loss == expected_loss and found.keys() == expected.keys()
-    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+        {"freeze_visual_encoder": True, "visual_encoder_lora": LORA | {"lora_dropout": 0.2}},
+    ):
+        results = []
+        for settings in (KEEPS, *WAYS.values()):
+            model = build(base, **trains, **settings)
+            torch.manual_seed(1)
+            results.append(backward(model, make_batch(model)))
+        for loss, found in results[1:]:
+            assert loss == results[0][0]
+            assert_same(found, results[0][1], rtol=0, atol=0)
 
 
 def test_each_part_keeps_less_by_itself(base):
     batch = make_batch(build(base, **KEEPS))
-    kept = {name: kept_bytes(build(base, **settings), batch)[0] for name, settings in {"none": KEEPS, **WAYS}.items()}
+    kept = {name: kept_bytes(build(base, **settings), batch) for name, settings in {"none": KEEPS, **WAYS}.items()}
     assert all(kept[name] < kept["none"] for name in WAYS)
     assert kept["all"] < min(kept["llm alone"], kept["encoder alone"])
     inputs = 2 * batch["attention_mask"].sum() * 64 * 4  # of two blocks of the LLM, 64 numbers of 4 bytes per token
@@ -81,7 +69,7 @@ def test_blocks_that_no_gradient_reaches_run_once(base):
 
 def test_under_zero_3(base, monkeypatch, caplog):
     """The LLM in the reentrant way, the encoder in the other one, but not with LoRA."""
-    ways, lora = [], dict(freeze_visual_encoder=True, visual_encoder_lora=dict(type=LoraConfig, r=2))
+    ways, lora = [], dict(freeze_visual_encoder=True, visual_encoder_lora=LORA)
     monkeypatch.setattr(recompute, "is_deepspeed_zero3_enabled", lambda: True)
     monkeypatch.setattr(recompute, "_enable", lambda part, reentrant: ways.append((type(part).__name__, reentrant)))
     model = build(base)

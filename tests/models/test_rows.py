@@ -23,17 +23,13 @@ def packed():
 
 
 def test_a_padded_batch_loses_its_padding():
+    """The first token of a sample is predicted by nothing: not by the sample before it either. Padding has no label."""
     row = make_row(padded(), IMAGE)
     assert row.input_ids.tolist() == [[1, 7, 7, 2, 3, 4, 5, 6]]
     assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
     assert row.segments.bounds == (0, 5, 8) and row.segments.longest == 5
     assert row.segments.cu_seqlens.tolist() == [0, 5, 8] and row.segments.cu_seqlens.dtype == torch.int32
     assert row.image_positions.tolist() == [1, 2]
-
-
-def test_targets_are_what_the_token_before_them_predicts():
-    """The first token of a sample is predicted by nothing: not by the sample before it either. Padding has no label."""
-    row = make_row(padded(), IMAGE)
     assert (row.predicting.tolist(), row.targets.tolist(), row.num_supervised) == ([2, 3, 5], [2, 3, 5], 3)
 
 
@@ -60,10 +56,10 @@ def test_answers_go_on_from_their_prompt():
     assert filled.segments.bounds[-2:] == (13, 16) and filled.segments.branches.follows == (-1, 0, 0, -1, 3, -1, -1)
 
 
-@pytest.mark.parametrize("batch", [padded(), packed()])
-def test_a_target_weighs_what_its_sample_weighs(batch):
-    row = make_row({**batch, "loss_weights": torch.tensor([0.5, 4.0])}, IMAGE)
-    assert row.weights.tolist() == [0.5, 0.5, 4.0] and row.owners.tolist() == [0, 0, 1]
+def test_a_target_weighs_what_its_sample_weighs():
+    for batch in (padded(), packed()):
+        row = make_row({**batch, "loss_weights": torch.tensor([0.5, 4.0])}, IMAGE)
+        assert row.weights.tolist() == [0.5, 0.5, 4.0] and row.owners.tolist() == [0, 0, 1]
 
 
 def test_without_labels_one_target_of_weight_zero_stands_in():
@@ -73,10 +69,10 @@ def test_without_labels_one_target_of_weight_zero_stands_in():
         assert row.predicting.tolist() == [0] and row.targets.tolist() == [0]
 
 
-@pytest.mark.parametrize("bounds, rows", [([1, 3], 1), ([0, 3, 3], 1), ([0, 9], 1), ([0, 4], 2)])
-def test_impossible_boundaries_are_refused(bounds, rows):
-    with pytest.raises(ValueError, match="boundaries"):
-        make_row({"input_ids": torch.zeros(rows, 6, dtype=torch.int64), "cu_seqlens": torch.tensor(bounds)}, IMAGE)
+def test_impossible_boundaries_are_refused():
+    for bounds, rows in (([1, 3], 1), ([0, 3, 3], 1), ([0, 9], 1), ([0, 4], 2)):
+        with pytest.raises(ValueError, match="boundaries"):
+            make_row({"input_ids": torch.zeros(rows, 6, dtype=torch.int64), "cu_seqlens": torch.tensor(bounds)}, IMAGE)
 
 
 def test_counts_of_tokens_and_tiles_are_compared_per_sample():
@@ -88,14 +84,14 @@ def test_counts_of_tokens_and_tiles_are_compared_per_sample():
         check_counts(row, [0, 1], 2, ["a:1", "a:2"])
 
 
-@pytest.mark.parametrize("multiple, length", [(1, 9), (3, 9), (8, 16), (64, 64)])
-def test_a_row_is_filled_up_to_a_multiple(multiple, length):
-    bounds = torch.tensor([0, 4, 9], dtype=torch.int32)
-    row = make_row({"input_ids": torch.arange(1, 10)[None], "cu_seqlens": bounds}, IMAGE)
-    filled = fill_row(row, multiple)
-    assert filled.input_ids.shape == filled.position_ids.shape == (1, length)
-    assert filled.segments.bounds == ((0, 4, 9) if length == 9 else (0, 4, 9, length))
-    assert filled.segments.cu_seqlens.tolist() == list(filled.segments.bounds)
-    assert filled.segments.cu_seqlens.dtype == torch.int32
-    for name in ("image_positions", "predicting", "targets", "weights", "num_supervised"):
-        assert getattr(filled, name) is getattr(row, name)
+def test_a_row_is_filled_up_to_a_multiple():
+    for multiple, length in ((1, 9), (3, 9), (8, 16), (64, 64)):
+        bounds = torch.tensor([0, 4, 9], dtype=torch.int32)
+        row = make_row({"input_ids": torch.arange(1, 10)[None], "cu_seqlens": bounds}, IMAGE)
+        filled = fill_row(row, multiple)
+        assert filled.input_ids.shape == filled.position_ids.shape == (1, length)
+        assert filled.segments.bounds == ((0, 4, 9) if length == 9 else (0, 4, 9, length))
+        assert filled.segments.cu_seqlens.tolist() == list(filled.segments.bounds)
+        assert filled.segments.cu_seqlens.dtype == torch.int32
+        for name in ("image_positions", "predicting", "targets", "weights", "num_supervised"):
+            assert getattr(filled, name) is getattr(row, name)

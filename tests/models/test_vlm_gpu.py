@@ -2,37 +2,26 @@
 
 import pytest
 import torch
-from peft import LoraConfig
 
-from xtuner_plugins.models import VisionLanguageModel, loss_head
+from xtuner_plugins.models import loss_head
 
-from .test_vlm import make_batch, run
+from .batches import LORA, build, learn, make_batch, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 def test_loss_equals_the_cpu_in_float32(toy_base, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    on_cpu = VisionLanguageModel(base=str(toy_base), dtype="float32").eval()
-    on_gpu = VisionLanguageModel(base=str(toy_base), dtype="float32").eval().cuda()
+    on_cpu, on_gpu = build(toy_base).eval(), build(toy_base).eval().cuda()
     batch = make_batch(on_cpu)
     torch.testing.assert_close(run(on_gpu, batch)["loss"].cpu(), run(on_cpu, batch)["loss"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("quantization", [None, dict(load_in_4bit=True, bnb_4bit_quant_type="nf4")])
 def test_bfloat16_lora_learns(toy_base, quantization):
-    lora = dict(type=LoraConfig, r=8, lora_alpha=16)
-    model = VisionLanguageModel(base=str(toy_base), llm_lora=lora, llm_quantization=quantization).cuda().train()
+    model = build(toy_base, dtype="auto", llm_lora=LORA | dict(r=8), llm_quantization=quantization).cuda()
     assert model.dtype == torch.bfloat16
-    batch = make_batch(model)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    losses = []
-    for _ in range(20):
-        loss = run(model, batch)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    losses = learn(model, make_batch(model), 20, torch.optim.AdamW, lr=1e-3)
     assert losses[-1] < 0.8 * losses[0]
 
 

@@ -8,6 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.random_model import meta_model
+from xtuner_plugins.datasets.base import work_rates
+from xtuner_plugins.hub import InternVLChatConfig
 from xtuner_plugins.planning.hardware import gpu_of_device
 from xtuner_plugins.planning.job import Batch
 from xtuner_plugins.planning.plan import job_of
@@ -41,6 +43,17 @@ def test_forward_passes_are_what_pytorch_counts():
         model.language_model.lm_head(torch.empty(64, 896))
     # PyTorch counts attention as if nothing were masked: once more what is counted here.
     assert work.llm + work.attention == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
+def test_ranks_are_balanced_by_the_operations_that_are_planned():
+    """The three rates of the sampler for every released base; router and the last block of CLIP are not counted."""
+    for name, base in BASES.items():
+        job = job_of({"model": {"base": "x"}}, shape_of(base.config), (Batch(1, 1, 1),))
+        square, token, tile = work_rates(InternVLChatConfig(**base.config))
+        for tokens in (512, 32_768):
+            work = work_of(job, Batch(tokens, 0, 0))
+            assert square * tokens**2 + token * tokens == pytest.approx(work.llm, rel=0.01), name
+        assert tile == pytest.approx(work_of(job, Batch(0, 1, 0)).encoder, rel=0.06), name
 
 
 def test_what_runs_beside_the_forward_pass(warm_up):

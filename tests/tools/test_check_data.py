@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from xtuner_plugins.toy.small_data import write_dataset
+from tests.small_data import write_dataset
 
 
 def conversation(**extra):

@@ -1,7 +1,7 @@
 """A dry run checks what a start checks, plans the run, and leaves nothing behind."""
 
 from tests.conftest import ROOT
-from xtuner_plugins.toy.small_data import write_dataset
+from tests.small_data import write_dataset
 
 
 def test_a_dry_run_plans_what_a_start_would_do(run_tool, toy_base, tmp_path):

@@ -27,3 +27,4 @@ def test_an_export_answers_as_the_trained_model(toy_base, tmp_path):
     session = open_session(config, checkpoint, device="cpu", dtype="float32")
     expected = answer(session, read_questions(tmp_path / "test.jsonl"), tmp_path / "images")
     assert json.loads((tmp_path / "answers.json").read_text()) == expected
+    assert expected["tiling"] != expected["one tile"]

@@ -1,15 +1,17 @@
 import collections
 import hashlib
 import json
+import random
 
 import pytest
 from PIL import Image
 
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.toy import stripes
-from xtuner_plugins.toy.data import scene_of, write_data
-from xtuner_plugins.toy.language import ACROSS, NUMBER_WORDS, describe
+from xtuner_plugins.toy.data import GRIDS, scene_of, write_data
+from xtuner_plugins.toy.language import NUMBER_WORDS, describe
 from xtuner_plugins.toy.preference_data import write_pairs
+from xtuner_plugins.toy.pretrain import _crowded
 
 COUNTS = {"pretrain": 40, "train": 80, "test": 30, "crossing": 10}
 
@@ -74,33 +76,8 @@ def truth(scene, question):
     return color
 
 
-def test_of_signs_across_two_tiles_the_number_is_asked(root):
-    rows = [row for row in records(root)["test"] if row["kind"] == ACROSS]
-    assert len(rows) > 0.8 * COUNTS["crossing"]
-    assert {row["image"].split("/")[0] for row in rows} == {"crossing"}
-    assert all("number" in row["conversations"][0]["value"] for row in rows)
-    in_training = [scene_of("train", index)[0].signs for index in range(400)]
-    share = sum(sign.crosses for signs in in_training for sign in signs) / sum(map(len, in_training))
-    assert 0.12 < share < 0.3  # a quarter of the images that have a border between columns
-
-
-def test_the_same_seed_writes_the_same_files_another_does_not(root, tmp_path):
-    counts = {"pretrain": 4, "train": 4, "test": 4, "crossing": 0}
-
-    def content(seed, name):
-        write_data(tmp_path / name, counts, seed=seed, workers=1)
-        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
-        return [(str(path.relative_to(tmp_path / name)), path.read_bytes()) for path in files]
-
-    first = content(0, "a")
-    assert first == content(0, "b") != content(1, "c")
-    assert len(first) == 3 + sum("image" in row for part in records(tmp_path / "a").values() for row in part) - (
-        len(records(tmp_path / "a")["test"]) - counts["test"]
-    )
-
-
 def test_the_toy_world_is_always_the_same(root, tmp_path):
-    """Questions and answers of the quick start, of the pairs and of the stripes: its figures depend on each draw."""
+    """Scenes, texts of the quick start, of the pairs and of the stripes: figures depend on each draw and its seed."""
     write_pairs(tmp_path / "pairs", {"pairs": 12, "test": 6}, workers=1)
     stripes.write_data(tmp_path / "stripes", {"train": 30, "test": 3})
     found = hashlib.sha256()
@@ -108,3 +85,6 @@ def test_the_toy_world_is_always_the_same(root, tmp_path):
         for path in sorted(folder.glob("*.json*")):
             found.update(path.read_bytes())
     assert found.hexdigest()[:16] == "f801ef08623b4de6"
+    scenes = [scene_of(split, index, seed)[0] for split in GRIDS for index in range(100) for seed in (0, 1)]
+    scenes += [_crowded(random.Random(seed)) for seed in range(100)]
+    assert hashlib.sha256(repr(scenes).encode()).hexdigest()[:16] == "7063894fc0c678d8"

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from tests.conftest import HANGS_AFTER, ROOT
+from tests.small_data import write_dataset
 from xtuner_plugins.settings import labels_of
-from xtuner_plugins.toy.small_data import write_dataset
 
 HEADING = "## Fine-tune a released model on one GPU\n"
 XTP = "import sys; from xtuner_plugins.cli.xtp import main; sys.exit(main())"

@@ -1,3 +1,6 @@
+"""The toy tokenizer: a Qwen2 tokenizer, in each of its files, and always the same."""
+
+import hashlib
 import json
 import os
 import subprocess
@@ -6,9 +9,10 @@ import sys
 import pytest
 from transformers import AutoTokenizer, Qwen2Tokenizer, Qwen2TokenizerFast
 
+from xtuner_plugins.toy.language import corpus
 from xtuner_plugins.toy.tokenizer import SPECIAL_TOKENS, build_tokenizer
 
-MIXED = "Read 407 in the sign!\n\n你好，图中有3个★ — naïve café\t{'a': 1}  <img> 🙂 don't"
+MIXED = "Read 4071 in the sign!\n\n你好，图中有3个★ — naïve café\t{'a': 1}  <img> 🙂 don't <|im_start|>user"
 
 
 @pytest.fixture(scope="module")
@@ -16,37 +20,24 @@ def directory(tmp_path_factory):
     return build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-@pytest.fixture(scope="module")
-def tokenizer(directory):
-    return AutoTokenizer.from_pretrained(directory)
-
-
-def test_loads_as_qwen2_with_its_special_tokens(tokenizer):
-    assert isinstance(tokenizer, Qwen2TokenizerFast)
-    ids = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
-    first = len(tokenizer) - 3
-    assert ids == [first, first + 1, first + 2]
-    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
-    assert tokenizer("<|im_start|>user")["input_ids"][0] == ids[1]
-
-
-def test_slow_and_fast_give_the_same_ids_and_the_text_back(directory, tokenizer):
-    slow = Qwen2Tokenizer.from_pretrained(directory)
-    assert slow.tokenize(MIXED) == tokenizer.tokenize(MIXED)
-    assert slow(MIXED)["input_ids"] == tokenizer(MIXED)["input_ids"]
-    assert tokenizer.decode(tokenizer(MIXED)["input_ids"]) == MIXED
-    assert tokenizer.tokenize("4071") == ["4", "0", "7", "1"]
-
-
-def test_merges_are_strings_and_agree_between_the_files(directory):
+def test_it_is_a_qwen2_tokenizer_in_every_file(directory):
+    fast, slow = AutoTokenizer.from_pretrained(directory), Qwen2Tokenizer.from_pretrained(directory)
+    assert isinstance(fast, Qwen2TokenizerFast)
+    assert fast.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [len(fast) - 3, len(fast) - 2, len(fast) - 1]
+    assert (fast.eos_token, fast.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    ids = fast(MIXED)["input_ids"]
+    assert slow(MIXED)["input_ids"] == ids and fast.decode(ids) == MIXED
+    assert {"4", "0", "7", "1", "<|im_start|>"} <= set(fast.tokenize(MIXED))
+    for word in (" .", " redcircle", " purplestar", " number", " sign"):  # one cell is one token
+        assert len(fast.tokenize(word)) == 1, word
     state = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
     lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
-    assert all(isinstance(merge, str) for merge in state["model"]["merges"])
-    assert lines[0].startswith("#version") and lines[1:] == state["model"]["merges"]
-    assert json.loads((directory / "vocab.json").read_text(encoding="utf-8")) == state["model"]["vocab"]
+    assert lines[0].startswith("#version") and lines[1:] == state["model"]["merges"]  # strings
 
 
-def test_another_process_writes_the_same_bytes(directory, tmp_path):
+def test_it_is_always_the_same(directory, tmp_path):
+    """A changed word of the corpus changes tokenizer and results; another process writes the same bytes."""
+    assert hashlib.sha256("\n".join(corpus()).encode()).hexdigest().startswith("fe29588bc3527ac8")
     code = f"from xtuner_plugins.toy.tokenizer import build_tokenizer as b; b({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     for file in sorted(directory.iterdir()):

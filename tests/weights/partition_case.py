@@ -35,12 +35,11 @@ def main(base: str, out: Path) -> None:
         largest = max(largest, sum(p.numel() for p in model.parameters() if not p.is_meta))
         split(model, name)
 
-    model, report = load_model(base, dtype=torch.float32, filled=watched)
+    model = load_model(base, dtype=torch.float32, filled=watched)
     parameters = list(model.parameters())
-    assert report.num_tensors == len(model.state_dict()) and all(is_partitioned(p) for p in parameters)
+    assert all(is_partitioned(p) for p in parameters)
     whole = sum(p.ds_numel for p in parameters)
     held = sum(p.ds_tensor.numel() for p in parameters)
-    assert whole == report.num_parameters
     assert whole / world_size <= held <= whole / world_size + len(parameters) and largest < whole / 2, (held, largest)
     model.img_context_token_id = 508
     with deepspeed.zero.GatheredParameters(parameters):
@@ -52,7 +51,6 @@ def main(base: str, out: Path) -> None:
     config = {"zero_optimization": STAGE_3, "bf16": {"enabled": True}, "train_micro_batch_size_per_gpu": 1}
     alive = HfDeepSpeedConfig(config)  # noqa: F841  (transformers holds it weakly)
     trained = VisionLanguageModel(base=base, llm_lora=LORA, gradient_checkpointing=False)
-    assert trained.load_report.num_tensors == sum("lora_" not in name for name in trained.model.state_dict())
     assert {p.dtype for p in trained.parameters()} == {torch.bfloat16}
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-3)
     config["zero_allow_untested_optimizer"] = True

@@ -43,7 +43,7 @@ def hf_logits(directory, inputs):
 
 def test_same_logits_and_back(base, tmp_path):
     convert(base, tmp_path / "hf", format="hf")
-    ours, _ = load_model(base, dtype=None)
+    ours = load_model(base, dtype=None)
     ours.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
     inputs = chat_inputs(ours)
     reference, theirs = logits(ours, inputs), hf_logits(tmp_path / "hf", inputs)
@@ -51,7 +51,7 @@ def test_same_logits_and_back(base, tmp_path):
     assert theirs.shape[-1] == rows + 1  # the row of <video>
     # two implementations in fp32, 2+2 layers
     assert (theirs[..., :rows] - reference).abs().max() <= 1e-5
-    direct, _ = load_model(tmp_path / "hf", dtype=None)
+    direct = load_model(tmp_path / "hf", dtype=None)
     assert torch.equal(logits(with_context(direct, ours), inputs)[..., :rows], reference)
 
     convert(tmp_path / "hf", tmp_path / "back", format="official")

@@ -8,6 +8,7 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.toy_bases import as_internlm2
 from tests.weights.language_models import write_llm
 from tests.weights.test_hf import hf_logits
 from tests.weights.training import (
@@ -24,7 +25,6 @@ from tests.weights.vocabularies import write_internlm2
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import export
 from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.toy.bases import as_internlm2
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 from xtuner_plugins.weights.writer import write_json
@@ -49,7 +49,7 @@ def test_internlm2_stays_internlm2(internlm2_base, tmp_path):
     assert read_json(tmp_path / "out" / "config.json") == read_json(internlm2_base / "config.json")
     assert (tmp_path / "out" / "modeling_internlm2.py").read_text() == "# the release's own code\n"
     inputs = chat_inputs(trained.model)
-    for model in (load_model(tmp_path / "out", dtype=None)[0], load_trained(config, checkpoint, dtype=None)):
+    for model in (load_model(tmp_path / "out", dtype=None), load_trained(config, checkpoint, dtype=None)):
         gap = logits(with_context(model, trained.model), inputs) - logits(trained.model, inputs)
         assert gap.abs().max() <= 1e-5
     export(config, checkpoint, tmp_path / "hf", format="hf")
@@ -94,14 +94,12 @@ def test_internlm2_with_its_own_vocabulary(toy_parts, tmp_path):
 
 
 def test_internlm2_without_its_code_is_refused(internlm2_base, tmp_path):
-    shutil.copytree(internlm2_base, tmp_path / "base")
-    config = write_config(tmp_path / "c.py", tmp_path / "base")
-    checkpoint = save_pth(make_model(tmp_path / "base"), tmp_path / "iter_1.pth")
+    base = shutil.copytree(internlm2_base, tmp_path / "base")
     fields = read_json(internlm2_base / "config.json")
-    write_json(tmp_path / "base" / "config.json", {k: v for k, v in fields.items() if k != "auto_map"})
-    with pytest.raises(CheckpointError, match=r"without the code that runs it \(auto_map\)"):
-        export(config, checkpoint, tmp_path / "out")
-    (tmp_path / "base" / "modeling_internlm2.py").unlink()
-    with pytest.raises(CheckpointError, match=r"\(modeling_internlm2.py\); download it"):
-        export(config, checkpoint, tmp_path / "out")
+    write_json(base / "config.json", {k: v for k, v in fields.items() if k != "auto_map"})
+    checkpoint = save_pth(make_model(base), tmp_path / "iter_1.pth")
+    for words in (r"without the code that runs it \(auto_map\)", r"\(modeling_internlm2.py\); download it"):
+        with pytest.raises(CheckpointError, match=words):
+            export(None, checkpoint, tmp_path / "out")
+        (base / "modeling_internlm2.py").unlink(missing_ok=True)
     assert not (tmp_path / "out").exists()

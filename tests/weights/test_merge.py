@@ -1,13 +1,29 @@
-"""Merging one layer at a time gives what PEFT's whole-model merge gives, whatever the block size."""
+"""Merging one layer at a time gives what PEFT's whole-model merge gives, whatever the block size; token rows, too."""
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
+from safetensors.torch import load_file
 from torch import nn
 
+from tests.weights.training import (
+    LORA,
+    chat_inputs,
+    load_trained,
+    logits,
+    make_model,
+    save_pth,
+    training_inputs,
+    with_context,
+)
+from xtuner_plugins.export.adapters import export_adapter
+from xtuner_plugins.export.export import export
 from xtuner_plugins.weights import merge
 from xtuner_plugins.weights.lazy import MemoryTensor
+from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.reading import CheckpointError
+
+EMBEDDING, ROWS = "language_model.model.embed_tokens.weight", [3, 500, 7, 505]
 
 
 class Net(nn.Module):
@@ -54,28 +70,10 @@ def test_merge_equals_peft():
 
 
 def test_bf16_base_is_merged_in_fp32():
-    base = torch.ones(4, 3, dtype=torch.bfloat16)
-    parts = {
-        "lora_A.weight": MemoryTensor(torch.ones(2, 3)),
-        "lora_B.weight": MemoryTensor(torch.full((4, 2), 2.0**-10)),
-    }
-    merged = merge.merged_weight(MemoryTensor(base), parts, merge.Lora(r=2, lora_alpha=2), "proj").read()
+    parts = {"lora_A.weight": torch.ones(2, 3), "lora_B.weight": torch.full((4, 2), 2.0**-10)}
+    parts, base = {n: MemoryTensor(t) for n, t in parts.items()}, MemoryTensor(torch.ones(4, 3, dtype=torch.bfloat16))
+    merged = merge.merged_weight(base, parts, merge.Lora(r=2, lora_alpha=2), "proj").read()
     assert merged.dtype == torch.float32 and torch.equal(merged, torch.full((4, 3), 1 + 2.0**-9))  # bf16 would give 1
-
-
-def test_names():
-    for name, expected in {
-        "a.q_proj.lora_A.default.weight": ("a.q_proj", "lora_A.weight"),
-        "a.q_proj.lora_B.weight": ("a.q_proj", "lora_B.weight"),
-        "e.lora_embedding_A.default": ("e", "lora_embedding_A"),
-        "a.lora_magnitude_vector.default.weight": ("a", "lora_magnitude_vector.weight"),
-        "a.embed_tokens.token_adapter.trainable_tokens_delta.default": ("a.embed_tokens", merge.TOKEN_ROWS),
-        "a.embed_tokens.token_adapter.trainable_tokens_delta": ("a.embed_tokens", merge.TOKEN_ROWS),
-        "a.embed_tokens.token_adapter.base_layer.weight": None,
-        "a.q_proj.base_layer.weight": None,
-        "a.q_proj.weight": None,
-    }.items():
-        assert merge.split_key(name) == expected
 
 
 def test_what_is_not_merged():
@@ -83,8 +81,8 @@ def test_what_is_not_merged():
     for says, (shapes, base) in {
         r"only lora_A\.weight": ({a: (2, 3)}, (4, 3)),
         "belongs to another base": ({a: (2, 5), b: (4, 2)}, (4, 3)),
-        "has rank 3 and no magnitudes of DoRA; the config says r=2": ({a: (3, 3), b: (4, 3)}, (4, 3)),
-        "rank 2 and magnitudes of DoRA; the config says r=2": ({a: (2, 3), b: (4, 2), size: (4,)}, (4, 3)),
+        "has rank 3 and no magnitudes of DoRA; the run's settings say r=2": ({a: (3, 3), b: (4, 3)}, (4, 3)),
+        "rank 2 and magnitudes of DoRA; the run's settings say r=2": ({a: (2, 3), b: (4, 2), size: (4,)}, (4, 3)),
         "proj is no linear layer": ({a: (2, 3, 2, 2), b: (4, 2, 1, 1)}, (4, 3, 2, 2)),
         "proj is no linear layer, .*trainable_token_indices": ({"lora_embedding_A": (2, 4)}, (4, 3)),
     }.items():
@@ -101,3 +99,65 @@ def test_settings_that_cannot_be_merged():
     for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq"):
         with pytest.raises(CheckpointError, match=init):
             merge.read_settings({"init_lora_weights": init})
+
+
+def test_trained_rows_are_what_peft_merges(toy_base, tmp_path):
+    """From a training checkpoint: exported, loaded merged and live, and as an adapter again."""
+    for choice, count in ((ROWS, 1), ({"embed_tokens": ROWS, "lm_head": [1, 2]}, 2)):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        trained = make_model(toy_base, llm_lora={**LORA, "trainable_token_indices": choice})
+        names = [name for name, p in trained.named_parameters() if p.requires_grad and "trainable_tokens_delta" in name]
+        assert len(names) == count and set(names) <= set(trained.state_dict())
+        checkpoint = save_pth(trained, folder / "iter_1.pth")
+        export(None, checkpoint, folder / "out")
+        pixels, ids, flags = chat_inputs(trained.model)
+        ids[0, :4] = torch.tensor(ROWS)
+        inputs = pixels, ids, flags
+        expected, plain = logits(trained.model, inputs), load_model(toy_base, dtype=None)
+        models = [load_trained(None, checkpoint, dtype=None, merge_lora=merged) for merged in (True, False)]
+        for model in (plain, load_model(folder / "out", dtype=None), *models):
+            gap = (logits(with_context(model, trained.model), inputs) - expected).abs().max()
+            assert gap > 1e-2 if model is plain else gap <= 1e-5
+        base, held = (load_file(path / "model.safetensors") for path in (toy_base, folder / "out"))
+        assert ((held[EMBEDDING] != base[EMBEDDING]).any(1).nonzero().flatten().tolist()) == sorted(ROWS)
+
+        export_adapter(None, checkpoint, folder / "adapter")
+        export(None, folder / "adapter", folder / "again")
+        again = load_file(folder / "again" / "model.safetensors")
+        assert all(torch.equal(again[name], held[name]) for name in held)
+        plain.load_state_dict(load_file(folder / "adapter/replaced.safetensors"), strict=False)
+        PeftModel.from_pretrained(plain.language_model, folder / "adapter/language_model")
+        assert (logits(plain.eval(), inputs) - expected).abs().max() <= 1e-5
+
+
+def test_gradients_reach_the_rows(toy_base):
+    """A training step changes exactly the rows that the batch holds."""
+    trained = make_model(toy_base, llm_lora={**LORA, "trainable_token_indices": ROWS}).train()
+    trained(**training_inputs(trained, torch.tensor([[3, 7, 9, 11]])), mode="loss")["loss"].backward()
+    (gradient,) = [p.grad for name, p in trained.named_parameters() if "trainable_tokens_delta" in name]
+    assert (gradient != 0).any(1).tolist() == [True, False, True, False]
+
+
+def test_rows_that_do_not_fit_the_settings(toy_base, tmp_path):
+    for trained, said, words in (
+        (ROWS, None, "the LoRA settings name none"),
+        (None, ROWS, "holds none of them"),
+        (ROWS, [1, 2], r"the trained rows are \[4, 64\], but 2"),
+        *((ROWS, rows, "are not different rows of") for rows in ([1, 2, 3, 99999], [1, 2, 3, -1], [1, 2, 3, 3])),
+    ):
+        model = make_model(toy_base, llm_lora={**LORA, "trainable_token_indices": trained})
+        model.made_with["llm_lora"] = {**LORA, "trainable_token_indices": said}
+        with pytest.raises(CheckpointError, match=words):
+            export(None, save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_blocks_of_rows():
+    """Whatever block is read, and the matrix itself is left as it was."""
+    matrix, trained = torch.arange(22.0).view(11, 2).bfloat16(), torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
+    result, expected = merge.with_rows(MemoryTensor(matrix), MemoryTensor(trained), [9, 0], "m"), matrix.float()
+    expected[[9, 0]] = trained
+    for rows in (1, 3, 11):
+        held = torch.cat([result.rows(n, min(n + rows, 11)).read() for n in range(0, 11, rows)])
+        assert torch.equal(held, expected) and matrix[9, 0] == 18

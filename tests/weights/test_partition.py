@@ -34,7 +34,7 @@ def test_two_ranks(toy_base, tmp_path):
     for process in processes:
         text, _ = process.communicate(timeout=HANGS_AFTER)
         assert process.returncode == 0, text[-3000:]
-    model, _ = load_model(toy_base, dtype=torch.float32)
+    model = load_model(toy_base, dtype=torch.float32)
     model.img_context_token_id = 508
     expected = logits(model, chat_inputs(model))
     # the same weights to the bit, the same arithmetic

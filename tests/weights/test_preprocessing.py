@@ -192,8 +192,8 @@ def test_a_mixture_needs_a_choice(run, toy_base, tmp_path):
             export(config, checkpoint, tmp_path / "out", **choice)
     assert not (tmp_path / "out").exists()
     done = export(config, checkpoint, tmp_path / "out", template="internvl2_5")
-    assert "the one with most: 1 to 4 tiles without thumbnail" in done["notes"][1]
-    assert "serving engines give each of them 4" in done["notes"][2]
+    assert "the one with most: 1 to 4 tiles without thumbnail" in done["notes"][0]
+    assert "serving engines give each of them 4" in done["notes"][1]
     fields = read_json(tmp_path / "out" / "config.json")
     assert (fields["max_dynamic_patch"], fields["use_thumbnail"]) == (4, False)
     done = export(config, checkpoint, tmp_path / "two", template="internvl2_5", max_tiles=2)
@@ -204,7 +204,7 @@ def test_a_mixture_needs_a_choice(run, toy_base, tmp_path):
 def test_what_says_nothing_is_exported_as_the_base(toy_base, model, tmp_path):
     config, checkpoint = write_config(tmp_path / "c.py", toy_base), save_pth(model, tmp_path / "iter_1.pth")
     done = export(config, checkpoint, tmp_path / "out")
-    assert "doesn't say how images and text were prepared" in done["notes"][1]
+    assert "doesn't say how images and text were prepared" in done["notes"][0]
     with pytest.raises(ValueError, match="nothing to choose with --template"):
         export(config, checkpoint, tmp_path / "no", max_tiles=2)
 

@@ -30,6 +30,6 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
 
 def test_facts_of_a_checkpoint(tmp_path):
     facts = read_checkpoint(write(tmp_path / "iter_4.pth", step=7))
-    assert facts == {"iter": 7, "has_optimizer": True, "any_strategy": False, "plan": None, "record": None}
+    assert facts == {"iter": 7, "has_optimizer": True, "plan": None, "record": None}
     with pytest.raises(CheckpointError, match="missing.pth does not exist"):
         read_checkpoint(tmp_path / "missing.pth")

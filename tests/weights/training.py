@@ -9,7 +9,7 @@ from xtuner_plugins.export.trained import attach_adapters, build_trained, lay_ov
 from xtuner_plugins.models.rows import make_row
 from xtuner_plugins.models.vlm import VisionLanguageModel
 from xtuner_plugins.weights import record
-from xtuner_plugins.weights.loader import build, config_from_fields
+from xtuner_plugins.weights.loader import build
 
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
 VISION_LORA = dict(type=LoraConfig, r=2, lora_alpha=4, target_modules=["qkv", "fc1"])
@@ -26,6 +26,7 @@ SETTINGS = {
 def make_model(base, seed=0, **settings) -> VisionLanguageModel:
     """A training model whose trainable parameters differ clearly from the base's (B of LoRA is no longer zero)."""
     model = VisionLanguageModel(base=str(base), dtype="float32", gradient_checkpointing=False, **settings)
+    model.made_with = {"base": str(base), **settings}
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,8 +52,23 @@ def write_config(path: Path, base, **settings) -> Path:
     return path
 
 
-def save_pth(model: VisionLanguageModel, path: Path, config: Path | None = None) -> Path:
-    """A checkpoint with what MMEngine stores beside the weights, and the record of a run of ``config``."""
+def record_of(base, **settings) -> dict:
+    """The record of a run with these settings of its model."""
+    model = record.plain({"type": VisionLanguageModel, **settings}, fill=True)
+    steps = dict.fromkeys(record.STEPS)
+    return {"base": record.base_facts(base), "data": [], "settings": {"model": model}, "steps": steps, "versions": {}}
+
+
+def save_pth(model, path: Path, config: Path | None = None, *, state: dict | None = None, **others) -> Path:
+    """A checkpoint with what MMEngine stores beside the weights, and the record of the run.
+
+    Args:
+        model: from `make_model`, or of the config.
+        path: of the file.
+        config: that of the run; None takes what `make_model` was given.
+        state: other tensors than the model's.
+        **others: entries beside the weights.
+    """
     import numpy as np
     from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
@@ -63,10 +79,9 @@ def save_pth(model: VisionLanguageModel, path: Path, config: Path | None = None)
         meta=dict(cfg="model = dict()", seed=1, epoch=np.float64(0), settings=ConfigDict(a=1)),
         message_hub=dict(log_scalars={"train/loss": history}, runtime_info={"iter": 1}),
     )
-    if config is not None:
-        cfg = read_training_config(config)
-        extras[record.KEY] = record.of_config(cfg, cfg.model.base)
-    torch.save(dict(state_dict=model.state_dict(), **extras), path)
+    settings = read_training_config(config).model if config else model.made_with
+    extras |= {record.KEY: record_of(**{k: v for k, v in dict.items(settings) if k != "type"}), **others}
+    torch.save(dict(state_dict=model.state_dict() if state is None else state, **extras), path)
     return path
 
 
@@ -75,8 +90,7 @@ def load_trained(cfg, checkpoint, *, dtype=torch.bfloat16, merge_lora=True):
     plan = lay_over(cfg, checkpoint).settle()
     if merge_lora:
         return build_trained(plan, dtype=dtype)
-    config = config_from_fields(plan.view.config, "live")
-    model, _ = build(config, plan.tensors(merged=False), dtype=dtype, what="live")
+    model = build(plan.view.config, plan.tensors(merged=False), "live", dtype=dtype)
     attach_adapters(model, plan)
     return model.eval()
 

@@ -102,9 +102,8 @@ def _with_boxes(image: Image.Image, record: Record) -> Image.Image:
     if record.extra.get("boxes") == "pixel":
         frame = record.extra.get("width") or image.width, record.extra.get("height") or image.height
     for box in find_boxes(" ".join(turn.text for turn in record.turns)):
-        x1, y1, x2, y2 = (
-            value * side / whole for value, side, whole in zip(box, image.size * 2, frame * 2, strict=True)
-        )
+        corners = zip(box, image.size * 2, frame * 2, strict=True)
+        x1, y1, x2, y2 = (value * side / whole for value, side, whole in corners)
         if x1 <= x2 and y1 <= y2:
             ImageDraw.Draw(image).rectangle((x1, y1, x2, y2), outline=COLOR, width=3)
     return image

@@ -29,14 +29,8 @@ from .opening import open_file
 NUM_FRAMES = 8  # of a video, the dataset's default
 HARMLESS = tuple(reason for reason in ON_PURPOSE if reason != "too_long")  # left out on purpose: no run stops
 # What released models say of their tiles, for files that are checked without a model.
-STANDARD = SimpleNamespace(
-    template="internvl2_5",
-    force_image_size=448,
-    dynamic_image_size=True,
-    min_dynamic_patch=1,
-    max_dynamic_patch=12,
-    use_thumbnail=True,
-)
+TILES = {"force_image_size": 448, "dynamic_image_size": True, "min_dynamic_patch": 1, "max_dynamic_patch": 12}
+STANDARD = SimpleNamespace(template="internvl2_5", use_thumbnail=True, **TILES)
 
 
 class PlainFiles:
@@ -52,6 +46,8 @@ class PlainFiles:
         DataError: files or folders can't be used; one error names all of them.
     """
 
+    record = MultimodalDataset.record
+
     def __init__(self, data_paths, image_folders=None, parse: Callable[[object, str], Record] = parse_record):
         self.parse = parse
         self._use(open_sources(data_paths, image_folders, None, None, STANDARD, {}))
@@ -60,11 +56,6 @@ class PlainFiles:
         self.sources = sources
         self.picks = [np.arange(len(source.index)) for source in sources]
         self.rejected: list[frozenset[int]] = [frozenset()] * len(sources)
-
-    def record(self, number: int, row: int) -> Record:
-        """As `MultimodalDataset.record`."""
-        index = self.sources[number].index
-        return self.parse(index.parse(row), index.source(row))
 
     def measuring(self, number: int) -> Measure:
         """As `MultimodalDataset.measuring`, without a tokenizer."""
@@ -200,9 +191,8 @@ def check_dataset(
             say(report, complaint)
         report.found.sort()
         out = list(report.left_out)
-        report.records, report.images = (
-            table[~np.isin(table["row"], out)] for table in (report.records, report.images)
-        )
+        tables = report.records, report.images
+        report.records, report.images = (table[~np.isin(table["row"], out)] for table in tables)
         if report.fates is not None:  # only images that were decoded are known to train
             report.tokens[out] = report.tiles[out] = report.supervised[out] = 0
     return reports
@@ -240,11 +230,10 @@ def count_samples(dataset: Checked, reports: Sequence[FileReport]) -> int:
 
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
     """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number."""
-    entries = [
-        {"file": absolute_path(index.path), "row": row, "line": index.line(row), "reason": complaint.reason}
-        for report in reports
-        for index in [report.source.index]
-        for row, complaint in report.left_out.items()
-    ]
+    entries = []
+    for report in reports:
+        index, file = report.source.index, absolute_path(report.source.index.path)
+        for row, each in report.left_out.items():
+            entries.append({"file": file, "row": row, "line": index.line(row), "reason": each.reason})
     Path(path).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     return len(entries)

@@ -16,8 +16,7 @@ from ..datasets.records.records import Record
 
 RECORD = np.dtype([("row", "i4"), ("text", "u8"), ("whole", "u8"), ("answer", "u8"), ("flags", "u1")])
 IMAGE = np.dtype(
-    [*((name, "i4") for name in ("row", "width", "height")), *((name, "u8") for name in ("name", "pixels"))]
-    + [("look", "u8", 2)]
+    [(name, "i4") for name in ("row", "width", "height")] + [("name", "u8"), ("pixels", "u8"), ("look", "u8", 2)]
 )
 REFUSES, REPEATS = 1, 2  # bits of a record's flags
 SIDE = 8  # a look compares the neighbors among 9 x 9 gray values

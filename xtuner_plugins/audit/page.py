@@ -38,10 +38,8 @@ def write_page(
         findings: of `findings.find`.
         validation: as `findings.find` got it.
     """
-    everything = [(dataset, reports), *validation]
-    cards = [
-        _card(*everything[place[0]], place, reasons) for place, reasons in pick(dataset, reports, findings).items()
-    ]
+    everything, picked = [(dataset, reports), *validation], pick(dataset, reports, findings)
+    cards = [_card(*everything[place[0]], place, reasons) for place, reasons in picked.items()]
     page = render(
         Path(__file__).parent,
         "page.html.jinja",
@@ -66,15 +64,10 @@ def as_json(
     """The numbers of the page, for programs to read."""
     everything = [(dataset, reports), *validation]
     found = [{**vars(each), "where": dict(each.where), "examples": _examples(each, everything)} for each in findings]
-    files = [
-        {
-            "file": report.source.index.path,
-            "num_records": len(report),
-            "unusable": dict(report.complaints),
-            "warnings": dict(report.warnings),
-        }
-        for report in reports
-    ]
+    files = []
+    for each in reports:
+        counts = {"unusable": dict(each.complaints), "warnings": dict(each.warnings)}
+        files.append({"file": each.source.index.path, "num_records": len(each), **counts})
     return {"files": files, "findings": found, "shares": shares(dataset, reports), "what_if": what_if(dataset, reports)}
 
 
@@ -122,9 +115,7 @@ def _card(dataset: Checked, reports: Sequence[FileReport], place: Place, reasons
         "reasons": reasons,
         "messages": list(map(report.message, complaints)),
         "is_bad": any(map(stops, complaints)),
-        "facts": {},
-        "pictures": [],
-        "tiles": [],
+        **{"facts": {}, "pictures": [], "tiles": []},
     }
     try:
         record = dataset.record(number, row)

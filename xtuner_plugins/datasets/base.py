@@ -29,9 +29,8 @@ def read_base(directory: str | os.PathLike) -> "InternVLChatConfig":
     from ..hub.configuration_internvl_chat import num_image_tokens
 
     if not isinstance(directory, (str, os.PathLike)):
-        raise SettingError(
-            "base", f"base={directory!r} can't be used", "give the model directory to train from, that of model.base"
-        )
+        remedy = "give the model directory to train from, that of model.base"
+        raise SettingError("base", f"base={directory!r} can't be used", remedy)
     directory = os.fspath(directory)
     if not os.path.isdir(directory):
         raise SettingError("base", f"model directory {directory!r} isn't there", REMEDY)
@@ -87,7 +86,26 @@ def prompt_of(config: "InternVLChatConfig", name: str | None) -> tuple[str, dict
     if name not in (None, config.template):
         return name, {}
     if not config.template:
-        raise SettingError(
-            "template", "the base's config.json names no 'template'", "give the dataset template='internvl2_5'"
-        )
+        problem = "the base's config.json names no 'template'"
+        raise SettingError("template", problem, "give the dataset template='internvl2_5'")
     return config.template, own_system(vars(config))
+
+
+def work_rates(config: "InternVLChatConfig") -> tuple[float, float, float]:
+    """Operations of a forward pass: per token times a token of the same sample, per token, and per tile.
+
+    So a sample's work is `rates[0] * tokens**2 + rates[1] * tokens + rates[2] * tiles`, as `planning.work` counts it.
+    """
+    llm, vision = config.llm_config, config.vision_config
+    heads, width = llm.num_attention_heads, llm.hidden_size
+    head_dim = getattr(llm, "head_dim", None) or width // heads
+    inner = llm.intermediate_size
+    if getattr(llm, "num_experts_per_tok", None):
+        inner = llm.moe_intermediate_size * llm.num_experts_per_tok
+    keys = getattr(llm, "num_key_value_heads", None) or heads
+    square = 2 * heads * head_dim * llm.num_hidden_layers  # causal: half of all pairs
+    token = 2 * llm.num_hidden_layers * width * (2 * (heads + keys) * head_dim + 3 * inner)
+    side = (config.force_image_size or vision.image_size) // vision.patch_size
+    weights = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+    tile = side**2 * vision.num_hidden_layers * (2 * weights + 4 * side**2 * vision.hidden_size)
+    return float(square), float(token), float(tile)

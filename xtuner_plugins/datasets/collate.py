@@ -31,17 +31,15 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
     """
     kept = kept_samples(samples)
     length = max(len(sample["input_ids"]) for sample in kept)
-    length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
-    shape = (len(kept), length)
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
-    labels = torch.full(shape, IGNORE_INDEX, dtype=torch.int64)
-    attention_mask = torch.zeros(shape, dtype=torch.bool)
+    shape = (len(kept), -(-length // pad_to_multiple_of) * pad_to_multiple_of)
+    batch = {
+        "input_ids": torch.full(shape, pad_token_id, dtype=torch.int64),
+        "labels": torch.full(shape, IGNORE_INDEX, dtype=torch.int64),
+        "attention_mask": torch.zeros(shape, dtype=torch.bool),
+    }
     for row, sample in enumerate(kept):
-        size = len(sample["input_ids"])
-        input_ids[row, :size] = sample["input_ids"]
-        labels[row, :size] = sample["labels"]
-        attention_mask[row, :size] = True
-    batch = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+        for name, values in batch.items():
+            values[row, : len(sample["input_ids"])] = sample.get(name, True)
     return with_images(batch, samples, kept)
 
 

@@ -18,7 +18,7 @@ from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
 from . import left_out
-from .base import read_base
+from .base import read_base, work_rates
 from .images.jpeg import degrade
 from .images.media import MediaSource, image_size
 from .images.tiles import MODES, open_tiles
@@ -112,6 +112,7 @@ class MultimodalDataset(Dataset):
         from ..hub.configuration_internvl_chat import num_image_tokens
 
         config = read_base(base)
+        self.work_rates = work_rates(config)
         self.tokenizer = TextTokenizer.from_pretrained(base)
         self.budget = TileBudget(num_image_tokens(config), max_length, self.may_cut)
         shared = dict(
@@ -123,9 +124,8 @@ class MultimodalDataset(Dataset):
         self.on_bad_sample = check_choice("on_bad_sample", on_bad_sample, left_out.POLICIES)
         self.fast_decoding = check_choice("fast_decoding", fast_decoding, MODES)
         self.num_frames = check_whole("num_frames", num_frames, 1)
-        self.picks = [
-            pick_records(len(source.index), source.repeat, SEED + number) for number, source in enumerate(self.sources)
-        ]
+        each = enumerate(self.sources, SEED)
+        self.picks = [pick_records(len(source.index), source.repeat, seed) for seed, source in each]
         self.ends = np.cumsum([len(pick) for pick in self.picks])
         self.rejected = left_out.read_reject_list(reject_list, self.sources)
         self._lengths: dict[int, LengthIndex] = {}
@@ -198,10 +198,8 @@ class MultimodalDataset(Dataset):
             report_change(*self._plan_files[number])
         except SettingError:
             remedy = f"remove {self._plan_files[number][0]} and start again"
-        problem = (
-            f"{found[0]} tokens and {found[1]} tiles, but {tokens} tokens and {tiles} tiles were planned: its images "
-            "have changed since they were measured"
-        )
+        problem = f"{found[0]} tokens and {found[1]} tiles, but {tokens} tokens and {tiles} tiles were planned: its "
+        problem += "images have changed since they were measured"
         raise RecordError("plan_changed", problem, remedy, self.sources[number].index.source(row))
 
     def _log_first(self, warnings: Sequence[RecordError]) -> None:

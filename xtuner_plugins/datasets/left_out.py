@@ -29,7 +29,8 @@ KEPT = {"shrink_tiles": "with fewer tiles to fit max_length", "truncate_text": "
 
 def dropped_sample(error: DataError, source: str, tile_size: int) -> dict:
     """The stand-in for a sample that is left out; `collate` moves it into the batch's `dropped`."""
-    return {"dropped": error.reason, "message": str(error), "source": source, "tiles": _no_tiles(tile_size)}
+    tiles = filler_sample(tile_size)["tiles"]
+    return {"dropped": error.reason, "message": str(error), "source": source, "tiles": tiles}
 
 
 def filler_sample(tile_size: int) -> dict:
@@ -38,13 +39,9 @@ def filler_sample(tile_size: int) -> dict:
         "input_ids": torch.zeros(1, dtype=torch.int64),
         "labels": torch.full((1,), IGNORE_INDEX),
         "num_tiles": 0,
-        "tiles": _no_tiles(tile_size),
+        "tiles": torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8),
         "source": FILLER,
     }
-
-
-def _no_tiles(tile_size: int) -> torch.Tensor:
-    return torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8)
 
 
 def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[frozenset[int]]:
@@ -80,8 +77,8 @@ def reasons(dataset: "MultimodalDataset", fates: np.ndarray) -> dict[int, str]:
     Args:
         fates: from `layout`.
     """
-    located = {index: dataset.locate(index) for index in np.flatnonzero(fates == BROKEN).tolist()}
-    return {index: dataset.lengths(number).complaints[row].reason for index, (number, row) in located.items()}
+    located = ((index, *dataset.locate(index)) for index in np.flatnonzero(fates == BROKEN).tolist())
+    return {index: dataset.lengths(number).complaints[row].reason for index, number, row in located}
 
 
 def require_usable(dataset: "MultimodalDataset", fates: np.ndarray) -> None:
@@ -121,9 +118,7 @@ def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:
     """
     entries = []
     for index in np.flatnonzero(fates >= DROPPED).tolist():
-        number, row = dataset.locate(index)
-        error = why_left_out(dataset, number, row)
-        name = dataset.sources[number].name
+        error, name = why_left_out(dataset, *dataset.locate(index)), dataset.sources[dataset.locate(index)[0]].name
         entries.append({"index": index, "dataset": name, "dropped": error.reason, "message": str(error)})
     return entries
 
@@ -137,15 +132,12 @@ def describe(dataset: "MultimodalDataset", fates: np.ndarray | None = None) -> s
     if fates is None:
         pairs = zip(dataset.picks, dataset.rejected, strict=True)
         rejected = sum(int(np.isin(pick, list(rows)).sum()) for pick, rows in pairs)
+        told = f" ({rejected:,} rejected)" if rejected else ""
         return (
-            f"data: {len(dataset) - rejected:,} of {len(dataset):,} samples will be tried"
-            + (f" ({rejected:,} rejected)" if rejected else "")
-            + f"; unusable ones aren't known before they are met (on_bad_sample={dataset.on_bad_sample!r}): "
-            "tools/check_data.py finds them all"
+            f"data: {len(dataset) - rejected:,} of {len(dataset):,} samples will be tried{told}; unusable ones aren't "
+            f"known before they are met (on_bad_sample={dataset.on_bad_sample!r}): tools/check_data.py finds them all"
         )
-    counts = Counter(
-        {name: int((fates == code).sum()) for code, name in enumerate(FATES) if code not in (FITS, BROKEN)}
-    )
+    counts = Counter(FATES[code] for code in fates[(fates != FITS) & (fates != BROKEN)].tolist())
     counts.update(reasons(dataset, fates).values())
     changes = ", ".join(f"{counts[name]:,} {words}" for name, words in KEPT.items() if counts[name])
     left = ", ".join(f"{count:,} {name}" for name, count in counts.most_common() if count and name not in KEPT)

@@ -33,17 +33,13 @@ from .records.json_index import parse_json
 
 HEAD = 1 << 16  # bytes that show whether a file may be a meta file
 FIRST_ENTRY = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
-KEYS = {  # with their defaults, whether a value can be used, and what to give instead
-    "root": (None, lambda value: isinstance(value, str) and "\0" not in value, "give a path"),
-    "annotation": (None, lambda value: isinstance(value, str) and value and "\0" not in value, "give a path"),
-    "repeat_time": (1, lambda value: type(value) in (int, float) and 0 <= value < math.inf, "give a number, 0 or more"),
-    "data_augment": (False, lambda value: isinstance(value, bool), "give true or false"),
-    "max_dynamic_patch": (
-        None,
-        lambda value: value is None or type(value) is int and value > 0,
-        "give a number above 0",
-    ),
-    "length": (None, lambda value: True, ""),
+KEYS = {  # whether a value can be used, and what to give instead
+    "root": (lambda value: isinstance(value, str) and "\0" not in value, "give a path"),
+    "annotation": (lambda value: isinstance(value, str) and value and "\0" not in value, "give a path"),
+    "repeat_time": (lambda value: type(value) in (int, float) and 0 <= value < math.inf, "give a number, 0 or more"),
+    "data_augment": (lambda value: isinstance(value, bool), "give true or false"),
+    "max_dynamic_patch": (lambda value: value is None or type(value) is int and value > 0, "give a number above 0"),
+    "length": (lambda value: True, ""),
 }
 
 
@@ -70,9 +66,8 @@ def list_files(data_paths, image_folders=None, repeat_times=None, dataset_settin
         raise SettingError("data_paths", "data_paths is empty", "give at least one annotation file")
     columns = [paths]
     for name, value in zip(Entry._fields[1:], (image_folders, repeat_times, dataset_settings), strict=True):
-        columns.append(
-            list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * len(paths)
-        )
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        columns.append(list(value) if is_list else [value] * len(paths))
         if len(columns[-1]) != len(paths):
             problem = f"{name} has {len(columns[-1])} entries for {len(paths)} data_paths"
             raise SettingError(name, problem, "give one for each")
@@ -80,14 +75,12 @@ def list_files(data_paths, image_folders=None, repeat_times=None, dataset_settin
     for entry in map(Entry, *columns):
         if not isinstance(entry.path, (str, os.PathLike)):
             raise SettingError("data_paths", f"data_paths holds {entry.path!r}", "name annotation files by their paths")
-        if not is_meta(entry.path):
+        if not (meta := is_meta(entry.path)):
             files.append(entry)
-            continue
-        for name in Entry._fields[1:]:
-            if getattr(entry, name) is not None:
-                problem = f"{name} is given for the meta file {os.fspath(entry.path)!r}, which has its own"
-                raise SettingError(name, problem, f"leave {name} out for it (None)")
-        files += read_meta(entry.path)
+        elif given := [name for name, value in entry._asdict().items() if name != "path" and value is not None]:
+            problem = f"{given[0]} is given for the meta file {os.fspath(entry.path)!r}, which has its own"
+            raise SettingError(given[0], problem, f"leave {given[0]} out for it (None)")
+        files += read_meta(entry.path) if meta else []
     return files
 
 
@@ -130,16 +123,16 @@ def _entry(meta: Path, name: str, entry: object) -> Entry:
         remedy = f"known are {', '.join(KEYS)}"
         raise SettingError("data_paths", f"{where} has {unknown[0]!r}, which isn't read", remedy)
     for key, value in entry.items():
-        _, is_right, remedy = KEYS[key]
+        is_right, remedy = KEYS[key]
         if not is_right(value):
             raise SettingError("data_paths", f"{where}: {key} is {value!r}", remedy)
-    root, annotation, repeat, augment, tiles, _ = (entry.get(key, default) for key, (default, *_) in KEYS.items())
-    path = _find(meta, annotation)
+    path, root = _find(meta, entry["annotation"]), entry.get("root")
     if not is_url(path) and not os.path.isfile(path):
-        raise SettingError("data_paths", f"{where}: annotation {annotation!r} isn't there", "correct it")
-    settings = {"name": name, "max_tiles": tiles, "jpeg_quality": OFFICIAL if augment else None}
+        raise SettingError("data_paths", f"{where}: annotation {entry['annotation']!r} isn't there", "correct it")
+    quality = OFFICIAL if entry.get("data_augment") else None
+    settings = {"name": name, "max_tiles": entry.get("max_dynamic_patch"), "jpeg_quality": quality}
     used = {key: value for key, value in settings.items() if value}
-    return Entry(path, _find(meta, root) if root else None, repeat, used)
+    return Entry(path, _find(meta, root) if root else None, entry.get("repeat_time", 1), used)
 
 
 def _find(meta: Path, name: str) -> str:

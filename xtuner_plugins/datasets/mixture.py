@@ -49,12 +49,7 @@ class Source:
 
 
 def open_sources(
-    data_paths,
-    image_folders,
-    repeat_times,
-    dataset_settings,
-    config: "InternVLChatConfig",
-    shared: Mapping[str, object],
+    data_paths, image_folders, repeat_times, dataset_settings, config: "InternVLChatConfig", shared: Mapping
 ) -> list[Source]:
     """Open every file of a mixture.
 

@@ -46,9 +46,8 @@ class PreferenceDataset(MultimodalDataset):
 
     def __init__(self, *args, **settings):
         if settings.get("loss_reduction", "token") != "token":
-            raise SettingError(
-                "loss_reduction", "the loss of preference pairs is a mean over pairs", "leave out loss_reduction"
-            )
+            problem = "the loss of preference pairs is a mean over pairs"
+            raise SettingError("loss_reduction", problem, "leave out loss_reduction")
         super().__init__(*args, **settings)
 
     def load(self, number: int, row: int, *args, **options) -> dict:
@@ -85,10 +84,8 @@ def collate_pairs(samples: Sequence[dict]) -> dict:
     Raises:
         ValueError: A sample that is no pair.
     """
-    kept = [
-        filler_pair(sample["tiles"].shape[-1]) if sample["source"] == FILLER else sample
-        for sample in kept_samples(samples)
-    ]
+    filler = filler_pair(samples[0]["tiles"].shape[-1])
+    kept = [filler if sample["source"] == FILLER else sample for sample in kept_samples(samples)]
     for sample in kept:
         if "branches" not in sample:
             raise ValueError(f"{sample['source']}: collate_pairs takes samples of PreferenceDataset; this is no pair")

@@ -41,10 +41,8 @@ class ReferenceLogProbs:
         self._rows = [np.unique(pick[kept]) for pick, kept in zip(dataset.picks, fits, strict=True)]
         self._starts = np.cumsum([0, *map(len, self._rows)])
         self.num_records = int(self._starts[-1])
-        own = [
-            text_hash(dataset.measuring(number).key(), repr(source.tiling))
-            for number, source in enumerate(dataset.sources)
-        ]
+        keys = (dataset.measuring(number).key() for number in range(len(dataset.sources)))
+        own = [text_hash(key, repr(each.tiling)) for key, each in zip(keys, dataset.sources, strict=True)]
         self.folder = Path(folder, text_hash(*own, repr(dataset.budget), array_hash(*self._rows), *model))
 
     def missing(self) -> list[int]:
@@ -85,12 +83,9 @@ class ReferenceLogProbs:
         ends, values = _read(self._file(chunk))
         values = values[ends[place - 1] if place else 0 : ends[place]]
         if len(values) != count:
-            raise RecordError(
-                "plan_changed",
-                f"{len(values)} log probabilities of the reference were computed, but its answers have {count} tokens",
-                f"remove {self.folder} and start again: they are then computed again",
-                source,
-            )
+            problem = f"{len(values)} log probabilities of the reference were computed, its answers have {count} tokens"
+            remedy = f"remove {self.folder} and start again: they are then computed again"
+            raise RecordError("plan_changed", problem, remedy, source)
         return values
 
     def _file(self, chunk: int) -> Path:

@@ -13,6 +13,7 @@ the order of the mixture is kept.
 """
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -28,7 +29,7 @@ from .plan.packing import Packs, arrange, efficiency, pack_samples
 from .plan.plan import Plan, PlannedIndex
 
 GROUPS = (None, "length", "modality")
-FORMAT = "3"  # of plans, in the digest; to be raised when they are others, or in another order
+FORMAT = "4"  # of plans, in the digest; to be raised when they are others, or in another order
 PROGRESS_FROM = 5000  # records; fewer are measured in no time
 
 
@@ -92,9 +93,8 @@ class PlanSampler(Plan):
         """
         indices = self.dataset.usable(self.layout()[2])
         if not len(indices):
-            raise SettingError(
-                "data_paths", "no sample of the dataset can be trained on", "see tools/check_data.py for the reasons"
-            )
+            problem = "no sample of the dataset can be trained on"
+            raise SettingError("data_paths", problem, "see tools/check_data.py for the reasons")
         return indices
 
     def left_out(self) -> list[dict]:
@@ -123,8 +123,7 @@ class PlanSampler(Plan):
                 part = members[first : first + region]
                 part = part[np.argsort(tokens[part], kind="stable")]
                 groups += [part[start : start + self.group_size] for start in range(0, len(part), self.group_size)]
-        whole = [group for group in groups if len(group) == self.group_size]
-        rest = [group for group in groups if len(group) != self.group_size]
+        whole, rest = ([each for each in groups if (len(each) == self.group_size) == full] for full in (True, False))
         return np.concatenate([heaviest, *(whole[place] for place in rng.permutation(len(whole))), *rest])
 
     @property
@@ -187,11 +186,8 @@ class PackBatchSampler(Plan):
         if batch_size != 1:
             raise SettingError("batch_size", f"batch_size={batch_size} with packing", "set it to 1: a pack is a batch")
         if not isinstance(sampler, PlanSampler):
-            raise SettingError(
-                "sampler",
-                f"packing works with PlanSampler, not {type(sampler).__name__}",
-                "set sampler=dict(type=PlanSampler)",
-            )
+            problem = f"packing works with PlanSampler, not {type(sampler).__name__}"
+            raise SettingError("sampler", problem, "set sampler=dict(type=PlanSampler)")
         self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
         self.batch_size = batch_size  # MMEngine asks for it under DeepSpeed
         self._packs: tuple[tuple[int, int], Packs] | None = None
@@ -202,7 +198,9 @@ class PackBatchSampler(Plan):
         cell = self.sampler.cell if epoch == self.sampler.epoch else self.sampler.num_ranks
         if self._packs is None or self._packs[0] != (epoch, cell):
             seed = self._seed(epoch)
-            packs = pack_samples(*self._samples(), max_tokens=self.max_tokens, max_tiles=self.max_tiles, seed=seed)
+            budgets = dict(max_tokens=self.max_tokens, max_tiles=self.max_tiles)
+            rates = self.sampler.dataset.work_rates
+            packs = pack_samples(*self._samples(), **budgets, seed=seed, work_rates=rates)
             self._packs = (epoch, cell), arrange(packs, cell, seed)
         return self._packs[1]
 
@@ -223,22 +221,12 @@ class PackBatchSampler(Plan):
         )
         return (
             f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
-            f"({figures['samples_per_pack']:.2f} samples per pack, {figures['padded']:.2%} of the budget empty, tile "
-            f"imbalance over {self.sampler.num_ranks} ranks {figures['tile_imbalance']:.3f})"
+            f"({figures['samples_per_pack']:.2f} samples per pack, {figures['padded']:.2%} of the budget empty, "
+            f"{self.sampler.num_ranks} ranks wait {figures['waiting']:.2%} of the time)"
             + (f"; {changed}" if changed else "")
         )
 
-    @property
-    def copies(self) -> int:
-        return self.sampler.copies
-
-    @property
-    def num_ranks(self) -> int:
-        return self.sampler.num_ranks
-
-    @property
-    def cell(self) -> int:
-        return self.sampler.cell
+    copies, num_ranks, cell = (property(attrgetter(f"sampler.{name}")) for name in ("copies", "num_ranks", "cell"))
 
     @property
     def digest(self) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..weights import manifest, merge, preprocessing, record
 from ..weights.checkpoint import ADAPTER, REPLACED
-from ..weights.lazy import LazyTensor, cast
+from ..weights.lazy import cast
 from ..weights.reading import CheckpointError
 from ..weights.staging import check_target, staged_directory
 from ..weights.writer import resolve_dtype, write_json, write_single
@@ -29,7 +29,7 @@ def export_adapter(
     """Writes the adapters of a training checkpoint for PEFT.
 
     Args:
-        config_path: the training config; None takes everything from the checkpoint's record.
+        config_path: as for `lay_over`.
         checkpoint: MMEngine ``.pth`` or DeepSpeed directory.
         out: directory to write.
         dtype: of the adapter's weights; None keeps the stored one (fp32).
@@ -43,56 +43,50 @@ def export_adapter(
     """
     wanted = resolve_dtype(dtype)
     plan = trained.lay_over(config_path, checkpoint)
-    if not plan.adapters and not plan.lora_configs:
+    if not plan.lora_configs:
         raise CheckpointError(
             f"{checkpoint} holds no LoRA tensors, so there is no adapter to write; export without --format peft"
         )
-    without = [layer for layer in plan.token_rows if layer.partition(".")[0] not in plan.lora_configs]
-    if without:
-        raise CheckpointError(
-            f"{checkpoint} holds trained rows of {without[0]} without LoRA beside them, which PEFT can't load; export "
-            "without --format peft"
-        )
     base = plan.view.directory
-    out = check_target(
-        out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": trained.config_file(config_path)}
-    )
-    parts: dict[str, dict[str, LazyTensor]] = {}
-    for layer, tensors in plan.adapters.items():
-        part, _, inner = layer.partition(".")
-        for kind, tensor in tensors.items():
-            parts.setdefault(part, {})[f"base_model.model.{inner}.{kind}"] = tensor
-    for layer, (tensor, _) in plan.token_rows.items():
-        part, _, inner = layer.partition(".")
-        parts.setdefault(part, {})[f"base_model.model.{inner}.{merge.TOKEN_ROWS}"] = tensor
-    config = {"base": str(base), "adapters": sorted(parts), "replaced": sorted(plan.replaced)}
-    num_bytes = sum(tensor.nbytes for held in [*parts.values(), plan.replaced] for tensor in held.values())
-    with staged_directory(out, config, num_bytes) as stage:
-        for part, tensors in parts.items():
+    inputs = {"base": base, "checkpoint": checkpoint, "config": trained.config_file(config_path)}
+    out = check_target(out, force=force, inputs=inputs)
+    held = {f"{layer}.{kind}": tensor for layer, tensors in plan.adapters.items() for kind, tensor in tensors.items()}
+    held |= {f"{layer}.{merge.TOKEN_ROWS}": tensor for layer, (tensor, _) in plan.token_rows.items()}
+    files = {f"{part}/{ADAPTER}": trained.inside(held, part) for part in sorted(plan.lora_configs)}
+    files = {
+        file: {f"base_model.model.{name}": each for name, each in tensors.items()} for file, tensors in files.items()
+    }
+    parts = [file.partition("/")[0] for file in files]
+    if plan.replaced:
+        files[REPLACED] = plan.replaced
+    tensors = [tensor for each in files.values() for tensor in each.values()]
+    config = {"base": str(base), "adapters": parts, "replaced": sorted(plan.replaced)}
+    with staged_directory(out, config, sum(tensor.nbytes for tensor in tensors)) as stage:
+        for part in parts:
             (stage / part).mkdir()
-            typed = {name: cast(tensor, wanted) for name, tensor in tensors.items()}
-            write_single(stage / part / ADAPTER, typed)
-            layers = sorted({layer.partition(".")[2] for layer in plan.adapters if layer.startswith(part + ".")})
-            write_json(stage / part / "adapter_config.json", _peft_config(plan, part, layers))
+            write_json(stage / part / "adapter_config.json", _peft_config(plan, part))
+        for file, each in files.items():
+            write_single(stage / file, {name: cast(tensor, wanted) for name, tensor in each.items()})
         write_json(stage / record.FILE, plan.record)
         if plan.preprocessing is not None:
             write_json(stage / preprocessing.FILE, plan.preprocessing)
-        if plan.replaced:
-            write_single(stage / REPLACED, {n: cast(t, wanted) for n, t in plan.replaced.items()})
-        files = sorted(path for path in stage.rglob("*") if path.is_file())
-        digests = {str(path.relative_to(stage)): manifest.digest(path) for path in files}
+        written = sorted(path for path in stage.rglob("*") if path.is_file())
+        digests = {str(path.relative_to(stage)): manifest.digest(path) for path in written}
         write_json(stage / manifest.FILE, {"base": plan.record["base"], "files": digests})
-    num_tensors = sum(len(t) for t in parts.values()) + len(plan.replaced)
-    return {"out": str(out), "parts": sorted(parts), "num_tensors": num_tensors}
+    return {"out": str(out), "parts": parts, "num_tensors": len(tensors)}
 
 
-def _peft_config(plan: trained.TrainedPlan, part: str, layers: list[str]) -> dict:
-    config = merge.full_config(plan.lora_configs[part])
-    config.target_modules, config.base_model_name_or_path = layers, str(plan.view.directory)
-    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-    config.modules_to_save = None  # whole tensors are in REPLACED
-    rows = {layer: indices for layer, (_, indices) in plan.token_rows.items() if layer.startswith(part + ".")}
-    config.trainable_token_indices = {layer.partition(".")[2]: indices for layer, indices in rows.items()} or None
-    config.inference_mode = config.init_lora_weights = True
+def _peft_config(plan: trained.TrainedPlan, part: str) -> dict:
+    rows = {layer: indices for layer, (_, indices) in trained.inside(plan.token_rows, part).items()}
+    # Whole tensors are in REPLACED.
+    unset = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"))
+    config = plan.lora_configs[part].peft(
+        **unset,
+        target_modules=sorted(trained.inside(plan.adapters, part)),
+        base_model_name_or_path=str(plan.view.directory),
+        trainable_token_indices=rows or None,
+        inference_mode=True,
+        init_lora_weights=True,
+    )
     fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     return {**fields, "peft_type": "LORA", "task_type": None}

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..weights import manifest, model_view, preprocessing, record
-from ..weights.lazy import Cast, cast
+from ..weights.lazy import cast
 from ..weights.loader import check_model
 from ..weights.reading import CheckpointError, read_json, weight_files
 from ..weights.staging import check_target, staged_directory
@@ -54,11 +54,8 @@ class Job:
             role: {"path": str(path), "sha256": {file.name: hashed(file) for file in files}}
             for role, (path, files) in self.sources.items()
         }
-        return {
-            **origins,
-            **self.facts,
-            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-        }
+        versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+        return {**origins, **self.facts, "versions": versions}
 
 
 def prepare(
@@ -75,12 +72,12 @@ def prepare(
     By default names, shapes, dtypes and config are the base's; adapters are merged in fp32 and cast once.
 
     Args:
-        config: the training config, its file or read already; None for a checkpoint with a record.
-        checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or exported adapter.
+        config: as for `lay_over`.
+        checkpoint: likewise.
         format: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
         dtype: of all weights; None keeps the base's, tensor by tensor.
-        template: conversation template, if the training used several.
-        max_tiles: tile limit, if the training used several; None takes the largest.
+        template: as for `TrainedPlan.settle`.
+        max_tiles: likewise.
 
     Raises:
         CheckpointError: config, checkpoint and base don't belong together; the format can't express the model.
@@ -90,11 +87,11 @@ def prepare(
     plan = trained.lay_over(config, checkpoint).settle(template, max_tiles)
     view, opened, file = plan.view, plan.checkpoint, trained.config_file(config)
     check_model(view.config, view.tensors, str(view.directory))
-    tensors = {}
-    for name, tensor in plan.tensors(merged=True).items():
-        own = view.tensors[name]
-        to = wanted or own.dtype
-        tensors[name] = cast(tensor, to) if tensor is own else Cast(tensor, to, finite=True)
+    own = view.tensors
+    tensors = {
+        name: cast(tensor, wanted or own[name].dtype, finite=tensor is not own[name])
+        for name, tensor in plan.tensors(merged=True).items()
+    }
     draft = make_draft(view, tensors, format=format, dtype=dtype)
     draft.notes = plan.notes + draft.notes
     if plan.preprocessing and (most := plan.preprocessing["exported"]["max_tiles"]) > 1:
@@ -103,30 +100,21 @@ def prepare(
         )
     sources = {"base": _model_source(view), "checkpoint": (opened.path, opened.files)}
     sources |= {"config": (file, [file])} if file else {}
-    facts = {
-        "kind": opened.kind,
-        "dtype": dtype or "as the base",
-        "format": format or "as the base",
-        "replaced": sorted(plan.replaced),
-        "merged": sorted(plan.adapters),
-    }
+    facts = {"kind": opened.kind, "dtype": dtype or "as the base", "format": format or "as the base"}
+    facts |= {"replaced": sorted(plan.replaced), "merged": sorted(plan.adapters)}
     return Job(plan, draft, plan.preprocessing, sources, facts, card.make(plan))
 
 
 def prepare_conversion(
     directory: str | Path, *, format: str, dtype: str | None = None, template: str | None = None
 ) -> Job:
-    """A model directory in another format: official to hf or llava, or back.
+    """A model directory in another format: official to hf or llava, or back; errors as for `prepare`.
 
     Args:
         directory: a directory of any format.
         format: ``official``, ``hf`` or ``llava``.
         dtype: of all weights; None keeps the stored ones.
         template: conversation template, for an official directory.
-
-    Raises:
-        CheckpointError: no model directory; the format can't express it.
-        ValueError: an argument out of range.
     """
     wanted, view = resolve_dtype(dtype), model_view.open_model(directory)
     check_model(view.config, view.tensors, str(view.directory))
@@ -214,12 +202,10 @@ def write(
     }
 
 
-def export(
-    config: str | Path | None, checkpoint: str | Path, out: str | Path, *, format=None, dtype=None, **options
-) -> dict:
+def export(config: str | Path | None, checkpoint: str | Path, out: str | Path, **options) -> dict:
     """`prepare`, then `write`, whose options and result these are."""
-    choices = {key: options.pop(key) for key in ("template", "max_tiles") if key in options}
-    return write(prepare(config, checkpoint, format=format, dtype=dtype, **choices), out, **options)
+    choices = {key: options.pop(key) for key in ("format", "dtype", "template", "max_tiles") if key in options}
+    return write(prepare(config, checkpoint, **choices), out, **options)
 
 
 def convert(directory: str | Path, out: str | Path, *, format: str, dtype=None, template=None, **options) -> dict:

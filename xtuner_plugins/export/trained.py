@@ -1,6 +1,6 @@
 """What a training checkpoint changes in its base: names checked, shapes checked, adapters paired with their settings.
 
-A checkpoint holds what was trained, under ``model.`` + the official name::
+A checkpoint holds what was trained, under ``model.`` + the official name, and the record of its run::
 
     model.mlp1.1.weight                                                      replaces mlp1.1.weight
     model.language_model.model.layers.0.self_attn.q_proj.lora_A.default.weight    merged into ...q_proj.weight
@@ -19,17 +19,18 @@ from typing import Any
 import torch
 
 from ..families import PARTS
-from ..weights import merge, preprocessing, record, token_rows, tokenizer_files
+from ..weights import merge, preprocessing, record, tokenizer_files
 from ..weights.checkpoint import open_checkpoint
 from ..weights.lazy import LazyTensor
-from ..weights.loader import build, config_from_fields, stop_at
+from ..weights.loader import build, stop_at
 from ..weights.model_view import ModelView, open_model
 from ..weights.reading import Checkpoint, CheckpointError
 from . import draft
 from .base import towers
 
 HEAD = "language_model.lm_head"
-_IGNORED = ("data_preprocessor.",)  # mean and std of the input, not weights
+# What only repeats the base, or is no weight: mean and std of the pixels, PEFT's originals
+_REPEATED = (merge.ORIGINAL, ".original_module.")
 _QUANT_STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.", ".SCB")
 
 
@@ -46,7 +47,7 @@ class TrainedPlan:
         lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
         preprocessing: what the training did to images and text, see `weights/preprocessing.py`; None if the
             checkpoint doesn't say.
-        record: of the run, see ``record.py``; from the config where the checkpoint holds none.
+        record: of the run, see ``record.py``.
         notes: what a user should know about the preprocessing.
     """
 
@@ -55,7 +56,7 @@ class TrainedPlan:
     replaced: dict[str, LazyTensor] = field(default_factory=dict)
     adapters: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     token_rows: dict[str, tuple[LazyTensor, list[int]]] = field(default_factory=dict)
-    lora_configs: dict[str, object] = field(default_factory=dict)
+    lora_configs: dict[str, merge.Lora] = field(default_factory=dict)
     preprocessing: dict | None = None
     record: dict | None = None
     notes: list[str] = field(default_factory=list)
@@ -71,12 +72,12 @@ class TrainedPlan:
             CheckpointError: a choice, but the checkpoint doesn't say how the training prepared images and text.
             PreprocessingError: several templates and none chosen, or a choice that the training didn't use.
         """
-        if self.preprocessing is None and (template or max_tiles):
-            raise CheckpointError(
-                "the checkpoint doesn't say how images and text were prepared, so there is nothing to choose with "
-                "--template or --max-tiles"
-            )
         if self.preprocessing is None:
+            if template or max_tiles:
+                raise CheckpointError(
+                    "the checkpoint doesn't say how images and text were prepared, so there is nothing to choose with "
+                    "--template or --max-tiles"
+                )
             return self
         choice, note = preprocessing.choose(self.preprocessing, template=template, max_tiles=max_tiles)
         self.notes += [note] if note else []
@@ -99,7 +100,7 @@ class TrainedPlan:
             config = self.lora_configs[layer.partition(".")[0]]
             result[f"{layer}.weight"] = merge.merged_weight(result[f"{layer}.weight"], parts, config, layer)
         for layer, (rows, indices) in self.token_rows.items():
-            result[f"{layer}.weight"] = token_rows.laid(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
+            result[f"{layer}.weight"] = merge.with_rows(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
         return result
 
 
@@ -128,22 +129,24 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     """Lays a checkpoint over its base, with the settings that it was trained with.
 
     Args:
-        cfg: ``mmengine.Config`` or path; None for a checkpoint with a record. Where there is one, the config only says
-            where the base lies now; what it sets differently is noted, and the checkpoint counts.
+        cfg: ``mmengine.Config`` or path, which says where the base lies now; None looks where it lay. What it sets
+            differently than the checkpoint's record is noted, and the checkpoint counts.
         checkpoint: MMEngine ``.pth``, DeepSpeed directory, or a directory that ``export_adapter`` has written.
 
     Raises:
         ConfigError: no such config, or unreadable.
-        CheckpointError: neither record nor config; another base than the one that was trained on; tensors that the base
-            lacks or has in other shapes, or adapters that no setting names; or a trained part is lacking.
+        CheckpointError: no record; another base than the one that was trained on; tensors that the base lacks or has in
+            other shapes, or adapters that no setting names; or a trained part is lacking.
     """
     cfg = None if cfg is None else read_training_config(cfg)
     opened = open_checkpoint(checkpoint)
-    said = opened.record and record.check_form(opened.record, str(checkpoint))
-    unknown = f"{checkpoint} holds no record of its run (saved up to 0.1.0, or it was removed)"
-    if not said and cfg is None:
-        raise CheckpointError(f"{unknown}; give its training config first: CONFIG {checkpoint}")
-    places = [*([cfg.model.base] if cfg else []), *([said["base"]["path"]] if said else [])]
+    if opened.record is None:
+        raise CheckpointError(
+            f"{checkpoint} holds no record of its run (saved up to 0.1.0, without StateHook, or it was removed), so "
+            "nothing tells its base and its settings; export it with the version that wrote it"
+        )
+    said = record.check_form(opened.record, str(checkpoint))
+    model, places = said["settings"]["model"], [*([cfg.model.base] if cfg else []), said["base"]["path"]]
     base = next((Path(each) for each in places if Path(each).is_dir()), None)
     if base is None:
         raise CheckpointError(
@@ -151,17 +154,11 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
             "relative to, give a config that names where it is now (--set base=...), or build it with "
             "tools/build_base_model.py"
         )
-    plan = TrainedPlan(open_model(base), opened, record=said or record.of_config(cfg, base))
-    if not said:
-        plan.notes.append(
-            f"{unknown}: LoRA's scale and all other settings are the config's, and nothing tells whether the base is "
-            "the one that it was trained on"
-        )
-    elif other := record.base_difference(said["base"], record.base_facts(base)):
+    if other := record.base_difference(said["base"], record.base_facts(base)):
         raise CheckpointError(f"{checkpoint} belongs to another base: {other}; give the base that it was trained on")
-    elif cfg:
-        plan.notes += _differing_settings(said["settings"]["model"], cfg)
-    model = said["settings"]["model"] if said else cfg.model
+    plan = TrainedPlan(open_model(base), opened, record=said)
+    if cfg:
+        plan.notes += _differing_settings(model, cfg)
     configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
     plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
     _sort_tensors(plan)
@@ -186,8 +183,8 @@ def _read_preprocessing(plan: TrainedPlan) -> None:
     where, locked = str(plan.checkpoint.path), plan.checkpoint.preprocessing
     if locked is None:
         plan.notes.append(
-            f"{where} doesn't say how images and text were prepared (a dataset of your own, or no StateHook); tile "
-            "limits and template are the base's"
+            f"{where} doesn't say how images and text were prepared (a dataset of your own); tile limits and template "
+            "are the base's"
         )
         return
     plan.preprocessing = preprocessing.check_form(locked, where)
@@ -195,76 +192,64 @@ def _read_preprocessing(plan: TrainedPlan) -> None:
 
 
 def _sort_tensors(plan: TrainedPlan) -> None:
-    base, wrong, rows = plan.view.tensors, [], {}
+    base, wrong, where = plan.view.tensors, [], str(plan.checkpoint.path)
     for stored, tensor in plan.checkpoint.tensors.items():
         name = stored.removeprefix("module.").removeprefix("model.")  # the wrappers of training
         layer, part = merge.split_key(name) or ("", "")
-        inner = name.replace(".modules_to_save.default.", ".").replace(token_rows.BASE_LAYER, ".")
-        own = inner.replace(".base_layer.", ".")
-        if _is_frozen(name, own != inner, tensor):
+        inner = name.replace(".modules_to_save.default.", ".").replace(merge.BASE_LAYER, ".")
+        own = f"{layer}.weight" if layer else inner.replace(".base_layer.", ".")
+        if _is_frozen(name, not layer and own != inner, tensor):
             continue
-        if (f"{layer}.weight" if layer else own) not in base:
+        if own not in base:
             wrong.append(f"{stored} (unknown to the base)")
         elif part == merge.TOKEN_ROWS:
-            rows[layer] = tensor
+            root, _, within = layer.partition(".")
+            indices = merge.token_indices(plan.lora_configs.get(root), within, where)
+            plan.token_rows[layer] = (tensor, indices)
         elif layer:
             plan.adapters.setdefault(layer, {})[part] = tensor
         elif tensor.shape != base[own].shape:
             wrong.append(f"{stored} is {list(tensor.shape)}, the base has {list(base[own].shape)}")
         else:
             plan.replaced[own] = tensor
-    _place_rows(plan, rows)
     if wrong:
         raise CheckpointError(
-            f"{plan.checkpoint.path} is a checkpoint of another model than {plan.view.directory}: "
+            f"{where} is a checkpoint of another model than {plan.view.directory}: "
             f"{'; '.join(wrong[:3])} ({len(wrong)} in all)"
         )
 
 
 def _is_frozen(name: str, under_adapter: bool, tensor: LazyTensor) -> bool:
     """Whether a tensor only repeats the base: pixels' mean and std, PEFT's originals, 4-bit weights, their state."""
-    if name.startswith(_IGNORED) or token_rows.ORIGINAL in name or ".original_module." in name:
+    if name.startswith("data_preprocessor.") or any(each in name for each in _REPEATED):
         return True
     return under_adapter and (not tensor.dtype.is_floating_point or any(state in name for state in _QUANT_STATE))
 
 
-def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
-    """Pairs trained rows with their indices."""
-    where = str(plan.checkpoint.path)
-    for layer, tensor in rows.items():
-        part, _, inner = layer.partition(".")
-        indices = token_rows.indices_of(plan.lora_configs.get(part), inner, where)
-        token_rows.laid(plan.view.tensors[f"{layer}.weight"], tensor, indices, f"{layer}.weight")  # checks
-        plan.token_rows[layer] = (tensor, indices)
-
-
 def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
-    """Checks that each part that the config trains is complete, and that the config names each adapter."""
+    """Checks that each part that the run trained is complete, and that its settings name each adapter."""
     path = plan.checkpoint.path
     for name, (part, _, frozen_by_default) in PARTS.items():
-        lora, setting = plan.lora_configs.get(part), f"model.{name}_lora"
-        rows = inside(plan.token_rows, part)
+        lora, setting, rows = plan.lora_configs.get(part), f"model.{name}_lora", inside(plan.token_rows, part)
         adapted = rows or inside(plan.adapters, part)
         lacking, by = _lacking(plan, model, part, f"freeze_{name}", frozen_by_default)
-        wrong = None
-        if adapted and not lora:
-            wrong = f"{path} holds LoRA tensors of {part}, but the config sets no {setting}"
-        elif lora and not adapted:
-            wrong = f"the config trains {part} with {setting}, but {path} holds no LoRA tensor of it"
-        elif lora and lora.trainable_token_indices and not rows:
-            wrong = f"the config trains rows of {part} (trainable_token_indices), but {path} holds none of them"
-        elif lacking:
-            wrong = (
-                f"the config trains {part} (model.{by}), but {path} lacks {len(lacking)} of its tensors: {lacking[0]}"
-            )
-        if wrong:
-            raise CheckpointError(f"{wrong}; give the config that it was trained with")
+        first = next(iter(lacking), "")
+        cases = {
+            f"{path} holds LoRA tensors of {part}, but its run set no {setting}": adapted and not lora,
+            f"its run trained {part} with {setting}, but {path} holds no LoRA tensor of it": lora and not adapted,
+            f"its run trained rows of {part} (trainable_token_indices), but {path} holds none of them": (
+                lora and lora.trainable_token_indices and not rows
+            ),
+            f"its run trained {part} (model.{by}), but {path} lacks {len(lacking)} of its tensors: {first}": lacking,
+        }
+        if wrong := [text for text, is_so in cases.items() if is_so]:
+            raise CheckpointError(f"{wrong[0]}; the checkpoint isn't whole")
 
 
 def _lacking(
     plan: TrainedPlan, model: Mapping, part: str, freeze_setting: str, frozen_by_default: bool
 ) -> tuple[list[str], str]:
-    """Tensors of a part that the config trains whole and the checkpoint lacks, and the setting that trains them."""
+    """Tensors of a part that the run trained whole and the checkpoint lacks, and the setting that trained them."""
     config, last = plan.view.config, model.get("visual_encoder_last_layers")
     names = [name for name in plan.view.tensors if name.startswith(part + ".") and name not in plan.replaced]
     if not model.get(freeze_setting, frozen_by_default):
@@ -285,23 +270,30 @@ def inside(held: Mapping[str, Any], part: str) -> dict[str, Any]:
 def attach_adapters(model, plan: TrainedPlan) -> None:
     """Injects live adapters into a loaded hub model and fills them from the checkpoint (fp32)."""
     from peft import inject_adapter_in_model
+    from peft.utils.other import set_additional_trainable_modules
 
     for part, _, _ in PARTS.values():
-        layers, rows = inside(plan.adapters, part), inside(plan.token_rows, part)
-        root = model.get_submodule(part)
+        layers, rows, root = inside(plan.adapters, part), inside(plan.token_rows, part), model.get_submodule(part)
         if layers:
-            config = merge.full_config(plan.lora_configs[part])
-            config.target_modules, config.exclude_modules = sorted(layers), None
-            config.layers_to_transform = config.modules_to_save = config.trainable_token_indices = None
-            config.init_lora_weights = False
+            unset = dict.fromkeys(
+                ("exclude_modules", "layers_to_transform", "modules_to_save", "trainable_token_indices")
+            )
+            config = plan.lora_configs[part].peft(**unset, target_modules=sorted(layers), init_lora_weights=False)
             inject_adapter_in_model(config, root, adapter_name=merge.ADAPTER_NAME)
-        for layer, parts in layers.items():
-            merge.fill_adapter(root.get_submodule(layer), {name: t.read() for name, t in parts.items()})
         if rows:
-            token_rows.attach(root, {layer: indices for layer, (_, indices) in rows.items()})
+            indices = {layer: each for layer, (_, each) in rows.items()}
+            config = merge.Lora(options={}).peft(trainable_token_indices=indices)
+            set_additional_trainable_modules(root, config, {}, merge.ADAPTER_NAME)
+        for layer, parts in layers.items():
+            for kind, tensor in parts.items():
+                name, _, leaf = kind.partition(".")
+                _fill(getattr(getattr(root.get_submodule(layer), name)[merge.ADAPTER_NAME], leaf), tensor)
         for layer, (tensor, _) in rows.items():
-            adapter = root.get_submodule(layer).token_adapter
-            adapter.trainable_tokens_delta[merge.ADAPTER_NAME].data = tensor.read().float().to(adapter.weight.device)
+            _fill(root.get_submodule(layer).token_adapter.trainable_tokens_delta[merge.ADAPTER_NAME], tensor)
+
+
+def _fill(parameter: torch.nn.Parameter, tensor: LazyTensor) -> None:
+    parameter.data = tensor.read().float().to(parameter.device)
 
 
 def build_trained(plan: TrainedPlan, *, dtype: torch.dtype | None, device="cpu"):
@@ -312,7 +304,7 @@ def build_trained(plan: TrainedPlan, *, dtype: torch.dtype | None, device="cpu")
         dtype: of the loaded parameters; None keeps the base's. Adapters are merged in fp32 and cast once.
         device: where to put them.
     """
-    config, what = config_from_fields(plan.view.config, plan.view.directory), str(plan.checkpoint.path)
-    model, _ = build(config, plan.tensors(merged=True), dtype=dtype, device=device, what=what)
+    tensors = plan.tensors(merged=True)
+    model = build(plan.view.config, tensors, str(plan.checkpoint.path), dtype=dtype, device=device)
     stop_at(model, draft.exported_stops(plan.view))  # as the export
     return model

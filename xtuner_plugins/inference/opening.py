@@ -9,9 +9,8 @@ given                         opened
                               `export_adapter` has written is opened likewise
 ``WORK_DIR``                  the run's newest whole checkpoint
 ``WORK_DIR CHECKPOINT``       a checkpoint of one's own choice (a path, or a name in WORK_DIR)
-``CONFIG CHECKPOINT``         the same where the config says that the base is elsewhere now, or the checkpoint holds no
-                              record (up to 0.1.0). A config is a Python file, and reading it runs it; nothing else is
-                              run, and no config is looked for in a work directory
+``CONFIG CHECKPOINT``         the same where the config says that the base is elsewhere now. A config is a Python file,
+                              and reading it runs it; nothing else is run, and none is looked for in a work directory
 ============================  =============================================================================
 
 Anything else is refused, with the way out. `find_source` tells which it is without importing transformers.

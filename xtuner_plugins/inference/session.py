@@ -107,7 +107,7 @@ class ChatSession:
             ValueError: No such directory, not a model, weights that don't fit, or an impossible device or dtype.
         """
         on = resolve_device(device)
-        model, _ = load_model(directory, dtype=resolve_dtype(dtype, on), device=on)
+        model = load_model(directory, dtype=resolve_dtype(dtype, on), device=on)
         path, tokenizer = Path(directory, preprocessing.FILE), load_tokenizer(directory)
         if not path.is_file():
             return cls(model, tokenizer, **limits)

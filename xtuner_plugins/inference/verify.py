@@ -31,7 +31,7 @@ from ..datasets.base import tiling_of
 from ..export import card, trained
 from ..export.export import Job
 from ..weights import loader, manifest
-from ..weights.lazy import Cast
+from ..weights.lazy import cast
 from ..weights.reading import CheckpointError, open_weights, read_json
 from .verify_tensors import compare_tensors
 
@@ -194,10 +194,9 @@ def ask(job: Job, work: Path) -> list[Case]:
 def _models(job: Job) -> Iterator[tuple[str, nn.Module]]:
     """The trained model in float32, one after the other: with live adapters, merged, and merged and cast."""
     plan = job.plan
-    config, where = loader.config_from_fields(plan.view.config, plan.view.directory), str(plan.view.directory)
 
     def build(tensors) -> nn.Module:
-        return loader.build(config, tensors, dtype=torch.float32, what=where)[0]
+        return loader.build(plan.view.config, tensors, str(plan.view.directory), dtype=torch.float32)
 
     live = build(plan.tensors(merged=False))
     trained.attach_adapters(live, plan)
@@ -207,9 +206,9 @@ def _models(job: Job) -> Iterator[tuple[str, nn.Module]]:
     if plan.adapters or plan.token_rows:
         yield "merged", build(merged)
     keys, drafted = job.draft.format.keys(job.draft.config), job.draft.tensors
-    cast = {name: Cast(merged[name], to.dtype) for name, to in (keys.to_ours(drafted) if keys else drafted).items()}
-    if any(torch.promote_types(merged[name].dtype, tensor.dtype) != tensor.dtype for name, tensor in cast.items()):
-        yield "cast", build(cast)
+    typed = {name: cast(merged[name], to.dtype) for name, to in (keys.to_ours(drafted) if keys else drafted).items()}
+    if any(torch.promote_types(merged[name].dtype, tensor.dtype) != tensor.dtype for name, tensor in typed.items()):
+        yield "cast", build(typed)
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ class VisionLanguageModel(BaseModel):
         chosen = WhatTrains(encoder, llm, freeze_projector, visual_encoder_last_layers, train_head)
         chosen.check()
         quantized = {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization}
-        self.model, self.load_report = _load(base, self.dtype, quantized)
+        self.model = _load(base, self.dtype, quantized)
         self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
         self.data_preprocessor.image_token = self.img_context_token_id
@@ -309,9 +309,6 @@ def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, An
     """Loads the base: whole, split over the ranks of ZeRO-3, or with linear layers of parts in 4 bits.
 
     Under ``torch.device('meta')`` no weight is read, but names, shapes and settings are checked.
-
-    Returns:
-        The model and the loader's report.
     """
     quantized = {part: settings for part, settings in quantized.items() if settings is not None}
     if torch.get_default_device().type == "meta":

@@ -37,9 +37,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         if path.suffix == ".safetensors":
             return Checkpoint(path, "weights", open_safetensors(path), [path])
         content = load_pickle(path)
-        whole = content if isinstance(content, dict) and "state_dict" in content else {}
-        said = {key: whole.get(key) for key in (preprocessing.KEY, record.KEY, "image_gain")}
-        return Checkpoint(path, "mmengine", state_dict(content, path), [path], **said)
+        tensors = state_dict(path, content)
+        return Checkpoint.of_run(path, "mmengine", tensors, [path], content if "state_dict" in content else {})
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist")
     if (path / record.FILE).is_file():
@@ -62,13 +61,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _open_adapters(path: Path) -> Checkpoint:
     """An adapter of ours under the names of a training checkpoint: those of each part, and the tensors that replace."""
     manifest.check(path, weights=False)
-    tensors, files = {}, [path / record.FILE]
-    for file in sorted(path.glob(f"*/{ADAPTER}")):
-        part = file.parent.name
-        tensors |= {f"{part}.{n.removeprefix('base_model.model.')}": t for n, t in open_safetensors(file).items()}
-        files.append(file)
-    if (path / REPLACED).is_file():
-        tensors |= open_safetensors(path / REPLACED)
-        files.append(path / REPLACED)
-    lock = read_json(path / preprocessing.FILE, missing={}) or None
+    tensors, parts, whole = {}, sorted(path.glob(f"*/{ADAPTER}")), list(path.glob(REPLACED))
+    for file in parts:
+        held = open_safetensors(file).items()
+        tensors |= {f"{file.parent.name}.{name.removeprefix('base_model.model.')}": tensor for name, tensor in held}
+    for file in whole:
+        tensors |= open_safetensors(file)
+    lock, files = read_json(path / preprocessing.FILE, missing={}) or None, [path / record.FILE, *parts, *whole]
     return Checkpoint(path, "adapter", tensors, files, lock, read_json(path / record.FILE))

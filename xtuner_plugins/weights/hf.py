@@ -19,20 +19,14 @@ NAME = "hf"
 PROCESSOR_TOKEN = "<video>"
 RELEASE = "4.52.0"  # the first transformers with this format
 # official name -> hf name, values unchanged
-_VISION_NAMES = {
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "num_channels": "num_channels",
-    "norm_type": "norm_type",
-    "layer_norm_eps": "layer_norm_eps",
-    "hidden_act": "hidden_act",
+_SAME = (
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels norm_type layer_norm_eps "
+    "hidden_act attention_dropout initializer_range"
+).split()
+_VISION_NAMES = dict(zip(_SAME, _SAME, strict=True)) | {
     "qkv_bias": "attention_bias",
     "qk_normalization": "use_qk_norm",
-    "attention_dropout": "attention_dropout",
     "dropout": "hidden_dropout_prob",
-    "initializer_range": "initializer_range",
     "initializer_factor": "layer_scale_init_value",
 }
 
@@ -95,7 +89,7 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
         {"model_type": "qwen2", **fields["text_config"]},
         dtype=fields.get("torch_dtype") or fields.get("dtype") or "bfloat16",
         downsample_ratio=fields.get("downsample_ratio", 0.5),
-        min_tiles=limits.get("min_patches", 1),
+        min_dynamic_patch=limits.get("min_patches", 1),
         max_tiles=limits.get("max_patches", 12),
     )
 
@@ -103,17 +97,14 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     """See ``model_view.py``; the language model keeps its config."""
     vision, projector = config["vision_config"], config.get("projector_type")
+    many, other_eps = official.tile_limits(config)[1] > 1, vision.get("layer_norm_eps") != 1e-6
+    is_other = not encoder_family(vision).is_intern_vit or projector
     others = {
-        "CLIP, SigLIP or another projector than pixel_shuffle_mlp": not encoder_family(vision).is_intern_vit
-        or projector,
-        f"ps_version={config.get('ps_version')!r} (only 'v2')": config.get("ps_version", "v1") != "v2",
-        f"select_layer={config.get('select_layer')} (only -1)": config.get("select_layer", -1) != -1,
-        "use_thumbnail=False, its processor always adds one": (
-            not config["use_thumbnail"] and official.tile_limits(config)[1] > 1
-        ),
-        "another eps of the q/k norm than 1e-6": (
-            vision.get("qk_normalization") and vision.get("layer_norm_eps") != 1e-6
-        ),
+        "CLIP, SigLIP or another projector than pixel_shuffle_mlp": is_other,
+        f"ps_version={config['ps_version']!r} (only 'v2')": config["ps_version"] != "v2",
+        f"select_layer={config['select_layer']} (only -1)": config["select_layer"] != -1,
+        "use_thumbnail=False, its processor always adds one": many and not config["use_thumbnail"],
+        "another eps of the q/k norm than 1e-6": vision.get("qk_normalization") and other_eps,
     }
     if reasons := [reason for reason, is_so in others.items() if is_so]:
         raise CheckpointError(f"the hf format can't express {reasons[0]}; export with --format official")
@@ -164,12 +155,8 @@ def chat_template(tokenizer, conversation: Conversation) -> str:
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     """See ``model_view.py``: tokenizer, processors, chat template and generation config."""
-    named = {
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<IMG_CONTEXT>",
-        "video_token": PROCESSOR_TOKEN,
-    }
+    named = dict(start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>")
+    named |= {"video_token": PROCESSOR_TOKEN}
     # Newer releases read the dict, older ones the attributes themselves.
     fields = {"extra_special_tokens": named, "processor_class": "InternVLProcessor", "return_token_type_ids": False}
     template = chat_template(tokenizer, tokenizer_files.conversation_of(config))

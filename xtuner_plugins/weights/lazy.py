@@ -35,21 +35,8 @@ class LazyTensor:
 
     def __init__(self, dtype: torch.dtype, shape: Sequence[int], make: Callable[[int, int], torch.Tensor]):
         self.dtype, self.shape, self._make = dtype, tuple(shape), make
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole tensor in its dtype."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def width(self) -> int:
-        """Number of elements in a row."""
-        return math.prod(self.shape[1:])
+        self.numel = math.prod(self.shape)
+        self.nbytes = self.numel * dtype.itemsize
 
     def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows ``[start, stop)``, by default all, on the CPU, owned by the caller."""
@@ -61,20 +48,19 @@ class LazyTensor:
     def spans(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that cover the tensor in order, of at most ``BLOCK_BYTES`` each where a row fits."""
         count = self.shape[0] if self.shape else 1
-        step = max(1, BLOCK_BYTES // max(1, self.width * self.dtype.itemsize))
+        step = max(1, BLOCK_BYTES // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
         for start in range(0, count, step):
             yield start, min(start + step, count)
 
     def rows(self, start: int, stop: int) -> LazyTensor:
         """Rows ``[start, stop)``, still lazy."""
         assert self.shape and 0 <= start <= stop <= self.shape[0], (self.shape, start, stop)
-        shape = (stop - start, *self.shape[1:])
-        return LazyTensor(self.dtype, shape, lambda a, b: self.read(start + a, start + b))
+        return LazyTensor(self.dtype, (stop - start, *self.shape[1:]), lambda a, b: self.read(start + a, start + b))
 
     def reshape(self, shape: Sequence[int]) -> LazyTensor:
         """The same elements under another shape, still lazy."""
         assert math.prod(shape) == self.numel, (self.shape, shape)
-        new, own = math.prod(shape[1:]), max(1, self.width)
+        new, own = math.prod(shape[1:]), max(1, math.prod(self.shape[1:]))
 
         def make(start: int, stop: int) -> torch.Tensor:
             first = start * new // own
@@ -88,29 +74,23 @@ class LazyTensor:
 
 
 class FileTensor(LazyTensor):
-    """One contiguous run of little-endian numbers in a file."""
+    """One contiguous run of little-endian numbers in a file, from a byte ``offset`` on."""
 
     def __init__(self, path: str | Path, offset: int, dtype: torch.dtype, shape: Sequence[int]):
-        super().__init__(dtype, shape, self._read_file)
-        self.path, self.offset = Path(path), offset
+        row = math.prod(shape[1:]) * dtype.itemsize
 
-    def _read_file(self, start: int, stop: int) -> torch.Tensor:
-        row = self.width * self.dtype.itemsize
-        buffer = torch.empty((stop - start) * row, dtype=torch.uint8)
-        view, offset, done = memoryview(buffer.numpy()), self.offset + start * row, 0
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            while done < len(view):
-                got = os.preadv(fd, [view[done : done + 2**30]], offset + done)  # Linux moves less than 2 GiB a call
-                if got == 0:
-                    raise ValueError(
-                        f"{self.path} ends after {offset + done} bytes although its header promises more: the file is "
-                        "cut off; copy or download it again"
-                    )
-                done += got
-        finally:
-            os.close(fd)
-        return buffer.view(self.dtype)
+        def make(start: int, stop: int) -> torch.Tensor:
+            buffer = torch.empty((stop - start) * row, dtype=torch.uint8)
+            view, done = memoryview(buffer.numpy()), 0
+            with open(path, "rb", buffering=0) as file:
+                while done < len(view):  # Linux moves less than 2 GiB a call
+                    at = offset + start * row + done
+                    if not (got := os.preadv(file.fileno(), [view[done : done + 2**30]], at)):
+                        raise ValueError(f"{path} ends after {at} bytes, its header promises more; copy it again")
+                    done += got
+            return buffer.view(dtype)
+
+        super().__init__(dtype, shape, make)
 
 
 class MemoryTensor(LazyTensor):
@@ -127,40 +107,35 @@ class Joined(LazyTensor):
 
     def __init__(self, parts: Sequence[LazyTensor]):
         assert len({(part.dtype, part.shape[1:]) for part in parts}) == 1, parts
-        super().__init__(parts[0].dtype, (sum(part.shape[0] for part in parts), *parts[0].shape[1:]), self._read_parts)
-        self._parts = list(parts)
+        parts, rest = list(parts), parts[0].shape[1:]
 
-    def _read_parts(self, start: int, stop: int) -> torch.Tensor:
-        pieces, first = [torch.empty(0, *self.shape[1:], dtype=self.dtype)], 0
-        for part in self._parts:
-            a, b = max(start - first, 0), min(stop - first, part.shape[0])
-            if a < b:
-                pieces.append(part.read(a, b))
-            first += part.shape[0]
-        return pieces[1] if len(pieces) == 2 else torch.cat(pieces)
+        def make(start: int, stop: int) -> torch.Tensor:
+            pieces, first = [torch.empty(0, *rest, dtype=self.dtype)], 0
+            for part in parts:
+                a, b = max(start - first, 0), min(stop - first, part.shape[0])
+                pieces += [part.read(a, b)] if a < b else []
+                first += part.shape[0]
+            return pieces[1] if len(pieces) == 2 else torch.cat(pieces)
+
+        super().__init__(parts[0].dtype, (sum(part.shape[0] for part in parts), *rest), make)
 
 
-class Cast(LazyTensor):
-    """The same numbers in another dtype, cast as they are read.
+def cast(source: LazyTensor, dtype: torch.dtype | None, *, finite: bool = False) -> LazyTensor:
+    """The same numbers in another dtype, cast as they are read; the tensor itself where that changes nothing.
 
     Args:
         source: the numbers.
-        dtype: the dtype wanted.
+        dtype: the dtype wanted; None keeps it.
         finite: reading NaN or infinity (after the cast) raises ``FloatingPointError``.
     """
+    dtype = dtype or source.dtype
 
-    def __init__(self, source: LazyTensor, dtype: torch.dtype, finite: bool = False):
-        def make(start: int, stop: int) -> torch.Tensor:
-            block = source.read(start, stop)
-            if finite and block.is_floating_point() and block.numel():
-                # Casting keeps order and NaN, so minimum and maximum speak for the whole block.
-                if not torch.stack(block.aminmax()).to(dtype).isfinite().all():
-                    raise FloatingPointError("holds NaN or infinity")
-            return block.to(dtype)
+    def make(start: int, stop: int) -> torch.Tensor:
+        block = source.read(start, stop)
+        if finite and block.is_floating_point() and block.numel():
+            # Casting keeps order and NaN, so minimum and maximum speak for the whole block.
+            if not torch.stack(block.aminmax()).to(dtype).isfinite().all():
+                raise FloatingPointError("holds NaN or infinity")
+        return block.to(dtype)
 
-        super().__init__(dtype, source.shape, make)
-
-
-def cast(tensor: LazyTensor, dtype: torch.dtype | None) -> LazyTensor:
-    """``tensor`` itself when it has the dtype already, or None is given."""
-    return tensor if dtype in (None, tensor.dtype) else Cast(tensor, dtype)
+    return LazyTensor(dtype, source.shape, make) if finite or dtype != source.dtype else source

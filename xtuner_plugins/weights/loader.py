@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -15,14 +13,6 @@ from . import model_view
 from .lazy import LazyTensor
 from .reading import CheckpointError, read_json
 from .tokenizer_files import load_tokenizer  # noqa: F401  found here, too, beside `load_model`
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What was compared or loaded: tensors, and numbers in them."""
-
-    num_tensors: int
-    num_parameters: int
 
 
 def read_config(directory: str | Path):
@@ -48,11 +38,7 @@ def config_from_fields(fields: Mapping, where: str | Path):
 
 
 def empty_model(config) -> nn.Module:
-    """The hub model with parameters on the meta device and real buffers.
-
-    Args:
-        config: an ``InternVLChatConfig``.
-    """
+    """The hub model of an ``InternVLChatConfig`` with parameters on the meta device and real buffers."""
     from accelerate import init_empty_weights
 
     from ..hub.modeling_internvl_chat import InternVLChatModel
@@ -61,109 +47,98 @@ def empty_model(config) -> nn.Module:
         return InternVLChatModel(config)
 
 
-def compare(model: nn.Module, tensors: Mapping[str, LazyTensor], what: str) -> LoadReport:
-    """Compares names and shapes of a model's persistent tensors with those of files.
-
-    Args:
-        model: may be on the meta device.
-        tensors: under our names.
-        what: to call them in messages.
+def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -> nn.Module:
+    """An empty hub model of a ``config`` in official fields, whose tensors have the names and shapes of these.
 
     Raises:
-        CheckpointError: what is missing, unexpected or of another shape.
+        CheckpointError: what is missing, unexpected or of another shape, after the name of the tensors, ``what``.
     """
+    model = empty_model(config_from_fields(config, what))
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     held = {name: tensor.shape for name, tensor in tensors.items()}
-    both = sorted(own.keys() & held.keys())
     wrong = {
         "missing": sorted(own.keys() - held.keys()),
         "unexpected": sorted(held.keys() - own.keys()),
         "of another shape": [
-            f"{n} is {list(held[n])}, the model has {list(own[n])}" for n in both if own[n] != held[n]
+            f"{name} is {list(held[name])}, the model has {list(own[name])}"
+            for name in sorted(own.keys() & held.keys())
+            if own[name] != held[name]
         ],
     }
-    lines = [
-        f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+    said = [
+        f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
         for kind, names in wrong.items()
         if names
     ]
     if any(".lora_" in name or ".base_layer." in name for name in wrong["unexpected"]):
-        lines.append("these are unmerged adapters, not a model: export them with tools/convert_to_official.py")
-    if lines:
-        raise CheckpointError(f"{what}: {'; '.join(lines)}")
-    return LoadReport(len(own), sum(map(math.prod, own.values())))
+        said.append("these are unmerged adapters, not a model: export them with tools/convert_to_official.py")
+    if said:
+        raise CheckpointError(f"{what}: {'; '.join(said)}")
+    return model
 
 
-def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -> None:
-    """Compares tensors with an empty hub model of a ``config`` in official fields; else as ``compare``."""
-    from ..hub.modeling_internvl_chat import InternVLChatModel
-
-    with torch.device("meta"):  # only this thread's; accelerate's would also affect a merge in another thread
-        model = InternVLChatModel(config_from_fields(config, what))
-    compare(model, tensors, what)
-
-
-def fill(
-    model: nn.Module,
+def build(
+    config: Mapping,
     tensors: Mapping[str, LazyTensor],
+    what: str,
     *,
     dtype: torch.dtype | None,
     device="cpu",
     filled: Callable[[nn.Module, str], None] = lambda model, name: None,
-) -> None:
-    """Reads every parameter and persistent buffer of a model, one at a time.
+) -> nn.Module:
+    """A hub model in eval mode, filled from lazy tensors, one at a time.
 
     Args:
-        model: its tensors may be on the meta device, or real.
-        tensors: at least every name of the model's state dict.
+        config: official fields.
+        tensors: under the names of training.
+        what: to call them in messages.
         dtype: to store in; None keeps each tensor's own dtype.
-        device: where to put them.
+        device: where to put them; ``'meta'`` compares names and shapes and reads no weight.
         filled: called with (model, name of a submodule) as soon as the submodule's own tensors are filled, before the
             next ones are read; it may replace them (by 4 bits, by this rank's share) to save memory.
+
+    Raises:
+        CheckpointError: missing, unexpected or misshapen tensors, or numbers that aren't finite.
     """
+    model = check_model(config, tensors, what).eval()
+    if torch.device(device).type == "meta":
+        return model
     for owner_name, names in groupby(model.state_dict().keys(), key=lambda name: name.rpartition(".")[0]):
         owner = model.get_submodule(owner_name)
         for name in names:
-            leaf = name.rpartition(".")[2]
-            value = tensors[name].read()
+            leaf, value = name.rpartition(".")[2], tensors[name].read()
             if value.is_floating_point() and not value.isfinite().all():
                 raise CheckpointError(f"{name} holds NaN or infinity; take other weights")
-            if value.is_floating_point() and dtype is not None:
-                value = value.to(dtype)
+            value = value.to(device, dtype if value.is_floating_point() else None)
             if leaf in owner._parameters:
-                requires_grad = owner._parameters[leaf].requires_grad
-                owner._parameters[leaf] = nn.Parameter(value.to(device), requires_grad=requires_grad)
+                owner._parameters[leaf] = nn.Parameter(value, requires_grad=owner._parameters[leaf].requires_grad)
             else:
-                owner._buffers[leaf] = value.to(device)
+                owner._buffers[leaf] = value
         filled(model, owner_name)
     for module in model.modules():  # buffers that are computed, not stored
-        for key, buffer in module._buffers.items():
-            if buffer is not None and key in module._non_persistent_buffers_set:
-                module._buffers[key] = buffer.to(device)
+        for key in module._non_persistent_buffers_set & module._buffers.keys():
+            module._buffers[key] = None if module._buffers[key] is None else module._buffers[key].to(device)
+    return model
 
 
-def load_model(
-    directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu", filled=lambda model, name: None
-):
+def load_model(directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, **options) -> nn.Module:
     """A model directory of any format in the hub's classes (InternLM2 runs as Llama).
 
     Args:
         directory: with ``config.json`` and safetensors (or torch) weights.
         dtype: of the loaded parameters; None keeps the stored one.
-        device: where to put them; ``'meta'`` compares names and shapes and reads no weight.
-        filled: as for ``fill``, such as ``partition.over_ranks`` for ZeRO-3.
+        **options: ``device`` and ``filled``, as for `build`.
 
     Returns:
-        ``(InternVLChatModel in eval mode, LoadReport)``.
+        An ``InternVLChatModel`` in eval mode.
 
     Raises:
-        CheckpointError: not such a directory, or missing, unexpected or misshapen tensors.
+        CheckpointError: not such a directory; else as for `build`.
     """
     view = model_view.open_model(directory)
-    config = config_from_fields(view.config, directory)
-    model, report = build(config, view.tensors, dtype=dtype, device=device, what=str(directory), filled=filled)
+    model = build(view.config, view.tensors, str(directory), dtype=dtype, **options)
     stop_at(model, read_json(view.directory / "generation_config.json", missing={}).get("eos_token_id"))
-    return model, report
+    return model
 
 
 def stop_at(model, token_ids: int | list[int] | None) -> None:
@@ -172,14 +147,3 @@ def stop_at(model, token_ids: int | list[int] | None) -> None:
         from transformers import GenerationConfig
 
         model.generation_config = GenerationConfig(eos_token_id=token_ids)
-
-
-def build(
-    config, tensors: Mapping[str, LazyTensor], *, dtype, device="cpu", what: str, filled=lambda model, name: None
-):
-    """A hub model of ``config`` filled from lazy tensors, with the same checks as ``load_model``."""
-    model = empty_model(config)
-    report = compare(model, tensors, what)
-    if torch.device(device).type != "meta":
-        fill(model, tensors, dtype=dtype, device=device, filled=filled)
-    return model.eval(), report

@@ -28,11 +28,7 @@ def digest(path: str | Path) -> str:
 
 
 def check(directory: Path, *, weights: bool) -> None:
-    """Compares a model directory's files with its manifest; one without a manifest, or without digests, passes.
-
-    Args:
-        directory: an export, or any model directory.
-        weights: also read the weight files.
+    """Compares a model directory's files, the small ones or all, with its manifest; one without a manifest passes.
 
     Raises:
         CheckpointError: names the files that changed or lack.
@@ -42,10 +38,9 @@ def check(directory: Path, *, weights: bool) -> None:
     stored = read_json(directory / FILE, missing={}).get("files", {})
     if not isinstance(stored, dict):
         raise CheckpointError(f"{directory / FILE}: files is no object; remove it if the directory is as you want it")
-    asked = {name for name in stored if weights or not name.endswith(".safetensors")}
+    asked = sorted(name for name in stored if weights or not name.endswith(".safetensors"))
     held = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
-    changed = sorted(name for name in asked if name not in held or digest(held[name]) != stored[name])
-    if changed:
+    if changed := [name for name in asked if name not in held or digest(held[name]) != stored[name]]:
         raise CheckpointError(
             f"{directory} is not as it was exported: {', '.join(changed[:4])} changed since ({FILE}); export it again, "
             f"or remove {FILE} if you made the change"

@@ -47,22 +47,23 @@ class Row:
         """The right side as a tuple."""
         return (self.right,) if isinstance(self.right, str) else self.right
 
-    def _cuts(self, num_rows: int) -> list[tuple[int, int]]:
-        """(index on the right, rows) of the pieces of the left tensor, in its order."""
+    def _cuts(self, num_rows: int) -> list[tuple[int, tuple[int, int]]]:
+        """(index on the right, rows there) of the pieces of the left tensor, in its order."""
         sizes = self.sizes or (1,) * len(self.rights)
         unit, remainder = divmod(num_rows, self.groups * sum(sizes))
         if remainder:
             raise CheckpointError(f"{num_rows} rows can't be cut in {self.groups} groups of the shares {sizes}")
-        return [(k, size * unit) for k, size in enumerate(sizes)] * self.groups
+        counts = [size * unit for size in sizes]
+        return [(k, (n * rows, (n + 1) * rows)) for n in range(self.groups) for k, rows in enumerate(counts)]
 
     def split(self, tensor: LazyTensor) -> list[LazyTensor]:
         """Left to right."""
         if len(self.rights) == 1:
             return [tensor]
         parts, start = [[] for _ in self.rights], 0
-        for k, count in self._cuts(tensor.shape[0]):
-            parts[k].append(tensor.rows(start, start + count))
-            start += count
+        for k, (a, b) in self._cuts(tensor.shape[0]):
+            parts[k].append(tensor.rows(start, start + b - a))
+            start += b - a
         return [Joined(pieces) for pieces in parts]
 
     def join(self, tensors: Sequence[LazyTensor]) -> LazyTensor:
@@ -73,15 +74,13 @@ class Row:
         """
         if len(tensors) == 1:
             return tensors[0]
-        if len({(tensor.dtype, tensor.shape[1:]) for tensor in tensors}) != 1:
-            raise CheckpointError(f"tensors that belong together differ in dtype or width: {tensors}")
-        pieces, starts = [], [0] * len(tensors)
-        for k, count in self._cuts(sum(tensor.shape[0] for tensor in tensors)):
-            if starts[k] + count > tensors[k].shape[0]:
-                raise CheckpointError(f"tensors that belong together don't have the shares {self.sizes}: {tensors}")
-            pieces.append(tensors[k].rows(starts[k], starts[k] + count))
-            starts[k] += count
-        return Joined(pieces)
+        cuts = self._cuts(sum(tensor.shape[0] for tensor in tensors))
+        alike = len({(each.dtype, each.shape[1:]) for each in tensors}) == 1
+        if not alike or any(b > tensors[k].shape[0] for k, (_, b) in cuts):
+            raise CheckpointError(
+                f"tensors that belong together differ in dtype, width or shares ({self.sizes}): {tensors}"
+            )
+        return Joined([tensors[k].rows(*rows) for k, rows in cuts])
 
 
 def _compile(template: str) -> re.Pattern:
@@ -107,9 +106,8 @@ class KeyMapping:
         self, rows: Iterable[Row], left: str, right: str, *, ours: str, prefixes: Mapping[str, str] | None = None
     ):
         self.rows, self.left, self.right, self.ours, self._prefixes = tuple(rows), left, right, ours, prefixes or {}
-        self.to_ours, self.to_theirs = self.to_left, self.to_right
-        if ours == "right":
-            self.to_ours, self.to_theirs = self.to_right, self.to_left
+        directions = (self.to_left, self.to_right)
+        self.to_ours, self.to_theirs = directions if ours == "left" else directions[::-1]
         self._lefts = [(_compile(row.left), row, 0) for row in self.rows]
         self._rights = [(_compile(right), row, k) for row in self.rows for k, right in enumerate(row.rights)]
 

@@ -3,6 +3,14 @@
 Only linear layers are merged. ``s`` is ``alpha / r``, or ``alpha / sqrt(r)`` under rsLoRA; DoRA then gives each row of
 the sum the length that it has learned (https://arxiv.org/abs/2402.09353). PEFT computes the same, but takes seconds to
 import, and merges whole models.
+
+Rows of single tokens may train beside LoRA (PEFT's ``trainable_token_indices``, a list for the input embedding or
+``{'embed_tokens': [...], 'lm_head': [...]}``). PEFT holds them next to the frozen matrix::
+
+    embed_tokens.token_adapter.trainable_tokens_delta.default    [n, D]    a PEFT directory leaves .default out
+    embed_tokens.token_adapter.base_layer.weight                 [V, D]    the base has it
+
+Despite its name, ``trainable_tokens_delta`` holds the trained rows, not differences.
 """
 
 from __future__ import annotations
@@ -13,13 +21,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import nn
 
 from .lazy import LazyTensor
 from .reading import CheckpointError
 
 ADAPTER_NAME = "default"
-TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # see ``token_rows``
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
+BASE_LAYER, ORIGINAL = ".token_adapter.base_layer.", ".token_adapter.trainable_tokens_original"
+_EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "tok_embeddings")
 # A live model has 'lora_A.default.weight', a PEFT directory 'lora_A.weight'.
 _KEY = re.compile(
     rf"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|{re.escape(TOKEN_ROWS)})"
@@ -54,6 +63,12 @@ class Lora:
         """The factor of ``B A``."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
+    def peft(self, **changes):
+        """The ``peft.LoraConfig``, with other values for some arguments."""
+        from peft import LoraConfig
+
+        return LoraConfig(**{**self.options, **changes})
+
 
 def read_settings(settings: Mapping | None) -> Lora | None:
     """The settings in ``dict(type=LoraConfig, r=..., ...)``; None for None.
@@ -68,8 +83,7 @@ def read_settings(settings: Mapping | None) -> Lora | None:
         if isinstance(value, (list, tuple, Mapping)):
             options[name] = dict(value) if isinstance(value, Mapping) else list(value)
     known = {each.name for each in fields(Lora)} - {"options"}
-    unknown = [name for name, value in options.items() if name not in (*known, *_OF_TRAINING) and value]
-    if unknown:
+    if unknown := [name for name, value in options.items() if name not in (*known, *_OF_TRAINING) and value]:
         raise CheckpointError(f"LoRA settings: {', '.join(unknown)} can't be merged; leave it out")
     found = Lora(**{name: value for name, value in options.items() if name in known}, options=options)
     if str(found.init_lora_weights).lower().startswith(_REWRITES_BASE):
@@ -78,13 +92,6 @@ def read_settings(settings: Mapping | None) -> Lora | None:
             "starts, so the adapter can't be merged into the base on disk; take the default initialization"
         )
     return found
-
-
-def full_config(config: Lora):
-    """The ``peft.LoraConfig`` of a result of ``read_settings``."""
-    from peft import LoraConfig
-
-    return LoraConfig(**config.options)
 
 
 def split_key(name: str) -> tuple[str, str] | None:
@@ -121,8 +128,8 @@ def merged_weight(base: LazyTensor, parts: Mapping[str, LazyTensor], config: Lor
     rank, sizes = parts[A].shape[0], "magnitudes" if SIZE in parts else "no magnitudes"
     if (rank, SIZE in parts) != (config.r, bool(config.use_dora)):
         raise CheckpointError(
-            f"{layer}: its adapter has rank {rank} and {sizes} of DoRA; "
-            f"the config says r={config.r}, use_dora={config.use_dora}; give the config that it was trained with"
+            f"{layer}: its adapter has rank {rank} and {sizes} of DoRA; the run's settings say r={config.r}, "
+            f"use_dora={config.use_dora}, so they don't belong together"
         )
 
     def make(start: int, stop: int) -> torch.Tensor:
@@ -135,10 +142,45 @@ def merged_weight(base: LazyTensor, parts: Mapping[str, LazyTensor], config: Lor
     return LazyTensor(torch.float32, base.shape, make)
 
 
-def fill_adapter(wrapped: nn.Module, parts: Mapping[str, torch.Tensor]) -> None:
-    """Puts adapter tensors (by ``lora_A.weight`` and so on) into PEFT's layer, in fp32; shapes were checked before."""
-    for part, value in parts.items():
-        kind, _, leaf = part.partition(".")
-        getattr(getattr(wrapped, kind)[ADAPTER_NAME], leaf).data = value.float().to(
-            wrapped.get_base_layer().weight.device
+def token_indices(config: Lora | None, layer: str, where: str) -> list[int]:
+    """The rows of a layer (by its name inside its model) that LoRA settings train.
+
+    Raises:
+        CheckpointError: the settings of the checkpoint, called ``where``, name no rows for the layer.
+    """
+    named = getattr(config, "trainable_token_indices", None)
+    by_layer = named if isinstance(named, Mapping) else dict.fromkeys(_EMBEDDINGS, named)
+    found = next((rows for name, rows in by_layer.items() if f".{layer}".endswith(f".{name}")), None)
+    if found is None:
+        raise CheckpointError(
+            f"{where} holds trained rows of {layer}, but the LoRA settings name none (trainable_token_indices = "
+            f"{named}), so they don't belong together"
         )
+    return [int(row) for row in found]
+
+
+def with_rows(base: LazyTensor, rows: LazyTensor, indices: list[int], name: str) -> LazyTensor:
+    """A matrix ``[V, D]`` with the rows at n different indices replaced by trained ones ``[n, D]``, lazily.
+
+    Raises:
+        CheckpointError: shapes or indices that don't fit; the message begins with ``name``.
+    """
+    if rows.shape != (len(indices), *base.shape[1:]):
+        raise CheckpointError(
+            f"{name}: the trained rows are {list(rows.shape)}, but {len(indices)} rows of {list(base.shape)} are "
+            "named; checkpoint, config and base don't belong together"
+        )
+    if len(set(indices)) != len(indices) or not all(0 <= index < base.shape[0] for index in indices):
+        raise CheckpointError(
+            f"{name}: the rows {sorted(indices)[:3]} to {max(indices)} are not different rows of {base.shape[0]}"
+        )
+    dtype = torch.promote_types(base.dtype, rows.dtype)
+
+    def make(start: int, stop: int) -> torch.Tensor:
+        block = base.read(start, stop).to(dtype)
+        for n, index in enumerate(indices):
+            if start <= index < stop:
+                block[index - start] = rows.read(n, n + 1)[0]
+        return block
+
+    return LazyTensor(dtype, base.shape, make)

@@ -33,7 +33,6 @@ from . import allowed, hf, internlm2, manifest, official, preprocessing, qwen1
 from .lazy import LazyTensor
 from .reading import CheckpointError, open_weights, read_json
 
-_READ = (official, hf)
 _LANGUAGE_FORMATS = {"internlm2": internlm2, "qwen": qwen1}
 
 
@@ -76,7 +75,7 @@ def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
         raise CheckpointError(f"model directory {directory} {what}")
     manifest.check(directory, weights=False)
     fields = read_json(directory / "config.json")
-    found = next((each for each in _READ if each.detect(fields)), None)
+    found = next((each for each in (official, hf) if each.detect(fields)), None)
     if found is None:
         raise CheckpointError(
             f"{directory} is not an official InternVL directory (model_type {fields.get('model_type')!r}, without "

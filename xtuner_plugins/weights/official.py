@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..families import llm_family
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD, PROJECTOR_TYPES, token_grid
@@ -72,10 +73,8 @@ def make_config(
     dtype: str,
     template: str | None = None,
     projector_type: str = "pixel_shuffle_mlp",
-    select_layer: int = -1,
-    downsample_ratio: float = 0.5,
-    min_tiles: int = 1,
     max_tiles: int = 12,
+    **fields: Any,
 ) -> dict:
     """A ``config.json`` with every field that any consumer reads, none left to class defaults.
 
@@ -85,41 +84,34 @@ def make_config(
         dtype: of the stored weights.
         template: conversation template; None takes the language model's own.
         projector_type: ``pixel_shuffle_mlp``, ``mlp`` (merges no patches) or ``bilinear_mlp``.
-        select_layer: vision layer whose output is used.
-        downsample_ratio: of pixel shuffle and bilinear reduction.
-        min_tiles: fewest tiles per image.
         max_tiles: most tiles per image, thumbnail not counted.
+        **fields: others of the file's own fields, such as ``select_layer``.
     """
-    plain = projector_type != PROJECTOR_TYPES[0]
+    plain, shared = projector_type != PROJECTOR_TYPES[0], {"tie_word_embeddings": False, "torch_dtype": dtype}
     return {
         "architectures": ["InternVLChatModel"],
         "auto_map": dict(AUTO_MAP),
         "model_type": "internvl_chat",
         "template": template or llm_family(llm).template,
-        "select_layer": select_layer,
+        "select_layer": -1,
         "ps_version": "v2",
         **({"projector_type": projector_type} if plain else {}),
-        "downsample_ratio": 1.0 if projector_type == "mlp" else downsample_ratio,
+        "downsample_ratio": 1.0 if projector_type == "mlp" else 0.5,
         "force_image_size": vision["image_size"],
         "dynamic_image_size": True,
-        "use_thumbnail": max_tiles > 1 if plain else True,
-        "min_dynamic_patch": min_tiles,
+        "use_thumbnail": not plain or max_tiles > 1,
+        "min_dynamic_patch": 1,
         "max_dynamic_patch": max_tiles,
-        "use_backbone_lora": 0,
-        "use_llm_lora": 0,
+        **dict.fromkeys(("use_backbone_lora", "use_llm_lora"), 0),
         "pad2square": False,
-        "tie_word_embeddings": False,
-        "torch_dtype": dtype,
+        **shared,
         "hidden_size": llm.get("hidden_size"),
         "image_fold": None,
         "output_attentions": False,
         "transformers_version": RELEASE,
-        "llm_config": {
-            **{key: value for key, value in sorted(llm.items()) if key != "dtype"},
-            "tie_word_embeddings": False,
-            "torch_dtype": dtype,
-        },
+        "llm_config": {**{key: value for key, value in sorted(llm.items()) if key != "dtype"}, **shared},
         "vision_config": {**dict(sorted(vision.items())), "torch_dtype": dtype},
+        **fields,
     }
 
 
@@ -136,19 +128,16 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     tokenizer_files.save_tokenizer(tokenizer, stage, chat_template(tokenizer, tokenizer_files.conversation_of(config)))
     tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)
     size = config["force_image_size"]
-    clip = {"crop_size": size, "do_center_crop": True, "feature_extractor_type": "CLIPFeatureExtractor", "size": size}
-    named = ("do_normalize", "do_resize", "image_mean", "image_std", "resample")
-    pixels = {key: value for key, value in pixel_fields(size).items() if key in named}
-    write_json(stage / "preprocessor_config.json", clip | pixels)
+    pixels = pixel_fields(size) | {"feature_extractor_type": "CLIPFeatureExtractor", "size": size, "crop_size": size}
+    pixels |= {"do_center_crop": True}
+    others = ("do_convert_rgb", "do_rescale", "rescale_factor")
+    write_json(stage / "preprocessor_config.json", {key: each for key, each in pixels.items() if key not in others})
 
 
 def pixel_fields(size: int) -> dict:
     """What image processors do to an image: RGB, ``size`` x ``size`` by bicubic resampling, ImageNet's mean and std."""
     return {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
+        **dict.fromkeys(("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True),
         "image_mean": list(IMAGENET_MEAN),
         "image_std": list(IMAGENET_STD),
         "rescale_factor": 1 / 255,

@@ -18,15 +18,10 @@ from torch import nn
 
 
 def partition_dtype(config: Mapping) -> torch.dtype:
-    """The dtype that DeepSpeed computes in; parameters must have it before they are partitioned.
-
-    Args:
-        config: the DeepSpeed configuration.
-    """
-    for key, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        if (config.get(key) or {}).get("enabled") is True:
-            return dtype
-    return torch.float32
+    """The dtype in which a DeepSpeed configuration computes; parameters must have it before they are partitioned."""
+    names = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    found = (dtype for key, dtype in names.items() if (config.get(key) or {}).get("enabled") is True)
+    return next(found, torch.float32)
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:

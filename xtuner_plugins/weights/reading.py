@@ -26,19 +26,9 @@ from safetensors import SafetensorError, safe_open
 from .errors import CheckpointError
 from .lazy import FileTensor, LazyTensor, MemoryTensor
 
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+_NAMED = "F64 float64,F32 float32,F16 float16,BF16 bfloat16,I64 int64,I32 int32,I16 int16,I8 int8,U8 uint8,BOOL bool"
+_DTYPES = {name: getattr(torch, dtype) for name, dtype in map(str.split, _NAMED.split(","))}
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # Packages whose objects sit beside the tensors of a training checkpoint. Nothing of them is imported here.
 _STAND_IN_PACKAGES = (
     "mmengine numpy deepspeed xtuner xtuner_plugins torch transformers peft collections pathlib datetime argparse "
@@ -69,6 +59,11 @@ class Checkpoint:
     record: dict | None = None
     image_gain: dict | None = None
 
+    @classmethod
+    def of_run(cls, path: Path, kind: str, tensors: dict, files: list[Path], content: Mapping) -> Checkpoint:
+        """With what a training's file says of its run in ``content``."""
+        return cls(path, kind, tensors, files, *(content.get(key) for key in ("preprocessing", "record", "image_gain")))
+
 
 class _StandIn:
     """Replaces an object that isn't a tensor; keeps the arguments of its constructor, ignores its state and items."""
@@ -93,12 +88,12 @@ def read_json(path: str | Path, missing: dict | None = None) -> dict:
         CheckpointError: missing, unreadable or not a JSON object.
     """
     path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         if missing is not None:
             return missing
-        raise CheckpointError(f"{path} does not exist") from None
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
@@ -139,10 +134,10 @@ def load_pickle(path: str | Path):
         CheckpointError: unreadable, or it names classes outside the packages that write checkpoints.
     """
     path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
     except Exception:  # not a zip archive
         raise CheckpointError(
             f"{path} is not a torch checkpoint, or one from before torch 1.6: load it there and save it again"
@@ -171,16 +166,31 @@ def _lazy(value, path: Path):
             return FileTensor(path, start, value.dtype, value.shape)
         # saved as a transposed or sliced view: read now, with its whole span
         span = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True))
-        return MemoryTensor(
-            FileTensor(path, start, value.dtype, (span,)).read().as_strided(value.shape, value.stride())
-        )
+        held = FileTensor(path, start, value.dtype, (span,)).read()
+        return MemoryTensor(held.as_strided(value.shape, value.stride()))
     if isinstance(value, Mapping):
         return {k: _lazy(v, path) for k, v in value.items()}
-    if isinstance(value, torch.Size):
-        return tuple(value)
     if isinstance(value, (list, tuple)):
-        return [_lazy(v, path) for v in value]
+        return tuple(value) if isinstance(value, torch.Size) else [_lazy(v, path) for v in value]
     return value
+
+
+def state_dict(path: Path, content=None) -> dict[str, LazyTensor]:
+    """The state dict of a torch file, which may be the file itself or its entry ``state_dict``.
+
+    Args:
+        path: of the file.
+        content: what `load_pickle` has read of it; None reads it.
+
+    Raises:
+        CheckpointError: unreadable, or no state dict.
+    """
+    content = load_pickle(path) if content is None else content
+    held = content.get("state_dict", content) if isinstance(content, dict) else {}
+    wrong = [f": {name} is not a tensor" for name, each in held.items() if not isinstance(each, LazyTensor)]
+    if not held or wrong:
+        raise CheckpointError(f"{path} holds no state dict{''.join(wrong[:1])}")
+    return held
 
 
 def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
@@ -197,14 +207,13 @@ def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
             f"{directory} has no model.safetensors(.index.json) nor pytorch_model.bin(.index.json); "
             f"it holds: {listing(Path(directory))}"
         )
-    opener = open_safetensors if index.name.startswith("model.safetensors") else open_torch
+    opener = open_safetensors if index.name.startswith("model.safetensors") else state_dict
     if not shards:
         return opener(index)
-    missing = [path.name for path in shards if not path.is_file()]
-    if missing:
+    if missing := [path.name for path in shards if not path.is_file()]:
         raise CheckpointError(f"{directory} lacks {', '.join(missing)}, which {index.name} names; download the rest")
     held = {(name, path): tensor for path in shards for name, tensor in opener(path).items()}
-    where = shard_paths(index)
+    where = _shard_paths(index)
     if wrong := sorted(held.keys() ^ set(where.items())):
         name, path = wrong[0]
         raise CheckpointError(
@@ -213,7 +222,7 @@ def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
     return {name: held[name, path] for name, path in where.items()}
 
 
-def shard_paths(index: Path) -> dict[str, Path]:
+def _shard_paths(index: Path) -> dict[str, Path]:
     """Tensor name to shard file of an index; a file outside the index's folder is refused."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -229,7 +238,7 @@ def weight_files(directory: str | Path) -> list[Path]:
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = Path(directory, f"{stem}.index.json")
         if index.is_file():
-            return [index, *sorted(set(shard_paths(index).values()))]
+            return [index, *sorted(set(_shard_paths(index).values()))]
         if (index.parent / stem).is_file():
             return [index.parent / stem]
     return []
@@ -238,22 +247,3 @@ def weight_files(directory: str | Path) -> list[Path]:
 def listing(directory: Path) -> str:
     """The first names in a directory, for messages."""
     return ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
-
-
-def open_torch(path: Path) -> dict[str, LazyTensor]:
-    """The state dict of a torch file, which may be the file itself or its entry ``state_dict``.
-
-    Raises:
-        CheckpointError: unreadable, or no state dict.
-    """
-    return state_dict(load_pickle(path), path)
-
-
-def state_dict(content, path: Path) -> dict[str, LazyTensor]:
-    """The state dict in an object from ``load_pickle``; errors as for ``open_torch``."""
-    content = content if isinstance(content, dict) else {}
-    held = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
-    wrong = next((f": {name} is not a tensor" for name, each in held.items() if not isinstance(each, LazyTensor)), "")
-    if not held or wrong:
-        raise CheckpointError(f"{path} holds no state dict{wrong}")
-    return held

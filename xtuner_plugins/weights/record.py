@@ -287,12 +287,6 @@ def check_form(record: Any, where: str) -> dict[str, Any]:
     raise CheckpointError(f"{where} holds a record of its run that can't be read")
 
 
-def of_config(cfg: Mapping[str, Any], base: str | Path) -> dict[str, Any]:
-    """What stands in for the record that a checkpoint up to 0.1.0 lacks: the config's model on today's base."""
-    settings = {"model": plain(_counting(cfg["model"], "model"), fill=True)}
-    return {"base": base_facts(base), "data": [], "settings": settings, "steps": dict.fromkeys(STEPS), "versions": {}}
-
-
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:
     """Raises where a run would go on from the checkpoint of another one.
 

@@ -42,21 +42,20 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
         CheckpointError: no tokenizer, only a slow one or one that needs remote code, or tokens missing.
     """
     directory = Path(directory)
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+    if not any((directory / name).is_file() for name in FILES[:2]):
         raise CheckpointError(f"{directory} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
     try:
         tokenizer = load_fast_tokenizer(directory)
     except CheckpointError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{directory}: the tokenizer can't be loaded ({type(error).__name__}: {text})") from None
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise CheckpointError(f"{directory}: the tokenizer can't be loaded ({text})") from None
     if not tokenizer.is_fast:
         raise CheckpointError(
             f"{directory} offers only a slow tokenizer ({type(tokenizer).__name__}); a tokenizer.json is needed"
         )
-    unknown = [token for token in ADDED_TOKENS if token_id(tokenizer, token) is None]
-    if complete and unknown:
+    if complete and (unknown := [token for token in ADDED_TOKENS if token_id(tokenizer, token) is None]):
         raise CheckpointError(
             f"{directory}: the tokenizer lacks {' '.join(unknown)}; give a directory made by "
             "tools/build_base_model.py or an official InternVL one"
@@ -81,9 +80,10 @@ def num_token_rows(tokenizer) -> int:
     return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
 
 
-def quote(text: str) -> str:
-    """The Jinja string literal of a text."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+def _text(text: str) -> str:
+    """The Jinja expression of a text."""
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"{{{{ '{quoted}' }}}}"
 
 
 def conversation_of(config: Mapping) -> Conversation:
@@ -94,21 +94,17 @@ def conversation_of(config: Mapping) -> Conversation:
 def chat_template(tokenizer, conversation: Conversation) -> str:
     """A Jinja template that renders messages exactly as training does.
 
-    ``<image>`` in a message stays as it is: serving engines replace it themselves.
-
-    Args:
-        tokenizer: if it puts a start token before a text, the template starts with that token.
-        conversation: template and system message, without turns.
+    ``<image>`` in a message stays as it is: serving engines replace it themselves. If the tokenizer puts a start token
+    before a text, the template starts with that token.
     """
     start = "{{ bos_token }}" if _puts_start_token(tokenizer) else ""
     return start + _render(conversation, "{{ message['content'] }}")
 
 
 def own_conversation(tokenizer) -> Conversation | None:
-    """The template of the table that prompts as a language model's own chat template does, with its system message.
+    """The row of the table that prompts as a language model's own chat template does, with its system message.
 
-    Returns:
-        None if the tokenizer has no chat template, or one that no row of the table can express.
+    None if the tokenizer has no chat template, or one that no row can express.
     """
     if not tokenizer.chat_template:
         return None
@@ -142,12 +138,7 @@ def _rendered(tokenizer, messages: list[dict], template: str | None = None) -> s
 
 
 def describe_prompt(tokenizer, conversation: Conversation) -> list[str]:
-    """Lines on how a question is prompted in training, with its tokens; and how the tokenizer's own template does.
-
-    Args:
-        tokenizer: of the language model.
-        conversation: as `chat_template`.
-    """
+    """Lines on how a question is prompted in training, with its tokens; and how the tokenizer's own template does."""
     question = [{"role": "user", "content": "Q"}]
 
     def line(what: str, text: str) -> str:
@@ -164,15 +155,9 @@ def describe_prompt(tokenizer, conversation: Conversation) -> list[str]:
 
 
 def processor_template(conversation: Conversation, *, image: str, video: str | None) -> str:
-    """A processor's chat template, for messages of text, image and video parts.
-
-    Args:
-        conversation: as `chat_template`.
-        image: text for an image.
-        video: text for a video; None ignores videos.
-    """
+    """A processor's chat template, with texts for images and videos (None ignores them) of messages in parts."""
     parts = [(kind, text) for kind, text in (("image", image), ("video", video)) if text is not None]
-    media = "".join(f"{{% elif part['type'] == '{kind}' %}}{{{{ {quote(text)} }}}}" for kind, text in parts)
+    media = "".join(f"{{% elif part['type'] == '{kind}' %}}{_text(text)}" for kind, text in parts)
     content = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
         "{% if part['type'] == 'text' %}{{ part['text'] }}" + media + "{% endif %}{% endfor %}{% endif %}"
@@ -183,67 +168,44 @@ def processor_template(conversation: Conversation, *, image: str, video: str | N
 def _render(conversation: Conversation, content: str) -> str:
     """A chat template with the training's system message as the default; it refuses what no training has.
 
-    Args:
-        conversation: as `chat_template`.
-        content: the part that renders what a message says.
+    ``content`` is the part that renders what a message says.
     """
     before, after = conversation.system_template.split("{system_message}")
-    user, assistant = conversation.roles
-    after += conversation.question_sep
+    (user, assistant), after = conversation.roles, after + conversation.question_sep
     default = conversation.system_message
-    return "".join(
-        [
-            "{% if not messages or messages[0]['role'] != 'system' %}",
-            "" if default is None else "{{ " + quote(before + default + after) + " }}",
-            "{% endif %}{% for message in messages %}",
-            "{% if message['role'] == 'system' and loop.first %}",
-            "{{ " + quote(before) + " }}" + content + "{{ " + quote(after) + " }}",
-            "{% elif message['role'] == 'user' %}",
-            "{{ " + quote(user) + " }}" + content + "{{ " + quote(conversation.question_sep) + " }}",
-            "{% elif message['role'] == 'assistant' %}",
-            "{{ " + quote(assistant + conversation.answer_prefix) + " }}" + content,
-            "{{ " + quote(conversation.sep) + " }}",
-            "{% else %}{{ raise_exception('message ' ~ loop.index ~ ' has the role ' ~ message['role'] ~ ",
-            "'; the roles are user and assistant, and system for the first message') }}",
-            "{% endif %}{% endfor %}",
-            "{% if add_generation_prompt %}{{ " + quote(assistant) + " }}{% endif %}",
-        ]
+    system = "" if default is None else _text(before + default + after)
+    turns = {
+        "message['role'] == 'system' and loop.first": (before, after),
+        "message['role'] == 'user'": (user, conversation.question_sep),
+        "message['role'] == 'assistant'": (assistant + conversation.answer_prefix, conversation.sep),
+    }
+    cases = [f"if {case} %}}{_text(begin)}{content}{_text(end)}{{% " for case, (begin, end) in turns.items()]
+    return (
+        f"{{% if not messages or messages[0]['role'] != 'system' %}}{system}{{% endif %}}"
+        f"{{% for message in messages %}}{{% {'el'.join(cases)}else %}}"
+        "{{ raise_exception('message ' ~ loop.index ~ ' has the role ' ~ message['role'] ~ "
+        "'; the roles are user and assistant, and system for the first message') }}"
+        f"{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{_text(assistant)}{{% endif %}}"
     )
 
 
 def stop_token_ids(tokenizer, template: str) -> list[int]:
     """Ids that end an answer: the template's end token first, then the end tokens of the vocabulary."""
-    names = [get_conv_template(template).stop_token, tokenizer.eos_token, "<|endoftext|>", "<|im_start|>"]
-    ids = [token_id(tokenizer, n) for n in names if n]
-    return list(dict.fromkeys(i for i in ids if i is not None))
+    names = (get_conv_template(template).stop_token, tokenizer.eos_token, "<|endoftext|>", "<|im_start|>")
+    ids = dict.fromkeys(token_id(tokenizer, name) for name in names)
+    return [each for each in ids if each is not None]
 
 
 def write_generation_config(stage: Path, tokenizer, config, release: str) -> None:
-    """``generation_config.json`` of a model.
-
-    Args:
-        stage: directory to write into.
-        tokenizer: the model's.
-        config: official fields.
-        release: of transformers, written into the file.
-    """
-    pad = config["llm_config"].get("pad_token_id")
-    write_json(
-        stage / "generation_config.json",
-        {
-            "_from_model_config": True,
-            "eos_token_id": stop_token_ids(tokenizer, config["template"]),
-            "pad_token_id": tokenizer.pad_token_id if pad is None else pad,
-            "transformers_version": release,
-        },
-    )
+    """``generation_config.json`` of a model with these official fields, for a release of transformers."""
+    pad, stops = config["llm_config"].get("pad_token_id"), stop_token_ids(tokenizer, config["template"])
+    fields = {"_from_model_config": True, "eos_token_id": stops, "transformers_version": release}
+    fields["pad_token_id"] = tokenizer.pad_token_id if pad is None else pad
+    write_json(stage / "generation_config.json", fields)
 
 
 def save_tokenizer(tokenizer, out: Path, template: str, *, processor: bool = False, **fields) -> None:
-    """Writes the tokenizer's files with a chat template, and further fields of ``tokenizer_config.json``.
-
-    Arguments as for ``write_template``.
-    """
+    """Writes the tokenizer's files with a chat template, and further fields of ``tokenizer_config.json``."""
     tokenizer.save_pretrained(str(out))
     config = read_json(out / "tokenizer_config.json")
     config.pop("extra_special_tokens", None)
@@ -263,10 +225,7 @@ def save_tokenizer(tokenizer, out: Path, template: str, *, processor: bool = Fal
 def write_template(out: Path, template: str, *, processor: bool) -> None:
     """Replaces the chat template of a directory, with those in files of their own, which readers prefer.
 
-    Args:
-        out: the directory.
-        template: the chat template.
-        processor: write it into the file that processors read, too.
+    ``processor`` writes it into the file that processors read, too.
     """
     for extra in out.glob("chat_template*"):
         extra.unlink()

@@ -21,7 +21,6 @@ from .errors import CheckpointError
 CHECKPOINT_NAME = re.compile(r"(iter|epoch)_(\d+)\.pth")
 LAST_CHECKPOINT = "last_checkpoint"
 OPTIMIZER_NAMES = "optimizer_names"  # in a plain file: the parameters by their number in its optimizer state
-OPTIMIZER_KEYS = ("optimizer", OPTIMIZER_NAMES)
 
 
 def newest_checkpoint(work_dir: str | Path) -> Path | None:
@@ -42,9 +41,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Facts about a checkpoint; its tensors stay on disk.
 
     Returns:
-        ``iter``; ``has_optimizer``; ``any_strategy``, whether its optimizer state can be read by one that didn't write
-        it (plain files of earlier versions don't name parameters); ``plan``, the position in the data, and ``record``,
-        of its run, each None in checkpoints without one.
+        ``iter``; ``has_optimizer``; ``plan``, the position in the data, and ``record``, of its run, each None in
+        checkpoints without one.
 
     Raises:
         CheckpointError: Missing, cut short, or not written by a training run.
@@ -61,17 +59,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is a directory without *_model_states.pt, so no DeepSpeed checkpoint")
         files = open_deepspeed(folder).files
         content = load_pickle(files[0])
-        has_optimizer, any_strategy = any("optim_states" in file.name for file in files), True
+        has_optimizer = any("optim_states" in file.name for file in files)
     else:
         content = load_pickle(path)
-        has_optimizer, any_strategy = (isinstance(content, Mapping) and key in content for key in OPTIMIZER_KEYS)
-    meta = content.get("meta") if isinstance(content, Mapping) else None
+        content = content if isinstance(content, Mapping) else {}
+        has_optimizer = "optimizer" in content
+    meta = content.get("meta")
     if not isinstance(meta, Mapping) or "iter" not in meta or not ({"state_dict", "module"} & content.keys()):
         raise CheckpointError(f"{path} was not written by a training run: it holds no weights with meta.iter")
-    return {
-        "iter": int(meta["iter"]),
-        "has_optimizer": has_optimizer,
-        "any_strategy": any_strategy,
-        "plan": content.get("plan"),
-        "record": content.get(record.KEY),
-    }
+    said = {key: content.get(key) for key in ("plan", record.KEY)}
+    return {"iter": int(meta["iter"]), "has_optimizer": has_optimizer, **said}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,11 +16,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of ``"4GB"``, ``"500MB"``, ``"2GiB"`` or a plain number.
-
-    Raises:
-        ValueError: not a size.
-    """
+    """Bytes of ``"4GB"``, ``"500MB"``, ``"2GiB"`` or a plain number; ``ValueError`` for anything else."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(?:([KMGT])(I?)B|B?)\s*", str(text).upper())
     if not match or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is not a size; write it like 4GB, 500MB or 2GiB")
@@ -30,14 +25,10 @@ def parse_size(text: str | int) -> int:
 
 
 def resolve_dtype(name: str | None) -> torch.dtype | None:
-    """A torch dtype by name, or None.
-
-    Raises:
-        ValueError: not one that weights are written in.
-    """
-    if name is not None and name not in DTYPES:
+    """A torch dtype by name, None for None; ``ValueError`` for one that weights aren't written in."""
+    if name not in (None, *DTYPES):
         raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
-    return DTYPES[name] if name else None
+    return DTYPES.get(name)
 
 
 def format_size(num_bytes: float) -> str:
@@ -80,22 +71,20 @@ def write_weights(
     Raises:
         FloatingPointError: a tensor that must be finite isn't; the message begins with its name.
     """
-    shards, used = [{}], 0
+    shards = [{}]
     for name, tensor in tensors.items():
-        if shards[-1] and used + tensor.nbytes > max_shard_size:
+        if shards[-1] and sum(each.nbytes for each in shards[-1].values()) + tensor.nbytes > max_shard_size:
             shards.append({})
-            used = 0
         shards[-1][name] = tensor
-        used += tensor.nbytes
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    names = names if len(shards) > 1 else ["model.safetensors"]
-    for file, shard in zip(names, shards, strict=True):
+    files = {f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard for number, shard in enumerate(shards, 1)}
+    files = files if len(shards) > 1 else {"model.safetensors": shards[0]}
+    for file, shard in files.items():
         write_single(stage / file, shard, advance)
     if len(shards) > 1:
         total = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
-        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in sorted(shard)}
+        weight_map = {name: file for file, shard in files.items() for name in sorted(shard)}
         write_json(stage / "model.safetensors.index.json", {"metadata": total, "weight_map": weight_map})
-    return [stage / file for file in names]
+    return [stage / file for file in files]
 
 
 def write_single(
@@ -104,35 +93,25 @@ def write_single(
     """Streams tensors into one safetensors file; arguments and errors as for ``write_weights``."""
     # Widest dtype first keeps every tensor aligned to its width. Older transformers die without {"format": "pt"}.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-    header: dict = {"__metadata__": {"format": "pt"}}
-    offset = 0
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in ordered:
-        header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
+        end = offset + tensor.nbytes
+        header[name] = dict(dtype=DTYPE_NAMES[tensor.dtype], shape=tensor.shape, data_offsets=[offset, end])
+        offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file, _one_thread():
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor in ordered:
-            for start, stop in tensor.spans():
-                try:
-                    block = tensor.read(start, stop).contiguous().view(-1).view(torch.uint8)
-                except FloatingPointError as error:
-                    raise FloatingPointError(f"{name} {error}") from None
-                file.write(memoryview(block.numpy()))
-                advance(block.numel())
-
-
-@contextmanager
-def _one_thread():
-    """Limits torch to one thread: blocks are too small to share."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # blocks are too small to share
     try:
-        yield
+        with open(path, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, tensor in ordered:
+                for start, stop in tensor.spans():
+                    try:
+                        block = tensor.read(start, stop).contiguous().view(-1).view(torch.uint8)
+                    except FloatingPointError as error:
+                        raise FloatingPointError(f"{name} {error}") from None
+                    file.write(memoryview(block.numpy()))
+                    advance(block.numel())
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

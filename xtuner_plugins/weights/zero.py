@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import preprocessing, record
 from .lazy import Joined, LazyTensor
 from .reading import Checkpoint, CheckpointError, load_pickle
 
@@ -32,12 +30,12 @@ def checkpoint_directory(path: Path) -> Path | None:
     if any(path.glob("*_model_states.pt")):
         return path
     latest = path / "latest"
-    if latest.is_file():
-        tag = latest.read_text(encoding="utf-8").strip()
-        if tag and Path(tag).name == tag and any((path / tag).glob("*_model_states.pt")):
-            return path / tag
-        raise CheckpointError(f"{latest} names {tag!r}, but {path / tag} holds no *_model_states.pt")
-    return None
+    if not latest.is_file():
+        return None
+    tag = latest.read_text(encoding="utf-8").strip()
+    if tag and Path(tag).name == tag and any((path / tag).glob("*_model_states.pt")):
+        return path / tag
+    raise CheckpointError(f"{latest} names {tag!r}, but {path / tag} holds no *_model_states.pt")
 
 
 @dataclass(frozen=True)
@@ -118,12 +116,11 @@ def open_deepspeed(path: Path) -> Checkpoint:
     shards = read_shards(path)
     states, stage = shards.models, shards.stage
     module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
-    said = (states[0].get(key) for key in (preprocessing.KEY, record.KEY, "image_gain"))
-    opened = Checkpoint(path, "deepspeed", module, shards.files, *said)
+    opened = Checkpoint.of_run(path, "deepspeed", module, shards.files, states[0])
     if not shards.optims:
         return opened
-    tensors, key = (module, "single_partition_of_fp32_groups") if stage <= 2 else ({}, "fp32_flat_groups")
-    tensors = tensors | _frozen(states, path, stage) | shards.unflatten([optim[key] for optim in shards.optims])
+    held, key = (module, "single_partition_of_fp32_groups") if stage <= 2 else ({}, "fp32_flat_groups")
+    tensors = held | _frozen(states, path, stage) | shards.unflatten([optim[key] for optim in shards.optims])
     shared = states[0].get("shared_params") or {}
     for alias, name in shared.items() if isinstance(shared, dict) else shared:
         if name in tensors:
@@ -174,7 +171,8 @@ def _frozen(states: list[dict], path: Path, stage: int) -> dict[str, LazyTensor]
         parts = [(s.get("frozen_param_fragments") or {}).get(name) for s in (states if stage == 3 else states[:1])]
         if None in parts:
             raise CheckpointError(f"{path}: the frozen parameter {name} is listed but its numbers are missing")
-        result[name] = _whole([part.reshape((part.numel,)) for part in parts], shape, name, path)
+        vector = Joined([part.reshape((part.numel,)) for part in parts])
+        result[name] = _piece(vector, 0, math.prod(shape), name, path).reshape(shape)
     return result
 
 
@@ -193,8 +191,9 @@ def _stage_1_2(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> 
 def _stage_3(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> dict[str, LazyTensor]:
     ranks, result, offset = [Joined(parts) for parts in flat], {}, 0
     for name, shape in ((n, s) for group in groups for n, s in group.items()):
-        share = -(-math.prod(shape) // len(ranks))
-        result[name] = _whole([_piece(rank, offset, share, name, path) for rank in ranks], shape, name, path)
+        share = -(-math.prod(shape) // len(ranks))  # the last one ends in padding
+        whole = Joined([_piece(rank, offset, share, name, path) for rank in ranks])
+        result[name] = whole.rows(0, math.prod(shape)).reshape(shape)
         offset += share
     for rank in ranks:
         _check_end(rank, offset, 0, path)
@@ -212,8 +211,3 @@ def _check_end(vector: LazyTensor, used: int, padding: int, path: Path) -> None:
         raise CheckpointError(
             f"{path}: {vector.numel} numbers are there, the parameters have {used}; files of different saves are mixed"
         )
-
-
-def _whole(parts: list[LazyTensor], shape: Sequence[int], name: str, path: Path) -> LazyTensor:
-    """A parameter from its flat pieces, the last of which may end in padding."""
-    return _piece(Joined(parts), 0, math.prod(shape), name, path).reshape(shape)

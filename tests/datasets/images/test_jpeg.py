@@ -13,31 +13,25 @@ from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, SettingError
 from xtuner_plugins.datasets.images.jpeg import check_quality, degrade
 
 
-def test_impossible_settings():
+def test_a_tile_is_as_pillow_writes_and_reads_it_with_a_quality_of_the_range(monkeypatch):
+    tiles = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 56, 56), np.uint8))
+    for tile, whole in zip(degrade(tiles, (80, 80), np.random.default_rng(0)), tiles, strict=True):
+        Image.fromarray(whole.permute(1, 2, 0).numpy()).save(file := io.BytesIO(), "JPEG", quality=80)
+        assert torch.equal(tile, torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1))
+    asked = []
+    monkeypatch.setattr(functional, "jpeg", lambda tile, quality: asked.append(quality) or tile)
+    degrade(torch.zeros(400, 3, 8, 8, dtype=torch.uint8), (75, 100), np.random.default_rng(0))
+    assert set(asked) == set(range(75, 101))
     for value in (75, (90, 75), (0, 75), (75, 101), (75.0, 100), (75,), "75"):
         with pytest.raises(SettingError, match="give .lowest, highest. from 1 to 100"):
             check_quality(value)
 
 
-def test_a_tile_is_as_pillow_writes_and_reads_it():
-    tiles = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 56, 56), np.uint8))
-    for tile, whole in zip(degrade(tiles, (80, 80), np.random.default_rng(0)), tiles, strict=True):
-        Image.fromarray(whole.permute(1, 2, 0).numpy()).save(file := io.BytesIO(), "JPEG", quality=80)
-        assert torch.equal(tile, torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1))
-
-
-def test_qualities_are_of_the_range(monkeypatch):
-    asked = []
-    monkeypatch.setattr(functional, "jpeg", lambda tile, quality: asked.append(quality) or tile)
-    degrade(torch.zeros(400, 3, 8, 8, dtype=torch.uint8), (75, 100), np.random.default_rng(0))
-    assert set(asked) == set(range(75, 101))
-
-
 @pytest.fixture
 def settings(data_base, write_data, make_image, qa):
-    folder = make_image("a.png", 360, 120)
     records = [qa(f"<image>\nWhere is {number}?", "Here.", image="a.png") for number in range(12)] + [qa()]
-    return dict(base=str(data_base), data_paths=[write_data(records)], image_folders=[folder])
+    folders = [make_image("a.png", 360, 120)]
+    return dict(base=str(data_base), data_paths=[write_data(records)], image_folders=folders)
 
 
 def test_every_epoch_differs_and_every_process_repeats(settings):

@@ -35,24 +35,22 @@ def test_the_scarcer_budget_weighs_more():
     assert Sizes(tokens, 0 * tiles, 100, 0).weights() == (pytest.approx(0.01), 0)
 
 
-def test_best_fit_takes_the_fullest_pack_that_has_room():
-    """In decreasing order: 60 and 50 open packs; 40 closes the first, 30 and 20 the second."""
-    tokens = np.array([20, 30, 40, 50, 60])
-    packs, left = BestFit(0, 0).pack(range(5), Sizes(tokens, np.zeros(5, int), 100, 0), seed=0, last=True)
-    assert sorted(sorted(tokens[pack].tolist()) for pack in packs) == [[20, 30, 50], [40, 60]] and left == []
+FITS = [  # tokens, tiles, their budgets; the samples of each pack
+    # In decreasing order: 60 and 50 open packs; 40 closes the first, 30 and 20 the second
+    ([20, 30, 40, 50, 60], [0] * 5, (100, 0), [[0, 1, 3], [2, 4]]),
+    # The third fits into both open packs: 1 tile (of 4) stays empty in the first, 40 tokens (of 100) in the second
+    ([90, 50, 10], [2, 3, 1], (100, 4), [[0, 2], [1]]),
+    # Tokens would fit all into one pack, the tiles fill two
+    ([10, 10, 9, 9], [3, 3, 1, 1], (100, 4), [[0, 2], [1, 3]]),
+]
 
 
 def test_best_fit_wastes_least_of_both_budgets():
-    """The third fits into both open packs: 1 tile (of 4) stays empty in the first, 40 tokens (of 100) in the second."""
-    sizes = Sizes(np.array([90, 50, 10]), np.array([2, 3, 1]), 100, 4)
-    packs, _ = BestFit(0, 0).pack(range(3), sizes, seed=0, last=True)
-    assert sorted(sorted(pack) for pack in packs) == [[0, 2], [1]]
-
-
-def test_best_fit_keeps_both_budgets():
-    """Tokens would fit all into one pack, the tiles fill two."""
-    packs, _ = BestFit(0.5, 0).pack(range(4), Sizes(np.full(4, 10), np.array([3, 3, 1, 1]), 100, 4), seed=0, last=True)
-    assert sorted(sorted(pack) for pack in packs) in ([[0, 2], [1, 3]], [[0, 3], [1, 2]])
+    for tokens, tiles, budgets, expected in FITS:
+        sizes = Sizes(np.array(tokens), np.array(tiles), *budgets)
+        packs, left = BestFit(0, 0).pack(range(len(tokens)), sizes, seed=0, last=True)
+        found = sorted(sorted(pack) for pack in packs)
+        assert found in (expected, [[0, 3], [1, 2]]) and left == []
 
 
 def test_the_emptiest_packs_wait_for_the_next_window():
@@ -61,13 +59,9 @@ def test_the_emptiest_packs_wait_for_the_next_window():
     assert sorted(left) == [18, 19] and len(packs) == 18  # a tenth of 19 packs, rounded down
 
 
-@pytest.mark.parametrize("way", [BestFit(0, 0.2), RandomFill(0), RandomFill(0.3)], ids=str)
-def test_seeds_decide(way):
+def test_seeds_decide_and_only_a_thrifty_fill_is_slow():
     tokens = np.random.default_rng(0).integers(1, 60, 3000)
     sizes = Sizes(tokens, 0 * tokens, 100, 0)
-    first, again, other = (way.pack(range(3000), sizes, seed, last=True)[0] for seed in (1, 1, 2))
-    assert first == again != other
-
-
-def test_only_a_thrifty_fill_is_slow():
-    assert RandomFill(0.3).slow and not RandomFill(0).slow and not BestFit.slow
+    for way, is_slow in ((BestFit(0, 0.2), False), (RandomFill(0), False), (RandomFill(0.3), True)):
+        first, again, other = (way.pack(range(3000), sizes, seed, last=True)[0] for seed in (1, 1, 2))
+        assert first == again != other and way.slow == is_slow

@@ -17,7 +17,7 @@ from xtuner_plugins.datasets import (
     collate,
     collate_packed,
 )
-from xtuner_plugins.datasets.plan import lengths as lengths_module
+from xtuner_plugins.datasets.plan.lengths import ARRAYS
 
 
 @pytest.fixture
@@ -34,76 +34,50 @@ def start(settings, **more):
     return PlanSampler(MultimodalDataset(**settings | more), seed=0, group_by="length")
 
 
-def fetch(settings, *numbers):
+def draw(settings, numbers, size=(100, 90)):
     for number in numbers:
-        shutil.copy(Path(settings["image_folders"]) / "0.png", Path(settings["image_folders"]) / f"{number}.png")
+        Image.new("RGB", size).save(Path(settings["image_folders"]) / f"{number}.png")
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_skip_trains_what_has_been_mended_and_says_why_the_rest_is_left_out(half, packed):
-    def left_out():
+def test_skip_trains_what_has_been_mended_and_says_why_the_rest_is_left_out(half, tmp_path, monkeypatch):
+    """What is measured again equals what is measured at once, also where records of several images come in between."""
+    gone = list(range(10, 20))
+    for mended in ((), (13, 17)):
+        draw(half, mended)
+        gone = [index for index in gone if index not in mended]
         sampler = start(half, on_bad_sample="skip")
-        if packed:
-            packs = PackBatchSampler(sampler, max_tokens=8192).packs(0)
-            assert sorted(packs.order) == sorted(sampler.order(0))
-        entries = sampler.left_out()
-        assert {entry["dropped"] for entry in entries} == {"image_missing"}
-        assert f"data: {20 - len(entries)} of 20 samples will train; left out: {len(entries)} image_missing" == (
-            sampler.describe_data()
-        )
-        return [entry["index"] for entry in entries]
-
-    assert left_out() == list(range(10, 20))
-    fetch(half, 13, 17)
-    assert left_out() == [10, 11, 12, 14, 15, 16, 18, 19]
-
-
-def test_what_is_measured_again_equals_what_is_measured_at_once(half, tmp_path, monkeypatch):
-    """Also where images of several records come in between those that were there."""
+        assert sorted(PackBatchSampler(sampler, max_tokens=8192).packs(0).order) == sorted(sampler.order(0))
+        entries = [(entry["index"], entry["dropped"]) for entry in sampler.left_out()]
+        assert entries == [(index, "image_missing") for index in gone]
+        words = f"data: {20 - len(gone)} of 20 samples will train; left out: {len(gone)} image_missing"
+        assert words == sampler.describe_data()
     with open(half["data_paths"], "a") as file:
-        turns = [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "Two."}]
         for names in (["0.png", "19.png"], ["1.png", "2.png"], ["12.png", "none.png"]):
-            file.write(json.dumps({"image": names, "conversations": turns}) + "\n")
+            file.write(json.dumps({"images": names, "query": "<image><image>", "response": "Two."}) + "\n")
     MultimodalDataset(**half).lengths(0, num_workers=0)
-    for number in (11, 12, 19):
-        fetch(half, number)
+    draw(half, (11, 12, 19))
     again = MultimodalDataset(**half).lengths(0)
     monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
     alone = MultimodalDataset(**half).lengths(0, num_workers=0)
-    for name in lengths_module.ARRAYS:
+    for name in ARRAYS:
         np.testing.assert_array_equal(getattr(again, name), getattr(alone, name))
-    assert again.complaints == alone.complaints and len(again.complaints) == 8
+    assert again.complaints == alone.complaints and len(again.complaints) == 6
 
 
-def test_a_complaint_names_the_file_that_is_used_now(half, tmp_path):
-    """Two files of the same content share what was measured, but not the place of a complaint."""
+def test_files_of_one_content_have_places_and_images_of_their_own(half, tmp_path):
+    """They share what was measured; without an image folder names are looked up where the file lies."""
     MultimodalDataset(**half).lengths(0, num_workers=0)
-    other = tmp_path / "other.jsonl"
+    other = tmp_path / "elsewhere" / "data.jsonl"
+    other.parent.mkdir()
     shutil.copy(half["data_paths"], other)
     with pytest.raises(RecordError, match=f"{other}:11: "):
         start(half | {"data_paths": str(other)})
-
-
-def test_names_are_looked_up_where_the_file_lies(data_base, write_data, make_image, qa, tmp_path):
-    """Without an image folder two files of the same content have images of their own."""
-    settings = dict(base=data_base)
-    paths = [Path(write_data([qa(image="images/a.png")], name)) for name in ("data.jsonl", "more.jsonl")]
-    make_image("a.png", 100, 90)
-    (tmp_path / "elsewhere").mkdir()
-    paths[1] = paths[1].rename(tmp_path / "elsewhere" / "data.jsonl")
-    small = MultimodalDataset(data_paths=str(paths[0]), **settings)
-    small.layout(num_workers=0)
-    shutil.copytree(tmp_path / "images", tmp_path / "elsewhere" / "images")
-    make_image("../elsewhere/images/a.png", 360, 120)
-    large = MultimodalDataset(data_paths=str(paths[1]), **settings)
-    for dataset, num_tiles in ((small, 1), (large, 4)):
+    for path, size in ((Path(half["data_paths"]), (100, 90)), (other, (360, 120))):
+        draw(half | {"image_folders": path.parent}, range(20), size)
+    for path, num_tiles in ((half["data_paths"], 1), (other, 4)):
+        dataset = MultimodalDataset(half["base"], str(path))
         tokens, tiles, _ = dataset.layout(num_workers=0)
-        sample = dataset[0]
-        assert tiles.tolist() == [sample["num_tiles"]] == [num_tiles] and tokens.tolist() == [len(sample["labels"])]
-
-
-def replace_image(settings, number, width, height):
-    Image.new("RGB", (width, height)).save(Path(settings["image_folders"]) / f"{number}.png")
+        assert tiles[0] == dataset[0]["num_tiles"] == num_tiles and tokens[0] == len(dataset[0]["labels"])
 
 
 def loader_of(settings, packed, num_workers, **more):
@@ -117,24 +91,22 @@ def loader_of(settings, packed, num_workers, **more):
 
 @pytest.mark.parametrize("packed, num_workers, size", [(True, 1, (360, 120)), (False, 0, (40, 40))])
 def test_a_plan_that_no_longer_fits_follows_the_policy(half, packed, num_workers, size):
-    fetch(half, *range(10, 20))
-    replace_image(half, 7, 120, 240)  # 2 tiles and a thumbnail
+    draw(half, range(10, 20))
+    draw(half, [7], (120, 240))  # 2 tiles and a thumbnail
     loader_of(half, packed, 0)  # measures
-    replace_image(half, 7, *size)
+    draw(half, [7], size)
     found = 4 if size == (360, 120) else 1
-    loader = loader_of(half, packed, num_workers, on_bad_sample="skip")
-    batches = list(loader)
+    batches = list(loader_of(half, packed, num_workers, on_bad_sample="skip"))
     dropped = [sample for batch in batches for sample in batch.get("dropped", ())]
     assert [(sample["index"], sample["dropped"]) for sample in dropped] == [(7, "plan_changed")]
     assert sum(len(batch["sources"]) for batch in batches) == 19
-    again = loader_of(half, packed, num_workers, on_bad_sample="skip")  # the next start has measured it
+    again = list(loader_of(half, packed, num_workers, on_bad_sample="skip"))  # the next start has measured it
     assert not any("dropped" in batch for batch in again)
     assert sum(int(batch["num_tiles"].sum()) for batch in again) == 19 + found
-    replace_image(half, 7, 240, 240)
+    draw(half, [7], (240, 240))
     words = rf"data.jsonl:8: \d+ tokens and 5 tiles, but \d+ tokens and {found} tiles"
     with pytest.raises((RecordError, RuntimeError), match=words):
         list(loader_of(half, packed, num_workers))
-
     (Path(half["image_folders"]) / "3.png").unlink()
     with pytest.raises(RecordError, match=r"data.jsonl:4: .*3.png: no such"):
         list(loader_of(half, packed, 0))

@@ -1,9 +1,10 @@
 """Measured lengths equal the samples themselves, are kept by content, and are built once."""
 
-import json
 import multiprocessing
 import os
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,7 +55,11 @@ def test_lengths_equal_the_samples(settings, extra):
             assert len(sample["input_ids"]) <= tokens == dataset.budget.max_length and sample["num_tiles"] <= tiles
         else:
             assert (len(sample["input_ids"]), sample["num_tiles"]) == (tokens, tiles)
-            assert lengths.supervised[index] == (sample["labels"] != -100).sum()
+            learned = np.flatnonzero(sample["labels"] != -100)
+            starts = int((sample["input_ids"][: learned[0]] == dataset.tokenizer.image_start_id).sum())
+            spans = int((sample["input_ids"][: learned[0]] == dataset.tokenizer.image_context_id).sum()) + 2 * starts
+            assert lengths.supervised[index] == len(learned)
+            assert lengths.prefix[index].tolist() == [learned[0] - spans, starts]
     assert extra or set(columns[2]) == set(range(5))  # every fate is met
     assert list(lengths.complaints) == [45, 46] and "missing.png: no such" in lengths.complaints[45].problem
     assert [each.reason for each in lengths.complaints.values()] == ["image_missing", "no_conversations"]
@@ -63,34 +68,38 @@ def test_lengths_equal_the_samples(settings, extra):
         dataset.usable(columns[2])
 
 
-def test_kept_by_content(settings, monkeypatch, tmp_path):
-    MultimodalDataset(**settings).layout(num_workers=0)
-    built = []
-    monkeypatch.setattr(lengths_module, "_build", lambda *args: built.append(1) or 1 / 0)
-    MultimodalDataset(**settings).layout()
+def test_kept_by_content_and_by_everything_that_is_measured(settings, monkeypatch, cache, tmp_path):
+    done, before = [], os.umask(0o022)
+    monkeypatch.setattr(lengths_module, "CHUNK", 7)
+    try:
+        several = MultimodalDataset(**settings).lengths(0, num_workers=2, progress=done.append)
+    finally:
+        os.umask(before)
+    assert sum(done) == len(several)
+    # colleagues share a cache folder
+    assert {path.stat().st_mode & 0o777 for path in cache.rglob("*") if path.is_file()} == {0o644}
+    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
+    alone = MultimodalDataset(**settings).lengths(0, num_workers=0)
+    for name in lengths_module.ARRAYS:
+        np.testing.assert_array_equal(getattr(several, name), getattr(alone, name))
+
+    monkeypatch.setattr(lengths_module, "_build", lambda *args: 1 / 0)
     os.utime(settings["data_paths"])  # a new time, the same content
-    MultimodalDataset(**settings | {"max_tiles": 3}).layout()  # tiling is laid out anew, nothing is measured anew
-    assert not built
-    with open(settings["data_paths"], "a") as file:
-        file.write(json.dumps({"text": 1}) + "\n")
-    for change in ({}, {"template": "Hermes-2"}):
+    copied = shutil.copy(settings["data_paths"], tmp_path / "copy.jsonl")
+    for change in ({}, {"max_tiles": 3}, {"data_paths": copied}):  # tiling is laid out anew, nothing is measured anew
+        MultimodalDataset(**settings | change).layout()
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_text(Path(copied).read_text().partition("\n")[0])
+    (tmp_path / "empty").mkdir()
+    changes = [{"data_paths": shorter}, {"image_folders": str(tmp_path / "empty")}, {"image_folders": None}]
+    for change in (*changes, {"template": "Hermes-2"}, {"num_frames": 4}):
         with pytest.raises(ZeroDivisionError):
             MultimodalDataset(**settings | change).layout()
 
 
-def test_processes_count_as_one_does(settings, monkeypatch, tmp_path):
-    monkeypatch.setattr(lengths_module, "CHUNK", 7)
-    done = []
-    several = MultimodalDataset(**settings).lengths(0, num_workers=2, progress=done.append)
-    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
-    alone = MultimodalDataset(**settings).lengths(0, num_workers=0)
-    assert sum(done) == len(alone)
-    for name in lengths_module.ARRAYS:
-        np.testing.assert_array_equal(getattr(several, name), getattr(alone, name))
-
-
-def _build_slowly(settings, counter):
-    real = lengths_module._build
+def test_of_two_that_start_together_one_builds(settings):
+    context = multiprocessing.get_context("fork")
+    counter, real = context.Value("i", 0), lengths_module._build
 
     def slow(*args):
         with counter.get_lock():
@@ -98,27 +107,13 @@ def _build_slowly(settings, counter):
         time.sleep(0.3)
         return real(*args)
 
-    lengths_module._build = slow
-    assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 49
+    def run():
+        lengths_module._build = slow
+        assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 49
 
-
-def test_of_two_that_start_together_one_builds(settings):
-    context = multiprocessing.get_context("fork")
-    counter = context.Value("i", 0)
-    runs = [context.Process(target=_build_slowly, args=(settings, counter)) for _ in range(2)]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join(60)
-    assert [run.exitcode for run in runs] == [0, 0] and counter.value == 1
-
-
-def test_the_cache_is_readable_by_whom_the_umask_says(settings, cache):
-    """Colleagues share a cache folder."""
-    before = os.umask(0o022)
-    try:
-        MultimodalDataset(**settings).layout()
-    finally:
-        os.umask(before)
-    modes = {path.stat().st_mode & 0o777 for path in cache.rglob("*") if path.is_file()}
-    assert modes == {0o644}
+    runs = [context.Process(target=run) for _ in range(2)]
+    for each in runs:
+        each.start()
+    for each in runs:
+        each.join(60)
+    assert [each.exitcode for each in runs] == [0, 0] and counter.value == 1

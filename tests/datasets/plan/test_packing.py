@@ -40,8 +40,28 @@ def test_packs_are_full_and_ranks_alike():
     tokens, tiles = mixture(20_000)
     packs = pack_samples(np.arange(20_000), tokens, tiles, max_tokens=8192)
     assert efficiency(packs, 8192)["padded"] <= 0.001
-    for ranks in (8, 64):
-        assert efficiency(arrange(packs, ranks, 0), 8192, ranks)["tile_imbalance"] <= 1.02
+
+
+@pytest.mark.parametrize("max_tiles", [None, 26])
+def test_ranks_wait_little_for_each_other(max_tiles):
+    """As work goes with squared tokens, tokens and tiles, for a large and a small LLM; and tokens alone are alike."""
+    tokens, tiles = mixture(20_000)
+    for rates in ((2 * 36 * 4096, 14e9, 0.6e12), (2 * 24 * 896, 0.7e9, 0.6e12)):
+        packs = pack_samples(np.arange(20_000), tokens, tiles, max_tokens=8192, max_tiles=max_tiles, work_rates=rates)
+        work = rates[0] * tokens**2 + rates[1] * tokens + rates[2] * tiles
+        for number in (0, 7, len(packs) - 1):
+            assert packs.work[number] == pytest.approx(work[packs[number]].sum())
+        assert efficiency(arrange(packs, 8, 0), 8192, 8)["waiting"] <= 0.005
+        assert efficiency(arrange(packs, 64, 0), 8192, 64)["waiting"] <= 0.02
+
+
+def test_few_small_numbers_of_tiles_fill_packs_exactly():
+    """Shares, tiles and lengths as in ai2d, docvqa, chartqa and synthdog: the published method leaves .0005 empty."""
+    rng = np.random.default_rng(0)
+    tiles = rng.choice([1, 3, 4, 5], 20_000, p=[0.09, 0.34, 0.01, 0.56])
+    tokens = 256 * tiles + np.clip(rng.lognormal(4.3, 0.8, 20_000), 40, 1200).astype(int)
+    packs = pack_samples(np.arange(20_000), tokens, tiles, max_tokens=8192, max_tiles=26)
+    assert len(packs) <= 1.001 * tiles.sum() / 26
 
 
 def test_arranging_keeps_the_packs_and_leaves_the_order_random():

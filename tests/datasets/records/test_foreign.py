@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.datasets.records import other_trainers
+from tests.datasets.records.other_trainers import WRITERS, check_equal, check_mutated
 from xtuner_plugins.datasets.images.media import Blob
 from xtuner_plugins.datasets.records.foreign import renamed
 from xtuner_plugins.datasets.records.records import parse_record
@@ -13,29 +13,22 @@ from xtuner_plugins.errors import RecordError
 
 OURS = {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
 TALK = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-FORMS = [
-    {"messages": TALK},
-    {"conversations": TALK},
-    {"messages": OURS["conversations"]},
-    {"conversation": [{"human": "Q", "assistant": "A"}]},
-    {"texts": [{"user": "Q", "assistant": "A", "source": "x"}]},
-    {"query": "Q", "response": "A"},
-    {"instruction": "Q", "output": "A", "input": ""},
-    {"instruction": "", "input": "Q", "output": "A"},
-    {"conversations": [{"from": "USER", "value": "Q"}, {"from": "ChatGPT", "value": "A"}]},
-]
 
 
 def test_each_form_gives_the_same_turns():
-    for record in FORMS:
-        assert parse_record(record, "f:1").turns == parse_record(OURS, "f:1").turns
-    for kind in other_trainers.WRITERS:
-        other_trainers.check_kind(kind, 200)
+    for write in WRITERS:
+        rng = random.Random(write.__name__)
+        for _ in range(100):
+            check_equal(write, rng)
+        assert sum(check_mutated(write, rng) for _ in range(100)), "every changed record is refused"
+    alpaca = {"instruction": "", "input": "Q", "output": "A"}
+    assert parse_record(alpaca, "f:1").turns == parse_record(OURS, "f:1").turns
 
 
 def test_images_of_the_cauldron_stand_in_front_where_no_placeholder_says_otherwise():
     for question, expected in (("Q", ["a", "\n", "b", "\nQ"]), ("<image>x<image>", ["a", "x", "b"])):
-        record = parse_record({"images": ["a", "b"], "texts": [{"user": question, "assistant": "A"}]}, "f:1")
+        pair = {"user": question, "assistant": "A", "source": "x"}
+        record = parse_record({"images": ["a", "b"], "texts": [pair]}, "f:1")
         assert [getattr(part, "name", part) for part in record.turns[0].parts] == expected
 
 
@@ -61,8 +54,7 @@ def test_images_that_a_record_holds_itself():
 
 def learned(*marks):
     """Whether each answer is learned, of turns with these other keys."""
-    asked = {"role": "user", "content": "Q"}
-    turns = [turn for mark in marks for turn in (asked, {"role": "assistant", "content": "A", **mark})]
+    turns = [turn for mark in marks for turn in (TALK[0], {**TALK[1], **mark})]
     return [turn.supervised for turn in parse_record({"messages": turns}, "f:1").turns[1::2]]
 
 
@@ -74,26 +66,19 @@ def test_answers_that_are_not_to_be_learned():
     assert learned({}, {"train_detail": spans}, {"train_detail": [{"train": True}]}) == [True, False, True]
     with pytest.raises(RecordError, match="turn 2 has train_detail"):
         learned({"train_detail": [*spans, {"train": True}]})
+    raw, rng = {**OURS, "loss": True, "score": 2, "image": "a.jpg", "weight": 0}, random.Random(0)
+    for _ in range(10):  # the order of keys decides nothing
+        with pytest.raises(RecordError, match="no answer is learned"):
+            parse_record({key: raw[key] for key in rng.sample(list(raw), len(raw))}, "f:1")
 
 
 def test_any_other_key_is_a_warning_by_name():
     part = {"type": "image", "image": "a.jpg", "max_pixels": 9}
-    turns = [
-        {"role": "user", "content": [part, {"type": "text", "text": "Q"}]},
-        {"role": "assistant", "content": "A", "reasoning_content": "hm", "tool_calls": [], "name": None, "id": 7},
-    ]
+    answer = {**TALK[1], "reasoning_content": "hm", "tool_calls": [], "name": None, "id": 7}
+    turns = [{"role": "user", "content": [part, {"type": "text", "text": "Q"}]}, answer]
     raw = {"messages": turns, "tools": "[]", "score": 0.5, "image_path": "b.jpg", "id": 7, "source": "x", "label": 3}
-    found = {warning.reason for warning in parse_record(raw, "f:1").warnings}
     names = ("max_pixels", "reasoning_content", "score", "image_path", "label")
+    found = {warning.reason for warning in parse_record(raw, "f:1").warnings}
     assert found == {f"unread_key:{name}" for name in names}
     plain = {"id": 1, "width": 3, "source": "x", "objects": None, "image_path": "", "tools": []}
     assert not parse_record(OURS | plain, "f:1").warnings
-
-
-def test_keys_survive_a_shuffle():
-    """The order of keys decides nothing."""
-    raw, rng = {**OURS, "loss": True, "score": 2, "image": "a.jpg", "weight": 0}, random.Random(0)
-    for _ in range(10):
-        keys = rng.sample(list(raw), len(raw))
-        with pytest.raises(RecordError, match="no answer is learned"):
-            parse_record({key: raw[key] for key in keys}, "f:1")

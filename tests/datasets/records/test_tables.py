@@ -4,15 +4,13 @@ import io
 import json
 import os
 import shutil
-import tarfile
 from collections import namedtuple
 
 import datasets
-import pyarrow
 import pytest
 from PIL import Image
-from pyarrow import parquet
 
+from tests.datasets.source_kinds import write_table, write_tar
 from xtuner_plugins.datasets.records import tables
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.records.records import parse_record
@@ -20,18 +18,6 @@ from xtuner_plugins.errors import RecordError, SettingError, SourceError
 
 TURNS = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
 TALK = {"conversations": TURNS}
-
-
-def write(path, rows, **options):
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path, **options)
-    return path
-
-
-def images_of(record):
-    """Bytes or names of the images of a record."""
-    return [getattr(medium.name, "data", medium.name) for medium in parse_record(record, "f:1").media]
-
-
 LAYOUTS = [
     ({"image": b"x", "conversations": TURNS}, [b"x"]),
     ({"image": {"bytes": b"x", "path": "a.jpg"}, "messages": TURNS}, [b"x"]),
@@ -41,52 +27,67 @@ LAYOUTS = [
 ]
 
 
-def test_layouts_of_rows(tmp_path, monkeypatch):
+@pytest.fixture
+def table(tmp_path):
+    """table(rows, name) -> the path of a table of them."""
+
+    def write(rows, name="a.parquet", group=100):
+        write_table(rows, tmp_path / name, group)
+        return tmp_path / name
+
+    return write
+
+
+def images_of(record):
+    """Bytes or names of the images of a record."""
+    return [getattr(medium.name, "data", medium.name) for medium in parse_record(record, "f:1").media]
+
+
+def test_layouts_of_rows(table, monkeypatch):
     for in_place in (32 << 20, 0):
         monkeypatch.setattr(tables, "IN_PLACE", in_place)
         for row, expected in LAYOUTS:
-            records = open_records(write(tmp_path / "a.parquet", [row]))
-            assert (records.source(0), records.line(0), len(records)) == (f"{tmp_path}/a.parquet:1", 1, 1)
+            records = open_records(path := table([row]))
+            assert (records.source(0), records.line(0), len(records)) == (f"{path}:1", 1, 1)
             assert images_of(records.parse(0)) == expected and None not in records.parse(0).values()
             assert isinstance(records.rows, tables.ParquetRows) == bool(in_place)
-    records = open_records(write(tmp_path / "a.parquet", [{"conversations": "[{"}]))
     with pytest.raises(RecordError, match="a.parquet:1: not JSON"):
-        records.parse(0)
+        open_records(table([{"conversations": "[{"}])).parse(0)
 
 
-def test_a_copy_is_announced_once_and_refused_without_room(tmp_path, monkeypatch, capfd):
+def test_a_copy_is_announced_once_and_refused_without_room(table, monkeypatch, capfd):
     monkeypatch.setattr(tables, "IN_PLACE", 10)
-    path = write(tmp_path / "a.parquet", [{**TALK, "id": str(number)} for number in range(250)])
-    usage = namedtuple("usage", "free")
+    path = table([{**TALK, "id": str(number)} for number in range(250)])
     with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda place: usage(1))
+        full.setattr(shutil, "disk_usage", lambda place: namedtuple("usage", "free")(1))
         with pytest.raises(SettingError, match=r"no room for a copy of .*a.parquet \(.* GB are free\); name a cache"):
             open_records(path)
-    records = open_records(path)
-    assert [records.parse(row)["id"] for row in (0, 101, 249)] == ["0", "101", "249"]
-    assert "copying" in capfd.readouterr().err and records.parse(249)["conversations"] == TURNS
-    open_records(path)
-    assert "copying" not in capfd.readouterr().err
-    os.utime(path, ns=(1, 1))
-    assert open_records(path).fingerprint() != records.fingerprint()
-    assert "copying" in capfd.readouterr().err
+    prints = []
+    for time in (None, None, 1):
+        if time:
+            os.utime(path, ns=(time, time))
+        records = open_records(path)
+        assert [records.parse(row)["id"] for row in (0, 101, 249)] == ["0", "101", "249"]
+        prints.append((records.fingerprint(), "copying" in capfd.readouterr().err))
+    assert prints[0][0] == prints[1][0] != prints[2][0] and [said for _, said in prints] == [True, False, True]
 
 
-def test_files_that_change_or_are_damaged(tmp_path):
-    records = open_records(write(tmp_path / "a.parquet", [TALK] * 30, row_group_size=1))
+def test_files_that_change_or_are_damaged(table, tmp_path):
+    records = open_records(table([TALK] * 30, group=1))
     assert records.parse(0) == TALK
-    write(tmp_path / "a.parquet", [TALK] * 20)
+    table([TALK] * 20)
     with pytest.raises(SourceError, match="a.parquet: the file has changed"):
         records.parse(1)
     (tmp_path / "c.parquet").write_bytes(b"PAR1" + bytes(100))
-    with pytest.raises(SettingError, match="c.parquet: can't be read as parquet"):
-        open_records(tmp_path / "c.parquet")
-    with pytest.raises(SettingError, match="holds no rows"):
-        open_records(write(tmp_path / "d.parquet", []))
     rows = datasets.Dataset.from_list([TALK])
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(SettingError, match=r"several splits \(train, test\); name one of them: .*saved/train"):
-        open_records(tmp_path / "saved")
+    for path, words in {
+        tmp_path / "c.parquet": "c.parquet: can't be read as parquet",
+        table([], "d.parquet"): "holds no rows",
+        tmp_path / "saved": r"several splits \(train, test\); name one of them: .*saved/train",
+    }.items():
+        with pytest.raises(SettingError, match=words):
+            open_records(path)
     assert open_records(tmp_path / "saved" / "test").parse(0) == TALK
 
 
@@ -95,37 +96,32 @@ def open_members(tmp_path):
     """open_members({name: bytes or record}) -> records of a shard."""
 
     def open_members(files):
-        with tarfile.open(tmp_path / "a.tar", "w") as archive:
-            for name, data in files.items():
-                data = data if isinstance(data, bytes) else json.dumps(data).encode()
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
+        files = {name: data if isinstance(data, bytes) else json.dumps(data).encode() for name, data in files.items()}
+        write_tar(tmp_path / "a.tar", files)
         return open_records(tmp_path / "a.tar")
 
     return open_members
 
 
-def test_images_of_a_sample(open_members):
-    three = {f"x/1.{place}.jpg": str(place).encode() for place in (0, 10, 1)}
-    one = {"1.jpg": b"one"}
-    for files, named, found in [
-        (one, {"url": "http://host/1.jpg"}, [b"one"]),
-        ({}, {}, []),
-        (three, {}, [b"0", b"1", b"10"]),
-        (three, {"image": ["coco/1.10.jpg", "1.0.JPG"]}, [b"10", b"0"]),
-        (three, {"images": ["1.jpg", "D:\\x\\10.jpg"]}, [b"1", b"10"]),
-        (three, {"image": ["other.jpg"]}, ["other.jpg"]),
-        (one, {"image": "gone/elsewhere.jpg"}, [b"one"]),
-    ]:
+THREE = {f"x/1.{place}.jpg": str(place).encode() for place in (0, 10, 1)}
+ONE = {"1.jpg": b"one"}
+SAMPLES = [  # members, names in the record, its images
+    (ONE, {"url": "http://host/1.jpg"}, [b"one"]),
+    ({}, {}, []),
+    (THREE, {}, [b"0", b"1", b"10"]),
+    (THREE, {"image": ["coco/1.10.jpg", "1.0.JPG"]}, [b"10", b"0"]),
+    (THREE, {"images": ["1.jpg", "D:\\x\\10.jpg"]}, [b"1", b"10"]),
+    (THREE, {"image": ["other.jpg"]}, ["other.jpg"]),
+    (ONE, {"image": "gone/elsewhere.jpg"}, [b"one"]),
+]
+
+
+def test_images_and_captions_of_samples(open_members):
+    for files, named, found in SAMPLES:
         key = next(iter(files), "1.jpg").partition(".")[0]
-        question = {"from": "human", "value": "<image>" * len(found)}
-        record = {"conversations": [question, TURNS[1]], **named}
+        record = {"conversations": [{"from": "human", "value": "<image>" * len(found)}, TURNS[1]], **named}
         records = open_members({"__meta__.json": {}, f"{key}.json": record, **files})
         assert len(records) == 1 and images_of(records.parse(0)) == found
-
-
-def test_captions_and_samples_without_text(open_members):
     caption = {"1.jpg": b"one", "1.txt": "A cat, 猫.\n".encode(), "1.json": {"url": "u"}}
     records = open_members({**caption, "2.txt": b"\xff", "3.jpg": b"x"})
     assert parse_record(records.parse(0), "f:1").turns[1].text == "A cat, 猫."
@@ -149,9 +145,10 @@ def test_damaged_shards_are_refused(open_members, tmp_path, cache):
 def test_images_are_written_as_they_are(tmp_path):
     for kind, suffix in (("JPEG", "jpg"), ("PNG", "png")):
         Image.new("RGB", (8, 6), "red").save(buffer := io.BytesIO(), kind)
-        name = tables.write_image(buffer.getvalue(), tmp_path, "f:1")
-        assert name.endswith(f".{suffix}") and (tmp_path / name).read_bytes() == buffer.getvalue()
-        assert tables.write_image(buffer.getvalue(), tmp_path, "f:1") == name
+        for _ in range(2):
+            name = tables.write_image(buffer.getvalue(), tmp_path, "f:1")
+            assert name.endswith(f".{suffix}") and (tmp_path / name).read_bytes() == buffer.getvalue()
+        assert len(list(tmp_path.rglob(f"*.{suffix}"))) == 1
     for data in (b"", b"no image", None):
         with pytest.raises(RecordError, match="f:7: its image can't be read"):
             tables.write_image(data, tmp_path, "f:7")

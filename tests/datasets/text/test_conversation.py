@@ -33,71 +33,48 @@ def record_of(pairs, system=None, image=None):
     return parse_record({"conversations": turns, "system": system, "image": image}, "f:1")
 
 
-def supervised_runs(sample):
-    """Ids of each unbroken stretch of supervised tokens."""
-    mask = sample.labels != -100
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
-    return [sample.input_ids[a:b] for a, b in edges.reshape(-1, 2)]
-
-
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=CONVERSATIONS, system=st.none() | TEXTS, with_image=st.booleans())
-def test_supervised_text_is_the_answers_and_their_end_tokens(
+def test_answers_and_their_ends_are_learned_and_control_tokens_are_the_templates(
     name, pairs, system, with_image, text_tokenizer, hf_tokenizer
 ):
-    record = record_of(pairs, system, ["a.png"] if with_image else None)
-    sample = encode(record, get_template(name), text_tokenizer, [3] if with_image else [], 4)
+    image, tiles = (["a.png"], [3]) if with_image else (None, [])
+    sample = encode(record_of(pairs, system, image), get_template(name), text_tokenizer, tiles, 4)
+    learned = sample.labels != -100
+    np.testing.assert_array_equal(sample.labels[learned], sample.input_ids[learned])
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], learned.astype(int), [0]])))
+    runs = [sample.input_ids[first:last] for first, last in edges.reshape(-1, 2)]
     prefix, end = get_conv_template(name).answer_prefix, get_conv_template(name).stop_token
-    decoded = [hf_tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in supervised_runs(sample)]
+    decoded = [hf_tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in runs]
     # the tokenizer normalizes to NFC, as its family does
     assert decoded == [prefix + unicodedata.normalize("NFC", answer) + end for _, answer in pairs]
-    np.testing.assert_array_equal(sample.labels[sample.labels != -100], sample.input_ids[sample.labels != -100])
-
-
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(pairs=CONVERSATIONS, system=TEXTS)
-def test_control_tokens_come_from_the_template_alone(name, pairs, system, text_tokenizer, hf_tokenizer):
-    sample = encode(record_of(pairs, system), get_template(name), text_tokenizer)
     # an empty system message leaves the template's own, which may be none
-    calm = encode(record_of([("q", "a")] * len(pairs), system.strip() and "s"), get_template(name), text_tokenizer)
+    calm = record_of([("q", "a")] * len(pairs), system and system.strip() and "s", image)
+    calm = encode(calm, get_template(name), text_tokenizer, tiles, 4)
     grounding = {"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"}
     control = {i for token, i in hf_tokenizer.get_added_vocab().items() if token not in grounding}
     assert [i for i in sample.input_ids if i in control] == [i for i in calm.input_ids if i in control]
 
 
-def test_spans_are_atomic_and_counted(text_tokenizer):
-    record = record_of([("one <image> two <image>", "Yes.")], None, ["a", "b"])
-    sample = encode(record, get_template("internvl2_5"), text_tokenizer, [1, 3], 16)
-    tokens = text_tokenizer
+def test_tokens_of_images_and_tokens_in_texts(hf_tokenizer):
+    """Spans are atomic; grounding tokens are tokens, and so are ordinary added ones, such as Qwen3's `<think>`."""
+    tokenizer = copy.deepcopy(hf_tokenizer)
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False, special=False)])
+    tokenizer.add_tokens([AddedToken("<|secret|>", normalized=False, special=True)])
+    tokens = TextTokenizer(tokenizer)
+    question, answer = "<image> Where is <ref>it</ref>? <image>", "<think>So. <|secret|><box>[[1, 2, 3, 4]]</box>"
+    sample = encode(record_of([(question, answer)], None, ["a", "b"]), get_template("internvl2_5"), tokens, [1, 3], 16)
     assert [length for _, length in sample.spans] == [18, 50]
     for first, length in sample.spans:
         span = sample.input_ids[first : first + length]
         expected = [tokens.image_start_id, *[tokens.image_context_id] * (length - 2), tokens.image_end_id]
-        assert span.tolist() == expected
-        assert (sample.labels[first : first + length] == -100).all()
-    assert (sample.input_ids == tokens.image_context_id).sum() == 64
-
-
-def test_grounding_tokens_in_texts_are_tokens(text_tokenizer):
-    sample = encode(
-        record_of([("Where is <ref>the bus</ref>?", "<box>[[1, 2, 3, 4]]</box>")]),
-        get_template("internvl2_5"),
-        text_tokenizer,
-    )
-    for token in ("<ref>", "</ref>", "<box>", "</box>"):
-        assert (sample.input_ids == text_tokenizer.ids[token]).sum() == 1
-
-
-def test_ordinary_added_tokens_in_texts_are_tokens(hf_tokenizer):
-    """Qwen3's `<think>` is added to the vocabulary but isn't special: data that holds it trains the token."""
-    tokenizer = copy.deepcopy(hf_tokenizer)
-    tokenizer.add_tokens([AddedToken("<think>", normalized=False, special=False)])
-    tokenizer.add_tokens([AddedToken("<|secret|>", normalized=False, special=True)])
-    answer = "<think>So. <|secret|><IMG_CONTEXT>"
-    sample = encode(record_of([("Why?", answer)]), get_template("internvl2_5"), TextTokenizer(tokenizer))
+        assert span.tolist() == expected and (sample.labels[first : first + length] == -100).all()
     counts = {name: int((sample.input_ids == number).sum()) for name, number in tokenizer.get_added_vocab().items()}
-    assert (counts["<think>"], counts["<|secret|>"], counts["<IMG_CONTEXT>"]) == (1, 0, 0)
-    learned = sample.input_ids[sample.labels != -100]
-    assert learned[0] == tokenizer.convert_tokens_to_ids("<think>")
+    assert {name: counts[name] for name in ("<think>", "<|secret|>", "<IMG_CONTEXT>")} == {
+        "<think>": 1,
+        "<|secret|>": 0,
+        "<IMG_CONTEXT>": 64,
+    }
+    assert all(counts[name] == 1 for name in ("<ref>", "</ref>", "<box>", "</box>"))
+    assert sample.input_ids[sample.labels != -100][0] == tokenizer.convert_tokens_to_ids("<think>")

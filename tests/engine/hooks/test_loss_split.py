@@ -7,8 +7,7 @@ import torch
 from mmengine.hooks import LoggerHook
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.models.test_attention import pack
-from tests.models.test_vlm import make_batch
+from tests.models.batches import make_batch, pack
 from xtuner_plugins.engine.hooks.loss_split import LossSplitHook
 
 MODEL = SimpleNamespace(num_image_token=16, tile_size=28, img_context_token_id=3)

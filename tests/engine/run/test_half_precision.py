@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 
 from tests.engine.forked import fork_server
-from tests.models.test_vlm import make_batch
+from tests.models.batches import make_batch
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.processes import free_port

@@ -5,7 +5,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
-from tests.models.test_vlm import make_batch
+from tests.models.batches import make_batch
 from xtuner_plugins.engine.run.loss_scaling import LossScalingOptimWrapper, scaled_wrapper, settle_deepspeed_dtype
 from xtuner_plugins.engine.run.steps import NonFiniteError, run_step
 from xtuner_plugins.models import VisionLanguageModel

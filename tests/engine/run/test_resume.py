@@ -69,14 +69,6 @@ def test_what_no_run_goes_on_from(tmp_path):
             resume(folder / "iter_4.pth", folder)
 
 
-def test_a_plain_file_without_names_under_deepspeed(tmp_path):
-    path = write(tmp_path / "iter_4.pth")
-    with pytest.raises(CheckpointError, match="resume without --deepspeed, or begin a new run .* load_from="):
-        resume(path, tmp_path, deepspeed="deepspeed_zero2")
-    named = write(tmp_path / "iter_6.pth", optimizer_names=["w"])
-    assert resume(named, tmp_path, deepspeed="deepspeed_zero2") == str(named)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_directories(train, stage):
@@ -84,7 +76,7 @@ def test_deepspeed_directories(train, stage):
     case = dict(processes=2, deepspeed=f"deepspeed_zero{stage}")
     run = train("run", "toy_finetune_lora", save_steps=2, **case)
     saved = run.work_dir / "iter_2.pth"
-    expected = {"iter": 2, "has_optimizer": True, "any_strategy": True}
+    expected = {"iter": 2, "has_optimizer": True}
     assert read_checkpoint(saved) | expected == read_checkpoint(saved)  # and its plan
     case |= dict(extra=("--resume", str(saved)), codes=(2, 1, -9))
     full = train("full", **case)

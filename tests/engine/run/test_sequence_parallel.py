@@ -12,6 +12,8 @@ from .test_transfer import TOLERANCE, require_same
 
 pytestmark = pytest.mark.slow
 
+# Sums of float32 in another order; what they change grows over four optimizer steps.
+FIRST_STEP = 1e-6
 CASES = {
     "full": {},
     "packed": {"leaf": "toy_finetune_packed", "pack_tokens": 200},
@@ -40,7 +42,9 @@ def test_same_steps_as_one_process(once, train, name, processes, ranks, deepspee
     alone = once(name, **shared(CASES[name], 1, 1))
     run = train("run", **shared(CASES[name], processes, ranks, deepspeed))
     for key in ("loss", "grad_norm", "lr", "supervised_tokens", "tiles", "padding"):
-        assert run.logged(key) == pytest.approx(alone.logged(key), rel=TOLERANCE), key
+        found, expected = run.logged(key), alone.logged(key)
+        assert found[0] == pytest.approx(expected[0], rel=FIRST_STEP), key
+        assert found == pytest.approx(expected, rel=TOLERANCE), key
     ledgers = [(each.work_dir / "ledger.jsonl").read_text() for each in (run, alone)]
     assert ledgers[0] == ledgers[1] and json.loads(ledgers[0].splitlines()[-1])["trained"] == 16
     assert f"{ranks} ranks share each row" in run.output and f"each of {processes // ranks} ranks" in run.output

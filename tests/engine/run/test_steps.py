@@ -12,9 +12,8 @@ from mmengine.optim import OptimWrapper
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.optim import SGD, AdamW
 
+from tests.models.batches import LORA, make_batch, pack
 from tests.models.fake_cuda import Watch, fake_cuda
-from tests.models.test_attention import pack
-from tests.models.test_vlm import LORA, make_batch
 from xtuner_plugins.engine.run import steps
 from xtuner_plugins.engine.run.steps import NonFiniteError, run_step, seed_step
 from xtuner_plugins.models import VisionLanguageModel
@@ -118,7 +117,7 @@ def test_packed_and_recomputed_steps_are_those_of_padded_ones(toy_base, samples)
 def test_a_hundred_steps_are_those_of_the_official_model(toy_base):
     """Plain AdamW, padded batches of 1 to 3 samples with and without images, projector and LLM training."""
     model = VisionLanguageModel(base=str(toy_base), dtype="float32", freeze_llm=False).train()
-    official = load_model(str(toy_base), dtype=torch.float32)[0].train()
+    official = load_model(str(toy_base), dtype=torch.float32).train()
     official.img_context_token_id = model.img_context_token_id
     official.vision_model.requires_grad_(False).eval()
     ours = OptimWrapper(AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5))

@@ -173,7 +173,7 @@ def test_tool_refuses_in_one_line(toy_parts, toy_base, tmp_path, capsys, monkeyp
 
 def prompts_of(directory, question="Hi"):
     """The first turn as our code, and as the tokenizer's chat template, prompts it."""
-    model, _ = load_model(directory, dtype=torch.float32)
+    model = load_model(directory, dtype=torch.float32)
     tokenizer = load_tokenizer(directory)
     messages = [{"role": "user", "content": question}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

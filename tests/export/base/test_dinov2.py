@@ -30,7 +30,7 @@ def test_features_equal_those_of_transformers(toy_parts, tmp_path, size, qkv_bia
     """The hidden state before the final norm, with position embeddings that transformers resizes in its forward."""
     theirs = write_dinov2(tmp_path / "dinov2", kind, qkv_bias=qkv_bias)
     build_base(tmp_path / "dinov2", toy_parts[1], tmp_path / "base", dtype="float32", tile_size=size)
-    model, _ = load_model(tmp_path / "base", dtype=torch.float32)
+    model = load_model(tmp_path / "base", dtype=torch.float32)
     assert (model.config.vision_config.model_type, model.config.force_image_size) == ("intern_vit_6b", size)
     pixels = torch.randn(2, 3, size, size)
     with torch.no_grad():

@@ -21,8 +21,8 @@ def normalized(pixels, mean, std):
 def test_same_features(toy_parts, tmp_path, mean, std):
     build_base(*toy_parts, tmp_path / "plain", dtype="float32")
     build_base(*toy_parts, tmp_path / "folded", dtype="float32", image_mean=mean, image_std=std)
-    plain, _ = load_model(tmp_path / "plain", dtype=None)
-    folded, _ = load_model(tmp_path / "folded", dtype=None)
+    plain = load_model(tmp_path / "plain", dtype=None)
+    folded = load_model(tmp_path / "folded", dtype=None)
     pixels = torch.rand(2, 3, 112, 112)
     with torch.no_grad():
         reference = plain.extract_feature(normalized(pixels, mean, std))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.vision_towers import NORMALIZATION, write_tower
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.base.towers import is_unused, read_vision
-from xtuner_plugins.toy.vision_towers import NORMALIZATION, write_tower
 from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.reading import CheckpointError
 from xtuner_plugins.weights.writer import write_json
@@ -16,8 +16,8 @@ def test_select_layer_cuts_the_tower(toy_parts, tmp_path):
     vision, llm = toy_parts
     build_base(vision, llm, tmp_path / "full", dtype="float32")
     build_base(vision, llm, tmp_path / "cut", dtype="float32", select_layer=-2)
-    full, _ = load_model(tmp_path / "full", dtype=torch.float32)
-    cut, _ = load_model(tmp_path / "cut", dtype=torch.float32)
+    full = load_model(tmp_path / "full", dtype=torch.float32)
+    cut = load_model(tmp_path / "cut", dtype=torch.float32)
     assert (len(full.vision_model.encoder.layers), len(cut.vision_model.encoder.layers)) == (2, 1)
     pixels = torch.randn(1, 3, 112, 112)
     with torch.no_grad():

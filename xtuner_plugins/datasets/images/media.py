@@ -132,13 +132,10 @@ class ImageFolder:
         if isinstance(name, Blob):
             return name
         check_name(name, self.folder)
-        path = os.path.join(self.folder or self.base, name)
-        if "\\" in name and not os.path.lexists(path):
+        if "\\" in name and not os.path.lexists(os.path.join(self.folder or self.base, name)):
             check_name(name := name.replace("\\", "/"), self.folder)
-            path = os.path.join(self.folder or self.base, name)
-        if self.folder is None:
-            return path
-        if not os.path.realpath(path).startswith(self._real):
+        path = os.path.join(self.folder or self.base, name)
+        if self.folder is not None and not os.path.realpath(path).startswith(self._real):
             problem = f"{name!r} is a link out of the image folder {self.folder!r}"
             remedy = "put the file itself into the folder, or set image_folders to where it lies"
             raise MediaError("image_outside", problem, remedy)
@@ -269,19 +266,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _media_error(source: MediaSource, error: Exception) -> MediaError:
     path = display_name(source)
-    if isinstance(error, MediaError):
-        return MediaError(error.reason, error.problem, error.remedy, path)
     if limit := out_of_files(error, MediaError, path):
         return limit
-    if isinstance(error, FileNotFoundError):
-        return MediaError("image_missing", "no such image", "correct the name or the image folder", path)
     text = IN_MEMORY.sub("the file", " ".join(str(error).split()).replace(repr(path), "the file"))
-    if isinstance(error, Image.DecompressionBombError):
-        return MediaError("image_pixels", text, "scale the image down", path)
-    if isinstance(error, UnidentifiedImageError):
-        is_empty = not (source.data if isinstance(source, Blob) else os.path.getsize(path))
-        text = "an empty file" if is_empty else "it begins as no known image does"
-        if not is_empty and "HEIF" not in _formats():
-            text += "; HEIC needs pip install pillow-heif"
+    match error:
+        case MediaError():
+            return MediaError(error.reason, error.problem, error.remedy, path)
+        case FileNotFoundError():
+            return MediaError("image_missing", "no such image", "correct the name or the image folder", path)
+        case Image.DecompressionBombError():
+            return MediaError("image_pixels", text, "scale the image down", path)
+        case UnidentifiedImageError():
+            heic = "" if "HEIF" in _formats() else "; HEIC needs pip install pillow-heif"
+            is_empty = not (source.data if isinstance(source, Blob) else os.path.getsize(path))
+            text = "an empty file" if is_empty else f"it begins as no known image does{heic}"
     problem = f"can't be decoded ({text or type(error).__name__})"
     return MediaError("image_unreadable", problem, "fetch the image again or remove the record", path)

@@ -23,18 +23,12 @@ class ResizeRule(NamedTuple):
 
 
 RULES = (  # oldest first
-    ResizeRule("horizontal_first", (0, 0), lambda width, height, new_width, new_height: False),
-    ResizeRule(
-        "vertical_first_if_tall",
-        (12, 2),
-        lambda width, height, new_width, new_height: height > TALL * width and height > new_height,
-    ),
+    ResizeRule("horizontal_first", (0, 0), lambda w, h, new_w, new_h: False),
+    ResizeRule("vertical_first_if_tall", (12, 2), lambda w, h, new_w, new_h: h > TALL * w and h > new_h),
     ResizeRule(
         "vertical_first_if_height_shrinks_more",
         (13, 0),
-        lambda width, height, new_width, new_height: (
-            height > new_height and height - new_height > 2 * (width - new_width)
-        ),
+        lambda w, h, new_w, new_h: h > new_h and h - new_h > 2 * (w - new_w),
     ),
 )
 

@@ -63,12 +63,10 @@ def load_frames(path: MediaSource, num_frames: int) -> list[Image.Image]:
     if frames := _folder_frames(path):
         return [load_image(frames[number]) for number in pick_frames(len(frames), num_frames)]
     total = _count(path, num_frames)
-    wanted = pick_frames(total, num_frames)
-    images = _take(path, wanted)
+    images = _take(path, wanted := pick_frames(total, num_frames))
     if len(images) < len(wanted):  # some packets hold no visible frame
         total = sum(1 for _ in _decode(path))
-        if total >= len(wanted):
-            images = _take(path, pick_frames(total, num_frames))
+        images = _take(path, pick_frames(total, num_frames)) if total >= len(wanted) else images
     if len(images) != len(wanted):
         raise _unreadable(path, f"ends after {total} frames, {len(wanted)} are wanted")
     return images

@@ -1,4 +1,4 @@
-"""Two ways to put the samples of a window into packs with two budgets, tokens and tiles.
+"""Three ways to put the samples of a window into packs with two budgets, tokens and tiles.
 
 `BestFit` takes samples in order of decreasing size, with noise, and puts each into the open pack that it fits best. It
 is better where the tile budget binds or large samples leave gaps that few samples can fill.
@@ -6,7 +6,10 @@ is better where the tile budget binds or large samples leave gaps that few sampl
 `RandomFill` fills one pack after another with random samples until one or two are found that close it almost exactly.
 It is better where tokens alone are scarce: the rest of the window stays representative of the whole.
 
-Both leave the samples of a window that found no good place to the next window.
+`Redeal` cuts a random row of samples into packs, keeps the full ones and deals the others again. It is better where
+tiles run out first: a few small numbers often add up exactly.
+
+All leave the samples of a window that found no good place to the next window.
 """
 
 from bisect import bisect_left, insort
@@ -198,3 +201,36 @@ class RandomFill:
             chosen.append(index)
             room -= shelf[index][0]
         return chosen, max_tokens - room
+
+
+@dataclass(frozen=True)
+class Redeal:
+    """Random packs of which the full ones are kept, the others dealt again (Yao et al., OmniBal, arXiv 2407.20761).
+
+    A pack is full that has all its tiles, or less than 1 / `close` of its tokens empty.
+    """
+
+    close = 800
+    window = 32_768
+    slow = False
+    rounds = 100
+
+    def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> tuple[list[list[int]], list[int]]:
+        """As `BestFit.pack`."""
+        rng, left, packs = np.random.default_rng(seed), np.asarray(samples, np.int64), []
+        full = sizes.max_tokens - sizes.max_tokens // self.close
+        for _ in range(self.rounds):
+            left = rng.permutation(left)
+            pack, used, shown, rest = [], 0, 0, []
+            for sample, tokens, tiles in zip(
+                left.tolist(), sizes.tokens[left].tolist(), sizes.tiles[left].tolist(), strict=True
+            ):
+                if used + tokens > sizes.max_tokens or shown + tiles > sizes.max_tiles:
+                    packs.append(pack) if used >= full or shown == sizes.max_tiles else rest.extend(pack)
+                    pack, used, shown = [], 0, 0
+                pack.append(sample)
+                used, shown = used + tokens, shown + tiles
+            left = np.array(rest + pack, np.int64)
+        if last:
+            return packs + BestFit(0.5, 0).pack(left, sizes, seed, last=True)[0], []
+        return packs, left.tolist()

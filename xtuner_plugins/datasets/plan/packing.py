@@ -5,8 +5,8 @@
 
 The samples of an epoch are shuffled and packed window by window (see `bin_packing`), in the way that packs a random
 part of them best. The packs depend on seed, sizes and budgets alone. `arrange` then orders them for a number of ranks:
-packs with similar numbers of tiles form cells of one pack per rank, and the cells are shuffled. So the ranks of a step
-hardly wait for each other, and the order of the steps is random, apart from the heaviest pack, which comes first.
+packs with similar work form cells of one pack per rank, and the cells are shuffled. So the ranks of a step
+hardly wait for each other, and the order of the steps is random, apart from the longest pack, which comes first.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from itertools import chain
 import numpy as np
 
 from ...errors import SettingError
-from .bin_packing import BestFit, RandomFill, Sizes
+from .bin_packing import BestFit, RandomFill, Redeal, Sizes
 
 BEST_FITS = [BestFit(tile_share, noise) for tile_share in (0.0, 0.5) for noise in (0.0, 0.05, 0.2)]
 RANDOM_FILLS = [RandomFill(0), RandomFill(0.3)]  # for samples with the same number of tiles
 WORTH_WAITING = 1.002  # a slow way is used where all others need more than this many times its packs
 TRIAL = (2048, 16_384)  # samples on which every way is tried: 1 / 16 of all, within these bounds
-REGION = 64  # cells among which packs are sorted by tiles: few, so that the order of an epoch stays random
+REGION = 64  # cells among which packs are sorted by work: few, so that the order of an epoch stays random
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Packs:
         order: int32 `[samples]`, indices of samples, pack by pack.
         ends: int64 `[packs]`, where each pack ends in `order`.
         tokens, tiles: int64 `[packs]`.
+        work: float64 `[packs]`, operations of the forward pass.
     """
 
     order: np.ndarray
     ends: np.ndarray
     tokens: np.ndarray
     tiles: np.ndarray
+    work: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -51,7 +53,8 @@ class Packs:
         num = np.diff(self.ends, prepend=0)
         ends = np.cumsum(num[order], dtype=np.int64)
         shift = np.repeat(self.ends[order] - ends, num[order])
-        return Packs(self.order[np.arange(len(shift)) + shift], ends, self.tokens[order], self.tiles[order])
+        sums = (self.tokens[order], self.tiles[order], self.work[order])
+        return Packs(self.order[np.arange(len(shift)) + shift], ends, *sums)
 
 
 def pack_samples(
@@ -62,6 +65,7 @@ def pack_samples(
     max_tokens: int,
     max_tiles: int | None = None,
     seed: int = 0,
+    work_rates: tuple[float, float, float] = (0.0, 1.0, 0.0),
 ) -> Packs:
     """Pack samples; `arrange` orders the packs for a number of ranks.
 
@@ -70,6 +74,7 @@ def pack_samples(
         tokens, tiles: `[n]`, of each of them.
         max_tokens, max_tiles: budgets of a pack; None means no limit on tiles.
         seed: decides packs and their order, together with sizes and budgets.
+        work_rates: of a sample's squared tokens, tokens and tiles in its work.
 
     Raises:
         SettingError: a sample that fits into no pack.
@@ -93,7 +98,8 @@ def pack_samples(
     flat, nums = _pack(order, sizes, seed) if len(order) else (np.zeros(0, np.int64), np.zeros(0, np.int64))
     ends = np.cumsum(nums, dtype=np.int64)
     starts = np.concatenate([[0], ends[:-1]])
-    sums = [np.add.reduceat(column[flat], starts) if len(flat) else flat for column in (tokens, tiles)]
+    work = work_rates[0] * tokens.astype(np.float64) ** 2 + work_rates[1] * tokens + work_rates[2] * tiles
+    sums = [np.add.reduceat(column[flat], starts) if len(flat) else flat for column in (tokens, tiles, work)]
     return Packs(np.asarray(indices)[flat].astype(np.int32), ends, *sums)
 
 
@@ -104,7 +110,7 @@ def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> tuple[np.ndarray, np.nd
         The samples pack by pack, and how many each pack has, int64.
     """
     alike = bool((sizes.tiles == sizes.tiles[0]).all())
-    ways = [*(way for way in BEST_FITS if not way.tile_share), *RANDOM_FILLS] if alike else BEST_FITS
+    ways = [*(way for way in BEST_FITS if not way.tile_share), *RANDOM_FILLS] if alike else [*BEST_FITS, Redeal()]
     trial = order[: int(np.clip(len(order) // 16, *TRIAL))]
     found = [_pack_windows(trial, sizes, seed, way) for way in ways]
     best = min(range(len(ways)), key=lambda way: len(found[way][1]) * (WORTH_WAITING if ways[way].slow else 1))
@@ -112,7 +118,7 @@ def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def _pack_windows(
-    order: np.ndarray, sizes: Sizes, seed: int, way: BestFit | RandomFill
+    order: np.ndarray, sizes: Sizes, seed: int, way: BestFit | RandomFill | Redeal
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pack samples window by window, as `_pack`; each window leaves some to the next."""
     windows = np.array_split(order, max(1, round(len(order) / way.window)))
@@ -139,9 +145,9 @@ def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:
     num_regions = max(1, round(num_cells / REGION))
     ends = np.array([len(part) for part in np.array_split(np.arange(num_cells), num_regions)]).cumsum() * num_ranks
     regions = np.split(order, ends[:-1])
-    order = np.concatenate([region[np.argsort(-packs.tiles[region], kind="stable")] for region in regions])
+    order = np.concatenate([region[np.argsort(-packs.work[region], kind="stable")] for region in regions])
     cells = order[: num_cells * num_ranks].reshape(num_cells, num_ranks)
-    rest = order[num_cells * num_ranks :]  # the incomplete last step: packs with the fewest tiles
+    rest = order[num_cells * num_ranks :]  # the incomplete last step: packs with the least work
     order = np.concatenate([rng.permutation(cells).ravel(), rest])
     heaviest = np.lexsort((packs.tiles[order], packs.tokens[order]))[-1]
     order[[0, heaviest]] = order[[heaviest, 0]]
@@ -152,14 +158,13 @@ def efficiency(packs: Packs, max_tokens: int, num_ranks: int = 1) -> dict[str, f
     """Figures of a packing.
 
     Returns:
-        padded: share of the token budget that stays empty; samples_per_pack; tile_imbalance: the most tiles of a rank
-        over the mean, in steps of `num_ranks` neighboring packs, weighted by tiles.
+        padded: share of the token budget that stays empty; samples_per_pack; waiting: share of the ranks' time in
+        which they wait for the one with most work, in steps of `num_ranks` neighboring packs.
     """
     steps = len(packs) // num_ranks
-    work = packs.tiles[: steps * num_ranks].reshape(steps, num_ranks)
-    imbalance = work.max(1).sum() / max(work.mean(1).sum(), 1e-9) if steps and work.any() else 1.0
+    work = packs.work[: steps * num_ranks].reshape(steps, num_ranks)
     return {
         "padded": 1 - float(packs.tokens.sum()) / (len(packs) * max_tokens),
         "samples_per_pack": len(packs.order) / max(len(packs), 1),
-        "tile_imbalance": float(imbalance),
+        "waiting": 1 - float(work.mean(1).sum() / work.max(1).sum()) if steps else 0.0,
     }

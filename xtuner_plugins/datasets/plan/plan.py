@@ -106,10 +106,7 @@ def require_agreement(plan: Plan) -> None:
         SettingError: on every rank, where they differ.
     """
     if get_world_size() > 1 and len(set(all_gather_object(plan.digest))) > 1:
-        error = SettingError(
-            "data_paths",
-            "the ranks don't find the same data",
-            "wait until no file is written any more and start again; every node needs the same files",
-        )
+        remedy = "wait until no file is written any more and start again; every node needs the same files"
+        error = SettingError("data_paths", "the ranks don't find the same data", remedy)
         error.on_every_rank = True
         raise error

@@ -174,10 +174,8 @@ def _fill_objects(record: Record, real_size: Callable[[int], Size] | None) -> Re
         fail(record.source, "objects", f"'objects' is {shorten(str(objects), 200)}", remedy)
     found = [name for text in record.texts for name in PLACEHOLDER.findall(text)]
     for name, values in given.items():
-        needed, problem = (
-            found.count(name),
-            f"{found.count(name)} <{name}> in the texts, but {len(values)} in 'objects'",
-        )
+        needed = found.count(name)
+        problem = f"{needed} <{name}> in the texts, but {len(values)} in 'objects'"
         if needed > len(values):
             fail(record.source, "objects", problem)
         if 0 < needed < len(values):
@@ -198,22 +196,14 @@ def _fill_objects(record: Record, real_size: Callable[[int], Size] | None) -> Re
     def fill(match: re.Match) -> str:
         index, value = next(left[match[1]])
         if match[1] == "ref-object":
-            return _named(value, record)
-        return _boxed(value, lambda: frame(numbers[index] if index < len(numbers) else 0), record)
+            if not isinstance(value, str):
+                fail(record.source, "objects", f"a name in 'ref' is {shorten(str(value))}", "make it a string")
+            return "<ref>" + clean(value, "a name in 'ref'", record.source) + "</ref>"
+        is_box = isinstance(value, list) and len(value) in (2, 4) and all(type(each) in (int, float) for each in value)
+        if not is_box:
+            remedy = "write [x1, y1, x2, y2] or [x, y]"
+            fail(record.source, "objects", f"{shorten(str(value))} in 'bbox' is no box", remedy)
+        size = frame(numbers[index] if index < len(numbers) else 0)
+        return f"<box>{json.dumps([_scale(value, size, record, 'objects')])}</box>"
 
     return replace(record.map_texts(lambda text: PLACEHOLDER.sub(fill, text)), warnings=tuple(warnings))
-
-
-def _named(name: object, record: Record) -> str:
-    if not isinstance(name, str):
-        fail(record.source, "objects", f"a name in 'ref' is {shorten(str(name))}", "make it a string")
-    return "<ref>" + clean(name, "a name in 'ref'", record.source) + "</ref>"
-
-
-def _boxed(box: object, frame: Callable[[], Size], record: Record) -> str:
-    """A box or a point in the 0-1000 frame, as the models write them."""
-    is_box = isinstance(box, list) and len(box) in (2, 4)
-    if not is_box or any(isinstance(each, bool) or not isinstance(each, int | float) for each in box):
-        remedy = "write [x1, y1, x2, y2] or [x, y]"
-        fail(record.source, "objects", f"{shorten(str(box))} in 'bbox' is no box", remedy)
-    return f"<box>{json.dumps([_scale(box, frame(), record, 'objects')])}</box>"

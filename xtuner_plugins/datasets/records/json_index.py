@@ -8,6 +8,7 @@ import json
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
@@ -159,21 +160,15 @@ def _scan(file: str, path: str) -> np.ndarray:
 
 def _scan_lines(path: str) -> np.ndarray:
     """Spans of the lines that aren't blank."""
-    breaks, size = [], 0
-    with open(path, "rb") as file:
-        skip = len(BOM) if file.read(len(BOM)) == BOM else 0
-        file.seek(0)
-        while data := file.read(BLOCK):
-            breaks.append(np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE) + size)
-            size += len(data)
-        breaks = np.concatenate(breaks)
-        starts = np.concatenate([[skip], breaks + 1]).astype(np.int64)
-        ends = np.concatenate([breaks, [size]]).astype(np.int64)
-        keep = ends > starts
-        data = np.memmap(file, np.uint8, "r")
-        spaced = np.flatnonzero(keep)
-        for index in spaced[np.isin(data[starts[spaced]], SPACES)]:  # the others don't begin with white space
-            keep[index] = bool(bytes(data[starts[index] : ends[index]]).strip())
+    data = np.memmap(path, np.uint8, "r")
+    blocks = (data[first : first + BLOCK] for first in range(0, len(data), BLOCK))
+    breaks = np.concatenate([np.flatnonzero(each == NEWLINE) + at * BLOCK for at, each in enumerate(blocks)])
+    starts = np.concatenate([[len(BOM) * (bytes(data[: len(BOM)]) == BOM)], breaks + 1]).astype(np.int64)
+    ends = np.concatenate([breaks, [len(data)]]).astype(np.int64)
+    keep = ends > starts
+    spaced = np.flatnonzero(keep)
+    for index in spaced[np.isin(data[starts[spaced]], SPACES)]:  # the others don't begin with white space
+        keep[index] = bool(bytes(data[starts[index] : ends[index]]).strip())
     return np.stack([starts[keep], (ends - starts)[keep], np.flatnonzero(keep) + 1])
 
 
@@ -250,13 +245,8 @@ def parse_json(data: bytes, source: str) -> object:
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
-    """An object of JSON.
-
-    Raises:
-        KeyError: a key that occurs twice; Python's reader would silently keep the last.
-    """
+    """An object of JSON; a KeyError for a key that occurs twice, of which Python's reader would keep the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise KeyError(next(name for name in names if names.count(name) > 1))
+        raise KeyError(Counter(name for name, _ in pairs).most_common(1)[0][0])
     return found

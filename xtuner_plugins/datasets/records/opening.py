@@ -83,11 +83,11 @@ def _head(path: str, named: str) -> bytes:
         SettingError: it isn't there, can't be read, or is no file: a pipe would be waited for without end.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            problem = "is no file but a pipe, a socket or a device, which can't be read at random"
-            raise SettingError("annotation_file", problem, "write its content to a file", named)
-        with open(path, "rb") as file:
-            return file.read(512)
+        if stat.S_ISREG(os.stat(path).st_mode):
+            with open(path, "rb") as file:
+                return file.read(512)
+        problem = "is no file but a pipe, a socket or a device, which can't be read at random"
+        raise SettingError("annotation_file", problem, "write its content to a file", named)
     except OSError as error:
         problem = f"the annotation file can't be read ({error.strerror})"
         raise SettingError("annotation_file", problem, "correct data_paths, or the file's mode", f"{named}:1") from None

@@ -112,9 +112,7 @@ def warn(warnings: list[RecordError], source: str, reason: str, problem: str, re
 def warn_unread(warnings: list[RecordError], source: str, where: str, key: str) -> None:
     """Add the warning about a key that nothing reads, which is counted by its name."""
     reason = f"unread_key:{key[:40]}".encode("utf-8", "replace").decode()
-    warnings.append(
-        RecordError(reason, f"{where} has {key!r}, which isn't read", REASONS["unread_key:NAME"][1], source)
-    )
+    warn(warnings, source, reason, f"{where} has {key!r}, which isn't read", REASONS["unread_key:NAME"][1])
 
 
 def kind_of(value: object) -> str:

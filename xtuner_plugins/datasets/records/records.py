@@ -130,7 +130,8 @@ def parse_turns(raw: dict, written: list[RawTurn], source: str) -> Record:
     _check_order([turn.role for turn in turns], source)
     extra = {key: value for key, value in raw.items() if key not in KNOWN_KEYS}
     if not extra.keys() <= FACTS:
-        has_media = any(given.values()) or any(_is_named(part) for turn in turns for part in turn.parts)
+        media = [part for turn in turns for part in turn.parts if isinstance(part, Medium)]
+        has_media = any(given.values()) or any(part.name != "" for part in media)
         if not check_keys(extra, has_media, source, warnings):
             turns = [turn._replace(supervised=False) for turn in turns]
     turns, in_front = _fill_placeholders(turns, given, source)
@@ -258,10 +259,6 @@ def read_name(value: Any, where: str, source: str) -> str | Blob:
     return value if value.isascii() else clean(value, where, source)
 
 
-def _is_named(part: str | Medium) -> bool:
-    return isinstance(part, Medium) and part.name != ""
-
-
 def _fill_placeholders(turns: list[Turn], given: dict[str, list], source: str) -> tuple[list[Turn], bool]:
     """The turns with names in all media, and whether a medium without placeholder was put before the first turn."""
     media = [part for turn in turns for part in turn.parts if isinstance(part, Medium)]
@@ -288,12 +285,12 @@ def _fill_placeholders(turns: list[Turn], given: dict[str, list], source: str) -
 
 def _without_empty_answers(turns: list[Turn], source: str, warnings: list[RecordError]) -> list[Turn]:
     """The turns, of which answers without a text aren't learned."""
-    emptied = [turn.supervised and not turn.text.strip() for turn in turns]
-    for number in (number for number, is_empty in enumerate(emptied, 1) if is_empty):
-        warn(warnings, source, "empty_answer", f"turn {number} is an empty answer", "it isn't learned")
-    turns = [turn._replace(supervised=False) if empty else turn for turn, empty in zip(turns, emptied, strict=True)]
+    emptied = [number for number, turn in enumerate(turns) if turn.supervised and not turn.text.strip()]
+    for number in emptied:
+        warn(warnings, source, "empty_answer", f"turn {number + 1} is an empty answer", "it isn't learned")
+        turns[number] = turns[number]._replace(supervised=False)
     if not any(turn.supervised for turn in turns):
-        if any(emptied):
+        if emptied:
             fail(source, "empty_answer", "its answers are empty")
         fail(source, "no_answer", "no answer is learned, each has loss false or weight 0", "remove the record")
     return turns

@@ -94,7 +94,7 @@ class TableRecords:
 
     def source(self, row: int) -> str:
         """`entry:row`, counted from 1 over all files of the entry."""
-        return f"{self.path}:{self.line(row)}"
+        return f"{self.path}:{row + 1}"
 
     def line(self, row: int) -> int:
         """The number in `source`."""
@@ -247,10 +247,10 @@ def _of_sample(sample: dict, source: str) -> object:
     """
     images = dict(zip(sample.get("names", ()), sample.get("images", ()), strict=True))
     record = parse_json(sample["json"], source) if "json" in sample else None
-    is_dict = isinstance(record, dict)
-    if record is None or ("txt" in sample and not (is_dict and any(key in record for key in TURNS))):
+    has_turns = isinstance(record, dict) and any(key in record for key in TURNS)
+    if record is None or ("txt" in sample and not has_turns):
         return _of_caption(sample, list(images.values()), source)
-    if not is_dict or not images:
+    if not isinstance(record, dict) or not images:
         return record
     key = "images" if "images" in record else "image"
     named = record.get(key) or list(images)

@@ -47,12 +47,8 @@ class Template:
         """
         empty = self.conversation
         if record.system is not None and "{system_message}" not in empty.system_template:
-            raise RecordError(
-                "system_place",
-                f"template {self.name!r} has no place for a system message",
-                "remove it or choose another template",
-                record.source,
-            )
+            problem = f"template {self.name!r} has no place for a system message"
+            raise RecordError("system_place", problem, "remove it or choose another template", record.source)
         system = empty.system_message if record.system is None else record.system
         around = self._around(system is not None, tuple([turn.role for turn in record.turns]))
         segments = [around[0], Segment(system)] if system is not None else []
@@ -111,7 +107,6 @@ def get_template(name: str, own: Mapping[str, str | None] | None = None) -> Temp
     except ValueError as error:
         raise SettingError("template", str(error), "correct 'template'") from None
     if not conversation.stop_token or not conversation.sep.startswith(conversation.stop_token):
-        raise SettingError(
-            "template", f"template {name!r} doesn't end answers with {conversation.stop_token!r}", "choose another one"
-        )
+        problem = f"template {name!r} doesn't end answers with {conversation.stop_token!r}"
+        raise SettingError("template", problem, "choose another one")
     return Template(conversation)

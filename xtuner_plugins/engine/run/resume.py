@@ -19,14 +19,13 @@ AUTO, RESUME, ADAMW = "auto", "--resume", "AdamW"
 BITSANDBYTES = re.compile(r"(8|32)bit$")  # names of its classes, as MMEngine registers them
 
 
-def check_loadable(path: str, setting: str, work_dir: str | Path, deepspeed: bool) -> None:
+def check_loadable(path: str, setting: str, work_dir: str | Path) -> None:
     """Raises where a run can't start from a checkpoint.
 
     Args:
         path: The checkpoint.
         setting: The option or key that named it: ``--resume`` needs more than weights.
         work_dir: Searched for another checkpoint, for the message.
-        deepspeed: This run uses DeepSpeed.
 
     Raises:
         CheckpointError: One line with the defect and the remedy.
@@ -37,15 +36,11 @@ def check_loadable(path: str, setting: str, work_dir: str | Path, deepspeed: boo
         newest = newest_checkpoint(Path(path).parent) or newest_checkpoint(work_dir)
         remedy = f"; the newest whole checkpoint is {newest}" if newest else "; no whole checkpoint is beside it"
         raise CheckpointError(f"{setting} {path}: {error}{remedy}") from None
-    if setting != RESUME:
-        return
-    anew = f"begin a new run from its weights with --cfg-options load_from={path}"
-    if not facts["has_optimizer"]:
-        problem = "holds no optimizer state (save_optimizer=False), so no run can go on from it exactly"
-        raise CheckpointError(f"{setting} {path}: {problem}; {anew}")
-    if deepspeed and not facts["any_strategy"]:
-        problem = "doesn't name the parameters of its optimizer state, which a run under DeepSpeed needs"
-        raise CheckpointError(f"{setting} {path}: {problem}; resume without --deepspeed, or {anew}")
+    if setting == RESUME and not facts["has_optimizer"]:
+        raise CheckpointError(
+            f"{setting} {path}: holds no optimizer state (save_optimizer=False), so no run can go on from it exactly; "
+            f"begin a new run from its weights with --cfg-options load_from={path}"
+        )
 
 
 def settle_start(cfg: Any, args: Any) -> None:
@@ -65,15 +60,14 @@ def settle_start(cfg: Any, args: Any) -> None:
     if resume is None and cfg.get("resume"):
         resume = cfg.get("load_from") or AUTO
     work_dir = work_dir_of(cfg, args)
-    deepspeed = bool(args.deepspeed)
     if resume is not None:
         args.resume = newest_checkpoint(work_dir) if resume == AUTO else resume
         cfg.resume = args.resume is not None
         if cfg.resume:
             args.resume = str(args.resume)
-            check_loadable(args.resume, RESUME, work_dir, deepspeed)
+            check_loadable(args.resume, RESUME, work_dir)
     elif cfg.get("load_from"):
-        check_loadable(str(cfg.load_from), "load_from", work_dir, deepspeed)
+        check_loadable(str(cfg.load_from), "load_from", work_dir)
 
 
 def check_same_run(cfg: Any, args: Any, *, num_ranks: int) -> list[str]:

@@ -13,7 +13,7 @@ from ...families import FLASH, PARTS, LLMFamily, encoder_family, llm_family
 from ...hub.constants import ADDED_TOKENS, PROJECTOR_TYPES
 from ...hub.conversation import TEMPLATES, Conversation, get_conv_template
 from ...weights import model_view, official, preprocessing, tokenizer_files
-from ...weights.lazy import Cast, Joined, LazyTensor, MemoryTensor
+from ...weights.lazy import Joined, LazyTensor, MemoryTensor, cast
 from ...weights.loader import check_model
 from ...weights.reading import CheckpointError, read_json
 from ...weights.staging import check_target, staged_directory
@@ -140,7 +140,7 @@ def build_base(
     tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
     check_model(config, tensors, "the assembled model")
 
-    tensors = {name: Cast(tensor, stored_dtype, finite=True) for name, tensor in tensors.items()}
+    tensors = {name: cast(tensor, stored_dtype, finite=True) for name, tensor in tensors.items()}
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     with staged_directory(out, config, num_bytes) as stage:
         official.write_files(stage, config, llm_part.tokenizer)

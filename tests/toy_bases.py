@@ -5,11 +5,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from tests.vision_towers import write_tower
+from tests.weights.language_models import write_llm
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.planning.published import ENCODERS, LLMS, Base
-from xtuner_plugins.toy.language_models import write_llm
 from xtuner_plugins.toy.models import write_random_parts
-from xtuner_plugins.toy.vision_towers import write_tower
 from xtuner_plugins.weights import official
 from xtuner_plugins.weights.lazy import MemoryTensor
 from xtuner_plugins.weights.reading import read_json

@@ -1,0 +1,96 @@
+"""Models on a toy base, batches for them, and what a step leaves behind."""
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig
+
+from xtuner_plugins.models import VisionLanguageModel
+
+LORA = dict(type=LoraConfig, r=4, lora_alpha=8)
+WHOLE = dict(freeze_llm=False, freeze_visual_encoder=False)
+
+
+def build(base, kind=VisionLanguageModel, **settings):
+    """A model in float32 where nothing else is said, with the same adapters each time."""
+    torch.manual_seed(0)
+    return kind(base=str(base), **{"dtype": "float32", **settings})
+
+
+def make_batch(model, tiles_of=(2, 0, 1), length=90, seed=0):
+    """A padded batch whose samples hold the given numbers of tiles; labels on the last five tokens of each."""
+    generator = torch.Generator().manual_seed(seed)
+    n = model.num_image_token
+    input_ids = torch.randint(10, 200, (len(tiles_of), length), generator=generator)
+    labels = torch.full_like(input_ids, -100)
+    attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+    for row, num_tiles in enumerate(tiles_of):
+        end = length - 3 * row
+        input_ids[row, 2 : 2 + n * num_tiles] = model.img_context_token_id
+        labels[row, end - 5 : end] = input_ids[row, end - 5 : end]
+        attention_mask[row, end:] = False
+    size = model.tile_size
+    return {
+        "input_ids": input_ids,
+        "labels": labels,
+        "attention_mask": attention_mask,
+        "tiles": torch.randint(0, 256, (sum(tiles_of), 3, size, size), dtype=torch.uint8, generator=generator),
+        "num_tiles": torch.tensor(tiles_of),
+        "sources": [f"data.jsonl:{row + 1}" for row in range(len(tiles_of))],
+    }
+
+
+def pack(batch, padding=2):
+    """The samples of a padded batch behind each other in one row, with so many tokens of padding at the end."""
+    kept = batch["attention_mask"]
+    return {
+        "input_ids": F.pad(batch["input_ids"][kept], (0, padding))[None],
+        "labels": F.pad(batch["labels"][kept], (0, padding), value=-100)[None],
+        "cu_seqlens": F.pad(kept.sum(1).cumsum(0), (1, 0)).int(),
+        **{name: batch[name] for name in ("tiles", "num_tiles", "sources")},
+    }
+
+
+def run(model, batch):
+    return model(**model.data_preprocessor(batch), mode="loss")
+
+
+def backward(model, batch):
+    """The loss of a batch, and the gradient of each parameter that has one."""
+    model.zero_grad()
+    loss = run(model, batch)["loss"]
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(found, expected, **tolerances):
+    """Gradients by name are the same."""
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, **tolerances, msg=name)
+
+
+def learn(model, batch, steps, optimizer=torch.optim.SGD, lr=0.1):
+    """The losses of some steps on one batch."""
+    optimizer, losses = optimizer([p for p in model.parameters() if p.requires_grad], lr=lr), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = run(model.train(), batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def kept_bytes(model, batch):
+    """Bytes of activations that the graph of a loss keeps, parameters aside."""
+    own, kept = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run(model, batch)
+        return sum(kept.values())

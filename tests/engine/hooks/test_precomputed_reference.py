@@ -7,7 +7,6 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
 
-from tests.small_data import write_dataset
 from xtuner_plugins.datasets import PreferenceDataset, SettingError, collate_pairs
 from xtuner_plugins.datasets import reference as reference_module
 from xtuner_plugins.datasets.preference import filler_pair

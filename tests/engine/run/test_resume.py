@@ -17,9 +17,9 @@ from ..parallel_case import train as command
 OURS = (sys.executable, "tools/train.py")
 
 
-def resume(value, work_dir, deepspeed=None):
+def resume(value, work_dir):
     """The checkpoint that a run in one process resumes from."""
-    args = SimpleNamespace(resume=str(value), work_dir=str(work_dir), deepspeed=deepspeed)
+    args = SimpleNamespace(resume=str(value), work_dir=str(work_dir), deepspeed=None)
     settle_start(Config(), args)
     return args.resume
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.small_data import write_dataset
 from xtuner_plugins.engine.watch.errors import NO_MEMORY, OutOfMemory, lost_process, name_sources, naming
 from xtuner_plugins.engine.watch.stopping import COMMAND
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint

@@ -45,7 +45,7 @@ def build_random(config, settings, dtype: str, device: torch.device) -> vlm.Visi
             pack = linear_quantizer(PARTS[part].attribute, families[part].packed_linears, options, dtype)
             for name in [name for name, _ in model.named_modules()]:
                 pack(model, name)
-        return model, None
+        return model
 
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: 0)
     settings = {**settings, "dtype": dtype}

@@ -17,7 +17,8 @@ Without --question it converses: a line is a question, Ctrl-C stops an answer, a
 Boxes in an answer are drawn on the latest image and saved as NAME.boxes-1.png in the current folder. Control codes in
 an answer are shown, not obeyed.
 
-Exit status: 0; 1 when the model or an image can't be used; 2 for a wrong command line.
+Exit status: 0; 1 when a line of a piped conversation failed; 2 when the model, an image or the command line can't be
+used.
 """
 
 import argparse

@@ -16,8 +16,8 @@ OUT holds results.json, items.jsonl (each question with its answer and score) an
 p-value, how many questions each answers better, a verdict (B is better, equal or worse), and which settings differ.
 --card writes the scores before (A) and after (B) into the README.md of the export that B measured.
 
-Exit status: 0 when every question was answered; 1 when some could not be asked or measured, or the model or the data
-can't be used; 2 for a wrong command line; 130 after Ctrl-C.
+Exit status: 0 when every question was answered; 1 when some could not be asked or measured; 2 when the model, the data
+or the command line can't be used; 130 after Ctrl-C.
 """
 
 import argparse

@@ -58,13 +58,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def settle_launch(args: argparse.Namespace, launch: str) -> None:
-    """Takes what isn't given from the config's launch line."""
-    gpus, deepspeed = launched(launch)
-    args.gpus = args.gpus or gpus
-    args.deepspeed = None if args.deepspeed == "none" else args.deepspeed or deepspeed
-
-
 def main(argv=None) -> int:
     args = parse_args(argv)
     return finish(lambda: run(args))
@@ -76,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
     from xtuner_plugins.planning.plan import advise, plan_config
 
     path = find_config(args.config)
-    settle_launch(args, labels_of(path).get("launch", ""))
-    strategy = strategy_named(args.deepspeed, args.gpus)
+    gpus, deepspeed = launched(labels_of(path).get("launch", ""))  # what isn't given is as launched
+    args.gpus = args.gpus or gpus
+    strategy = strategy_named(None if args.deepspeed == "none" else args.deepspeed or deepspeed, args.gpus)
 
     def read(pairs):
         return read_config(path, parse_words([*args.set, *pairs], args.cfg_options))

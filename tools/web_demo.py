@@ -7,7 +7,7 @@
 The page is at http://127.0.0.1:7860, for this machine alone unless --host says otherwise. Programs ask it, too, by
 gradio_client or curl (docs/using.md). Nothing is fetched from the internet and nothing is reported.
 
-Exit status: 0 after Ctrl-C; 1 when the model or the port can't be used; 2 for a wrong command line.
+Exit status: 0 after Ctrl-C; 2 when the model, the port or the command line can't be used.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """The folder of an evaluation: one run at a time, begun and finished by the same model on the same data."""
 
 import json
+import shutil
 from contextlib import closing
 
 import pytest
@@ -14,14 +15,14 @@ from xtuner_plugins.inference.opening import find_source
 
 @pytest.fixture()
 def begin(toy_base, tmp_path):
-    """Opens an evaluation of the toy base on two text questions."""
-    path = tmp_path / "own.jsonl"
+    """Opens an evaluation of a copy of the toy base on two text questions."""
+    path, base = tmp_path / "own.jsonl", shutil.copytree(toy_base, tmp_path / "base")
     path.write_text("".join(json.dumps({"id": n, "question": f"{n}?", "answer": "yes"}) + "\n" for n in "ab"))
 
-    def open_it(limit=None, **generation):
-        job = Job(str(toy_base), opening={"device": "cpu"}, generation={"max_new_tokens": 2, **generation})
-        data_sets = open_data_sets(str(path), limit=limit)
-        return Evaluation(find_source(toy_base), job, data_sets, tmp_path / "out", limit=limit)
+    def open_it(limit=None, max_tiles=None, **generation):
+        opening = {"device": "cpu", "max_tiles": max_tiles}
+        job = Job(str(base), opening=opening, generation={"max_new_tokens": 2, **generation})
+        return Evaluation(find_source(base), job, open_data_sets(str(path), limit=limit), tmp_path / "out", limit=limit)
 
     return open_it
 
@@ -40,12 +41,23 @@ def test_answered_measured_and_gone_on_with(begin, tmp_path):
     assert (tmp_path / "out" / "report.html").is_file() and "torch" in again["versions"]
 
 
-def test_one_run_at_a_time_and_only_with_the_same_settings(begin):
+def test_one_run_at_a_time_and_only_of_the_same_model_data_and_settings(begin, tmp_path):
     with closing(begin()) as evaluation:
         list(evaluation.answer())
         with pytest.raises(ValueError, match="is being written by another run"):
             begin()
-    with pytest.raises(ValueError, match="max_new_tokens was 2 and is 3"):
-        begin(max_new_tokens=3)
-    with closing(begin()) as evaluation:  # the refused one left no lock behind
+    for changed, said in (
+        ({"max_new_tokens": 3}, "max_new_tokens was 2 and is 3"),
+        ({"max_tiles": 1}, "max_tiles was"),
+    ):
+        with pytest.raises(ValueError, match=f"made with other settings: {said}"):
+            begin(**changed)
+    with closing(begin()) as evaluation:  # the refused ones left no lock behind
         assert evaluation.unanswered == []
+    for name, said in (("own.jsonl", "data own"), ("base/tokenizer_config.json", "weights")):
+        path = tmp_path / name
+        kept = path.read_text()
+        path.write_text(kept.replace("yes", "no") if name == "own.jsonl" else kept + "\n")
+        with pytest.raises(ValueError, match=f"made with other settings: {said} was '"):
+            begin()
+        path.write_text(kept)

@@ -31,9 +31,8 @@ BOTH = {"llm_lora": {**RSLORA, "use_dora": True}, "visual_encoder_lora": VISION_
 def case(toy_base, tmp_path_factory):
     """The trained model, its checkpoint with a record, and the adapter that was written from it without a config."""
     folder = tmp_path_factory.mktemp("adapter")
-    config = write_config(folder / "c.py", toy_base, **BOTH)
     trained = make_model(toy_base, **BOTH)
-    checkpoint = save_pth(trained, folder / "iter_1.pth", config)
+    checkpoint = save_pth(trained, folder / "iter_1.pth")
     assert export_adapter(None, checkpoint, folder / "adapter")["parts"] == ["language_model", "vision_model"]
     return trained, checkpoint, folder / "adapter"
 
@@ -71,15 +70,14 @@ def test_on_another_base_or_in_part_it_is_refused(toy_base, case, tmp_path):
         lay_over(None, case[2] / "language_model")
 
 
-@pytest.mark.parametrize("name", ["record.json", "language_model/adapter_config.json"])
-def test_a_changed_file_is_refused(case, tmp_path, name):
-    adapter = shutil.copytree(case[2], tmp_path / "adapter")
-    (adapter / name).write_text((adapter / name).read_text() + " ")
-    with pytest.raises(CheckpointError, match=f"not as it was exported: {name} changed"):
-        lay_over(None, adapter)
+def test_a_changed_file_is_refused(case, tmp_path):
+    for name in ("record.json", "language_model/adapter_config.json"):
+        adapter = shutil.copytree(case[2], tmp_path / name[:6])
+        (adapter / name).write_text((adapter / name).read_text() + " ")
+        with pytest.raises(CheckpointError, match=f"not as it was exported: {name} changed"):
+            lay_over(None, adapter)
 
 
 def test_without_adapters_there_is_nothing_to_write(toy_base, tmp_path):
-    config = write_config(tmp_path / "p.py", toy_base)
     with pytest.raises(CheckpointError, match="holds no LoRA tensors"):
-        export_adapter(config, save_pth(make_model(toy_base), tmp_path / "p.pth"), tmp_path / "none")
+        export_adapter(None, save_pth(make_model(toy_base), tmp_path / "p.pth"), tmp_path / "none")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import HANGS_AFTER
 from tests.hub.test_versions import environment
 from tests.vision_towers import NORMALIZATION, write_tower
-from tests.weights.training import LORA, chat_inputs, load_trained, logits, make_model, save_pth, write_config
+from tests.weights.training import LORA, chat_inputs, load_trained, logits, make_model, save_pth, with_context
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export, prepare, write
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
@@ -85,18 +85,19 @@ def test_base_sees_what_the_tower_saw(kind, made):
     assert not any(".head." in name for name in load_file(base / "model.safetensors"))
 
 
-@pytest.mark.parametrize("form", ["whole", "flat"])
-def test_other_forms_give_the_same_base(kind, made, toy_parts, tmp_path, form):
+def test_other_forms_give_the_same_base(kind, made, toy_parts, tmp_path):
     """The tower inside a whole model, and what the newest transformers saves: names without `vision_model.`."""
-    write_tower(tmp_path / "tower", kind, whole=form == "whole")
-    if form == "flat":
-        held = load_file(tmp_path / "tower" / "model.safetensors")
-        flat = {name.removeprefix("vision_model."): tensor for name, tensor in held.items()}
-        save_file(flat, tmp_path / "tower" / "model.safetensors", metadata={"format": "pt"})
-    build_base(tmp_path / "tower", toy_parts[1], tmp_path / "base", dtype="float32")
-    a, b = (load_file(folder / "model.safetensors") for folder in (made[2], tmp_path / "base"))
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    assert read_json(made[2] / "config.json") == read_json(tmp_path / "base" / "config.json")
+    for form in ("whole", "flat"):
+        tower, base = tmp_path / f"{form}-tower", tmp_path / f"{form}-base"
+        write_tower(tower, kind, whole=form == "whole")
+        if form == "flat":
+            held = load_file(tower / "model.safetensors")
+            flat = {name.removeprefix("vision_model."): tensor for name, tensor in held.items()}
+            save_file(flat, tower / "model.safetensors", metadata={"format": "pt"})
+        build_base(tower, toy_parts[1], base, dtype="float32")
+        a, b = (load_file(folder / "model.safetensors") for folder in (made[2], base))
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        assert read_json(made[2] / "config.json") == read_json(base / "config.json")
 
 
 def test_same_logits(kind, made, tmp_path):
@@ -166,55 +167,42 @@ def test_processor_prompts_and_pixels(kind, made, tmp_path):
     assert batch.pixel_values.shape == pixels.shape and (batch.pixel_values - pixels).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        dict(freeze_llm=False, freeze_visual_encoder=False),
-        dict(llm_lora=LORA, visual_encoder_lora=VISION_LORA),
-    ],
-    ids=["full", "both_loras"],
-)
-def test_trained_model(made, tmp_path, settings):
-    base = made[2]
-    model = make_model(base, **settings)
-    checkpoint = save_pth(model, tmp_path / "iter_1.pth")
-    config = write_config(tmp_path / "train.py", base, **settings)
-    export(config, checkpoint, tmp_path / "own")
-    export(config, checkpoint, tmp_path / "llava", format="llava")
-    live = load_trained(config, checkpoint, dtype=torch.float32, merge_lora=False)
-    live.img_context_token_id = model.img_context_token_id
-    inputs = chat_inputs(live)
-    reference = logits(live, inputs)
-    tolerance = 1e-5 * max(1, reference.abs().max())  # merged W + BA against Wx + BAx in fp32
-    assert (logits(model.model, inputs) - reference).abs().max() <= tolerance
-    assert (logits(open_base(tmp_path / "own"), inputs) - reference).abs().max() <= tolerance
-    theirs = llava_logits(tmp_path / "llava", inputs, model.img_context_token_id)[..., :-1]
-    assert (theirs - reference).abs().max() <= tolerance
-    assert (logits(open_base(base), inputs) - reference).abs().max() > 0.01  # training changed something
+def test_trained_model(made, tmp_path):
+    full, loras = dict(freeze_llm=False, freeze_visual_encoder=False), dict(visual_encoder_lora=VISION_LORA)
+    for name, settings in (("full", full), ("loras", dict(llm_lora=LORA, **loras))):
+        model, folder = make_model(made[2], **settings), tmp_path / name
+        folder.mkdir()
+        checkpoint = save_pth(model, folder / "iter_1.pth")
+        export(None, checkpoint, folder / "own")
+        export(None, checkpoint, folder / "llava", format="llava")
+        live = with_context(load_trained(None, checkpoint, dtype=torch.float32, merge_lora=False), model.model)
+        inputs = chat_inputs(live)
+        reference = logits(live, inputs)
+        tolerance = 1e-5 * max(1, reference.abs().max())  # merged W + BA against Wx + BAx in fp32
+        theirs = llava_logits(folder / "llava", inputs, live.img_context_token_id)[..., :-1]
+        for found in (logits(model.model, inputs), logits(open_base(folder / "own"), inputs), theirs):
+            assert (found - reference).abs().max() <= tolerance
+        assert (logits(open_base(made[2]), inputs) - reference).abs().max() > 0.01  # training changed something
 
 
 def test_a_checkpoint_without_the_unused_layers(made, tmp_path):
     """Layers after `select_layer` may be frozen in training; a used one that lacks is still an error."""
-    settings = dict(freeze_visual_encoder=False)
-    model = make_model(made[2], **settings)
-    config = write_config(tmp_path / "train.py", made[2], **settings)
+    model = make_model(made[2], freeze_visual_encoder=False)
     freeze_unused(model.model.vision_model, -2)
     assert sum(not p.requires_grad for p in model.model.vision_model.parameters()) == 18
-    export(config, save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "own")
+    export(None, save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "own")
     inputs = chat_inputs(model.model)
     assert torch.equal(logits(open_base(tmp_path / "own"), inputs), logits(model.model, inputs))
     model.model.vision_model.layers[1].requires_grad_(False)
     with pytest.raises(CheckpointError, match="lacks 16 of its tensors"):
-        export(config, save_pth(model, tmp_path / "iter_2.pth"), tmp_path / "other")
+        export(None, save_pth(model, tmp_path / "iter_2.pth"), tmp_path / "other")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", [None, "llava"])
 def test_verified_in_a_clean_process(made, tmp_path, format):
-    settings = dict(llm_lora=LORA, visual_encoder_lora=VISION_LORA)
-    checkpoint = save_pth(make_model(made[2], **settings), tmp_path / "iter_1.pth")
-    config = write_config(tmp_path / "train.py", made[2], **settings)
-    job = prepare(config, checkpoint, format=format)
+    model = make_model(made[2], llm_lora=LORA, visual_encoder_lora=VISION_LORA)
+    job = prepare(None, save_pth(model, tmp_path / "iter_1.pth"), format=format)
     write(job, tmp_path / "out")
     verify(job, tmp_path / "out")
 

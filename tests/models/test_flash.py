@@ -205,7 +205,11 @@ def test_labels_say_where_compressing_costs_least(base):
             """Mean cross entropy of one sample's answer with these tiles compressed."""
             row = model.data_preprocessor(collate([sample]))["row"]
             short = compress_row(row, torch.tensor(compressed, dtype=torch.bool), N)
-            return model._losses(short, model._encode(model.data_preprocessor.normalize(sample["tiles"]))).mean().item()
+            return (
+                -model._token_log_probs(short, model._encode(model.data_preprocessor.normalize(sample["tiles"])))
+                .mean()
+                .item()
+            )
 
         cheap, ratios = [], []
         for sample, count in zip(batch, TILES, strict=True):

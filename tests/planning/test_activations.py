@@ -66,33 +66,24 @@ def test_the_head_of_pairs_takes_what_fake_tensors_take(warm_up, holds_float, is
     assert act.head_backward_bytes(job, batch) == pytest.approx(live.peak - before, rel=0.1)
 
 
-def test_adapters_keep_their_inputs_and_the_dropouts_masks(warm_up):
-    """Without dropout q and v share their input, and that of o is kept by the block."""
-    names, batch = ["q_proj", "v_proj", "o_proj"], warm_up.batches[0]
+def test_blocks_by_hand(warm_up):
+    """Norms, attention and feed-forward part; adapters with and without dropout; 4 bits unpacked; a frozen encoder."""
+    batch, names = warm_up.batches[0], ["q_proj", "v_proj", "o_proj"]
     block = act.llm_block_bytes(warm_up, batch)
+    assert block == 10 * (2 * 4 * 16 + 4 * 4 + 2 * (2 * 16 + 2 * 8 + 3 * 64))
+    # Without dropout q and v share their input, and that of o is kept by the block.
     shared, own = (replace(warm_up, adapters={"llm": Adapters(4, names, dropout)}) for dropout in (False, True))
     assert act.llm_block_bytes(shared, batch) - block == 10 * 2 * (16 + 3 * 4)
     assert act.llm_block_bytes(own, batch) - block == 10 * 3 * (2 * (16 + 4) + 16)
-
-
-def test_a_frozen_encoder_keeps_nothing_and_recomputation_inputs_alone(warm_up):
-    batch = warm_up.batches[0]
-    assert act.encoder_kept_bytes(warm_up, batch) == 0
-    job = replace(warm_up, whole=frozenset({"visual_encoder"}))
-    assert act.encoder_kept_bytes(job, batch) == 2 * 1 * 5 * 4 * 8  # blocks, tiles, positions, float32, width
-    last = 10 * (4 * 16 + 2 * 4 * 2)  # input of the last norm in float32; cosine and sine
-    assert act.llm_kept_bytes(warm_up, batch) == 2 * 10 * 2 * 16 + last
-    assert act.cast_bytes(warm_up, kept=True) == 2 * warm_up.shape.projector
-    assert act.cast_bytes(replace(warm_up, float_weights=False), kept=False) == 0
-
-
-def test_a_block_by_hand(warm_up):
-    """Norms, attention and feed-forward part; adapters with dropout; 4 bits unpacked."""
-    batch, adapters = warm_up.batches[0], Adapters(4, ["qkv"], dropout=True)
-    assert act.llm_block_bytes(warm_up, batch) == 10 * (2 * 4 * 16 + 4 * 4 + 2 * (2 * 16 + 2 * 8 + 3 * 64))
-    block = 5 * (2 * 4 * 8 + 4 * 2 + 2 * (4 * 8 + 32))
-    assert act.encoder_block_bytes(warm_up, batch) == block
-    adapted = replace(warm_up, adapters={"visual_encoder": adapters})
-    assert act.encoder_block_bytes(adapted, batch) == block + 5 * (8 + 2 * 4 + 2 * 8)
     packed = replace(warm_up, quantized={"llm": ["q_proj"]})
     assert act.llm_backward_bytes(packed, batch) == 10 * 2 * 3 * 64 + 2 * 16 * 64
+    last = 10 * (4 * 16 + 2 * 4 * 2)  # input of the last norm in float32; cosine and sine
+    assert act.llm_kept_bytes(warm_up, batch) == 2 * 10 * 2 * 16 + last
+    block = 5 * (2 * 4 * 8 + 4 * 2 + 2 * (4 * 8 + 32))
+    assert act.encoder_block_bytes(warm_up, batch) == block and act.encoder_kept_bytes(warm_up, batch) == 0
+    adapted = replace(warm_up, adapters={"visual_encoder": Adapters(4, ["qkv"], dropout=True)})
+    assert act.encoder_block_bytes(adapted, batch) == block + 5 * (8 + 2 * 4 + 2 * 8)
+    job = replace(warm_up, whole=frozenset({"visual_encoder"}))
+    assert act.encoder_kept_bytes(job, batch) == 2 * 1 * 5 * 4 * 8  # blocks, tiles, positions, float32, width
+    assert act.cast_bytes(warm_up, kept=True) == 2 * warm_up.shape.projector
+    assert act.cast_bytes(replace(warm_up, float_weights=False), kept=False) == 0

@@ -6,9 +6,10 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from xtuner_plugins.planning.choose import SHARE, choose
-from xtuner_plugins.planning.hardware import GPUS, find_gpu
+from xtuner_plugins.planning.hardware import GPUS, find_gpu, gpu_of_device
 from xtuner_plugins.planning.memory import GIB
 from xtuner_plugins.planning.plan import plan_config
 from xtuner_plugins.planning.strategies import plain
@@ -97,8 +98,6 @@ def test_what_is_given_stays_and_the_rest_is_chosen_around_it():
 
 
 def test_words_that_name_a_gpu(monkeypatch):
-    import torch
-
     assert find_gpu("4060ti-16") == GPUS["4060Ti-16"]
     assert (find_gpu("24GB").teraflops, find_gpu("24 gib").memory) == (71, 24)  # the slowest with 24 GB
     assert (find_gpu("12gb").teraflops, find_gpu("12gb").memory) == (0, 12)
@@ -113,3 +112,16 @@ def test_words_that_name_a_gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
         here = find_gpu("auto")
         assert (here.dtype, here.memory, here.teraflops) == ("float16", 15, teraflops)
+    for device, gpu in {
+        "NVIDIA H100 80GB HBM3": "H100",
+        "A100-PCIE-40GB": "A100-40",
+        "NVIDIA RTX A6000": "A6000",
+        "NVIDIA GeForce RTX 4060 Ti": "4060Ti-16",
+        "Tesla T4": "T4",
+        # Another peak than the card whose name is in theirs.
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb": None,
+        "NVIDIA GeForce RTX 4090 Laptop GPU": None,
+        "NVIDIA A100X": None,
+    }.items():
+        found = gpu_of_device(device)
+        assert (found and found.name) == gpu, device

@@ -71,15 +71,10 @@ def test_zero_2_makes_whole_buckets_and_zero_3_gathers(warm_up):
     assert plans[3].parts["buffers"] == 2 * bucket and plans[1].parts["gradients in buckets"] == 0
     weights = warm_up.shape.parameters
     assert plans[3].parts["gathered weights"] == 2 * weights and plans[2].parts["gathered weights"] == 0
-
-
-def test_offloading_moves_states_to_the_host(warm_up):
-    plans = {name: plan_memory(warm_up, strategy_named(f"deepspeed_{name}", 2)) for name in ("zero2", "zero2_offload")}
-    plans["zero3"] = plan_memory(warm_up, strategy_named("deepspeed_zero3_offload", 2))
-    assert plans["zero2"].host == 0 and plans["zero2_offload"].host == 8 * warm_up.trained
-    assert plans["zero3"].host == 8 * warm_up.trained + warm_up.shape.parameters
-    assert plans["zero2"].parts["optimizer"] > 0 == plans["zero2_offload"].parts["optimizer"]
-    assert plans["zero3"].parts["frozen weights"] == 0
+    # An encoder with LoRA keeps what it computes under ZeRO-3.
+    job = replace(warm_up, adapters={"visual_encoder": Adapters(4, ["qkv"], False)}, float_weights=False)
+    again, kept = (act.encoder_kept_bytes(under(job, Strategy("x", 2, n)), job.batches[0]) for n in (2, 3))
+    assert again == 2 * 5 * 2 * 8 and kept == 2 * act.encoder_block_bytes(job, job.batches[0])
 
 
 def test_the_reference_is_a_frozen_copy_of_what_trains_whole(whole):
@@ -117,12 +112,6 @@ def test_what_trains_and_what_keeps_its_activations(warm_up, shape):
     assert (warm_up.size, replace(warm_up, half=False).size) == (2, 4)
 
 
-def test_zero_3_keeps_what_an_adapted_encoder_computes(warm_up):
-    job = replace(warm_up, adapters={"visual_encoder": Adapters(4, ["qkv"], False)}, float_weights=False)
-    again, kept = (act.encoder_kept_bytes(under(job, Strategy("x", 2, n)), job.batches[0]) for n in (2, 3))
-    assert again == 2 * 5 * 2 * 8 and kept == 2 * act.encoder_block_bytes(job, job.batches[0])
-
-
 def test_ranks_that_share_a_row_hold_parts_of_it(warm_up):
     """As a row of a quarter of the length, but for the features of all tiles, and keys that are repeated for each."""
     whole, quarter = (replace(warm_up, batches=(Batch(*each),)) for each in ((4001, 5, 3000), (1001, 2, 1001)))
@@ -137,8 +126,14 @@ def test_ranks_that_share_a_row_hold_parts_of_it(warm_up):
         assert "must divide" in obstacle(replace(whole, sharing=sharing), plain(gpus))
 
 
-def test_inputs_of_blocks_may_lie_on_the_host(warm_up):
+def test_offloading_moves_states_and_inputs_to_the_host(warm_up):
     """All but one of the two blocks' inputs, of 16 numbers in 2 bytes per token; the host holds them all."""
+    plans = {name: plan_memory(warm_up, strategy_named(f"deepspeed_{name}", 2)) for name in ("zero2", "zero2_offload")}
+    plans["zero3"] = plan_memory(warm_up, strategy_named("deepspeed_zero3_offload", 2))
+    assert plans["zero2"].host == 0 and plans["zero2_offload"].host == 8 * warm_up.trained
+    assert plans["zero3"].host == 8 * warm_up.trained + warm_up.shape.parameters
+    assert plans["zero2"].parts["optimizer"] > 0 == plans["zero2_offload"].parts["optimizer"]
+    assert plans["zero3"].parts["frozen weights"] == 0
     on_gpu, on_host = (plan_memory(replace(warm_up, on_host=each), plain(1)) for each in (False, True))
     assert on_gpu.moments["loss"] - on_host.moments["loss"] == 10 * 16 * 2
     assert on_gpu.host == 0 and on_host.host == act.llm_kept_bytes(warm_up, warm_up.batches[0])

@@ -1,9 +1,10 @@
-"""Shapes are those of the real classes: parameters, linear layers, image tokens."""
+"""Released models: shapes are those of the real classes, and each base has the learning rate that fits it."""
 
 from benchmarks.random_model import meta_model
 from xtuner_plugins.families import PARTS
-from xtuner_plugins.planning.published import BASES, ENCODERS, LLMS
+from xtuner_plugins.planning.published import BASES, ENCODERS, LLMS, released_rate
 from xtuner_plugins.planning.shapes import shape_of
+from xtuner_plugins.settings import leaves, read_config
 
 NAMES = ("InternViT-300M-Qwen2.5-1.5B", "SigLIP-Qwen2.5-0.5B", "CLIP-Qwen-7B", "InternVL2-4B", "InternVL2-26B")
 NAMES += ("InternVL3_5-8B", "InternVL3_5-8B-Flash-base", "InternVL3_5-30B-A3B")
@@ -51,3 +52,26 @@ def test_shapes_are_those_of_the_classes():
                 assert (layer.in_features, layer.out_features) == (linear.inputs, linear.outputs)
                 assert (layer.bias is not None) == linear.bias
         meta_model.cache_clear()
+
+
+def test_a_released_base_has_the_rate_of_its_size():
+    for base, *rates in (
+        ("models/InternVL3_5-1B", 1e-5, 1e-4),
+        ("/data/InternVL3-8B-Instruct", 2e-5, 1e-4),
+        ("models/InternVL3_5-30B-A3B", 2e-5, 5e-5),
+        ("models/InternVL2_5-8B", 4e-5, 1e-4),
+        ("models/InternVL-Chat-V1-5", 2e-5, 5e-5),
+        ("exports/pretrain_mlp", None, None),
+    ):
+        assert [released_rate(base, has_lora=has_lora) for has_lora in (False, True)] == rates, base
+
+
+def test_leaves_have_the_rate_of_their_base():
+    """The leaves of released models state it; one table must not say another thing than they do."""
+    for name in leaves():
+        config = read_config(name)
+        model = config.model
+        if "objectives" in model or name == "internvl_v3_5_sft" or not config.filename.count("/internvl_v"):
+            continue
+        rate = released_rate(model.base, has_lora=bool(model.get("llm_lora")))
+        assert rate == config.optim_wrapper.optimizer.lr, name

@@ -1,4 +1,4 @@
-"""Operations against PyTorch's own counter, the time that follows from them, and the cards that take it."""
+"""Operations against PyTorch's own counter and the time that follows from them."""
 
 from dataclasses import replace
 from unittest import mock
@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.random_model import meta_model
 from xtuner_plugins.datasets.base import work_rates
 from xtuner_plugins.hub import InternVLChatConfig
-from xtuner_plugins.planning.hardware import gpu_of_device
 from xtuner_plugins.planning.job import Batch
 from xtuner_plugins.planning.plan import job_of
 from xtuner_plugins.planning.published import BASES
@@ -74,19 +73,3 @@ def test_what_runs_beside_the_forward_pass(warm_up):
     assert live.reference == live.llm + live.projector == live.total - precomputed.total
     encoder = replace(pairs, whole=frozenset({"visual_encoder"}), reference=True)
     assert work_of(encoder, sample).reference == live.forward
-
-
-def test_a_device_is_the_card_whose_peak_it_has():
-    for device, gpu in {
-        "NVIDIA H100 80GB HBM3": "H100",
-        "A100-PCIE-40GB": "A100-40",
-        "NVIDIA RTX A6000": "A6000",
-        "NVIDIA GeForce RTX 4060 Ti": "4060Ti-16",
-        "Tesla T4": "T4",
-        # Another peak than the card whose name is in theirs.
-        "NVIDIA H100 80GB HBM3 MIG 3g.40gb": None,
-        "NVIDIA GeForce RTX 4090 Laptop GPU": None,
-        "NVIDIA A100X": None,
-    }.items():
-        found = gpu_of_device(device)
-        assert (found and found.name) == gpu, device

@@ -31,9 +31,6 @@ def test_every_config_is_listed_with_its_figures(run_tool, tmp_path):
         assert rows.get("family", "") == family and rows["trains"] == labels_of(leaf)["trains"]
         assert "each GPU, GiB" not in rows if family == "toy" else 0 < int(rows["each GPU, GiB"]) < 80
     assert found["llava_qwen2_5_3b_lora_frozen_projector"]["parameters trained"] == "239,468,544"
-
-
-def test_a_family_and_a_stage(run_tool):
     both = listed(run_tool, "--family", "toy", "--stage", "lora")
     toys = {leaf.stem for leaf in leaves().values() if leaf.parent.name == "toy"}
     assert set(both) == {name for name in toys if "lora" in name.split("_")} != toys
@@ -114,17 +111,13 @@ def test_it_passes_the_check_and_trains_anywhere(toy_base, data, tmp_path, monke
 
 
 def test_several_files_and_the_folder_that_they_share(toy_base, data, tmp_path):
-    done = write(tmp_path, "finetune_lora", toy_base, (data[0], data[1]), "--data", data[0], "later.json")
+    more = ("--data", data[0], "later.json", "--val", data[0], tmp_path / "data/train.jsonl")
+    done = write(tmp_path, "toy_finetune_lora", toy_base, data, *more)
     assert done.returncode == 0 and done.stderr == "warning: later.json does not exist yet\n"
-    dataset = read_config(str(tmp_path / "mine.py")).train_dataloader.dataset
+    cfg = read_config(str(tmp_path / "mine.py"))
+    dataset, validation = cfg.train_dataloader.dataset, cfg.default_hooks.validation
     assert dataset.data_paths == [str(data[0]), str(tmp_path / "later.json")]
     assert dataset.image_folders == [str(data[1])] * 2
-
-
-def test_validation_data_and_their_folder(toy_base, data, tmp_path):
-    done = write(tmp_path, "toy_finetune_lora", toy_base, data, "--val", data[0], tmp_path / "data/train.jsonl")
-    assert done.returncode == 0, done.stderr
-    validation = read_config(str(tmp_path / "mine.py")).default_hooks.validation
     assert validation.data_paths == [str(data[0])] * 2 and validation.image_folders == [str(data[1])] * 2
     done = write(tmp_path, "toy_finetune_lora", toy_base, data, "--val-images", data[1])
     assert done.returncode == 2 and "--val-images goes with --val" in done.stderr

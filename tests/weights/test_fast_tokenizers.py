@@ -51,25 +51,21 @@ def reference(processor, text):
     return [*processor.encode(text[:at]), number, *reference(processor, text[at + len(name) :])]
 
 
-@pytest.mark.parametrize("case", ["internlm2", "dummy prefix", "atoms"])
-def test_sentencepiece(case, tmp_path):
+def test_sentencepiece(tmp_path):
     """Equal on thousands of texts, and after saving and opening by the generic class."""
-    cases = {"dummy prefix": {"add_dummy_prefix": True}, "atoms": {"user_defined_symbols": [*SPARE, "\n\n", "▁▁▁▁"]}}
-    content = sentencepiece_model(**cases.get(case, {}))
-    tokenizer = load_tokenizer(write_internlm2(tmp_path / "llm", model=content), complete=False)
-    save_tokenizer(tokenizer, tmp_path, "")
-    again = AutoTokenizer.from_pretrained(tmp_path)
-    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     texts = [*SAMPLES, *corpus(), *random_texts(2000)]
     texts += [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in random_texts(400, seed=1)]
-    different = []
-    for text in texts:
-        if any(name in text for name in ("<s>", "</s>", "<unk>", *SPARE)):  # control tokens here, characters there
-            continue
-        expected = [1, *reference(processor, text)]
-        if not expected == tokenizer(text).input_ids == again(text).input_ids:
-            different.append(text)
-    assert not different, (len(different), different[:3])
+    # They are control tokens here, characters there.
+    texts = [text for text in texts if not any(name in text for name in ("<s>", "</s>", "<unk>", *SPARE))]
+    for settings in ({}, {"add_dummy_prefix": True}, {"user_defined_symbols": [*SPARE, "\n\n", "▁▁▁▁"]}):
+        content = sentencepiece_model(**settings)
+        tokenizer = load_tokenizer(write_internlm2(tmp_path / "llm", model=content), complete=False)
+        save_tokenizer(tokenizer, tmp_path, "")
+        again = AutoTokenizer.from_pretrained(tmp_path)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        for text in texts:
+            expected = [1, *reference(processor, text)]
+            assert expected == tokenizer(text).input_ids == again(text).input_ids, (settings, text)
 
 
 def test_internlm2_tokens(model, tmp_path):
@@ -92,6 +88,9 @@ def test_internlm2_tokens(model, tmp_path):
 
     bare = write_internlm2(tmp_path / "bare", model=model, add_bos_token=False, add_eos_token=True)
     assert load_tokenizer(bare, complete=False)("a").input_ids == [*processor.encode("a"), 2]
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))  # which is taken, then
+    (folder / "tokenizer.model").unlink()
+    assert load_tokenizer(folder)("a<img>b").input_ids == tokenizer("a<img>b").input_ids
 
 
 def test_names_of_pieces_are_text(model, tmp_path):
@@ -109,13 +108,6 @@ def test_names_of_pieces_are_text(model, tmp_path):
         assert tokenizer.decode(ids) == text
 
 
-def test_an_own_fast_tokenizer_is_taken(model, tmp_path):
-    folder = write_internlm2(tmp_path / "llm", model=model)
-    load_tokenizer(folder, complete=False).backend_tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer.model").unlink()
-    assert load_tokenizer(folder, complete=False)("<|im_end|>").input_ids[1] > 2
-
-
 def test_llama_without_tokenizer_json(tmp_path):
     """transformers converts its own classes itself; it needs protobuf for that."""
     content = sentencepiece_model(add_dummy_prefix=True, user_defined_symbols=[])
@@ -129,7 +121,7 @@ def test_llama_without_tokenizer_json(tmp_path):
             assert tokenizer(text).input_ids == [1, *processor.encode(text)], text
 
 
-def test_tiktoken(ranks, toy_parts, tmp_path):
+def test_tiktoken(ranks, tmp_path):
     tokenizer = load_tokenizer(write_qwen(tmp_path / "llm", ranks), complete=False)
     save_tokenizer(tokenizer, tmp_path, "")
     fast, slow = (AutoTokenizer.from_pretrained(tmp_path, use_fast=flag) for flag in (True, False))
@@ -143,12 +135,6 @@ def test_tiktoken(ranks, toy_parts, tmp_path):
         assert expected == slow(text).input_ids, text
         assert tokenizer.decode(expected) == unicodedata.normalize("NFC", text)
     assert len(QWEN_TOKENS) == 208 and special["<|im_start|>"] == len(ranks) + 1
-    toy = AutoTokenizer.from_pretrained(toy_parts[1])  # Qwen2's class: the same pieces, whatever their numbers
-    for text in random_texts(200):
-        assert [encoding.decode_single_token_bytes(n) for n in tokenizer(text).input_ids] == [
-            encoding.decode_single_token_bytes(n)
-            for n in tokenizer.convert_tokens_to_ids(toy.convert_ids_to_tokens(toy(text).input_ids))
-        ]
 
 
 def test_refused_in_one_line(model, ranks, tmp_path):
@@ -172,18 +158,12 @@ def test_refused_in_one_line(model, ranks, tmp_path):
         (folders[-1] / "qwen.tiktoken").write_bytes(content)
     folders += [write_internlm2(tmp_path / "missing", model=model)]
     (folders[-1] / "tokenizer.model").unlink()
-    wrong = []
     for folder in folders:
-        try:
+        with pytest.raises(CheckpointError) as told:
             load_tokenizer(folder, complete=False)
-            wrong.append(folder.name)
-        except CheckpointError as error:
-            wrong += [str(error)] * ("\n" in str(error) or str(folder) not in str(error))
-    assert not wrong
+        assert str(folder) in str(told.value) and "\n" not in str(told.value)
 
-
-def test_cut_off_and_flipped(model, tmp_path):
-    """Whatever is cut off or changed: the ids of sentencepiece, or one clear error, and never another exception."""
+    # Whatever is cut off or changed: the ids of sentencepiece, or one clear error, and never another exception.
     folder = write_internlm2(tmp_path / "llm", model=model)
     for at in range(0, len(model), len(model) // 40):
         for content in (model[:at], model[:at] + bytes([model[at] ^ 0x55]) + model[at + 1 :]):
@@ -210,12 +190,11 @@ def test_nobody_is_warned_of_wrong_ids(toy_base, tmp_path, caplog, monkeypatch):
     """transformers 4.57 takes a tokenizer beside a config without release for Mistral's."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     caplog.set_level(logging.WARNING, "transformers")  # whatever ran before
-    fields = read_json(toy_base / "config.json")
+    fields, state = read_json(toy_base / "config.json"), read_json(toy_base / "tokenizer.json")
+    state["model"]["vocab"] |= {f"spare {number}": 1000000 + number for number in range(100_000)}  # as Qwen2.5's
     for name, release in (("own", fields["transformers_version"]), ("official", None)):
         shutil.copytree(toy_base, tmp_path / name)
         write_json(tmp_path / name / "config.json", {**fields, "transformers_version": release})
-        state = read_json(tmp_path / name / "tokenizer.json")  # with as many entries as Qwen2.5 has
-        state["model"]["vocab"] |= {f"spare {number}": 1000000 + number for number in range(100_000)}
         write_json(tmp_path / name / "tokenizer.json", state)
     AutoTokenizer.from_pretrained(tmp_path / "own")
     tokenizer = load_fast_tokenizer(tmp_path / "official")

@@ -22,14 +22,12 @@ def test_numbers_and_dtype(toy_base):
 
 
 def test_nothing_in_the_directory_runs(toy_base, tmp_path):
-    shutil.copytree(toy_base, tmp_path / "evil")
-    for path in (tmp_path / "evil").glob("*.py"):
+    evil = shutil.copytree(toy_base, tmp_path / "evil")
+    for path in evil.glob("*.py"):
         path.write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
-    config = read_json(tmp_path / "evil" / "tokenizer_config.json")
-    config["auto_map"] = {"AutoTokenizer": ["conversation.X", None]}
-    write_json(tmp_path / "evil" / "tokenizer_config.json", config)
-    load_model(tmp_path / "evil")
-    load_tokenizer(tmp_path / "evil")
+    config = {**read_json(evil / "tokenizer_config.json"), "auto_map": {"AutoTokenizer": ["conversation.X", None]}}
+    write_json(evil / "tokenizer_config.json", config)
+    load_model(evil), load_tokenizer(evil)
     assert not (tmp_path / "owned").exists()
 
 
@@ -40,11 +38,9 @@ def test_report(toy_base, tmp_path):
     held["mlp1.1.bias"] = torch.ones(5)
     del held["mlp1.3.bias"]
     save_file(held, tmp_path / "bad" / "model.safetensors")
-    with pytest.raises(CheckpointError) as error:
+    words = r"1 missing: mlp1.3.bias; 1 unexpected: extra.weight; .*mlp1.1.bias is \[5\], the model has \[64\]"
+    with pytest.raises(CheckpointError, match=words):
         load_model(tmp_path / "bad")
-    text = str(error.value)
-    assert "1 missing: mlp1.3.bias" in text and "1 unexpected: extra.weight" in text
-    assert "mlp1.1.bias is [5], the model has [64]" in text
 
 
 def test_wrong_directories(toy_parts, toy_base, tmp_path):

@@ -6,28 +6,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.weights.language_models import write_llm
-from xtuner_plugins.weights import qwen1
 from xtuner_plugins.weights.model_view import open_language_model
 from xtuner_plugins.weights.reading import read_json
-
-
-def test_config():
-    fields = qwen1.read_config(
-        {
-            "hidden_size": 64,
-            "intermediate_size": 192,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "layer_norm_epsilon": 1e-6,
-            "rotary_emb_base": 500,
-            "seq_length": 2048,
-            "vocab_size": 99,
-        }
-    )
-    config = Qwen2Config(**fields)
-    assert (config.intermediate_size, config.num_key_value_heads, config.rms_norm_eps) == (96, 4, 1e-6)
-    assert (fields["rope_theta"], config.max_position_embeddings, config.vocab_size) == (500.0, 2048, 99)
-    assert config.use_sliding_window is False and config.tie_word_embeddings is False
 
 
 def test_directory(toy_parts, tmp_path):
@@ -41,5 +21,10 @@ def test_directory(toy_parts, tmp_path):
     with init_empty_weights():
         model = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in config.items() if k != "architectures"}))
     assert {k: t.shape for k, t in tensors.items()} == {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    assert (config["rope_theta"], config["max_position_embeddings"], config["use_sliding_window"]) == (
+        10000.0,
+        512,
+        False,
+    )
     gate = tensors["model.layers.0.mlp.gate_proj.weight"].read()
     assert torch.equal(gate, held["transformer.h.0.mlp.w2.weight"])

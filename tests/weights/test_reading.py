@@ -30,52 +30,47 @@ def same(lazy, tensor):
     return torch.equal(found, expected)
 
 
-def test_safetensors(tmp_path):
+def test_safetensors_and_views_in_pickles(tmp_path):
+    """Transposed tensors and slices are stored with the whole storage that they look at."""
     save_file(example(), tmp_path / "model.safetensors", metadata={"format": "pt"})
     held = open_weights(tmp_path)
-    assert held.keys() == example().keys()
-    assert all(same(held[k], v) for k, v in example().items())
-
-
-def test_files_from_before_torch_1_6_are_refused(tmp_path):
-    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match="or one from before torch 1.6: load it there and save it again"):
-        open_weights(tmp_path)
+    assert held.keys() == example().keys() and all(same(held[k], v) for k, v in example().items())
+    (tmp_path / "model.safetensors").unlink()
+    whole = torch.arange(12.0).view(3, 4)
+    tensors = {"t": whole.t(), "s": whole[1:, 2:], "w": whole, "e": whole[:0]}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    assert all(same(lazy, tensors[name]) for name, lazy in open_weights(tmp_path).items())
 
 
 def write_shards(folder, **changes):
-    save_file({"a": torch.ones(2)}, folder / "model-00001-of-00002.safetensors")
-    save_file({"b": torch.zeros(3)}, folder / "model-00002-of-00002.safetensors")
-    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors", **changes}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    folder.mkdir(exist_ok=True)
+    first, second = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    save_file({"a": torch.ones(2)}, folder / first)
+    save_file({"b": torch.zeros(3), **changes.pop("held", {})}, folder / second)
+    index = {"weight_map": {"a": first, "b": second, **changes}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
 
-def test_shards(tmp_path):
-    held = open_weights(write_shards(tmp_path))
+def test_shards_and_what_is_no_weights(tmp_path):
+    held = open_weights(write_shards(tmp_path / "whole"))
     assert held["a"].read().tolist() == [1, 1] and held["b"].read().tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
+    old, notes = tmp_path / "old", tmp_path / "notes"
+    old.mkdir(), notes.mkdir()
+    torch.save({"a": torch.ones(2)}, old / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    (notes / "notes.txt").write_text("x")
+    table = [
         ({"b": "model-00003-of-00002.safetensors"}, "lacks model-00003"),
         ({"c": "model-00001-of-00002.safetensors"}, "disagree about 1 tensors, such as c in model-00001"),
-        ({"b": "../other/model.safetensors"}, "outside its own folder"),
-        ({"b": "/etc/passwd"}, "outside its own folder"),
-        ({"b": 3}, "outside its own folder"),
-    ],
-)
-def test_bad_index(tmp_path, changes, message):
-    with pytest.raises(CheckpointError, match=message):
-        open_weights(write_shards(tmp_path, **changes))
-
-
-def test_index_that_hides_a_tensor(tmp_path):
-    write_shards(tmp_path)
-    save_file({"b": torch.zeros(3), "z": torch.zeros(1)}, tmp_path / "model-00002-of-00002.safetensors")
-    with pytest.raises(CheckpointError, match="disagree about 1 tensors, such as z"):
-        open_weights(tmp_path)
+        ({"held": {"z": torch.zeros(1)}}, "disagree about 1 tensors, such as z"),
+        *(({"b": path}, "outside its own folder") for path in ("../other/model.safetensors", "/etc/passwd", 3)),
+        (old, "or one from before torch 1.6: load it there and save it again"),
+        (notes, r"it holds: notes\.txt"),
+        (tmp_path / "nowhere", "does not exist"),
+    ]
+    for case, message in table:
+        with pytest.raises(CheckpointError, match=message):
+            open_weights(write_shards(tmp_path / "case", **case) if isinstance(case, dict) else case)
 
 
 def header(b=None, **entry):
@@ -84,34 +79,20 @@ def header(b=None, **entry):
     return struct.pack("<Q", len(text)) + text
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+def test_lying_safetensors(tmp_path):
+    for content in (
         b"",
         b"\xff" * 12,
         struct.pack("<Q", 2) + b"[]",
         struct.pack("<Q", 10**5) + b"[" * 10**5,
         header(b={"dtype": "F32", "shape": [4], "data_offsets": [8, 24]}) + bytes(24),
         header() + bytes(8),
-        header(data_offsets=[0, 8]) + bytes(16),
-        header(shape=[-4]) + bytes(16),
-        header(dtype="F8_E4M3") + bytes(16),
-        header(dtype="Q3") + bytes(16),
-        header(data_offsets=[-8, 8]) + bytes(16),
-    ],
-)
-def test_lying_safetensors(tmp_path, content):
-    (tmp_path / "m.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="m.safetensors (is not a whole|holds numbers of)"):
-        open_safetensors(tmp_path / "m.safetensors")
-
-
-def test_a_view_of_another_tensor(tmp_path):
-    """Transposed tensors and slices are stored with the whole storage that they look at."""
-    whole = torch.arange(12.0).view(3, 4)
-    tensors = {"t": whole.t(), "s": whole[1:, 2:], "w": whole, "e": whole[:0]}
-    torch.save(tensors, tmp_path / "pytorch_model.bin")
-    assert all(same(lazy, tensors[name]) for name, lazy in open_weights(tmp_path).items())
+        *(header(data_offsets=[start, 8]) + bytes(16) for start in (0, -8)),
+        *(header(**entry) + bytes(16) for entry in ({"shape": [-4]}, {"dtype": "F8_E4M3"}, {"dtype": "Q3"})),
+    ):
+        (tmp_path / "m.safetensors").write_bytes(content)
+        with pytest.raises(CheckpointError, match="m.safetensors (is not a whole|holds numbers of)"):
+            open_safetensors(tmp_path / "m.safetensors")
 
 
 class Attack:
@@ -132,11 +113,6 @@ def test_plain_pickle_and_plain_zip(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_missing(tmp_path):
-    with pytest.raises(CheckpointError, match="does not exist"):
-        open_weights(tmp_path / "nowhere")
-
-
 def test_json(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(CheckpointError, match=r"a\.json does not exist"):
@@ -146,9 +122,3 @@ def test_json(tmp_path):
         path.write_text(text)
         with pytest.raises(CheckpointError, match=message):
             read_json(path, missing={})
-
-
-def test_directory_of_something_else(tmp_path):
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(CheckpointError, match=r"it holds: notes\.txt"):
-        open_weights(tmp_path)

@@ -22,21 +22,22 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("fails_at", [1, 2])
-def test_an_error_while_directories_change_places_brings_the_old_one_back(tmp_path, monkeypatch, fails_at):
+def test_an_error_while_directories_change_places_brings_the_old_one_back(tmp_path, monkeypatch):
     out, rename, calls = tmp_path / "out", os.rename, []
     write(out, "old")
+    for fails_at in (1, 2):
+        calls.clear()
 
-    def failing(source, target):
-        calls.append(target)
-        if len(calls) == fails_at:
-            raise OSError(28, "No space left on device")
-        rename(source, target)
+        def failing(source, target, fails_at=fails_at):
+            calls.append(target)
+            if len(calls) == fails_at:
+                raise OSError(28, "No space left on device")
+            rename(source, target)
 
-    monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(CheckpointError, match="out can't be written: the disk is full .*nothing was changed"):
-        write(out)
-    assert (out / "weights").read_text() == "old" and names(tmp_path) == ["out"]
+        monkeypatch.setattr(os, "rename", failing)
+        with pytest.raises(CheckpointError, match="out can't be written: the disk is full .*nothing was changed"):
+            write(out)
+        assert (out / "weights").read_text() == "old" and names(tmp_path) == ["out"]
 
 
 def killed_child(work):
@@ -78,17 +79,8 @@ def test_a_kill_while_directories_change_places_hides_nothing_for_long(tmp_path,
     assert (out / "weights").read_text() == "new" and names(tmp_path) == ["out"]
 
 
-def test_a_kill_while_the_old_one_is_removed_leaves_the_new_one(tmp_path):
-    out = tmp_path / "out"
-    write(out)
-    shutil.copytree(out, tmp_path / ".out.replaced-1-x")
-    (tmp_path / ".out.replaced-1-x" / "weights").write_text("old")
-    staging.recover(out)
-    assert (out / "weights").read_text() == "new" and names(tmp_path) == ["out"]
-
-
 def test_leftovers_are_removed(tmp_path):
-    """After an error at once, after a kill by the next run."""
+    """After an error at once, after a kill by the next run; the old one, where the new one is in its place."""
 
     def work():
         with staging.staged_directory(tmp_path / "out", {}, num_bytes=0):
@@ -103,6 +95,10 @@ def test_leftovers_are_removed(tmp_path):
     assert left.name.startswith(".out.partial-") and not (left / "config.json").exists()
     write(tmp_path / "out")
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["config.json", "weights"]
+    shutil.copytree(tmp_path / "out", tmp_path / ".out.replaced-1-x")
+    (tmp_path / ".out.replaced-1-x" / "weights").write_text("old")
+    staging.recover(tmp_path / "out")
+    assert (tmp_path / "out" / "weights").read_text() == "new" and names(tmp_path) == ["out"]
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
@@ -130,24 +126,12 @@ def test_what_must_never_be_replaced(tmp_path, monkeypatch):
     links = {"link": "models", "direct": "models/base", "far/models": "../models", "deep": "far/below", "gone": "no"}
     for name, target in links.items():
         os.symlink(target, name)
-    overwritten = [
-        ("models/base", "link/base"),
-        ("link/base", "models/base"),
-        ("models/base", "link/base/"),
-        ("models/base", "models/../models/base"),
-        ("direct", "models/base"),
-        ("models/base", "deep/../models/base"),  # of the link's own parent, not of this folder
-        ("models/base", "link"),
-        ("models/base/weights", "link/base"),
-        ("models/base", "models"),
-        ("direct", "models"),
-    ]
-    table = [(given, out, "overwrite the base") for given, out in overwritten]
-    table += [("models/base", f"{base}/{new}", "lie inside") for base in ("models/base", "link/base") for new in "xy"]
-    table += [
-        ("models/base", "models/base/new/deeper", "lie inside"),
-        ("models/base", "models/base/part", "lie inside"),
-    ]
+    # The fifth is of the link's own parent, not of this folder.
+    over = ("link/base", "link/base/", "models/../models/base", "link", "deep/../models/base", "models")
+    pairs = [("link/base", "models/base"), ("direct", "models/base"), ("models/base/weights", "link/base")]
+    table = [(given, out, "overwrite the base") for given, out in (*pairs, *(("models/base", each) for each in over))]
+    within = ("models/base/x", "link/base/x", "models/base/new/deeper", "models/base/part")
+    table += [("models/base", each, "lie inside") for each in within]
     table += [(None, each, "not a plain directory") for each in ("file", "link/", "gone")]
     table += [(None, "home", "--force replaces only those")]
     for given, out, words in table:
@@ -174,13 +158,8 @@ except ValueError as error:
     print(error)
 print(os.listdir(folder))
 """
-    done = subprocess.run(  # in a process that may mount for itself
-        ["unshare", "-rm", sys.executable, "-c", code, str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=HANGS_AFTER,
-    )
+    command = ["unshare", "-rm", sys.executable, "-c", code, str(tmp_path)]  # in a process that may mount for itself
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS_AFTER)
     message, left = done.stdout.splitlines()
     assert message.startswith(f"{tmp_path / 'out'} can't be written: the disk is full") and left == "[]", done
 

@@ -1,16 +1,11 @@
 """DeepSpeed directories: real ones, made by DeepSpeed on the CPU with one and two ranks, read without it."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from tests.conftest import HANGS_AFTER, ROOT
-from tests.weights.training import LORA, write_config
+from tests.weights.training import run_ranks
 from xtuner_plugins.export.export import export
 from xtuner_plugins.weights.checkpoint import open_checkpoint
 from xtuner_plugins.weights.lazy import MemoryTensor
@@ -19,27 +14,11 @@ from xtuner_plugins.weights.zero import _stage_1_2, _stage_3
 
 
 def run_zero(stage, base, out, *, lora=False, exclude_frozen=True, world_size=1):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    processes = []
-    for rank in range(world_size):
-        env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        case = [stage, base, out, int(lora), int(exclude_frozen)]
-        args = [sys.executable, "-m", "tests.weights.zero_case", *case]
-        processes.append(
-            subprocess.Popen(
-                [str(a) for a in args], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    for process in processes:
-        text, _ = process.communicate(timeout=HANGS_AFTER)
-        assert process.returncode == 0, text[-3000:]
+    run_ranks("tests.weights.zero_case", stage, base, out, int(lora), int(exclude_frozen), ranks=world_size)
     return out
 
 
-def check(path, base, tmp_path, *, lora):
+def check(path, tmp_path, *, lora):
     opened = open_checkpoint(path)
     assert opened.kind == "deepspeed"
     reference = torch.load(path.parent / "reference.pt", weights_only=True)
@@ -47,26 +26,18 @@ def check(path, base, tmp_path, *, lora):
     for name, value in reference.items():
         read = opened.tensors[name].read()
         assert read.dtype == torch.float32 and torch.equal(read, value), name
-    settings = dict(llm_lora=LORA) if lora else {}
-    config = write_config(tmp_path / "config.py", base, **settings)
-    summary = export(config, path, tmp_path / "out")
+    assert opened.record is not None
+    summary = export(None, path, tmp_path / "out")
     assert summary["num_merged"] == (6 if lora else 0)
     assert (tmp_path / "out" / "config.json").is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, world_size", [(1, 2), (2, 2), (3, 1), (3, 2)])
-def test_real_directories(toy_base, tmp_path, stage, world_size):
-    lora = stage != 2
-    path = run_zero(stage, toy_base, tmp_path / "iter_1.pth", lora=lora, world_size=world_size)
-    check(path, toy_base, tmp_path, lora=lora)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_frozen_parameters_included(toy_base, tmp_path, stage):
-    path = run_zero(stage, toy_base, tmp_path / "iter_1.pth", exclude_frozen=False, world_size=2)
-    check(path, toy_base, tmp_path, lora=False)
+@pytest.mark.parametrize("stage, ranks, frozen", [(1, 2, 0), (2, 2, 0), (3, 1, 0), (3, 2, 0), (2, 2, 1), (3, 2, 1)])
+def test_real_directories(toy_base, tmp_path, stage, ranks, frozen):
+    lora = stage != 2 and not frozen
+    options = dict(lora=lora, exclude_frozen=not frozen, world_size=ranks)
+    check(run_zero(stage, toy_base, tmp_path / "iter_1.pth", **options), tmp_path, lora=lora)
 
 
 @pytest.mark.slow
@@ -87,27 +58,21 @@ def lazy(*numbers):
     return MemoryTensor(torch.tensor(numbers, dtype=torch.float32))
 
 
-def test_layout_of_stages_1_and_2(tmp_path):
-    """A vector of two tensors over two ranks, the second one across the border, padded to 8."""
+def test_layouts(tmp_path):
+    """Of stages 1 and 2: a vector over two ranks, the second tensor across the border, padded to 8; and of stage 3."""
     groups = [{"a": (2, 2), "b": (3,)}]
-    tensors = _stage_1_2([[lazy(0, 1, 2, 3)], [lazy(4, 5, 6, -1)]], groups, tmp_path)
-    assert tensors["a"].read().tolist() == [[0, 1], [2, 3]]
-    assert tensors["b"].read().tolist() == [4, 5, 6]
-    with pytest.raises(CheckpointError, match="different saves"):
-        _stage_1_2([[lazy(0, 1, 2, 3)], [lazy(4, 5, 6, -1)]], [{"a": (2, 2)}], tmp_path)
-    with pytest.raises(CheckpointError, match="end before b"):
-        _stage_1_2([[lazy(0, 1)], [lazy(2, 3)]], groups, tmp_path)
-
-
-def test_layout_of_stage_3(tmp_path):
-    """Each tensor split by itself, its last piece padded; groups may cut a piece."""
-    rank0 = [lazy(0, 1), lazy(10, 11)]
-    rank1 = [lazy(2, 3), lazy(12, -1)]
-    tensors = _stage_3([rank0, rank1], [{"a": (2, 2), "b": (3,)}], tmp_path)
-    assert tensors["a"].read().tolist() == [[0, 1], [2, 3]]
-    assert tensors["b"].read().tolist() == [10, 11, 12]
-    with pytest.raises(CheckpointError, match="different saves"):
-        _stage_3([rank0, rank1], [{"a": (2, 2)}], tmp_path)
+    table = [
+        (_stage_1_2, [[lazy(0, 1, 2, 3)], [lazy(4, 5, 6, -1)]], [4, 5, 6], [[lazy(0, 1)], [lazy(2, 3)]]),
+        # Groups may cut a piece.
+        (_stage_3, [[lazy(0, 1), lazy(10, 11)], [lazy(2, 3), lazy(12, -1)]], [10, 11, 12], [[lazy(0, 1)]] * 2),
+    ]
+    for unflatten, flat, b, short in table:
+        tensors = unflatten(flat, groups, tmp_path)
+        assert tensors["a"].read().tolist() == [[0, 1], [2, 3]] and tensors["b"].read().tolist() == b
+        with pytest.raises(CheckpointError, match="different saves"):
+            unflatten(flat, [{"a": (2, 2)}], tmp_path)
+        with pytest.raises(CheckpointError, match="end before b"):
+            unflatten(short, groups, tmp_path)
 
 
 def test_stage_3_without_optimizer_states(tmp_path):

@@ -17,9 +17,10 @@ def main(stage: int, base: str, out: Path, lora: bool, exclude_frozen: bool) -> 
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from tests.weights.training import SETTINGS, make_model, training_inputs
+    from tests.weights.training import SETTINGS, make_model, record_of, training_inputs
     from xtuner_plugins.engine.launch.entry import prepare_runtime
     from xtuner_plugins.engine.run.runtime import leave_process_group
+    from xtuner_plugins.weights import record
 
     prepare_runtime(base)  # without a GPU DeepSpeed would compile an op first
     deepspeed.init_distributed("gloo")
@@ -44,7 +45,7 @@ def main(stage: int, base: str, out: Path, lora: bool, exclude_frozen: bool) -> 
     engine.save_checkpoint(
         str(out.parent),
         tag=out.name,
-        client_state={"meta": {"seed": 1}},
+        client_state={"meta": {"seed": 1}, record.KEY: record_of(**model.made_with)},
         save_latest=True,
         exclude_frozen_parameters=exclude_frozen,
     )

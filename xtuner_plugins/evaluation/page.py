@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Images:
 
     def __init__(self):
         self.data: list[str] = []
-        self._known: dict[tuple, dict[str, Any]] = {}
+        self._small = cache(self._small)
 
     def add(self, row: Row, index: int) -> dict[str, Any]:
         """An image of a row, with the boxes of the answer where it is the only one.
@@ -113,10 +114,7 @@ class Images:
         """
         question = row.item.question
         boxes = row.answer if len(question.paths) == 1 and "[" in row.answer else ""
-        key = (question.paths[index], boxes)
-        if key not in self._known:
-            self._known[key] = self._small(*key, question.images[index])
-        return self._known[key]
+        return self._small(question.paths[index], boxes, question.images[index])
 
     def _small(self, path: str, boxes: str, name: str) -> dict[str, Any]:
         try:

@@ -172,7 +172,7 @@ def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: ModuleTyp
 def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
     """A matrix of ``rows`` rows: cut, or with rows of zeros appended."""
     if tensor.shape[0] >= rows:
-        return tensor if tensor.shape[0] == rows else tensor.rows(0, rows)
+        return tensor.rows(0, rows)
     extra = torch.zeros(rows - tensor.shape[0], *tensor.shape[1:], dtype=tensor.dtype)
     return Joined([tensor, MemoryTensor(extra)])
 
@@ -191,7 +191,7 @@ def _check_code(fields: Mapping, directory: Path) -> None:
 
 def hub_code() -> list[Path]:
     """The files of ``xtuner_plugins/hub`` that an export ships."""
-    return sorted(path for path in Path(next(iter(hub.__path__))).glob("*.py") if path.name != "__init__.py")
+    return sorted(path for path in Path(hub.__path__[0]).glob("*.py") if path.name != "__init__.py")
 
 
 def copy_hub_code(stage: Path) -> None:

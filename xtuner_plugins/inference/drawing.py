@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
@@ -20,25 +19,20 @@ def answer_boxes(answer: str) -> list[tuple[float, ...]]:
     return find_boxes(answer) or find_boxes("".join(f"<box>{bare}</box>" for bare in BARE_BOXES.findall(answer)))
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[tuple[float, ...]]) -> Image.Image:
-    """A copy of the image with outlines of boxes ``(x1, y1, x2, y2)`` in the frame of 0 to 1000.
+def with_boxes(image: Image.Image, answer: str) -> Image.Image | None:
+    """A copy of the image with outlines of the boxes of an answer; None where the answer contains none.
 
     What a model got wrong is drawn as far as it can be: corners outside are moved to the edge, inverted ones swapped.
     """
-    drawn = image.convert("RGB")
-    drawn = drawn.copy() if drawn is image else drawn
+    boxes = answer_boxes(answer)
+    if not boxes:
+        return None
+    drawn = image.convert("RGB").copy()
     draw, width = ImageDraw.Draw(drawn), max(2, round(max(image.size) / 300))
     for box in boxes:
-        if not all(map(math.isfinite, box)):
-            continue
-        x1, y1, x2, y2 = (min(max(value / FRAME_SIZE, 0), 1) for value in box)
-        left, right = (x * (image.width - 1) for x in sorted((x1, x2)))
-        top, bottom = (y * (image.height - 1) for y in sorted((y1, y2)))
-        draw.rectangle((left, top, right, bottom), outline=COLOR, width=width)
+        if all(map(math.isfinite, box)):
+            x1, y1, x2, y2 = (min(max(value / FRAME_SIZE, 0), 1) for value in box)
+            left, right = (x * (image.width - 1) for x in sorted((x1, x2)))
+            top, bottom = (y * (image.height - 1) for y in sorted((y1, y2)))
+            draw.rectangle((left, top, right, bottom), outline=COLOR, width=width)
     return drawn
-
-
-def with_boxes(image: Image.Image, answer: str) -> Image.Image | None:
-    """The image with the boxes of an answer; None where the answer contains none."""
-    boxes = answer_boxes(answer)
-    return draw_boxes(image, boxes) if boxes else None

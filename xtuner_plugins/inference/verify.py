@@ -241,15 +241,12 @@ def _case(model, tokenizer, work: Path, name: str, question: str, images: list[s
         "tiling": asdict(tiling),
     }
     case = Case(name, task, pixels)
-    exact, hooks = _logits(model, case), [each.register_forward_hook(_in_halves) for each in _linears(model)]
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    exact, hooks = _logits(model, case), [module.register_forward_hook(_in_halves) for module in linears]
     case.noise = (_logits(model, case) - exact).abs().max().item()
     for hook in hooks:
         hook.remove()
     return case
-
-
-def _linears(model: nn.Module) -> list[nn.Linear]:
-    return [module for module in model.modules() if isinstance(module, nn.Linear)]
 
 
 def _in_halves(module: nn.Linear, args: tuple, output: torch.Tensor) -> torch.Tensor:

@@ -33,30 +33,28 @@ def compile_model_blocks(model: nn.Module, backend: str = BACKEND) -> int:
     Raises:
         ValueError: ZeRO-3, packed weights, stochastic depth, or no C++ compiler for ``inductor``.
     """
-    if is_deepspeed_zero3_enabled():
-        raise ValueError(
-            "compile_blocks=True: ZeRO-3 gathers and releases weights inside of blocks, which can't be compiled; use "
-            "--deepspeed deepspeed_zero2, or set compile_blocks=False"
-        )
-    packed = next(
-        (name for name, module in model.named_modules() if type(module).__module__.startswith("bitsandbytes")), None
-    )
-    if packed is not None:
-        raise ValueError(
-            f"compile_blocks=True: packed weights ({packed}) aren't compiled; set the quantization to None, or "
-            "compile_blocks=False"
-        )
+    packed = [name for name, each in model.named_modules() if type(each).__module__.startswith("bitsandbytes")]
     encoder_blocks = used_blocks(model.vision_model, model.select_layer)
-    if any(getattr(block, "drop_path_rate", 0) for block in encoder_blocks):
-        raise ValueError(
-            "compile_blocks=True: stochastic depth would make each block of the encoder a graph of its own; set "
-            "drop_path=0, or compile_blocks=False"
-        )
-    if backend == BACKEND and not has_compiler():
-        raise ValueError(
-            "compile_blocks=True needs a C++ compiler, and none is found; install g++, name one in the variable CXX, "
-            "or set compile_blocks=False"
-        )
+    for is_so, reason, remedy in (
+        (
+            is_deepspeed_zero3_enabled(),
+            "ZeRO-3 gathers and releases weights inside of blocks, which can't be compiled",
+            "use --deepspeed deepspeed_zero2",
+        ),
+        (packed, f"packed weights ({packed[:1]}) aren't compiled", "set the quantization to None"),
+        (
+            any(getattr(block, "drop_path_rate", 0) for block in encoder_blocks),
+            "stochastic depth would make each block of the encoder a graph of its own",
+            "set drop_path=0",
+        ),
+        (
+            backend == BACKEND and not has_compiler(),
+            "it needs a C++ compiler, and none is found",
+            "install g++, name one in the variable CXX",
+        ),
+    ):
+        if is_so:
+            raise ValueError(f"compile_blocks=True: {reason}; {remedy}, or set compile_blocks=False")
     keep_out_of_graphs()
     blocks = [*encoder_blocks, *model.language_model.get_decoder().layers]
     for block in blocks:

@@ -24,10 +24,10 @@ from ..ranges import check
 from ..weights.loader import read_config
 from .flash_rows import FlashPreprocessor
 from .loss_head import softmax_rows
-from .losses import sum_over_ranks, token_log_probs
+from .losses import sum_over_ranks
 from .preference import Reference
 from .rows import Row
-from .vlm import VisionLanguageModel
+from .vlm import VisionLanguageModel, per_segment
 
 RATIOS = "flash_ratios"  # of past steps, in the message hub, which checkpoints keep
 
@@ -94,26 +94,9 @@ class FlashModel(VisionLanguageModel):
         """
         if mode != "loss":
             return super().forward(row, pixel_values, mode)
-        return self._compare(row, pixel_values, shorter, mean_weight)
-
-    def _compare(self, row: Row, pixel_values, shorter: tuple[Row, ...], mean_weight) -> dict[str, torch.Tensor]:
-        """What `forward` returns for the loss."""
-        raise NotImplementedError
-
-    def _per_sample(self, row: Row, values: torch.Tensor) -> torch.Tensor:
-        """Sums over the targets of each segment of the whole row, float64; ``values`` may be those of a shorter one."""
-        sums = values.new_zeros(len(row.segments.bounds) - 1, dtype=torch.float64)
-        return sums.index_add_(0, row.owners, values[: row.num_supervised].double())
-
-    def _outputs(self, row: Row, pixel_values, loss, each, metrics) -> dict[str, torch.Tensor]:
-        """What a forward pass returns; ``each`` is the cross entropy of each target, ``metrics`` sums."""
-        return {
-            "loss": loss,
-            "num_supervised": torch.full((), row.num_supervised, device=loss.device),
-            "num_tiles": torch.full((), pixel_values.shape[0], device=loss.device),
-            "sample_losses": self._per_sample(row, each),
-            "metrics": torch.stack([torch.as_tensor(m, device=loss.device).float() for m in metrics]),
-        }
+        loss, each, metrics = self._compare(row, pixel_values, shorter, mean_weight)
+        metrics = torch.stack([torch.as_tensor(metric, device=loss.device).float() for metric in metrics])
+        return self._outputs(row, pixel_values, loss, per_segment(row, each), metrics=metrics)
 
 
 def weights_of(row: Row, mean_weight: torch.Tensor | None) -> torch.Tensor:
@@ -173,7 +156,7 @@ class FlashConsistencyModel(FlashModel):
         self._reference = Reference(others, self.dtype)
 
     def _compare(self, row, pixel_values, shorter, mean_weight):
-        """``shorter`` is one row, of the model that trains, whose cross entropies are the sample losses."""
+        """Loss, cross entropy of each target, and metrics; ``shorter`` is one row, of the model that trains."""
         (short,) = shorter
         head = self.model.language_model.get_output_embeddings()
         with self.computing(pixel_values.device):
@@ -185,8 +168,7 @@ class FlashConsistencyModel(FlashModel):
             divergences, each = divergence(hidden, head, expected, weight, row.targets)
         loss = (divergences * weights_of(row, mean_weight)).sum()
         tokens = len(short.image_positions), len(row.image_positions)
-        count = row.num_supervised
-        return self._outputs(row, pixel_values, loss, each, (each[:count].sum(), count, *tokens))
+        return loss, each, (each[: row.num_supervised].sum(), row.num_supervised, *tokens)
 
     def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:
         """The step's cross entropy with compressed tiles, and the share of image tokens that it read."""
@@ -236,9 +218,8 @@ class FlashRouterModel(FlashModel):
         """``shorter`` has all tiles compressed, then one of each sample; a sample weighs what its answer weighs."""
         with torch.no_grad(), self.computing(pixel_values.device):
             patches = self._encode(pixel_values)
-            each = self._losses(row, patches)
-            whole = self._per_sample(row, each)
-            ratios = [self._per_sample(row, self._losses(short, patches)) / whole.clamp(min=1e-9) for short in shorter]
+            each, *others = (-self._token_log_probs(one, patches) for one in (row, *shorter))
+            ratios = [per_segment(row, other) / per_segment(row, each).clamp(min=1e-9) for other in others]
         owners, numbers = _tiles_of(row, self.num_image_token)
         with self.computing(pixel_values.device):
             logits = self.model.route(patches).float()
@@ -246,17 +227,12 @@ class FlashRouterModel(FlashModel):
         exact = torch.stack(ratios[1:])[numbers, owners] if len(ratios) > 1 and len(owners) else cheap
         labels, cheap_labels = (self._label(r, name) for r, name in ((exact, "exact"), (cheap, "cheap")))
         if not len(owners):
-            return self._outputs(row, pixel_values, logits.sum() * 0.0, each, (0, 0, 0, 0))
-        weights = self._per_sample(row, weights_of(row, mean_weight))
+            return logits.sum() * 0.0, each, (0, 0, 0, 0)
+        weights = per_segment(row, weights_of(row, mean_weight))
         share = weights[owners] / torch.bincount(owners, minlength=len(weights))[owners]
         loss = (F.cross_entropy(logits, labels, reduction="none") * share.float()).sum()
         right = (logits.argmax(-1) == labels).sum()
-        sums = len(owners), (labels == 0).sum(), right, (labels == cheap_labels).sum()
-        return self._outputs(row, pixel_values, loss, each, sums)
-
-    def _losses(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
-        hidden = self._run_llm(row, patches)[0, row.predicting]
-        return -token_log_probs(hidden, row.targets, self.model.language_model.get_output_embeddings())
+        return loss, each, (len(owners), (labels == 0).sum(), right, (labels == cheap_labels).sum())
 
     def _label(self, ratios: torch.Tensor, name: str) -> torch.Tensor:
         """0 (compress) where a ratio is below the percentile of the last ones, these included; else 1."""

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..ranges import OBJECTIVES, check, check_objectives
-from .losses import sum_over_ranks, token_log_probs
+from .losses import sum_over_ranks
 from .objectives import PairLogProbs, Settings, need_reference, preference_losses
 from .preference_metrics import FIGURES, means_of_step, reward_mean, sums_of_pairs
 from .rows import Row
@@ -188,19 +188,7 @@ class PreferenceModel(VisionLanguageModel):
         with torch.no_grad():
             metrics = sums_of_pairs(pairs, self.settings, losses, weights > 0, _kl(row, each, expected))
             metrics = metrics / size_of(row.segments.group)
-        return {
-            "loss": loss,
-            "num_supervised": torch.full((), row.num_supervised, device=loss.device),
-            "num_tiles": torch.full((), pixel_values.shape[0], device=loss.device),
-            "sample_losses": total.detach().double(),
-            "metrics": metrics,
-        }
-
-    def _token_log_probs(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
-        hidden = self._run_llm(row, patches)
-        return token_log_probs(
-            hidden[0, row.predicting], row.targets, self.model.language_model.get_output_embeddings()
-        )
+        return self._outputs(row, pixel_values, loss, total.detach().double(), metrics=metrics)
 
     @property
     def reference_is_complete(self) -> bool:

@@ -163,17 +163,10 @@ def check_counts(row: Row, num_tiles: Sequence[int], tokens_per_tile: int, sourc
     Raises:
         ValueError: Names both counts and the samples at fault.
     """
-    expected = sum(num_tiles) * tokens_per_tile
-    found = len(row.image_positions)
-    per_sample = [
-        int(((row.image_positions >= start) & (row.image_positions < end)).sum())
-        for start, end in pairwise(row.segments.bounds)
-    ][: len(num_tiles)]
-    wrong = [
-        str(source)
-        for source, tokens, tiles in zip(sources, per_sample, num_tiles, strict=False)
-        if tokens != tiles * tokens_per_tile
-    ]
+    expected, found = sum(num_tiles) * tokens_per_tile, len(row.image_positions)
+    owners = torch.bucketize(row.image_positions, torch.tensor(row.segments.bounds[1:]), right=True)
+    counts = zip(sources, torch.bincount(owners, minlength=len(num_tiles)).tolist(), num_tiles, strict=False)
+    wrong = [str(source) for source, tokens, tiles in counts if tokens != tiles * tokens_per_tile]
     if found == expected and not wrong:
         return
     culprits = "; at fault: " + ", ".join(wrong) if wrong else ""

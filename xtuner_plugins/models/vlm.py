@@ -28,7 +28,7 @@ from .attention import attend_to_segments, no_mask
 from .compiling import compile_model_blocks
 from .encoders import set_drop_path
 from .loss_head import LossHead
-from .losses import next_token_loss, sum_over_ranks
+from .losses import next_token_loss, sum_over_ranks, token_log_probs
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 from .recompute import recompute_blocks
@@ -223,21 +223,19 @@ class VisionLanguageModel(BaseModel):
         """
         if mode not in ("loss", "tensor"):
             raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
-        device = pixel_values.device
-        with self.computing(device):
+        with self.computing(pixel_values.device):
             hidden = self._run_llm(row, self._encode(pixel_values))
             if mode == "tensor":
                 return {"hidden": hidden}
             head = self.model.language_model.get_output_embeddings()
             loss, each = next_token_loss(hidden[0, row.predicting], row.targets, head, row.weights, mean_weight)
-        sums = torch.zeros(len(row.segments.bounds) - 1, dtype=torch.float64, device=device)
-        sums.index_add_(0, row.owners, each[: row.num_supervised].double())
-        return {
-            "loss": loss,
-            "num_supervised": torch.full((), row.num_supervised, device=device),
-            "num_tiles": torch.full((), pixel_values.shape[0], device=device),
-            "sample_losses": sum_over_group(sums, row.segments.group),
-        }
+        return self._outputs(row, pixel_values, loss, sum_over_group(per_segment(row, each), row.segments.group))
+
+    def _outputs(self, row: Row, pixel_values: torch.Tensor, loss: torch.Tensor, sample_losses: torch.Tensor, **others):
+        """What `forward` returns for the loss."""
+        counts = {"num_supervised": row.num_supervised, "num_tiles": len(pixel_values)}
+        counts = {name: torch.full((), count, device=loss.device) for name, count in counts.items()}
+        return {"loss": loss, **counts, "sample_losses": sample_losses, **others}
 
     def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss to differentiate, and the values to log, over all ranks."""
@@ -276,6 +274,11 @@ class VisionLanguageModel(BaseModel):
                 use_cache=False,
             ).last_hidden_state
 
+    def _token_log_probs(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
+        """As `token_log_probs`, of a row with the encoder's ``patches``."""
+        hidden = self._run_llm(row, patches)[0, row.predicting]
+        return token_log_probs(hidden, row.targets, self.model.language_model.get_output_embeddings())
+
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Tiles ``[T, 3, H, W]`` to patches of ``max(T, 1)`` tiles.
 
@@ -305,6 +308,12 @@ class VisionLanguageModel(BaseModel):
         return embeds.index_copy(1, row.image_positions, gather_features(features, row).to(embeds.dtype)[None])
 
 
+def per_segment(row: Row, values: torch.Tensor) -> torch.Tensor:
+    """Sums over the targets of each segment of the whole row, float64; ``values`` begins with one per target."""
+    sums = values.new_zeros(len(row.segments.bounds) - 1, dtype=torch.float64)
+    return sums.index_add_(0, row.owners, values[: row.num_supervised].double())
+
+
 def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, Any] | None]):
     """Loads the base: whole, split over the ranks of ZeRO-3, or with linear layers of parts in 4 bits.
 
@@ -322,11 +331,7 @@ def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, An
             for part, settings in quantized.items()
         ]
 
-        def pack(model: nn.Module, name: str) -> None:
-            for packer in packers:
-                packer(model, name)
-
-        return load_model(base, dtype=dtype, filled=pack)
+        return load_model(base, dtype=dtype, filled=lambda *layer: [packer(*layer) for packer in packers])
     if is_deepspeed_zero3_enabled():
         config = deepspeed_config()
         return load_model(base, dtype=partition_dtype(config), filled=over_ranks(config))

@@ -127,22 +127,13 @@ def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, 
         end = {"gradients": sums + table, "activations": after}
     else:
         end = {"gradients": sums - own, "activations": max(after - table, 0)}
+    loss = {"activations": kept + act.output_bytes(job, batch), "logits": act.logits_bytes(job, batch)}
+    head = {"activations": kept + act.head_kept_bytes(job, batch), "logits": act.head_backward_bytes(job, batch)}
+    encoding = max(act.encoding_bytes(job, batch), gathered)
     moments = {
-        "encoding": {**passes, "gradients": earlier, "activations": max(act.encoding_bytes(job, batch), gathered)},
-        "loss": {
-            **passes,
-            "gradients": earlier,
-            "autocast copies": act.cast_bytes(job, kept=False),
-            "activations": kept + act.output_bytes(job, batch),
-            "logits": act.logits_bytes(job, batch),
-        },
-        "backward of the head": {
-            **back,
-            "gradients": earlier,
-            "autocast copies": in_graph,
-            "activations": kept + act.head_kept_bytes(job, batch),
-            "logits": act.head_backward_bytes(job, batch),
-        },
+        "encoding": {**passes, "gradients": earlier, "activations": encoding},
+        "loss": {**passes, "gradients": earlier, "autocast copies": act.cast_bytes(job, kept=False), **loss},
+        "backward of the head": {**back, "gradients": earlier, "autocast copies": in_graph, **head},
         "backward": {
             **back,
             "gradients": earlier + table,

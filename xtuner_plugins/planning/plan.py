@@ -63,14 +63,14 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
     families = families_of(kinds)
     flash = next((part for kind, part in FLASH.items() if kind in str(ours.get("type"))), None)
     recompute, of_encoder = ours.get("gradient_checkpointing", True), ours.get("visual_encoder_checkpointing")
+    whole = {part for part, row in PARTS.items() if not ours.get(f"freeze_{part}", row.is_frozen)}
+    whole = {flash} if flash == "router" else whole | ({flash} if flash else set())  # the router trains alone
     job = Job(
         shape=shape,
-        whole=_whole(ours, flash),
+        whole=frozenset(whole),
         batches=batches or largest_batches(settings, shape),
         adapters={
-            part: _adapters(lora, row.lora_targets)
-            for part, row in families.items()
-            if (lora := ours.get(f"{part}_lora"))
+            p: _adapters(ours[f"{p}_lora"], r.lora_targets) for p, r in families.items() if ours.get(f"{p}_lora")
         },
         quantized={part: row.packed_linears for part, row in families.items() if ours.get(f"{part}_quantization")},
         last_layers=ours.get("visual_encoder_last_layers") or 0,
@@ -89,14 +89,6 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
     if not job.trained:
         raise ConfigError("model: nothing would train: every part is frozen and no LoRA is set")
     return job
-
-
-def _whole(model: Mapping[str, Any], flash: str | None) -> frozenset[str]:
-    """Parts that train whole; the router trains alone."""
-    if flash == "router":
-        return frozenset({flash})
-    parts = {part for part, row in PARTS.items() if not model.get(f"freeze_{part}", row.is_frozen)}
-    return frozenset(parts | ({flash} if flash else set()))
 
 
 def _adapters(settings: Mapping[str, Any], default: Sequence[str]) -> Adapters:
@@ -123,11 +115,9 @@ def largest_batches(settings: Mapping[str, Any], shape: Shape) -> tuple[Batch, B
     data, packs = loader.get("dataset") or {}, loader.get("batch_sampler") or {}
     if "batch_size" not in loader or "max_length" not in data:
         raise ConfigError("train_dataloader: the plan needs batch_size and dataset.max_length; add them to the config")
+    tokens, tiles = (loader["batch_size"] * each for each in (data["max_length"], _tiles_of_sample(data, shape)))
     if "max_tokens" in packs:
         tokens, tiles = packs["max_tokens"], packs.get("max_tiles") or packs["max_tokens"]
-    else:
-        rows = loader["batch_size"]
-        tokens, tiles = rows * data["max_length"], rows * _tiles_of_sample(data, shape)
     tiles = min(tiles, tokens // shape.tokens_per_tile)
     return Batch(tokens, tiles, tokens - tiles * shape.tokens_per_tile), Batch(tokens, 0, tokens)
 
@@ -178,8 +168,7 @@ def lengths_of(settings: Mapping[str, Any], shape: Shape, samples: int | None = 
         return Lengths(number, mean, batches if packs else (longest,), source, is_measured=True)
     tiles = _tiles_of_sample(data, shape)
     text = min(TEXT_TOKENS, data["max_length"] - tiles * shape.tokens_per_tile)
-    counts = [NUM_SAMPLES.get(path) for path in paths]
-    known = sum(counts) if counts and None not in counts else None
+    known = sum(NUM_SAMPLES[path] for path in paths) if paths and NUM_SAMPLES.keys() >= set(paths) else None
     source = f"lengths not measured: every sample taken to have {tiles} tiles and {text} tokens of text"
     return Lengths(samples or known, Batch(tiles * shape.tokens_per_tile + text, tiles, text), batches, source)
 
@@ -218,13 +207,12 @@ def count_records(data: Mapping[str, Any]) -> int | None:
 
     columns = [data.get(name) for name in ("data_paths", "image_folders", "repeat_times", "dataset_settings")]
     try:
-        counts = [
+        return sum(
             round(len(open_records(entry.path, data.get("storage_options"))) * (entry.repeat_times or 1))
             for entry in list_files(*columns)
-        ]
+        )
     except (DataError, SourceError):  # told by the check, with the line
         return None
-    return sum(counts)
 
 
 @dataclass(frozen=True)

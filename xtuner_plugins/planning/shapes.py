@@ -145,14 +145,13 @@ class Shape:
 
     def part(self, name: str) -> int:
         """Parameters of `visual_encoder`, `projector`, `llm`, `mlp2` or `router`."""
-        if name in ("visual_encoder", "llm"):
-            return (self.encoder if name == "visual_encoder" else self.llm).parameters
-        return getattr(self, name)
+        stacks = {"visual_encoder": self.encoder, "llm": self.llm}
+        return stacks[name].parameters if name in stacks else getattr(self, name)
 
     @property
     def parameters(self) -> int:
         """Of the whole model."""
-        return self.encoder.parameters + self.projector + self.mlp2 + self.router + self.llm.parameters
+        return sum(map(self.part, ("visual_encoder", "projector", "llm", "mlp2", "router")))
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
@@ -219,13 +218,13 @@ def _llm(fields: Mapping[str, Any]) -> Stack:
     empty = _stack(fields, "model.layers", (), block_norms=0, outside=0, rms_norm=True, qk_norm="qwen3" in kind)
     queries, keys = empty.heads * empty.head_dim, empty.kv_heads * empty.head_dim
     bias = kind == "qwen2" or bool(fields.get("attention_bias"))
-    sizes = {"qkv": queries + 2 * keys} if kind == "phi3" else {"q": queries, "k": keys, "v": keys}
+    path, experts, active, sizes = "mlp", 1, 1, {"q": queries, "k": keys, "v": keys}
+    into = {"gate": inner, "up": inner}
+    if kind == "phi3":
+        sizes, into = {"qkv": queries + 2 * keys}, {"gate_up": 2 * inner}
     linears = [Linear(f"self_attn.{name}_proj", width, size, bias) for name, size in sizes.items()]
     linears.append(Linear("self_attn.o_proj", queries, width, bias and kind != "qwen2"))
-    path, experts, active, into = "mlp", 1, 1, {"gate": inner, "up": inner}
-    if kind == "phi3":
-        into = {"gate_up": 2 * inner}
-    elif kind == "qwen3_moe":
+    if kind == "qwen3_moe":
         inner, experts, active = fields["moe_intermediate_size"], fields["num_experts"], fields["num_experts_per_tok"]
         linears.append(Linear("mlp.gate", width, experts))
         path, into = "mlp.experts.0", {"gate": inner, "up": inner}

@@ -43,12 +43,16 @@ def from_deepspeed(name: str, settings: Mapping[str, Any], gpus: int) -> Strateg
         raise ValueError(f"{name}: zero_optimization.stage is {zero.get('stage')!r}; plans are made for 1, 2 and 3")
     sums = (settings.get("data_types") or {}).get("grad_accum_dtype")
     defaults = Strategy(name, gpus)
+
+    def is_offloaded(part: str) -> bool:
+        return (zero.get(part) or {}).get("device", "none") != "none"
+
     return Strategy(
         name=name,
         gpus=gpus,
         stage=zero["stage"],
-        offload_optimizer=_is_offloaded(zero.get("offload_optimizer")),
-        offload_weights=_is_offloaded(zero.get("offload_param")),
+        offload_optimizer=is_offloaded("offload_optimizer"),
+        offload_weights=is_offloaded("offload_param"),
         bucket=int(zero.get("reduce_bucket_size", defaults.bucket)),
         live=int(zero.get("stage3_max_live_parameters", defaults.live)),
         prefetch=int(zero.get("stage3_prefetch_bucket_size", defaults.prefetch)),
@@ -72,7 +76,3 @@ def obstacle(job: Job, strategy: Strategy) -> str:
             "or --deepspeed deepspeed_zero2"
         )
     return ""
-
-
-def _is_offloaded(settings: Mapping[str, Any] | None) -> bool:
-    return (settings or {}).get("device", "none") != "none"

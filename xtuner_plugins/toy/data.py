@@ -53,10 +53,8 @@ def write_data(root: str | Path, counts: Mapping[str, int], *, seed: int = 0, wo
             records = []
             for split in splits[purpose]:
                 (root / "images" / split).mkdir(parents=True, exist_ok=True)
-                job = partial(_make_records, root, split, seed)
-                records += [
-                    record for part in pool.map(job, range(counts.get(split, 0)), chunksize=50) for record in part
-                ]
+                parts = pool.map(partial(_make_records, root, split, seed), range(counts.get(split, 0)), chunksize=50)
+                records += [record for part in parts for record in part]
             if path.suffix == ".json":
                 path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
             else:
@@ -74,7 +72,8 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
     """Draws one image and returns its records."""
     scene, rng = scene_of(split, index, seed)
     if split == "train" and rng.random() < TEXT_SHARE:
-        return [_record(f"{split}-{index:05d}", [_sum(rng) for _ in range(4)])]
+        sums = [(rng.randrange(5), rng.randrange(5)) for _ in range(4)]
+        return [_record(f"{split}-{index:05d}", [(f"What is {a} plus {b}?", str(a + b)) for a, b in sums])]
     name = f"{split}/{index:05d}.jpg"
     draw(scene).save(root / "images" / name, **JPEG)
     if split == "pretrain":
@@ -115,11 +114,6 @@ def main(argv: list[str] | None = None) -> int:
     write_data(args.out, counts, seed=args.seed)
     print(f"drew {', '.join(f'{count} images of {split}' for split, count in counts.items())} for {args.out}")
     return 0
-
-
-def _sum(rng: random.Random) -> tuple[str, str]:
-    a, b = rng.randrange(5), rng.randrange(5)
-    return f"What is {a} plus {b}?", str(a + b)
 
 
 if __name__ == "__main__":

@@ -106,11 +106,10 @@ def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1,
     columns, rows = grid
     width, height = columns * TILE, rows * TILE
     taken: list[tuple[int, int, int, int]] = []
-    shapes = []
+    shapes, signs = [], []
     coarse_w, coarse_h = width // 4, height // 4
     size_limit = min(coarse_w, coarse_h)
-    kinds = rng.sample(SHAPES, rng.randint(1, 3))
-    for kind in kinds:
+    for kind in rng.sample(SHAPES, rng.randint(1, 3)):
         for _ in range(20):
             size = rng.randint(round(size_limit * 0.72), round(size_limit * 0.92))
             column, row = rng.randrange(4), rng.randrange(4)
@@ -125,7 +124,6 @@ def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1,
     boxes = [
         (s.x - s.size // 2 - 2, s.y - s.size // 2 - 2, s.x + s.size // 2 + 2, s.y + s.size // 2 + 2) for s in shapes
     ]
-    signs = []
     for color in rng.sample(COLORS, rng.randint(1, max_signs) if columns * rows > 1 else 1):
         crosses = crossing and columns > 1 and rng.random() < crossing
         for _ in range(20):
@@ -191,15 +189,13 @@ def _shape_mask(kind: str, size: int) -> Image.Image:
         pen.rectangle((big * 0.06, big * 0.06, big * 0.94, big * 0.94), fill=255)
     elif kind == "triangle":
         pen.polygon([(big / 2, big * 0.04), (big * 0.98, big * 0.94), (big * 0.02, big * 0.94)], fill=255)
-    elif kind == "star":
+    else:  # a star
         points = []
         for index in range(10):
             radius = big * (0.5 if index % 2 == 0 else 0.21)
             angle = math.pi * (index / 5 - 0.5)
             points.append((big / 2 + radius * math.cos(angle), big / 2 + radius * math.sin(angle)))
         pen.polygon(points, fill=255)
-    else:
-        raise ValueError(f"unknown shape {kind!r}; there are {SHAPES}")
     return mask.resize((size, size), Image.Resampling.BOX)
 
 

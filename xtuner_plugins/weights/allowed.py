@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -186,5 +187,4 @@ def _check_ids(key: str, value: Any, vocab_size: int | None, where: str) -> None
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return reprlib.repr(value)

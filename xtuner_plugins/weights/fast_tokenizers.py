@@ -52,17 +52,14 @@ def load_fast_tokenizer(directory: str | Path):
         CheckpointError: a vocabulary that can't be converted exactly.
         Exception: what transformers raises for a directory without a tokenizer, or with a damaged one.
     """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     directory = Path(directory)
     config = read_json(directory / "tokenizer_config.json", missing={})
-    convert = CONVERTERS.get(str(config.get("tokenizer_class")).removesuffix("Fast"))
-    if convert is not None and not (directory / "tokenizer.json").is_file():
-        return convert(directory, config)
-    if convert is not None:
-        from transformers import PreTrainedTokenizerFast
-
+    if convert := CONVERTERS.get(str(config.get("tokenizer_class")).removesuffix("Fast")):
+        if not (directory / "tokenizer.json").is_file():
+            return convert(directory, config)
         return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-    from transformers import AutoTokenizer
-
     # If config.json names no release of transformers (official ones don't), 4.57 takes any tokenizer for Mistral's and
     # warns of wrong ids, unless this option is given.
     tokenizer = AutoTokenizer.from_pretrained(
@@ -115,11 +112,9 @@ def _from_sentencepiece(directory: Path, config: Mapping):
     before = [named["bos_token"]] if config.get("add_bos_token", True) else []
     after = [named["eos_token"]] if config.get("add_eos_token", False) else []
     if before or after:
-        converted.post_processor = processors.TemplateProcessing(
-            single=[*before, "$A", *after],
-            pair=[*before, "$A", *after, *before, "$B", *after],
-            special_tokens=[(name, converted.token_to_id(name)) for name in {*before, *after}],
-        )
+        single, pair = [*before, "$A", *after], [*before, "$A", *after, *before, "$B", *after]
+        special = [(name, converted.token_to_id(name)) for name in {*before, *after}]
+        converted.post_processor = processors.TemplateProcessing(single, pair, special)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=converted,
         added_tokens_decoder=added,
@@ -138,10 +133,7 @@ def _internlm2_converter(path: Path, names: Mapping[int, str]):
     """The library's converter of Llama's tokenizers, with merges that only lead to ordinary pieces.
 
     Its own merges a text such as ``<0x0A>`` or a control token's name to that piece; sentencepiece never does.
-
-    Args:
-        path: of the sentencepiece model.
-        names: index of a piece to the name that the directory gives it; larger indices are passed over.
+    ``names`` are those that the directory gives to pieces, by index; larger indices are passed over.
     """
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.models import BPE

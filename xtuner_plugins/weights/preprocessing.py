@@ -16,7 +16,6 @@ tile limits, a mixture may have several; `choose` selects one.
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,12 +72,7 @@ class Choice:
 
 
 def system_fields(conversation: Conversation, base: Mapping | None = None) -> dict[str, Any]:
-    """The fields of an official ``config.json`` that give a conversation's system message (see `own_system`).
-
-    Args:
-        conversation: Template and system message.
-        base: The fields that they are laid over.
-    """
+    """The fields that give a conversation's system message (see `own_system`), laid over an official config's."""
     own, base = conversation.system_message, base or {}
     if not own_system(base) and own == get_conv_template(conversation.name).system_message:
         return {}
@@ -88,23 +82,13 @@ def system_fields(conversation: Conversation, base: Mapping | None = None) -> di
 
 
 def check_token_rules(trained: Mapping, tokenizer, where: str) -> None:
-    """Raises where a training's texts had other ids than this version gives them.
+    """Raises `PreprocessingError` where a training's texts had other ids than this version gives them.
 
     Before rule 2, each piece of text was encoded as the start of a text, which gives other ids where the tokenizer
     writes a space before a text, and Vicuna's answers had no space in front.
-
-    Args:
-        trained: The preprocessing of the training.
-        tokenizer: The tokenizer of its base, as transformers loads it.
-        where: What was trained so.
-
-    Raises:
-        PreprocessingError: Names what was trained.
     """
-    if trained.get("token_rules", 1) == TOKEN_RULES:
-        return
-    writes_space = tokenizer.tokenize("a") != ["a"]
-    if writes_space or any(dataset["template"].startswith("vicuna") for dataset in trained["datasets"]):
+    is_vicuna = any(dataset["template"].startswith("vicuna") for dataset in trained["datasets"])
+    if trained.get("token_rules", 1) != TOKEN_RULES and (is_vicuna or tokenizer.tokenize("a") != ["a"]):
         raise PreprocessingError(
             f"{where} was trained by an older version, which gave its prompts other token ids than engines and this "
             "version do; go on with the version that wrote it, or train anew"
@@ -130,7 +114,7 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
                 f"trained with {key.replace('_', ' ')} {trained[key]}, but every consumer of a model directory uses "
                 f"{list(usual)}; train without one of your own, on a base built with --image-mean and --image-std"
             )
-    names = defaultdict(list)
+    names = {dataset["template"]: [] for dataset in trained["datasets"]}
     for dataset in trained["datasets"]:
         names[dataset["template"]].append(str(dataset.get("name")))
     said = "; ".join(f"{name}: {', '.join(files)}" for name, files in sorted(names.items()))
@@ -141,25 +125,16 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
     if template not in (None, *names):
         raise PreprocessingError(f"--template {template}: trained with {said} only")
     rules = [rule for rule in _rules(trained) if template in (None, rule.template)]
-    fitting = [rule for rule in rules if max_tiles in (None, rule.max_tiles)]
-    said = " and ".join(map(str, rules))
+    fitting, said = [rule for rule in rules if max_tiles in (None, rule.max_tiles)], " and ".join(map(str, rules))
     if not fitting:
         raise PreprocessingError(f"--max-tiles {max_tiles}: trained with {said} only")
     chosen = max(fitting, key=lambda rule: rule.max_tiles)
-    if len(fitting) == 1:
-        return chosen, None
-    return chosen, (
-        f"trained with several rules of tiles ({said}); the export has the one with most: {chosen}; --max-tiles "
-        "chooses another"
-    )
+    note = f"trained with several rules of tiles ({said}); the export has the one with most: {chosen}; --max-tiles "
+    return chosen, f"{note}chooses another" if len(fitting) > 1 else None
 
 
 def exported(lock: Mapping, where: str) -> Choice:
-    """The settings that an export's ``preprocessing.json`` says its config has.
-
-    Raises:
-        PreprocessingError: They are missing or unreadable.
-    """
+    """The settings that an export's ``preprocessing.json`` says its config has; `PreprocessingError` without them."""
     try:
         return Choice.of(lock["exported"])
     except (KeyError, TypeError, ValueError):
@@ -167,11 +142,7 @@ def exported(lock: Mapping, where: str) -> Choice:
 
 
 def check_form(lock: Any, where: str) -> dict:
-    """A lock read from a file, as a dict.
-
-    Raises:
-        PreprocessingError: It isn't one.
-    """
+    """A lock read from a file, as a dict; `PreprocessingError` where it isn't one."""
     with contextlib.suppress(KeyError, TypeError, AttributeError):
         if _rules(lock):
             return dict(lock)

@@ -78,11 +78,7 @@ class _StandIn:
 
 
 def read_json(path: str | Path, missing: dict | None = None) -> dict:
-    """A JSON object from a file.
-
-    Args:
-        path: of the file.
-        missing: what to return if there is no such file; None makes that an error.
+    """A JSON object from a file, or ``missing`` (None is an error) where there is none.
 
     Raises:
         CheckpointError: missing, unreadable or not a JSON object.
@@ -176,11 +172,7 @@ def _lazy(value, path: Path):
 
 
 def state_dict(path: Path, content=None) -> dict[str, LazyTensor]:
-    """The state dict of a torch file, which may be the file itself or its entry ``state_dict``.
-
-    Args:
-        path: of the file.
-        content: what `load_pickle` has read of it; None reads it.
+    """The state dict of a torch file (or of what `load_pickle` has read): all of it, or its entry ``state_dict``.
 
     Raises:
         CheckpointError: unreadable, or no state dict.

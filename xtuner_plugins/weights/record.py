@@ -78,13 +78,14 @@ def file_hash(path: str | Path) -> str:
 
 def base_facts(directory: str | Path) -> dict[str, Any]:
     """Path of a base, and SHA-256 of its config, weights and tokenizer files by name."""
-    found = (each for each in sorted(Path(directory).iterdir()) if each.suffix in BASE_SUFFIXES)
-    files = {each.name: each for each in found if each.name not in NOT_OF_BASE}
+    found = [path for path in sorted(Path(directory).iterdir()) if path.suffix in BASE_SUFFIXES]
+    files = [path for path in found if path.name not in NOT_OF_BASE]
     with ThreadPoolExecutor(4) as pool:
-        return {
-            "path": os.path.abspath(directory),
-            "files": dict(zip(files, pool.map(file_hash, files.values()), strict=True)),
-        }
+        hashes = pool.map(file_hash, files)
+    return {
+        "path": os.path.abspath(directory),
+        "files": {path.name: each for path, each in zip(files, hashes, strict=True)},
+    }
 
 
 def data_facts(dataset: Any) -> list[dict[str, Any]]:
@@ -92,9 +93,7 @@ def data_facts(dataset: Any) -> list[dict[str, Any]]:
     return [
         {
             "name": source.name,
-            "sha256": " ".join(
-                map(file_hash, [source.index.file] if hasattr(source.index, "file") else sorted(source.index.stamps))
-            ),
+            "sha256": " ".join(map(file_hash, _files(source.index))),
             "columns": plain(source.index.columns),
             "rejected": sorted(map(int, rejected)),
             "repeat": source.repeat,
@@ -106,6 +105,10 @@ def data_facts(dataset: Any) -> list[dict[str, Any]]:
         }
         for source, rejected in zip(dataset.sources, dataset.rejected, strict=True)
     ]
+
+
+def _files(index: Any) -> list[str]:
+    return [index.file] if hasattr(index, "file") else sorted(index.stamps)
 
 
 def plain(value: Any, *, fill: bool = False) -> Any:
@@ -288,19 +291,10 @@ def check_form(record: Any, where: str) -> dict[str, Any]:
 
 
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:
-    """Raises where a run would go on from the checkpoint of another one.
-
-    Args:
-        then: What the checkpoint says of its run; None where it says nothing.
-        now: As for `compare`.
-        defaults: Likewise.
-        path: The checkpoint.
-
-    Returns:
-        What has changed without making it another run.
+    """What has changed since a checkpoint's run without making it another one; arguments as for `compare`.
 
     Raises:
-        CheckpointError: One line: what differs, and how to go on.
+        CheckpointError: It is another run's, or says nothing (None). One line: what differs, and how to go on.
     """
     anew = f"begin a new run from its weights with --cfg-options load_from={path}"
     if then is None:

@@ -32,10 +32,10 @@ _DISK_MARGIN = 64 * 2**20  # JSON, tokenizer and code files, rounded up generous
 
 
 def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Path | None]) -> Path:
-    """The target as an absolute path without links, if it may be written.
+    """The directory to make as an absolute path without links, if it may be written.
 
     Args:
-        out: the directory to make.
+        out: the directory.
         force: an existing model directory may be replaced.
         inputs: paths that are read, by role; the target may not be, hold or be inside one of them.
 
@@ -54,14 +54,14 @@ def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Pat
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise CheckpointError(f"{out} exists and is not a plain directory; choose another name")
     recover(out)
-    if out.is_dir() and any(out.iterdir()):
-        if not force:
-            raise CheckpointError(f"{out} exists already; choose another name or replace it with --force")
-        if not (out / CONFIG).is_file():
-            raise CheckpointError(
-                f"{out} holds no {CONFIG}, so it is not a model directory, and --force replaces only those; "
-                "choose another name or remove it yourself"
-            )
+    held = out.is_dir() and any(out.iterdir())
+    if held and not force:
+        raise CheckpointError(f"{out} exists already; choose another name or replace it with --force")
+    if held and not (out / CONFIG).is_file():
+        raise CheckpointError(
+            f"{out} holds no {CONFIG}, so it is not a model directory, and --force replaces only those; choose another "
+            "name or remove it yourself"
+        )
     return out
 
 

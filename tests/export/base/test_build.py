@@ -40,21 +40,22 @@ def test_tokens_follow_the_base(toy_parts, toy_base):
     assert merges and all(isinstance(m, str) for m in merges)
 
 
-@pytest.mark.parametrize("vocab_size", [None, 4096])
-def test_rows(tmp_path, vocab_size):
+def test_rows(tmp_path):
     """Old rows as they were, new rows their mean (exact in the stored dtype), the head a copy, padding gone."""
-    vision, llm = write_random_parts(tmp_path, llm_overrides={"vocab_size": vocab_size})
-    notes = build_base(vision, llm, tmp_path / "base", dtype="float32")["notes"]
-    assert any("stores a head beside the tied embedding" in note for note in notes)
-    old = load_file(llm / "model.safetensors")["model.embed_tokens.weight"].float()
-    held = load_file(tmp_path / "base" / "model.safetensors")
-    embed = held["language_model.model.embed_tokens.weight"]
-    num_old = embed.shape[0] - 9
-    assert embed.shape[0] == len(load_tokenizer(tmp_path / "base")) and (vocab_size is None or old.shape[0] == 4096)
-    assert torch.equal(embed[:num_old], old[:num_old])
-    mean = old[:num_old].double().mean(0).bfloat16().float()  # the part's own dtype is bf16
-    assert torch.equal(embed[num_old:], mean.expand(9, -1))
-    assert torch.equal(held["language_model.lm_head.weight"], embed)
+    for vocab_size in (None, 4096):
+        folder = tmp_path / str(vocab_size)
+        vision, llm = write_random_parts(folder, llm_overrides={"vocab_size": vocab_size})
+        notes = build_base(vision, llm, folder / "base", dtype="float32")["notes"]
+        assert any("stores a head beside the tied embedding" in note for note in notes)
+        old = load_file(llm / "model.safetensors")["model.embed_tokens.weight"].float()
+        held = load_file(folder / "base" / "model.safetensors")
+        embed = held["language_model.model.embed_tokens.weight"]
+        num_old = embed.shape[0] - 9
+        assert embed.shape[0] == len(load_tokenizer(folder / "base")) and (vocab_size is None or old.shape[0] == 4096)
+        assert torch.equal(embed[:num_old], old[:num_old])
+        mean = old[:num_old].double().mean(0).bfloat16().float()  # the part's own dtype is bf16
+        assert torch.equal(embed[num_old:], mean.expand(9, -1))
+        assert torch.equal(held["language_model.lm_head.weight"], embed)
 
 
 def test_untied_head_gets_its_own_mean(tmp_path):
@@ -144,14 +145,6 @@ def test_a_stock_llama_3_is_told_its_template(toy_parts, tmp_path):
     assert prompt.endswith("<|start_header_id|>user<|end_header_id|>\n\nA<|eot_id|>")
     stops = read_json(tmp_path / "base" / "generation_config.json")["eos_token_id"]
     assert done["template"] == "llama3-chat" and stops[0] == tokenizer.convert_tokens_to_ids("<|eot_id|>")
-
-
-def test_tool(run_tool, toy_parts, tmp_path):
-    vision, llm = toy_parts
-    args = ["tools/build_base_model.py", "--vision", vision, "--llm", llm, "--out", tmp_path / "base"]
-    done = run_tool(*args)
-    assert done.returncode == 0, done.stderr
-    assert "(9 tokens added), 16 tokens per tile" in done.stdout
 
 
 def test_tool_refuses_in_one_line(toy_parts, toy_base, tmp_path, capsys, monkeypatch):

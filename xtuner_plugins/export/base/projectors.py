@@ -16,12 +16,8 @@ from ...weights.reading import CheckpointError, open_safetensors
 
 # LLaVA's names of the same two layers: transformers', those of the original code, and XTuner's
 _LLAVA_NAMES = {
-    "multi_modal_projector.linear_1.": "mlp1.0.",
-    "multi_modal_projector.linear_2.": "mlp1.2.",
-    "mm_projector.0.": "mlp1.0.",
-    "mm_projector.2.": "mlp1.2.",
-    "projector.model.0.": "mlp1.0.",
-    "projector.model.2.": "mlp1.2.",
+    **dict.fromkeys(("multi_modal_projector.linear_1.", "mm_projector.0.", "projector.model.0."), "mlp1.0."),
+    **dict.fromkeys(("multi_modal_projector.linear_2.", "mm_projector.2.", "projector.model.2."), "mlp1.2."),
 }
 
 
@@ -32,14 +28,9 @@ def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     llm = config["llm_config"]["hidden_size"]
     plain = kind != "pixel_shuffle_mlp"
     norm = {} if plain else {"mlp1.0.weight": (wide,), "mlp1.0.bias": (wide,)}
-    first, second = ("mlp1.0", "mlp1.2") if plain else ("mlp1.1", "mlp1.3")
-    return {
-        **norm,
-        f"{first}.weight": (llm, wide),
-        f"{first}.bias": (llm,),
-        f"{second}.weight": (llm, llm),
-        f"{second}.bias": (llm,),
-    }
+    for layer, width in zip((0, 2) if plain else (1, 3), (wide, llm), strict=True):
+        norm |= {f"mlp1.{layer}.weight": (llm, width), f"mlp1.{layer}.bias": (llm,)}
+    return norm
 
 
 def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dict[str, LazyTensor]:
@@ -83,27 +74,21 @@ def _open_projector(path: Path) -> dict[str, LazyTensor]:
     else:
         held = open_safetensors(path) if path.suffix == ".safetensors" else open_checkpoint(path).tensors
     held = {_our_name(k.removeprefix("model.")): v for k, v in held.items()}
-    if any(k.startswith("mlp1.") for k in held):
-        return {k: v for k, v in held.items() if k.startswith("mlp1.")}
-    return {f"mlp1.{k}": v for k, v in held.items()}
+    return {k: v for k, v in held.items() if k.startswith("mlp1.")} or {f"mlp1.{k}": v for k, v in held.items()}
 
 
 def _our_name(name: str) -> str:
-    for theirs, ours in _LLAVA_NAMES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
+    theirs = next((each for each in _LLAVA_NAMES if name.startswith(each)), None)
+    return name if theirs is None else _LLAVA_NAMES[theirs] + name.removeprefix(theirs)
 
 
 def _fresh_projector(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, LazyTensor]:
-    generator = torch.Generator().manual_seed(seed)
-    fresh = {}
+    generator, fresh = torch.Generator().manual_seed(seed), {}
     for name, shape in shapes.items():
         layer, kind = name.rsplit(".", 1)
-        weight_shape = shapes[f"{layer}.weight"]
-        if len(weight_shape) == 1:  # LayerNorm
-            fresh[name] = torch.full(shape, 1.0 if kind == "weight" else 0.0)
+        if len(shapes[f"{layer}.weight"]) == 1:  # LayerNorm
+            fresh[name] = MemoryTensor(torch.full(shape, float(kind == "weight")))
         else:
-            bound = 1 / math.sqrt(weight_shape[1])
-            fresh[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
-    return {k: MemoryTensor(v) for k, v in fresh.items()}
+            bound = 1 / math.sqrt(shapes[f"{layer}.weight"][1])
+            fresh[name] = MemoryTensor(torch.empty(shape).uniform_(-bound, bound, generator=generator))
+    return fresh

@@ -1,8 +1,12 @@
-# One word a chore. Every target creates .venv with the pinned stack when it is missing.
+# One word a chore. Every target creates .venv with the pinned stack when it is missing, or under STACK=today
+# .venv-today with the newest packages.
+STACK ?= pinned
+$(if $(filter pinned today,$(STACK)),,$(error STACK=$(STACK): take pinned or today))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] <= (3,12))' 2>/dev/null \
 	&& echo $$p && break; done)
-VENV := .venv
+VENV := .venv$(if $(filter today,$(STACK)),-today)
+REQUIREMENTS := requirements$(if $(filter today,$(STACK)),-today).txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
@@ -15,15 +19,15 @@ export TOKENIZERS_PARALLELISM := false
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(READY)  ## create .venv and install the pinned stack
+setup: $(READY)  ## create .venv with the pinned stack; STACK=today: .venv-today with the newest packages
 
-$(READY): requirements.txt requirements-dev.txt constraints.txt
+$(READY): $(REQUIREMENTS) requirements-dev.txt $(REQUIREMENTS:requirements%=constraints%)
 	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 found (XTuner 0.2 refuses 3.13). Install one, or: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; }
 	@if [ -d $(VENV) ]; then echo "==> Going on with $(VENV): what is installed stays, what is missing is fetched"; \
 	else echo "==> Creating $(VENV) with $$($(PYTHON) --version)"; fi
 	@$(PYTHON) -m venv $(VENV)
-	@echo "==> 1/3 The pinned stack of requirements-dev.txt: about 5 GB, most of it PyTorch and its CUDA libraries"
-	@DS_BUILD_OPS=0 $(PIP) -r requirements-dev.txt
+	@echo "==> 1/3 $(REQUIREMENTS) and requirements-dev.txt: about 5 GB, most of it PyTorch and its CUDA libraries"
+	@DS_BUILD_OPS=0 $(PIP) -r $(REQUIREMENTS) -r requirements-dev.txt
 	@echo "==> 2/3 xtuner 0.2.0 without its own pins"
 	@$(PIP) --no-deps xtuner==0.2.0
 	@echo "==> 3/3 This project, editable"

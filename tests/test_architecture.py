@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "xtuner_plugins"
 # Bottom first: folders, and files that stand beside them. A file belongs to the longest name that it begins with.
-LAYERS = """hub errors files ranges dtypes families settings processes html_page weights
+LAYERS = """hub stack errors files ranges dtypes families settings processes html_page weights
     datasets/stores datasets/images datasets/records datasets/text
     datasets/plan datasets export models audit inference evaluation chat_page engine engine/watch engine/run
     engine/hooks engine/check engine/launch engine/prepared planning cli toy""".split()

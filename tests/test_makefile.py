@@ -18,13 +18,21 @@ case "$1 $2" in
 esac
 exit 0
 """
-OUTER_MAKE = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "VENV", "PYTHON")  # of the make that runs the tests
+OUTER_MAKE = (
+    "MAKEFLAGS",
+    "MAKEOVERRIDES",
+    "MFLAGS",
+    "MAKELEVEL",
+    "VENV",
+    "PYTHON",
+    "STACK",
+)  # of the make that runs the tests
 
 
 @pytest.fixture
 def project(tmp_path):
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
+    for path in (ROOT / "Makefile", *ROOT.glob("requirements*.txt"), *ROOT.glob("constraints*.txt")):
+        shutil.copy(path, tmp_path)
     (tmp_path / "stand_in").write_text(STAND_IN)
     (tmp_path / "stand_in").chmod(0o755)
     return tmp_path
@@ -59,6 +67,17 @@ def test_a_half_finished_setup_goes_on(project):
     done, calls = make(project, "setup")
     assert done.returncode == 0 and "Going on with .venv" in done.stdout
     assert not any("--clear" in call for call in calls) and (project / ".venv/.ready").exists()
+
+
+def test_each_stack_has_its_own_environment(project):
+    for stack, folder, files in (
+        ("pinned", ".venv", "requirements.txt"),
+        ("today", ".venv-today", "requirements-today.txt"),
+    ):
+        done, calls = make(project, "setup", f"STACK={stack}")
+        assert done.returncode == 0 and (project / folder / ".ready").exists(), done.stderr
+        assert any(f"-r {files} -r requirements-dev.txt" in call for call in calls)
+    assert "take pinned or today" in make(project, "setup", "STACK=newest")[0].stderr
 
 
 def test_cleaning_keeps_runs(project):

@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-PYTHONS = ("3.10.13", "3.11.7", "3.12.1")
+PYTHONS = {"": ("3.10.13", "3.11.7", "3.12.1"), "-today": ("3.11.7", "3.12.1")}  # of each stack
 
 
 def read(name: str) -> list[Requirement]:
@@ -23,15 +23,15 @@ def normalized(requirement: Requirement) -> str:
 
 
 def test_every_requirement_has_one_version_for_all_pythons():
-    for requirement in read("requirements.txt") + read("requirements-dev.txt"):
+    for requirement in (each for name in ("", "-today", "-dev") for each in read(f"requirements{name}.txt")):
         assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)) and requirement.marker is None, requirement
 
 
-def test_the_lock_file_holds_one_version_of_each_package_for_each_python():
-    assert "-c constraints.txt" in (ROOT / "requirements.txt").read_text().splitlines()
-    locked = read("constraints.txt")
-    asked = {normalized(item): str(item.specifier) for item in read("requirements.txt") + read("requirements-dev.txt")}
-    for python in PYTHONS:
+def test_each_lock_file_holds_one_version_of_each_package_for_each_python():
+    for stack, python in ((stack, python) for stack, pythons in PYTHONS.items() for python in pythons):
+        own, lock = f"requirements{stack}.txt", f"constraints{stack}.txt"
+        assert f"-c {lock}" in (ROOT / own).read_text().splitlines()
+        asked = {normalized(item): str(item.specifier) for item in read(own) + read("requirements-dev.txt")}
         environment = {
             "python_version": ".".join(python.split(".")[:2]),
             "python_full_version": python,
@@ -39,10 +39,10 @@ def test_the_lock_file_holds_one_version_of_each_package_for_each_python():
             "platform_machine": "x86_64",
         }
         versions = {}
-        for item in locked:
+        for item in read(lock):
             if item.marker is None or item.marker.evaluate(environment):
                 assert versions.setdefault(normalized(item), str(item.specifier)) == str(item.specifier), item
-        assert asked.items() <= versions.items(), python
+        assert asked.items() <= versions.items(), (stack, python)
 
 
 def test_no_module_warns_when_it_is_compiled():

@@ -90,7 +90,7 @@ def test_the_stop_token_is_set_and_ends_the_answer(model, tokenizer, monkeypatch
     assert seen == [[stop], [stop, 5], [stop, 5], [7]]
 
 
-def test_batch_equals_one_by_one(model, tokenizer, prompted):
+def test_batch_equals_one_by_one(model, tokenizer, prompted, capsys):
     """Also of features in place of pixels, and whatever side a tokenizer pads."""
     tokenizer.padding_side = "right"
     questions = ["What is it?", "Hello", "Why is this one so much longer than the others are?", "<image> or <image>?"]
@@ -103,9 +103,11 @@ def test_batch_equals_one_by_one(model, tokenizer, prompted):
         for question, (own, count) in zip(questions, rows, strict=True)
     ]
     assert answers == alone and prompted[:4] == prompted[4:] and tokenizer.padding_side == "right"
+    tokenizer.pad_token = None  # then the stop token pads
     options = {"num_patches_list": counts, "visual_features": model.extract_feature(pixels)}
     assert model.batch_chat(tokenizer, None, questions, greedy(), **options) == alone
-    assert model.batch_chat(tokenizer, pixels[:2], questions[:1], greedy()) == alone[:1]
+    assert model.batch_chat(tokenizer, pixels[:2], questions[:1], greedy(), verbose=True) == alone[:1]
+    assert capsys.readouterr().out == f"{questions[0]}\n{alone[0]}\n"
     assert model.batch_chat(tokenizer, None, ["Hello"] * 2, greedy()) == [alone[1]] * 2
 
 

@@ -92,7 +92,7 @@ def test_which_tiles_are_chosen():
 
 
 def test_forward_and_given_features_know_no_compression():
-    model = flash_model()
+    model = flash_model(flash_absolute_threshold=1, flash_relative_threshold=1.0)
     plain = make_model(make_config({**VISION, "hidden_size": 32}))
     plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
     pixels, ids = make_batch(model)

@@ -85,5 +85,6 @@ def test_blocks_by_hand(warm_up):
     assert act.encoder_block_bytes(adapted, batch) == block + 5 * (8 + 2 * 4 + 2 * 8)
     job = replace(warm_up, whole=frozenset({"visual_encoder"}))
     assert act.encoder_kept_bytes(job, batch) == 2 * 1 * 5 * 4 * 8  # blocks, tiles, positions, float32, width
+    assert act.tile_bytes(warm_up, batch) == 3 * 28**2 * (4 + 2)
     assert act.cast_bytes(warm_up, kept=True) == 2 * warm_up.shape.projector
     assert act.cast_bytes(replace(warm_up, float_weights=False), kept=False) == 0

@@ -12,6 +12,7 @@ from benchmarks.random_model import meta_model
 from xtuner_plugins.families import llm_family
 from xtuner_plugins.models.adapters import inject_lora
 from xtuner_plugins.planning import plan, report
+from xtuner_plugins.planning.hardware import GPUS
 from xtuner_plugins.planning.job import Batch
 from xtuner_plugins.planning.memory import GIB, Plan, plan_memory
 from xtuner_plugins.planning.published import BASES, known_base
@@ -74,6 +75,9 @@ def test_settings_reach_the_job():
     assert (job.recompute, job.recompute_encoder, job.train_head, job.half) == (False, True, True, False)
     assert job.moments == 2 + 8 / 256 and not job.pairs
     assert job.whole == {"projector"} and job.accumulation == 1
+    lora = {"model": {"base": "x", "llm_lora": {"lora_alpha": 16}}}
+    adapters = plan.job_of(lora, job.shape, (Batch(9, 1, 4),)).adapters["llm"]
+    assert (adapters.rank, adapters.dropout) == (LoraConfig().r, False)
 
 
 def test_steps_and_time():
@@ -195,4 +199,9 @@ def test_words_of_the_report(warm_up):
     job = replace(warm_up, last_layers=1)
     for strategy in (plain(1), strategy_named("deepspeed_zero2", 2)):
         assert set(plan_memory(job, strategy).moments) <= set(report.MOMENTS)
+    for name, words in (
+        ("finetune_full", "; 5,196 steps of 128 samples, at most "),
+        ("finetune_lora", "counted the rec"),
+    ):
+        assert words in report.sentence((run := planned(name)[0]).memory, run, GPUS["H100"])
     assert report.duration(90) == "2 minutes" and report.duration(2 * 3600) == "2.0 hours"

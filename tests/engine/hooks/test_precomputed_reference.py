@@ -95,7 +95,7 @@ def test_the_loss_is_that_with_a_live_reference_while_the_model_changes(build, m
         torch.testing.assert_close(found["metrics"], expected["metrics"], atol=1e-4, rtol=1e-4)
     assert dataset[UNREADABLE]["dropped"]
     assert torch.isfinite(run(model, [filler_pair(model.tile_size)])["loss"])
-    with pytest.raises(ValueError, match="log probabilities of the reference were computed, but its answers have 3"):
+    with pytest.raises(ValueError, match="log probabilities of the reference were computed, its answers have 3 tokens"):
         dataset.reference.of(0, 0, 3, "train.jsonl:1")
 
 

@@ -1,9 +1,10 @@
-"""Training steps of the official model's own loop beside ours: same weights, same samples, same order, float32.
+"""Training steps of peers beside ours: same weights, same samples, same order, float32.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_training.py [--shape small] [--ways official rows packs] [--rounds 3]
 
 The official way is `InternVLChatModel.forward` on padded batches: attention with a mask of the whole batch, logits of
-every position. Ours takes the same padded batches (`rows`), and packs of the same samples (`packs`). The LLM trains,
+every position. TRL's (`--ways trl`, where it is installed) is its `SFTTrainer.training_step` on transformers' model of
+the same export. Ours takes the same padded batches (`rows`), and packs of the same samples (`packs`). The LLM trains,
 the vision encoder is frozen, and the vocabulary has 151,674 tokens, as InternVL2.5's with Qwen2.5.
 
 Each way runs in a process of its own, in turns, after one step that isn't counted; medians over rounds are printed, and
@@ -38,7 +39,7 @@ SHAPES = {
     "small": dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4),
     "medium": dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8),
 }
-WAYS = ("official", "rows", "packs")
+WAYS = ("official", "trl", "rows", "packs")
 BATCH_SIZE, NUM_BATCHES = 8, 4
 
 
@@ -69,18 +70,46 @@ def make_batches(way: str, samples: list[dict]) -> list[dict]:
     return [collate_packed([samples[index] for index in packs[number]]) for number in range(len(packs))]
 
 
+def widen(model: torch.nn.Module) -> None:
+    """Give a model the vocabulary; new rows are zeros."""
+    known = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        table.weight.data[known:] = 0
+
+
+def trl_trainer(base: str):
+    """TRL's trainer of transformers' model, from the hf form beside the base."""
+    from datasets import Dataset
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    model = AutoModelForImageTextToText.from_pretrained(f"{base}-hf", dtype=torch.float32, attn_implementation="sdpa")
+    widen(model)
+    model.model.vision_tower.requires_grad_(False)
+    settings = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], max_length=None)
+    config = SFTConfig(f"{base}-trl", dataset_kwargs={"skip_prepare_dataset": True}, **settings)
+    tokenizer = AutoTokenizer.from_pretrained(f"{base}-hf")
+    rows = Dataset.from_list([{"input_ids": [1]}])  # it is given batches, but asks for some
+    trainer = SFTTrainer(model, config, lambda rows: rows[0], rows, processing_class=tokenizer)
+    trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
+    trainer.model.train()
+    return trainer
+
+
 def measure(way: str, base: str) -> dict:
     """One pass over the samples in this process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = VisionLanguageModel(base=base, freeze_llm=False, dtype="float32", gradient_checkpointing=False)
     llm = model.model.language_model
-    llm.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    widen(llm)
     LossHead.take_over(llm.get_output_embeddings())
     if way == "official":
         llm.set_attn_implementation("sdpa")
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    peer = trl_trainer(base) if way == "trl" else None
+    trained = peer.model if peer else model.train()
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-5)
     for parameter in optimizer.param_groups[0]["params"]:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # makes the moments
@@ -95,9 +124,14 @@ def measure(way: str, base: str) -> dict:
         if way == "official":
             inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
             loss = model.model(pixel_values=model.data_preprocessor.normalize(batch["tiles"]), **inputs).loss
+        elif peer:
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+            inputs["pixel_values"] = model.data_preprocessor.normalize(batch["tiles"])
+            loss = peer.training_step(trained, inputs)
         else:
             loss = model(**model.data_preprocessor(batch, True), mode="loss")["loss"]
-        loss.backward()
+        if not peer:
+            loss.backward()
         optimizer.step()
         losses.append(loss.item())
     seconds = time.process_time() - start
@@ -113,7 +147,7 @@ def measure(way: str, base: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["small", "medium"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["official", "rows", "packs"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=2, metavar=("WAY", "BASE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -125,6 +159,9 @@ def main() -> None:
             llm = {**SHAPES[shape], "num_key_value_heads": SHAPES[shape]["num_attention_heads"] // 2}
             base = Path(folder, "base")
             build_base(*write_random_parts(folder, llm_overrides=llm), base, dtype="float32")
+            if "trl" in args.ways:
+                convert = [sys.executable, str(Path(__file__).parents[1] / "tools" / "convert_to_official.py")]
+                subprocess.run([*convert, "--from", base, f"{base}-hf", "--format", "hf"], check=True, stdout=2)
             found = {way: [] for way in args.ways}
             for _ in range(args.rounds):
                 for way in args.ways:

@@ -107,7 +107,7 @@ def test_flash_gets_boundaries_and_a_causal_window(monkeypatch):
     ):
         output = attend(*make_states(), segments=make_segments(follows=follows), sliding_window=window)
         assert output.shape == (1, 17, 6, 8)
-        options = {"scale": 0.3, "window_size": expected}
+        options = {"scale": 0.3, "window_size": expected, **attention_module._GROUPED}
         assert calls.pop() == (17, keys[-1], [list(BOUNDS), keys, 11, 16 if follows else 11], options)
 
 

@@ -98,6 +98,15 @@ def check(name: str, value: Any) -> Any:
     return value
 
 
+def check_length(max_iters: Any, max_epochs: Any) -> None:
+    """Raises `ValueError` unless ``max_iters`` or ``max_epochs`` is given, and both are above 0."""
+    if max_iters is None and max_epochs is None:
+        raise ValueError("train_cfg needs max_iters (optimizer steps) or max_epochs")
+    for name, value in (("max_iters", max_iters), ("max_epochs", max_epochs)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r} is no length of a run; give more than 0")
+
+
 def check_tiles(low: Any, high: Any) -> None:
     """Limits of a grid of tiles; raises `SettingError`."""
     if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high <= MAX_TILES):

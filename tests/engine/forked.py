@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import itertools
 import json
 import multiprocessing
 import os
+import pydoc
 import sys
 import time
 import traceback
@@ -19,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from tests.engine.parallel_case import ROOT, training
+from tests.engine.parallel_case import ROOT, edited_config, logged, training
 from xtuner_plugins.processes import free_port
+from xtuner_plugins.settings import SETTINGS
 
 HUNG_AFTER_S = 300
 PRELOADED = ["tests.engine.preloaded"]
@@ -28,8 +31,9 @@ PRELOADED = ["tests.engine.preloaded"]
 
 @dataclass
 class Run:
-    """How a run ended: exit codes by rank (negative: a signal), what rank 0 wrote, and what the others wrote."""
+    """How a run ended: its folder, exit codes by rank (negative: a signal), what rank 0 wrote, and the others."""
 
+    work_dir: Path
     codes: list[int]
     output: str
     others: str = ""
@@ -38,6 +42,10 @@ class Run:
     def ok(self) -> bool:
         """Whether every rank ended with status 0."""
         return not any(self.codes)
+
+    def logged(self, key: str = "loss") -> list[float]:
+        """As `parallel_case.logged`."""
+        return logged(self.work_dir, key)
 
     @property
     def errors(self) -> list[str]:
@@ -53,15 +61,9 @@ def run_forked(
     processes: int = 1,
     prepare: Callable[[], None] | None = None,
 ) -> Run:
-    """Runs ``xtuner_plugins.engine.launch.train_process *arguments`` once per rank; logs go beside ``work_dir``.
+    """Runs ``train_process *arguments`` (the config's path first) once per rank; logs go beside ``work_dir``.
 
-    Args:
-        arguments: As for `tools/train.py`, with the config's path first.
-        env: The environment of the processes, without what tells a rank who it is.
-        work_dir: Where the run saves; the arguments name it, too.
-        processes: Ranks.
-        prepare: Called in each child before it trains; the place for a fault. A function of a module, or a `partial`
-            of one, because it is pickled.
+    ``prepare`` is called in each child before it trains. It is pickled: a function of a module, or a `partial` of one.
     """
     arguments, env = ["train", *arguments], dict(env)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -80,7 +82,7 @@ def run_forked(
         children.append(child)
     codes = _wait(children)
     said = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
-    return Run(codes, said[0], "".join(said[1:])[-3000:])
+    return Run(work_dir, codes, said[0], "".join(said[1:])[-3000:])
 
 
 def train_forked(
@@ -92,32 +94,96 @@ def train_forked(
     prepare: Callable[[], None] | None = None,
     **case,
 ) -> Run:
-    """Runs `xtuner_plugins.engine.launch.train_process` in forked children on a global batch of 4.
-
-    Args:
-        work_dir, base, data, processes: As `parallel_case.training`.
-        prepare: As `run_forked`.
-        **case: As `parallel_case.training`.
-    """
+    """`run_forked` on a global batch of 4, with the arguments of `parallel_case.training`."""
     arguments, env = training(work_dir, base, data, processes=processes, **case)
     return run_forked(arguments, env, work_dir, processes=processes, prepare=prepare)
 
 
-def note_sources(path: Path) -> None:
-    """Prepares a run to append a line per step and rank to ``PATH.RANK``: step, epoch, sources by micro-batch."""
-    from mmengine.dist import get_rank
+class Trainer:
+    """Trains on a data set below a folder of its own; what isn't said otherwise has to end well.
 
-    from xtuner_plugins.engine.run.loops import PlannedTrainLoop
+    Args:
+        folder: Of the runs, each of which has a folder in it.
+        base, data: As `parallel_case.training`.
+    """
 
-    run_iter = PlannedTrainLoop.run_iter
+    def __init__(self, folder: Path, base: Path, data: tuple[Path, Path]):
+        self.folder, self.base, self.data = folder, base, data
 
-    def noted(loop, batches):
-        entry = {"step": loop.iter + 1, "epoch": loop.dataloader_iterator.epoch}
-        with open(f"{path}.{get_rank()}", "a") as file:
-            file.write(json.dumps(entry | {"sources": [batch["sources"] for batch in batches]}) + "\n")
-        run_iter(loop, batches)
+    def __call__(
+        self,
+        name: str,
+        leaf: str = "toy_finetune_full",
+        *,
+        codes: tuple[int, ...] = (0,),
+        options: dict | None = None,
+        lines: str = "",
+        prepare: Callable[[], None] | None = None,
+        data: tuple[Path, Path] | None = None,
+        processes: int = 1,
+        **settings,
+    ) -> Run:
+        """Trains a toy leaf in the folder ``name``.
 
-    PlannedTrainLoop.run_iter = noted
+        Args:
+            leaf: Stem of a config in configs/toy.
+            codes: The statuses that ranks may end with, at least one of them with the first.
+            options: Values for keys.
+            lines: Of a config that takes in the leaf.
+            prepare, data, processes: As `train_forked`.
+            **settings: Values by short names; of `parallel_case.training` also ``deepspeed`` and ``extra``.
+        """
+        own = {key: settings.pop(key) for key in ("deepspeed", "extra") if key in settings}
+        options = {SETTINGS[key].key: value for key, value in settings.items()} | (options or {})
+        own |= {"options": options, "config": f"configs/toy/{leaf}.py", "processes": processes, "prepare": prepare}
+        if lines:
+            own["config"] = edited_config(self.folder / f"{name}-config", leaf)
+            with open(own["config"], "a") as file:
+                file.write(lines)
+        run = train_forked(self.folder / name, self.base, data or self.data, **own)
+        assert codes[0] in run.codes and {*run.codes} <= {*codes}, f"{run.codes}\n{run.output[-3000:]}{run.others}"
+        return run
+
+
+def at_call(path: str, number: int | None, do: Callable, rank: int | None = None) -> None:
+    """Prepares a run for a fault: the n-th call of a function does something first, on one rank or on all.
+
+    Args:
+        path: Of the function or method, below xtuner_plugins.
+        number: Of the call, from 1; None for each.
+        do: Gets the arguments of the call.
+        rank: None for all.
+    """
+    *above, name = path.split(".")
+    owner = pydoc.locate(".".join(["xtuner_plugins", *above]))
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    @functools.wraps(function)
+    def called(*args, **kwargs):
+        if next(calls) == number or number is None:
+            do(*args)
+        return function(*args, **kwargs)
+
+    if rank in (None, int(os.environ.get("RANK", "0"))):
+        setattr(owner, name, called)
+
+
+def fault(*args, **kwargs) -> Callable[[], None]:
+    """`at_call` as a run's ``prepare``."""
+    return functools.partial(at_call, *args, **kwargs)
+
+
+def send(number: int, *_) -> None:
+    """The process gets a signal."""
+    os.kill(os.getpid(), number)
+    time.sleep(0.5)
+
+
+def note_sources(path: Path, loop, batches: list[dict]) -> None:
+    """Appends a line for a step to ``PATH.RANK``: step, epoch, sources by micro-batch."""
+    entry = {"step": loop.iter + 1, "epoch": loop.dataloader_iterator.epoch}
+    with open(f"{path}.{os.environ.get('RANK', '0')}", "a") as file:
+        file.write(json.dumps(entry | {"sources": [batch["sources"] for batch in batches]}) + "\n")
 
 
 @functools.cache

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from tests.conftest import HANGS_AFTER
 from tests.small_data import write_dataset  # noqa: F401
 from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: F401
@@ -41,6 +43,26 @@ def edited_config(folder: Path, name: str, **settings) -> str:
     taken_in = f"from mmengine.config import read_base\nwith read_base():\n    from ..toy.{name} import *\n"
     path.write_text(taken_in + "\n".join(lines) + "\n")
     return str(path)
+
+
+def contents(path: Path) -> dict[str, torch.Tensor]:
+    """Weights and the optimizer's state of a checkpoint that any strategy wrote, by kind and parameter."""
+    from xtuner_plugins.engine.run.runtime import allow_checkpoint_types
+    from xtuner_plugins.engine.run.transfer import read_state
+
+    allow_checkpoint_types()
+    state = read_state(path)
+    found = {f"weight {name}": tensor.read() for name, tensor in state.weights.items()}
+    for name, entries in state.states.items():
+        for key, value in entries.items():
+            found[f"{key} {name}"] = value.read() if hasattr(value, "read") else torch.as_tensor(value)
+    return found
+
+
+def require_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    """Fails where two sets of tensors differ in a name or a bit."""
+    assert left.keys() == right.keys() and left
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
 def train(

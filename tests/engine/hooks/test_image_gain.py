@@ -16,9 +16,6 @@ from xtuner_plugins.export.trained import lay_over
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.weights.reading import load_pickle
 
-from ..forked import train_forked
-from ..parallel_case import edited_config, write_dataset
-
 
 def test_with_one_token_each_it_is_the_paired_t_test():
     own, other = np.random.default_rng(0).normal(1, 0.3, (2, 9))
@@ -47,11 +44,6 @@ def test_the_next_sample_gives_its_tiles_in_as_many_as_there_were():
     first, second = exchange(samples)
     assert first["tiles"][:, 0, 0, 0].tolist() == [7, 8] and second["tiles"].shape == (3, 3, 1, 1)
     assert (second["tiles"] == 1).all() and (samples[0]["tiles"] == 1).all()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 def test_samples_have_images_that_differ(toy_base, data):
@@ -109,34 +101,28 @@ def test_memory_that_runs_out_names_the_samples():
         losses(Full(), [sample], 1)
 
 
-def run(work_dir, toy_base, data, config):
-    found = train_forked(work_dir, toy_base, data, config=config, options={"train_dataloader.batch_size": 2})
-    assert found.ok, found.output[-3000:]
-    (path,) = work_dir.glob("*/vis_data/scalars.json")
-    return found.output, [json.loads(line) for line in path.read_text().splitlines()]
+def scalars(run):
+    (path,) = run.work_dir.glob("*/vis_data/scalars.json")
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_says_it_warns_and_is_not_disturbed(toy_base, data, tmp_path):
+def test_a_run_says_it_warns_and_is_not_disturbed(train):
     """The toy base's random parts can't see yet."""
-    config = edited_config(tmp_path, "toy_finetune_lora", lora_dropout=0.1)
-    output, lines = run(tmp_path / "with", toy_base, data, config)
-    measured = [line for line in lines if "images/gain" in line]
-    last = max(line["step"] for line in lines)
+    case = dict(leaf="toy_finetune_lora", lora_dropout=0.1, batch_size=2)
+    run = train("with", **case)
+    lines = scalars(run)
+    measured, last = [line for line in lines if "images/gain" in line], max(line["step"] for line in lines)
     assert {line["step"] for line in measured} == {1, round(last / 2), last}
-    assert "own images lower the loss by" in output
-    assert all(line["images/low"] <= 0 for line in measured)
-    assert output.count("has not learned to look") == len(measured)
-    newest = max((tmp_path / "with").glob("iter_*.pth"), key=lambda path: path.stat().st_mtime)
+    assert "own images lower the loss by" in run.output and all(line["images/low"] <= 0 for line in measured)
+    assert run.output.count("has not learned to look") == len(measured)
+    newest = run.work_dir / f"iter_{last}.pth"
     assert load_pickle(newest)["image_gain"]["images/gain"] == measured[-1]["images/gain"]
     shown = card.make(lay_over(None, newest))  # the model card takes all from this checkpoint
     assert f"a word {measured[-1]['images/word_norm']:.3g}." in shown
     assert f"lower the loss by {measured[-1]['images/gain']:.3f} nats" in shown and "| command | " in shown
     assert f"| optimizer steps | {measured[-1]['step']} |" in shown and "| share |" in shown
-    with open(config, "a") as file:
-        file.write("custom_hooks.pop()\n")
-    output, without = run(tmp_path / "without", toy_base, data, config)
-    assert "own images" not in output
-    assert [line["loss"] for line in lines if "loss" in line] == [line["loss"] for line in without if "loss" in line]
+    without = train("without", lines="custom_hooks.pop()\n", **case)
+    assert "own images" not in without.output and without.logged() == run.logged()
 
 
 def test_pairs_and_samples_without_images_are_left_alone():

@@ -7,20 +7,23 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
 
-from tests.small_data import write_dataset
 from xtuner_plugins.datasets import PreferenceDataset, SettingError, collate_pairs
 from xtuner_plugins.datasets import reference as reference_module
 from xtuner_plugins.datasets.preference import filler_pair
+from xtuner_plugins.datasets.reference import ReferenceLogProbs
 from xtuner_plugins.engine import PrecomputedReferenceHook
 from xtuner_plugins.engine.run.loops import TrainingStopped
 from xtuner_plugins.models import PreferenceModel
 
-NUM_PAIRS = 10
+from ..parallel_case import write_dataset
+
+NUM_PAIRS, UNREADABLE = 10, 2
 
 
 @pytest.fixture(autouse=True)
-def _own_hub():
+def _own_hub_and_small_chunks(monkeypatch):
     MessageHub.get_current_instance().runtime_info.clear()
+    monkeypatch.setattr(reference_module, "CHUNK", 4)
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +36,15 @@ def build(toy_base):
 
 
 @pytest.fixture
-def data(toy_base, tmp_path):
+def model(build):
+    return build(precomputed_reference=True)
+
+
+@pytest.fixture
+def pairs(toy_base, tmp_path):
+    """pairs(**settings) -> ten pairs, of which the image of one can't be read."""
     path, images = write_dataset(tmp_path / "data", NUM_PAIRS)
-    (images / "2.png").write_bytes(b"no image")
+    (images / f"{UNREADABLE}.png").write_bytes(b"no image")
 
     def make(**settings):
         settings = {"max_tiles": 4, "on_bad_sample": "skip", **settings}
@@ -44,26 +53,37 @@ def data(toy_base, tmp_path):
     return make
 
 
-def runner_of(model, dataset, step=0, load_from=None, quantization=None, **loader):
-    settings = {"batch_size": 2, "num_workers": 0, **loader}
-    cfg = ConfigDict(train_dataloader=settings, model=ConfigDict(llm_quantization=quantization), load_from=load_from)
-    return SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset), iter=step, cfg=cfg)
+@pytest.fixture
+def begin(tmp_path):
+    """begin(model, dataset) -> the dataset, after the hook of a run that begins with both."""
 
+    def begin(model, dataset, step=0, load_from=None, quantization=None, **loader):
+        settings = {"batch_size": 2, "num_workers": 0, **loader}
+        held = ConfigDict(llm_quantization=quantization)
+        cfg = ConfigDict(train_dataloader=settings, model=held, load_from=load_from)
+        runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset), iter=step, cfg=cfg)
+        PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner)
+        return dataset
 
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch):
-    monkeypatch.setattr(reference_module, "CHUNK", 4)
+    return begin
 
 
 def run(model, samples):
     return model(**model.data_preprocessor(collate_pairs(samples)), mode="loss")
 
 
-def test_the_loss_is_that_with_a_live_reference_while_the_model_changes(build, data, tmp_path):
-    live, model, dataset = build(), build(precomputed_reference=True), data()
+def has_all(dataset):
+    samples = [dataset[index] for index in range(len(dataset))]
+    return all(len(sample["reference"]) for sample in samples if not sample.get("dropped"))
+
+
+def test_the_loss_is_that_with_a_live_reference_while_the_model_changes(build, model, pairs, begin):
+    live, dataset = build(), pairs()
+    with pytest.raises(ValueError, match="leave val_data_paths empty"):
+        run(model, [dataset[0], dataset[1]])
     assert live._reference.num_bytes > 0 == model._reference.num_bytes
-    PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(model, dataset, num_workers=1))
-    samples = [dataset[index] for index in range(NUM_PAIRS) if index != 2]
+    begin(model, dataset, num_workers=1)
+    samples = [dataset[index] for index in range(NUM_PAIRS) if index != UNREADABLE]
     with torch.no_grad():
         for network in (live, model):
             for parameter in network.parameters():
@@ -73,106 +93,77 @@ def test_the_loss_is_that_with_a_live_reference_while_the_model_changes(build, d
         assert expected["metrics"][model.metric_names.index("kl")] > 1e-3  # the model isn't its reference any more
         torch.testing.assert_close(found["loss"], expected["loss"], atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(found["metrics"], expected["metrics"], atol=1e-4, rtol=1e-4)
-    assert dataset[2]["dropped"]
+    assert dataset[UNREADABLE]["dropped"]
     assert torch.isfinite(run(model, [filler_pair(model.tile_size)])["loss"])
+    with pytest.raises(ValueError, match="log probabilities of the reference were computed, its answers have 3 tokens"):
+        dataset.reference.of(0, 0, 3, "train.jsonl:1")
 
 
-def test_a_second_start_computes_nothing_and_a_stopped_one_goes_on(build, data, tmp_path, monkeypatch):
-    model, computed = build(precomputed_reference=True), []
-    compute = PreferenceModel.reference_log_probs
-    monkeypatch.setattr(
-        PreferenceModel, "reference_log_probs", lambda *args, **kw: computed.append(1) or compute(*args, **kw)
-    )
-    hook = PrecomputedReferenceHook(str(tmp_path / "kept"))
-    save, saved = reference_module.ReferenceLogProbs.save, []
+def test_nothing_is_computed_twice(model, pairs, begin, tmp_path, monkeypatch):
+    """A stopped start goes on; other tiles, another share of a file and a quantized base have their own."""
+    compute, computed = PreferenceModel.reference_log_probs, []
+    save, saved = ReferenceLogProbs.save, []
+
+    def counted(*args, **inputs):
+        computed.append(1)
+        return compute(*args, **inputs)
 
     def stop_at_the_second(*args):
         if saved:
             raise KeyboardInterrupt
         saved.append(save(*args))
 
+    monkeypatch.setattr(PreferenceModel, "reference_log_probs", counted)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(reference_module.ReferenceLogProbs, "save", stop_at_the_second)
-        hook.before_train(runner_of(model, data()))
+        patch.setattr(ReferenceLogProbs, "save", stop_at_the_second)
+        begin(model, pairs())
     assert len(computed) == 4  # two chunks of two batches
-    hook.before_train(runner_of(model, data()))
-    assert len(computed) == 8  # of three chunks, two were left
-    hook.before_train(runner_of(model, data()))
-    assert len(computed) == 8
-    hook.before_train(runner_of(model, data(max_tiles=2)))
-    assert len(computed) == 14  # other tiles, other log probabilities
-
-
-OTHER_WEIGHTS = "begins with other weights .load_from='iter_3.pth'.*Start once without"
-
-
-def test_what_is_no_reference_is_refused_unless_it_is_there(build, data, tmp_path):
-    model, hook = build(precomputed_reference=True), PrecomputedReferenceHook(str(tmp_path / "kept"))
-    with pytest.raises(SettingError, match="precompute_reference with jpeg_quality"):
-        hook.before_train(runner_of(model, data(jpeg_quality=(75, 100))))
-    others = {"step": 3}, {"load_from": "iter_3.pth"}
-    for other, message in zip(others, ("can only be computed before the first step", OTHER_WEIGHTS), strict=True):
-        with pytest.raises(TrainingStopped, match=message):
-            hook.before_train(runner_of(model, data(), **other))
-    hook.before_train(runner_of(model, data()))
-    for other in others:
-        hook.before_train(runner_of(model, data(), **other))
-
-
-def test_another_share_of_a_file_and_a_quantized_base_have_their_own(build, data, tmp_path):
-    model, kept = build(precomputed_reference=True), tmp_path / "kept"
-    for number, (settings, held) in enumerate(
-        [
-            ({"repeat_times": 0.5}, {}),
-            ({}, {}),
-            ({"repeat_times": 2}, {}),
-            ({}, {"quantization": {"load_in_4bit": True}}),
-        ]
+    for settings, held, number, folders in (
+        ({}, None, 8, 1),  # of three chunks, two were left
+        ({}, None, 8, 1),
+        ({"repeat_times": 2}, None, 8, 1),
+        ({"max_tiles": 2}, None, 14, 2),
+        ({"repeat_times": 0.5}, None, None, 3),
+        ({}, {"load_in_4bit": True}, None, 4),
     ):
-        dataset = data(**settings)
-        PrecomputedReferenceHook(str(kept)).before_train(runner_of(model, dataset, **held))
-        samples = [dataset[index] for index in range(len(dataset))]
-        assert all(len(sample["reference"]) for sample in samples if not sample.get("dropped"))
-        assert len(list(kept.iterdir())) == (1, 2, 2, 3)[number]
+        assert has_all(begin(model, pairs(**settings), quantization=held))
+        assert number in (None, len(computed)) and len(list((tmp_path / "kept").iterdir())) == folders, settings
+
+
+def test_what_is_no_reference_is_refused_unless_it_is_there(model, pairs, begin, tmp_path):
+    with pytest.raises(SettingError, match="precompute_reference with jpeg_quality"):
+        begin(model, pairs(jpeg_quality=(75, 100)))
+    other_weights = "begins with other weights .load_from='iter_3.pth'.*Start once without"
+    others = {"step": 3}, {"load_from": "iter_3.pth"}
+    for other, message in zip(others, ("can only be computed before the first step", other_weights), strict=True):
+        with pytest.raises(TrainingStopped, match=message):
+            begin(model, pairs(), **other)
+    begin(model, pairs())
+    for other in others:
+        begin(model, pairs(), **other)
 
 
 @pytest.mark.parametrize("moment", ["begin", "save"])
-def test_two_runs_at_the_same_time(build, data, tmp_path, monkeypatch, moment):
-    model, hook = build(precomputed_reference=True), PrecomputedReferenceHook(str(tmp_path / "kept"))
-    original, began = getattr(reference_module.ReferenceLogProbs, moment), []
+def test_two_runs_at_the_same_time(model, pairs, begin, tmp_path, monkeypatch, moment):
+    original, began = getattr(ReferenceLogProbs, moment), []
 
     def with_another_run(*args):
         if not began:
             began.append(1)
-            hook.before_train(runner_of(model, data()))
+            begin(model, pairs())
         return original(*args)
 
-    monkeypatch.setattr(reference_module.ReferenceLogProbs, moment, with_another_run)
-    dataset = data()
-    hook.before_train(runner_of(model, dataset))
-    assert began and all(len(dataset[index]["reference"]) for index in range(NUM_PAIRS) if index != 2)
+    monkeypatch.setattr(ReferenceLogProbs, moment, with_another_run)
+    assert has_all(begin(model, pairs())) and began
     (folder,) = (tmp_path / "kept").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["00000.npz", "00001.npz", "00002.npz", "records.npz"]
 
 
-def test_a_folder_that_cant_be_written_is_said_before_anything_is_computed(build, data, tmp_path, monkeypatch):
-    model = build(precomputed_reference=True)
+def test_other_models_are_left_alone_and_a_folder_that_cant_be_written_is_told_at_once(
+    model, pairs, begin, tmp_path, monkeypatch
+):
+    assert begin(torch.nn.Linear(1, 1), pairs()).reference is None and not (tmp_path / "kept").exists()
     monkeypatch.setattr(PreferenceModel, "reference_log_probs", None)
     (tmp_path / "kept").write_text("a file")
     with pytest.raises(SettingError, match="name another folder: default_hooks.reference.folder"):
-        PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(model, data()))
-
-
-def test_pairs_without_them_or_with_other_answers_are_refused(build, data, tmp_path):
-    model, dataset = build(precomputed_reference=True), data()
-    with pytest.raises(ValueError, match="leave val_data_paths empty"):
-        run(model, [dataset[0], dataset[1]])
-    PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(model, dataset))
-    with pytest.raises(ValueError, match="log probabilities of the reference were computed, but its answers have 3"):
-        dataset.reference.of(0, 0, 3, "train.jsonl:1")
-
-
-def test_other_models_are_left_alone(data, tmp_path):
-    dataset = data()
-    PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(torch.nn.Linear(1, 1), dataset))
-    assert dataset.reference is None and not (tmp_path / "kept").exists()
+        begin(model, pairs())

@@ -10,9 +10,6 @@ from transformers import BitsAndBytesConfig
 from xtuner_plugins.engine.hooks.run_contract import CONTRACT_FILE, TITLE, compare_groups, describe_part, show
 from xtuner_plugins.models import VisionLanguageModel
 
-from ..forked import train_forked
-from ..parallel_case import write_dataset
-
 
 def test_packed_layers_count_their_weights(toy_base):
     lora = dict(type=LoraConfig, r=4, lora_alpha=8)
@@ -87,19 +84,10 @@ def test_the_table():
     ]
 
 
-GROUPED = {
-    "optim_wrapper.paramwise_cfg.decay_norms_and_biases": False,
-    "optim_wrapper.paramwise_cfg.part_lr.projector": 5e-4,
-    "optim_wrapper.optimizer.weight_decay": 0.1,
-    "param_scheduler.warmup_ratio": 0.5,
-}
-
-
-def test_the_file_holds_what_the_table_shows(toy_base, tmp_path):
-    data = write_dataset(tmp_path / "data")
-    run = train_forked(tmp_path / "run", toy_base, data, options=GROUPED)
-    assert run.ok, run.output[-2000:]
-    output, contract = run.output, json.loads((tmp_path / "run" / CONTRACT_FILE).read_text())
+def test_the_file_holds_what_the_table_shows(train):
+    undecayed = {"optim_wrapper.paramwise_cfg.decay_norms_and_biases": False}
+    run = train("run", projector_lr=5e-4, weight_decay=0.1, warmup_ratio=0.5, options=undecayed)
+    output, contract = run.output, json.loads((run.work_dir / CONTRACT_FILE).read_text())
     assert f"{show(contract)}\n" in output and "is skipped" not in output  # MMEngine would warn of frozen parameters
     few = "warning: this run has 4 optimizer steps, too few to learn much: a step takes 1 micro-batches on each rank; "
     assert f"{few}lower accumulative_counts (and batch_size), or raise max_epochs\n" in output

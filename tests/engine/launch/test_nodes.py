@@ -9,8 +9,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from tests.engine.parallel_case import logged, training, write_dataset
-from tests.engine.run.test_going_on import contents, require_equal
+from tests.engine.parallel_case import contents, logged, require_equal, training
 from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.processes import free_port
 
@@ -45,9 +44,8 @@ class Node:
 
 
 @pytest.fixture
-def nodes(toy_base, tmp_path):
+def nodes(toy_base, data, tmp_path):
     """Starts both nodes of a run in the same folder."""
-    data = write_dataset(tmp_path / "data")
     started = []
 
     def start(**case):

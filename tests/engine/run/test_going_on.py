@@ -1,232 +1,193 @@
-"""Runs that are killed, or told to stop, under the recipes' own kind of settings: accumulation and dropout on."""
+"""Runs that are killed or told to stop, in whatever they do, go on bit-equal; others end in one line that says why."""
 
 import os
+import resource
 import signal
+import time
 from functools import partial
 
 import pytest
 import torch
 
-from xtuner_plugins.engine.run.runtime import allow_checkpoint_types
-from xtuner_plugins.weights.checkpoint import open_checkpoint
+from xtuner_plugins.engine.watch.stopping import ONE_REQUEST_SECONDS
 
-from ..forked import train_forked
-from ..parallel_case import edited_config, logged, write_dataset
+from ..forked import at_call, fault, send
+from ..parallel_case import contents, require_equal
 
-NUM_STEPS = 8  # 16 samples in steps of 4, twice
-SAVED, KILLED = 3, 5
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data"))
+LAYOUTS = {"plain": (1, None), "ddp": (2, None), **{f"zero{n}": (2, f"deepspeed_zero{n}") for n in (1, 2, 3)}}
+NUM_STEPS, SAVED, STOPPED = 8, 3, 5  # 16 samples in steps of 4, twice
+STEP, UPDATE = "engine.run.loops.PlannedTrainLoop.run_iter", "engine.hooks.step_line.StepLineHook.after_train_iter"
+SIGNALS = {"plain": signal.SIGINT, "ddp": signal.SIGUSR1, "zero3": signal.SIGUSR2}
 
 
-@pytest.fixture
-def recipe(tmp_path):
-    """The LoRA recipe with 4 micro-batches per step, dropout, and a checkpoint every third step."""
-    return edited_config(
-        tmp_path,
-        "toy_finetune_lora",
-        accumulative_counts=4,
-        lora_dropout=0.1,
-        warmup_ratio=0.3,
-        max_epochs=2,
-        save_steps=SAVED,
-    )
-
-
-def options(processes=1):
-    return {
-        "train_dataloader.batch_size": 1,
-        "optim_wrapper.accumulative_counts": 4 // processes,
-        "train_cfg.max_epochs": 2,
-        "param_scheduler.warmup_ratio": 0.3,
-    }
-
-
-def kill_before(step):
-    """The process ends without a word before it trains a step (from 0)."""
-    from xtuner_plugins.engine.run.loops import PlannedTrainLoop
-
-    run_iter = PlannedTrainLoop.run_iter
-
-    def killed(loop, batch):
-        if loop.iter == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        run_iter(loop, batch)
-
-    PlannedTrainLoop.run_iter = killed
-
-
-def poison(step, micro_batch, value=float("nan")):
-    """The loss of one micro-batch of a step is ruined on rank 0."""
-    from xtuner_plugins.engine.run import steps
-
-    calls = []
-    next_loss = steps.batch_weight
-
-    def count(batch):
-        calls.append(batch)
-        if len(calls) == 4 * step + micro_batch + 1 and os.environ.get("RANK", "0") == "0":
-            batch["loss_weights"] = torch.full((len(batch["num_tiles"]),), value)
-            return 1.0
-        return next_loss(batch)
-
-    steps.batch_weight = count
-
-
-def overflow():
-    """Finite losses whose gradients overflow in the backward pass."""
-    from xtuner_plugins.models import vlm
-
-    next_token_loss = vlm.next_token_loss
-
-    def overflowing(hidden, *args):
-        hidden.register_hook(lambda gradient: gradient * float("inf"))
-        return next_token_loss(hidden, *args)
-
-    vlm.next_token_loss = overflowing
-
-
-def ruin_weights():
-    """Every update leaves one trained weight infinite."""
-    from mmengine.optim import OptimWrapper
-
-    step = OptimWrapper.step
-
-    def ruinous(wrapper):
-        step(wrapper)
-        trained = [p for group in wrapper.param_groups for p in group["params"] if p.requires_grad]
-        trained[-1].data.view(-1)[0] = float("inf")
-
-    OptimWrapper.step = ruinous
-
-
-def contents(path):
-    """Every tensor of a checkpoint; of a plain file the optimizer's too."""
-    if path.is_file():
-        allow_checkpoint_types()
-        saved = torch.load(path, weights_only=True)
-        state = {f"{i}.{k}": v for i, entry in saved["optimizer"]["state"].items() for k, v in entry.items()}
-        return {**saved["state_dict"], **state}
-    return {name: tensor.read() for name, tensor in open_checkpoint(path).tensors.items()}
-
-
-def require_equal(left, right):
-    assert left.keys() == right.keys() and left
-    different = [name for name in left if not torch.equal(left[name], right[name])]
-    assert different == []
+def recipe(layout="plain", dtype="float32", **more):
+    """Accumulation, dropout, warm-up; every third step is saved, and one checkpoint kept."""
+    processes, deepspeed = LAYOUTS[layout]
+    batches = dict(batch_size=1, accumulative_counts=4 // processes, dtype=dtype)
+    saving = dict(save_steps=SAVED, save_total_limit=1)
+    own = dict(leaf="toy_finetune_lora", lora_dropout=0.1, warmup_ratio=0.3, max_epochs=2)
+    return {**own, **batches, **saving, "processes": processes, "deepspeed": deepspeed, **more}
 
 
 def overflow_at_first(then=None):
-    """Scales start so high that the first step overflows, and grow soon."""
+    """In float16: scales start so high that the first step overflows, and grow soon."""
     torch.amp.GradScaler = partial(torch.amp.GradScaler, init_scale=2.0**40, growth_interval=2)
     if then:
         then()
 
 
+def cut_save(number, rank):
+    """Of the n-th file that a rank saves half is written when the process is killed."""
+    save, calls = torch.save, []
+
+    def half_way(content, target, *args, **kwargs):
+        save(content, target, *args, **kwargs)
+        calls.append(target)
+        if len(calls) == number and os.environ.get("RANK", "0") == str(rank):
+            os.truncate(target, os.path.getsize(target) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half_way
+
+
+# DeepSpeed's second rank writes one file per checkpoint, under ZeRO-3 two; a plain file is written by the first.
+CUTS = {"plain": (2, 0), "ddp": (2, 0), "zero2": (2, 1), "zero3": (4, 1)}
+
+
+def ending(way, layout):
+    """The fault, in the sixth step or in the second save, and the step that the run goes on from."""
+    processes, _ = LAYOUTS[layout]
+    if way == "stopped":  # by a signal that only the last rank gets, between two micro-batches
+        call = 4 // processes * STOPPED + 2
+        return fault("engine.run.steps.agree_to_stop", call, partial(send, SIGNALS[layout]), processes - 1), STOPPED
+    if way == "cut":
+        return partial(cut_save, *CUTS[layout]), SAVED
+    return fault(STEP, STOPPED + 1, partial(send, signal.SIGKILL)), SAVED
+
+
 @pytest.mark.parametrize(
-    "processes, deepspeed, dtype",
+    "way, layout, dtype",
     [
-        (1, None, "float32"),
-        (1, None, "float16"),
+        *(("killed", "plain", "float32"), ("killed", "plain", "float16")),
+        *(("cut", "plain", "float32"), ("stopped", "plain", "float32")),
         *(
-            pytest.param(2, each, "float32", marks=pytest.mark.slow)
-            for each in (None, "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+            pytest.param(way, layout, "float32", marks=pytest.mark.slow)
+            for way, layouts in (("killed", ("ddp", "zero1", "zero2", "zero3")), ("cut", CUTS), ("stopped", SIGNALS))
+            for layout in layouts
+            if layout != "plain"
         ),
     ],
 )
-def test_a_killed_run_goes_on_bit_equal(toy_base, data, recipe, tmp_path, processes, deepspeed, dtype):
+def test_a_run_goes_on_bit_equal(train, once, way, layout, dtype):
     """In float16 the scale of the loss, too, which an overflow has changed."""
-    prepare, kill = overflow_at_first, partial(kill_before, KILLED)
-    case = dict(processes=processes, deepspeed=deepspeed, config=recipe)
-    case["options"] = {**options(processes), "model.dtype": dtype}
-    whole = train_forked(tmp_path / "whole", toy_base, data, prepare=prepare, **case)
-    assert whole.ok, whole.output[-3000:]
-    killed = train_forked(tmp_path / "killed", toy_base, data, prepare=partial(prepare, kill), **case)
-    assert killed.codes == [-signal.SIGKILL] * processes
-    again = train_forked(tmp_path / "killed", toy_base, data, extra=("--resume", "auto"), prepare=prepare, **case)
-    assert again.ok, again.output[-3000:]
-    assert f"resuming from {tmp_path / 'killed' / f'iter_{SAVED}.pth'}" in again.output
-    assert len(logged(tmp_path / "whole")) == NUM_STEPS
-    assert len(set(logged(tmp_path / "whole", "loss_scale"))) == (4 if dtype == "float16" else 0)
+    case, (end, saved) = recipe(layout, dtype), ending(way, layout)
+    whole = once(f"{layout}-{dtype}", prepare=overflow_at_first, **case)
+    status = 128 + SIGNALS[layout] if way == "stopped" else -signal.SIGKILL
+    others = () if way == "stopped" else (1, -signal.SIGABRT)  # that miss a rank which was killed
+    ended = train("run", codes=(status, *others), prepare=partial(overflow_at_first, end), **case)
+    checkpoint = ended.work_dir / f"iter_{saved}.pth"
+    assert list(ended.work_dir.glob("iter_*")) == [checkpoint]
+    assert len(list(ended.work_dir.glob(".*.partial"))) == (way == "cut")
+    if way == "stopped":
+        lines = ended.output.splitlines()
+        told = f"stopped by {SIGNALS[layout].name} after step {saved}, saved to {checkpoint}; go on with"
+        assert lines[lines.index(told) + 1].endswith("--resume auto")
+    again = train("run", extra=("--resume", "auto"), prepare=overflow_at_first, **case)
+    assert f"resuming from {checkpoint}" in again.output and len(whole.logged()) == NUM_STEPS
+    assert len(set(whole.logged("loss_scale"))) == (4 if dtype == "float16" else 0)
     for key in ("loss", "loss_scale", "overflows"):
-        assert logged(tmp_path / "killed", key) == logged(tmp_path / "whole", key)[SAVED:]
-    final = f"iter_{NUM_STEPS}.pth"
-    require_equal(contents(tmp_path / "killed" / final), contents(tmp_path / "whole" / final))
+        assert again.logged(key) == whole.logged(key)[saved:]
+    final = again.work_dir / f"iter_{NUM_STEPS}.pth"
+    assert [*again.work_dir.glob("iter_*"), *again.work_dir.glob(".*")] == [final]
+    require_equal(contents(final), contents(whole.work_dir / final.name))
 
 
-def exhaust(call):
-    """The model's n-th forward pass of a step (from 0) on rank 0 asks for more memory than there is."""
-    from xtuner_plugins.models import VisionLanguageModel
+def stop_and_stop_again():
+    """A signal in the second step, and another one while the run saves."""
 
-    forward, calls = VisionLanguageModel.forward, []
+    def again(*_):
+        time.sleep(ONE_REQUEST_SECONDS)
+        send(signal.SIGTERM)
 
-    def exhausting(model, *args, **kwargs):
-        if kwargs.get("mean_weight") is not None:
-            calls.append(1)
-        if len(calls) == call + 1 and os.environ.get("RANK", "0") == "0":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return forward(model, *args, **kwargs)
-
-    VisionLanguageModel.forward = exhausting
+    at_call("engine.run.steps.agree_to_stop", 6, partial(send, signal.SIGTERM))
+    at_call("engine.hooks.whole_checkpoint.WholeCheckpointHook._save_checkpoint_with_step", 1, again)
 
 
-def test_memory_that_runs_out_in_a_step(toy_base, data, recipe, tmp_path):
-    case = dict(config=recipe, options=options(), prepare=partial(exhaust, 4 * 3 + 2))
-    run = train_forked(tmp_path / "run", toy_base, data, **case)
-    assert run.codes == [1]
+def stop(call):
+    return fault("engine.run.steps.agree_to_stop", call, partial(send, signal.SIGTERM))
+
+
+def test_signals_that_save_nothing_more(train):
+    """A second one ends at once; one in the last step leaves a complete run; without the optimizer none goes on."""
+    term = (128 + signal.SIGTERM,)
+    run = train("twice", codes=term, prepare=stop_and_stop_again, **recipe())
+    assert "second signal: ended at once" in run.output and not list(run.work_dir.glob("iter_*"))
+    assert "go on with" not in run.output
+    run = train("last", prepare=fault(UPDATE, NUM_STEPS, partial(send, signal.SIGTERM)), **recipe())
+    assert (run.work_dir / f"iter_{NUM_STEPS}.pth").exists() and "go on" not in run.output
+    weights_only = {"options": {"default_hooks.checkpoint.save_optimizer": False}}
+    run = train("weights", codes=term, prepare=stop(10), **recipe(**weights_only))
+    assert "not resumable" in run.output and "go on with" not in run.output
+    assert "stopped by SIGTERM after step 2; no checkpoint to resume from" in run.output
+    again = train("weights", codes=(2,), extra=("--resume", "auto"), **recipe())
+    assert "load_from=" in again.errors[0]
+
+
+def run_out(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def poison(batches):
+    batches[0]["loss_weights"] = torch.full((len(batches[0]["num_tiles"]),), float("nan"))
+
+
+def explode(hidden, *_):
+    hidden.register_hook(lambda gradient: gradient * float("inf"))
+
+
+def ruin(hook, runner, *_):
+    [p for group in runner.optim_wrapper.param_groups for p in group["params"]][-1].data.view(-1)[0] = float("inf")
+
+
+def limit_files(*_):
+    """No file may grow beyond a size, smaller than a checkpoint: the system refuses as it does on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+NAMED, GRADIENT = "engine.run.steps.naming", "models.vlm.next_token_loss"
+SAVE = "engine.hooks.whole_checkpoint.WholeCheckpointHook.after_train_iter"
+PLAIN, DEEPSPEED = (f"engine.run.steps.{name}.backward" for name in ("_PlainDriver", "_DeepSpeedDriver"))
+MEMORY, GRADIENT_SAYS = "step 1: out of memory on rank 0 with 1 samples of ", "step 1: the gradient norm is "
+DISK = "checkpoint {run}/iter_6.pth could not be written: "
+# Layout; what happens, and where; what the one error line says, how many samples it names, and whether the third step
+# was saved before. `naming` is called with each micro-batch, and with all of a step at the update.
+ENDS = [
+    ("plain", fault(PLAIN, 3 * 4 + 3, run_out), "step 4: out of memory on rank 0 with 1 samples of ", 1, True),
+    ("plain", fault(NAMED, 4 * 5 + 3, poison), "step 5: the loss is nan, from the samples ", 1, True),
+    ("plain", fault(GRADIENT, 1, explode), GRADIENT_SAYS, 4, False),
+    ("plain", fault(SAVE, 3, ruin), "iter_3.pth was not written: the last update made weights infinite", 0, False),
+    ("plain", fault(STEP, 5, limit_files), DISK, 0, True),
+    ("ddp", fault(PLAIN, 1, run_out, 0), MEMORY, 1, False),
+    ("zero2", fault(DEEPSPEED, 1, run_out, 0), MEMORY, 1, False),
+    ("ddp", fault(NAMED, 3 + 1, poison, 0), "step 2: the loss is nan", 1, False),
+    ("zero2", fault(NAMED, 3 + 1, poison, 0), "step 2: the loss is nan", 1, False),
+    *((layout, fault(GRADIENT, 1, explode), GRADIENT_SAYS, 4, False) for layout in ("zero2", "zero3")),
+    *((layout, fault(STEP, 5, limit_files), DISK, 0, True) for layout in ("ddp", "zero2")),
+]
+
+
+@pytest.mark.parametrize(
+    "layout, prepare, says, named, is_saved",
+    [row if row[0] == "plain" else pytest.param(*row, marks=pytest.mark.slow) for row in ENDS],
+    ids=[f"{number}-{row[0]}" for number, row in enumerate(ENDS)],
+)
+def test_a_run_that_cannot_go_on_ends_in_one_line(train, data, layout, prepare, says, named, is_saved):
+    """No good checkpoint is lost, nothing half-written stays, every rank ends, and one speaks."""
+    codes = (1, -signal.SIGKILL) if says is MEMORY else (1,)  # no other rank hears of it
+    run = train("run", codes=codes, prepare=prepare, **recipe(layout))
     [line] = run.errors
-    assert "step 4: out of memory on rank 0 with 1 samples of " in line and line.count(f"{data[0]}:") == 1
-    assert f"The last good checkpoint is {tmp_path / 'run' / 'iter_3.pth'}" in line
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero2"])
-def test_no_rank_waits_for_one_without_memory(toy_base, data, recipe, tmp_path, deepspeed):
-    case = dict(config=recipe, options=options(2), processes=2, deepspeed=deepspeed)
-    run = train_forked(tmp_path / "run", toy_base, data, prepare=partial(exhaust, 0), **case)
-    assert run.codes[0] == 1 and len(run.errors) == 1 and run.codes[1] != 0
-
-
-class TestNotFinite:
-    def test_a_loss_that_is_nan_stops_the_run_before_anything_is_lost(self, toy_base, data, recipe, tmp_path):
-        case = dict(config=recipe, options=options())
-        run = train_forked(tmp_path / "run", toy_base, data, prepare=partial(poison, 4, 2), **case)
-        assert run.codes == [1]
-        [line] = run.errors
-        assert "step 5: the loss is nan, from the samples " in line
-        assert line.count(f"{data[0]}:") == 1  # the one micro-batch at fault
-        assert f"The last good checkpoint is {tmp_path / 'run' / 'iter_3.pth'}" in line
-        assert {path.name for path in (tmp_path / "run").glob("iter_*")} == {"iter_3.pth"}
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero2"])
-    def test_every_rank_ends_and_one_speaks(self, toy_base, data, recipe, tmp_path, deepspeed):
-        case = dict(config=recipe, options=options(1), processes=2, deepspeed=deepspeed)
-        run = train_forked(tmp_path / "run", toy_base, data, prepare=partial(poison, 1, 0), **case)
-        assert run.codes == [1, 1]
-        assert "step 2: the loss is nan" in run.errors[0] and "nothing was saved yet" in run.errors[0]
-        assert "error" not in (tmp_path / "run.rank1.log").read_text()
-
-    @pytest.mark.parametrize(
-        "deepspeed",
-        [
-            None,
-            pytest.param("deepspeed_zero2", marks=pytest.mark.slow),
-            pytest.param("deepspeed_zero3", marks=pytest.mark.slow),
-        ],
-    )
-    def test_an_infinite_gradient_stops_the_run(self, toy_base, data, recipe, tmp_path, deepspeed):
-        run = train_forked(
-            tmp_path / "run", toy_base, data, prepare=overflow, config=recipe, options=options(), deepspeed=deepspeed
-        )
-        assert run.codes == [1], run.output[-2000:]
-        assert "step 1: the gradient norm is " in run.errors[0] and str(data[0]) in run.errors[0]
-
-    def test_weights_that_an_update_ruined_are_not_saved(self, toy_base, data, recipe, tmp_path):
-        case = dict(config=recipe, options={**options(), "default_hooks.checkpoint.interval": 1})
-        run = train_forked(tmp_path / "run", toy_base, data, prepare=ruin_weights, **case)
-        assert run.codes == [1] and not list((tmp_path / "run").glob("iter_*"))
-        assert "iter_1.pth was not written: the last update made weights infinite" in run.errors[0]
+    last = f"The last good checkpoint is {run.work_dir}/iter_3.pth" if is_saved else "nothing was saved yet"
+    assert says.format(run=run.work_dir) in line and last in line
+    assert line.count(f"{data[0]}:") == named, line  # the micro-batch at fault, or the step
+    assert [path.name for path in run.work_dir.iterdir() if "iter_" in path.name] == ["iter_3.pth"] * is_saved
+    assert says is MEMORY or "error" not in run.others

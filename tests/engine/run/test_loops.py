@@ -1,3 +1,4 @@
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,62 +48,45 @@ def take(iterator, count):
 
 
 def test_epochs_follow_each_other_in_new_orders():
+    """A step has its micro-batches, and ends with the epoch."""
     _, iterator = make()
     first, second = take(iterator, 5), take(iterator, 5)
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(10)) and first != second
-
-
-def test_a_step_has_its_micro_batches_and_ends_with_the_epoch():
     _, iterator = make(micro_batches=2)
     assert [len(next(iterator)) for _ in range(6)] == [2, 2, 1, 2, 2, 1]
 
 
-@pytest.mark.parametrize("micro_batches", [1, 3])
-@pytest.mark.parametrize("steps", [1, 4, 5, 7])
-def test_resuming_goes_on_where_it_stopped_and_opens_nothing_twice(steps, micro_batches):
-    _, whole = make(micro_batches=micro_batches)
-    take(whole, steps)
-    place, after = whole.position(), take(whole, 6)
-    dataset, resumed = make(micro_batches=micro_batches)
-    resumed.skip_to(place)
-    assert dataset.opened == []
-    assert take(resumed, 6) == after and dataset.opened == sum(after, [])
+def test_resuming_goes_on_where_it_stopped_and_opens_nothing_twice():
+    for steps, micro_batches in itertools.product((1, 4, 5, 7), (1, 3)):
+        _, whole = make(micro_batches=micro_batches)
+        take(whole, steps)
+        place, after = whole.position(), take(whole, 6)
+        dataset, resumed = make(micro_batches=micro_batches)
+        resumed.skip_to(place)
+        assert dataset.opened == []
+        assert take(resumed, 6) == after and dataset.opened == sum(after, [])
 
 
-def test_resuming_with_another_number_of_ranks():
-    _, alone = make(batch_size=2, size=12)
-    seen = sum(take(alone, 2), [])
-    place = alone.position()
-    for rank in range(2):
-        _, iterator = make(batch_size=2, rank=rank, ranks=2, size=12)
-        iterator.skip_to(place)
-        seen += sum(take(iterator, 2), [])
-    assert sorted(seen) == list(range(12))
-
-
-@pytest.mark.parametrize("ranks, micro_batches", [(1, 1), (2, 1), (1, 3), (2, 2), (4, 1)])
-def test_the_rest_of_the_data_is_planned_with_the_ranks_of_now(ranks, micro_batches):
+def test_the_rest_of_the_data_is_planned_with_the_ranks_of_now():
     """One rank has trained 2 of 6 steps of 2; whatever goes on takes the other 8 samples and then stops."""
     _, before = make(size=12)
-    seen = sum(take(before, 2), [])
-    rest = []
-    for rank in range(ranks):
-        _, iterator = make(size=12, rank=rank, ranks=ranks, micro_batches=micro_batches)
-        iterator.skip_to(before.position())
-        rest.append(iterator.steps_ahead(1))
-        seen += sum(take(iterator, rest[-1]), [])
-    assert len(set(rest)) == 1
-    assert sorted(index for index in seen if index < 12) == list(range(12))
+    trained = sum(take(before, 2), [])
+    for ranks, micro_batches in ((1, 1), (2, 1), (1, 3), (2, 2), (4, 1)):
+        rest, seen = set(), [*trained]
+        for rank in range(ranks):
+            _, iterator = make(size=12, rank=rank, ranks=ranks, micro_batches=micro_batches)
+            iterator.skip_to(before.position())
+            rest.add(iterator.steps_ahead(1))
+            seen += sum(take(iterator, max(rest)), [])
+        assert len(rest) == 1 and sorted(index for index in seen if index < 12) == list(range(12))
 
 
 def test_position_counts_all_ranks():
     _, iterator = make(batch_size=2, rank=1, ranks=2, size=12)
-    take(iterator, 2)
-    digest = iterator.plan.digest
-    assert iterator.position() == {"epoch": 0, "position": 8, "cell": 2, "digest": digest}
-    take(iterator, 1)
-    take(iterator, 1)
-    assert iterator.position() == {"epoch": 1, "position": 4, "cell": 2, "digest": digest}
+    for steps, epoch, position in ((2, 0, 8), (2, 1, 4)):
+        take(iterator, steps)
+        digest = iterator.plan.digest
+        assert iterator.position() == {"epoch": epoch, "position": position, "cell": 2, "digest": digest}
 
 
 def test_no_epoch_goes_on_with_other_data():
@@ -129,14 +113,14 @@ def test_other_samplers_are_iterated_as_they_are_and_told_the_epoch():
     assert sampler.epoch == 1 and sorted(sum(first, [])) == sorted(sum(second, [])) and first != second
 
 
-@pytest.mark.parametrize("drop_last, batches", [(False, 4), (True, 3)])
-def test_batches_of_an_epoch_are_the_loader_s(drop_last, batches):
-    sampler = PlanSampler(Numbers(10), seed=3)
-    loader = DataLoader(Numbers(10), batch_size=3, sampler=sampler, collate_fn=list, drop_last=drop_last)
-    iterator = PlanIterator(loader)
-    assert iterator.steps_of_epoch(0) == len(loader) == batches
-    take(iterator, batches)
-    assert iterator.epoch == 0 and take(iterator, 1) and iterator.epoch == 1
+def test_batches_of_an_epoch_are_the_loader_s():
+    for drop_last, batches in ((False, 4), (True, 3)):
+        sampler = PlanSampler(Numbers(10), seed=3)
+        loader = DataLoader(Numbers(10), batch_size=3, sampler=sampler, collate_fn=list, drop_last=drop_last)
+        iterator = PlanIterator(loader)
+        assert iterator.steps_of_epoch(0) == len(loader) == batches
+        take(iterator, batches)
+        assert iterator.epoch == 0 and take(iterator, 1) and iterator.epoch == 1
 
 
 class Packs(Plan):
@@ -148,14 +132,12 @@ class Packs(Plan):
         self.num_steps = numbers.__getitem__
 
 
-@pytest.mark.parametrize(
-    "micro_batches, epochs, steps",
-    [(1, 2, 15), (1, 3, 21), (1, 0.5, 4), (1, 1.5, 11), (4, 1, 2), (4, 2, 4), (4, 3, 6), (4, 1.5, 3)],
-)
-def test_steps_of_epochs_of_unequal_packs(micro_batches, epochs, steps):
+def test_steps_of_epochs_of_unequal_packs():
     """Of several micro-batches, the last one ends with its epoch; the last epoch may be a part."""
-    loader = DataLoader(Numbers(), batch_sampler=Packs(7, 8, 6))
-    assert PlanIterator(loader, micro_batches).count_steps(epochs) == steps
+    loader, found = DataLoader(Numbers(), batch_sampler=Packs(7, 8, 6)), {}
+    for micro_batches, epochs in ((1, (2, 3, 0.5, 1.5)), (4, (1, 2, 3, 1.5))):
+        found[micro_batches] = [PlanIterator(loader, micro_batches).count_steps(each) for each in epochs]
+    assert found == {1: [15, 21, 4, 11], 4: [2, 4, 6, 3]}
 
 
 class Flexible(FlexibleRunner):

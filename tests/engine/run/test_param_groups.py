@@ -64,62 +64,48 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("rules, expected", RULES, ids=[" ".join(rules) or "none" for rules, _ in RULES])
-def test_every_trainable_parameter_has_the_options_of_its_rule(vlm, rules, expected):
+def test_every_trainable_parameter_has_the_options_of_its_rule(vlm):
     """The optimizer's groups, one per set of options, are those that the config plans, inside a wrapper, too."""
     trained = {name: p for name, p in vlm.named_parameters() if p.requires_grad}
-    held, planned = rates(vlm, **rules), {}
-    assert held.keys() == trained.keys()
-    for name, parameter in trained.items():
-        assert held[name] == pytest.approx(expected(name, parameter.dim())), name
-        planned[held[name]] = planned.get(held[name], 0) + parameter.numel()
-    assert len(build(vlm, **rules)) == len(planned)
-    cfg = dict(optim_wrapper=dict(optimizer=OPTIMIZER, paramwise_cfg=rules))
     named = f"{GroupedOptimWrapperConstructor.__module__}.{GroupedOptimWrapperConstructor.__qualname__}"
-    for constructor in (None, GroupedOptimWrapperConstructor, "GroupedOptimWrapperConstructor", named):
-        cfg["optim_wrapper"] |= {"constructor": constructor} if constructor else {}
-        assert planned_groups(ConfigDict(cfg), vlm) == pytest.approx(planned)
-
-
-def test_names_are_those_inside_the_wrapper(vlm):
+    for rules, expected in RULES:
+        held, planned = rates(vlm, **rules), {}
+        assert held.keys() == trained.keys()
+        for name, parameter in trained.items():
+            assert held[name] == pytest.approx(expected(name, parameter.dim())), (rules, name)
+            planned[held[name]] = planned.get(held[name], 0) + parameter.numel()
+        assert len(build(vlm, **rules)) == len(planned)
+        cfg = dict(optim_wrapper=dict(optimizer=OPTIMIZER, paramwise_cfg=rules))
+        for constructor in (None, GroupedOptimWrapperConstructor, "GroupedOptimWrapperConstructor", named):
+            cfg["optim_wrapper"] |= {"constructor": constructor} if constructor else {}
+            assert planned_groups(ConfigDict(cfg), vlm) == pytest.approx(planned)
     wrapped = nn.Module()
     wrapped.module = vlm
     assert len(build(wrapped, part_lr=PART_LR)) == 3
+    assert planned_groups(ConfigDict(optim_wrapper=dict(constructor="DefaultOptimWrapperConstructor")), vlm) is None
 
 
-@pytest.mark.parametrize(
-    "paramwise, message",
-    [
+def test_rules_without_effect_are_refused(vlm):
+    for paramwise, message in (
         (dict(part_lr=dict(llm=1e-5)), "a learning rate is set for llm, but nothing of it trains"),
         (dict(part_lr=dict(encoder=1e-5)), "'encoder' is no part; known are visual_encoder"),
         (dict(part_lr=dict(projector="abc")), "projector_lr='abc' is out of range"),
         (dict(part_lr=dict(projector=-1e-4)), "give a number above 0"),
         (dict(loraplus_lr_ratio=0), "loraplus_lr_ratio=0 is out of range"),
         (dict(visual_encoder_layer_decay=1.5), "visual_encoder_layer_decay=1.5 is out of range"),
-    ],
-)
-def test_rules_without_effect_are_refused(vlm, paramwise, message):
-    with pytest.raises(ValueError, match=message):
-        rates(vlm, **paramwise)
+    ):
+        with pytest.raises(ValueError, match=message):
+            rates(vlm, **paramwise)
 
 
-@pytest.mark.parametrize(
-    "settings, rewritten, constructor",
-    [
+def test_what_xtuner_drops_is_restored():
+    for settings, rewritten, constructor in (
         ({"paramwise_cfg": {"norm_decay_mult": 0.0}}, {}, "GroupedOptimWrapperConstructor"),
         ({}, {}, None),
         ({}, {"paramwise_cfg": {}, "constructor": "Mine"}, "Mine"),
-    ],
-)
-def test_what_xtuner_drops_is_restored(settings, rewritten, constructor):
-    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(lr=0.1), **settings)))
-    keep_grouping(cfg)
-    settle_grouping(rewritten, cfg)
-    assert (rewritten.get("constructor"), rewritten.get("paramwise_cfg") or None) == (
-        constructor,
-        settings.get("paramwise_cfg"),
-    )
-
-
-def test_other_constructors_plan_nothing(vlm):
-    assert planned_groups(ConfigDict(optim_wrapper=dict(constructor="DefaultOptimWrapperConstructor")), vlm) is None
+    ):
+        cfg = Config(dict(optim_wrapper=dict(optimizer=dict(lr=0.1), **settings)))
+        keep_grouping(cfg)
+        settle_grouping(rewritten, cfg)
+        assert rewritten.get("constructor") == constructor
+        assert (rewritten.get("paramwise_cfg") or None) == settings.get("paramwise_cfg")

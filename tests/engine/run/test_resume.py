@@ -12,15 +12,14 @@ from xtuner_plugins.engine.run.resume import settle_start
 from xtuner_plugins.weights.reading import CheckpointError
 from xtuner_plugins.weights.work_dir import read_checkpoint
 
-from ..forked import train_forked
-from ..parallel_case import edited_config, train, write_dataset
+from ..parallel_case import train as command
 
 OURS = (sys.executable, "tools/train.py")
 
 
-def resume(value, work_dir, deepspeed=None):
+def resume(value, work_dir):
     """The checkpoint that a run in one process resumes from."""
-    args = SimpleNamespace(resume=str(value), work_dir=str(work_dir), deepspeed=deepspeed)
+    args = SimpleNamespace(resume=str(value), work_dir=str(work_dir), deepspeed=None)
     settle_start(Config(), args)
     return args.resume
 
@@ -70,38 +69,30 @@ def test_what_no_run_goes_on_from(tmp_path):
             resume(folder / "iter_4.pth", folder)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data"))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("deepspeed", ["deepspeed_zero2", "deepspeed_zero3"])
-def test_deepspeed_directories(toy_base, data, tmp_path, deepspeed):
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_directories(train, stage):
     """Half-written, of other trained parts: each is one line."""
-    lora = edited_config(tmp_path, "toy_finetune_lora", save_steps=2)
-    case = dict(processes=2, deepspeed=deepspeed)
-    run = train_forked(tmp_path / "run", toy_base, data, config=lora, **case)
-    assert run.ok, run.output[-2000:]
-    saved = tmp_path / "run" / "iter_2.pth"
+    case = dict(processes=2, deepspeed=f"deepspeed_zero{stage}")
+    run = train("run", "toy_finetune_lora", save_steps=2, **case)
+    saved = run.work_dir / "iter_2.pth"
     expected = {"iter": 2, "has_optimizer": True}
     assert read_checkpoint(saved) | expected == read_checkpoint(saved)  # and its plan
-    resume = ("--resume", str(saved))
-    full = train_forked(tmp_path / "full", toy_base, data, extra=resume, **case)
-    assert 2 in full.codes and "another model or another choice of trained parts" in full.errors[0]
+    case |= dict(extra=("--resume", str(saved)), codes=(2, 1, -9))
+    full = train("full", **case)
+    assert "another model or another choice of trained parts" in full.errors[0]
     cut(next(saved.glob("*rank_1*optim_states.pt")))
-    broken = train_forked(tmp_path / "broken", toy_base, data, config=lora, extra=resume, **case)
-    assert 2 in broken.codes and f"the newest whole checkpoint is {tmp_path / 'run' / 'iter_4.pth'}" in broken.errors[0]
+    broken = train("broken", "toy_finetune_lora", **case)
+    assert f"the newest whole checkpoint is {run.work_dir / 'iter_4.pth'}" in broken.errors[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [OURS, ("xtuner", "train")])
-def test_a_broken_checkpoint_ends_the_command_in_a_line_that_names_a_good_one(toy_base, data, tmp_path, command):
+@pytest.mark.parametrize("words", [OURS, ("xtuner", "train")])
+def test_a_broken_checkpoint_ends_the_command_in_a_line_that_names_a_good_one(toy_base, data, tmp_path, words):
     good, broken = write(tmp_path / "iter_2.pth"), cut(write(tmp_path / "iter_4.pth"))
-    extra = ("--resume", str(broken))
-    run = train(tmp_path / "run", toy_base, data, command=command, extra=extra)
+    run = command(tmp_path / "run", toy_base, data, command=words, extra=("--resume", str(broken)))
     line = next(line for line in run.stderr.splitlines() if f"--resume {broken}" in line)
     assert f"the newest whole checkpoint is {good}" in line
     assert not (tmp_path / "run").exists()
-    if command is OURS:  # XTuner's own command ends with status 0 whatever happens
+    if words is OURS:  # XTuner's own command ends with status 0 whatever happens
         assert run.returncode != 0 and "Traceback" not in run.stderr

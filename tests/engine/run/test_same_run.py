@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -27,60 +26,52 @@ def run(toy_base, tmp_path_factory):
     """A base and data of its own, and the checkpoint after two of four steps."""
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(toy_base, folder / "base")
-    data, images = write_dataset(folder / "data")
-    words = command(folder, **SETTINGS)
+    write_dataset(folder / "data")
     env = {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     with mock.patch.object(launcher, "run_ranks", lambda ranks, environments: 0):
-        assert launcher.main([*words, "--work-dir", str(folder / "w")]) == 0
+        assert launcher.main([*command(folder), "--work-dir", str(folder / "w")]) == 0
     config = str(folder / "w" / "settings" / f"{LEAF}.py")
     done = run_forked([config, "--work-dir", str(folder / "w")], env, folder / "w")
     assert done.ok, done.output[-3000:]
     return folder
 
 
-def command(folder: Path, **settings) -> list[str]:
+def command(folder, *settings):
     """Arguments of `tools/train.py`."""
     own = {"base": folder / "base", "data_paths": folder / "data/train.jsonl", "image_folders": folder / "data/images"}
-    return [LEAF, "--set", *(f"{key}={value}" for key, value in {**own, "save_steps": 2, **settings}.items())]
+    own |= {**SETTINGS, "save_steps": 2}
+    return [LEAF, "--set", *(f"{key}={value}" for key, value in own.items()), *settings]
 
 
-def resume(folder: Path, words: list[str], capsys, **env: str) -> tuple[int, list[str]]:
-    """Status and lines of a resume up to where the training would start."""
-    with (
-        mock.patch.object(launcher, "run_ranks", lambda command, ranks: 0),
-        mock.patch.dict("os.environ", XTUNER_PLUGINS_SHARE_CORES="1", **env),
-    ):
-        status = launcher.main([*words, "--work-dir", str(folder / "x"), "--resume", str(folder / "w/iter_2.pth")])
-    return status, capsys.readouterr().err.splitlines()
+@pytest.fixture
+def resume(run, capsys):
+    """resume(words) -> status and lines of a resume up to where the training would start."""
+
+    def resume(words, folder=run, **env):
+        with (
+            mock.patch.object(launcher, "run_ranks", lambda command, ranks: 0),
+            mock.patch.dict("os.environ", XTUNER_PLUGINS_SHARE_CORES="1", **env),
+        ):
+            words = [*words, "--work-dir", str(folder / "x"), "--resume", str(folder / "w/iter_2.pth")]
+            return launcher.main(words), capsys.readouterr().err.splitlines()
+
+    return resume
 
 
-def edit_json(path: Path, **changes):
-    """Changes keys of a JSON file, those of ``llm_config`` too."""
-    content = json.loads(path.read_text())
-    (content["llm_config"] if next(iter(changes)) in content.get("llm_config", {}) else content).update(changes)
-    path.write_text(json.dumps(content))
+@pytest.fixture
+def refused(run, resume):
+    """refused(words, says): the resume ends in one line, with what starts a new run from these weights."""
 
+    def refused(words, says, folder=run):
+        status, lines = resume(words, folder)
+        assert status == 2 and len(lines) == 1, (words, lines)
+        assert re.search(says, lines[0]) and f"load_from={folder}/w/iter_2.pth" in lines[0], lines
 
-def permute(path: Path):
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[-1], *lines[1:-1], lines[0]]) + "\n")
-
-
-def scale_weight(base: Path):
-    tensors = load_file(base / "model.safetensors")
-    tensors["mlp1.1.weight"] *= 1.01
-    save_file(tensors, base / "model.safetensors", {"format": "pt"})
-
-
-def strip(folder: Path):
-    allow_checkpoint_types()
-    content = torch.load(folder / "w/iter_2.pth", weights_only=True)
-    del content["record"]
-    torch.save(content, folder / "w/iter_2.pth")
+    return refused
 
 
 # What one gives on the command line, and what the refusal says of it.
-SETTINGS_REFUSED = {
+REFUSED = {
     "lora_rank=3": r"model.llm_lora.r was \d+ and is 3",
     "lora_alpha=99": r"model.llm_lora.lora_alpha was \d+ and is 99",
     "use_rslora=True": r"model.llm_lora.use_rslora was False and is True",
@@ -102,131 +93,99 @@ SETTINGS_REFUSED = {
     "projector_lr=1e-5": r"paramwise_cfg.part_lr.projector was .* and is 1e-05",
     "loraplus_lr_ratio=16": r"paramwise_cfg.loraplus_lr_ratio was .* and is 16",
     "warmup_ratio=0.5": r"param_scheduler.warmup_ratio was [\d.]+ and is 0.5",
-}
-# What happens to the files of the run, and what the refusal says of it.
-FILES_REFUSED = {
-    "permuted data": (lambda run: permute(run / "data/train.jsonl"), r"data train: sha256 was '\w{8}' and is '\w{8}';"),
-    "edited data": (
-        lambda run: (run / "data/train.jsonl").write_text((run / "data/train.jsonl").read_text().replace("42", "43")),
-        "data train: sha256 was",
-    ),
-    "weights": (
-        lambda run: scale_weight(run / "base"),
-        "model.safetensors of the base .* has SHA-256 \\w{8}, trained was with \\w{8} of",
-    ),
-    "tokenizer": (lambda run: (run / "base/merges.txt").write_text("#version: 0.2\n"), "merges.txt of the base"),
-    "rope": (lambda run: edit_json(run / "base/config.json", rope_theta=5.0), "config.json of the base"),
-    "one more": (lambda run: (run / "base/chat_template.json").write_text("{}"), "chat_template.json of the base"),
-    "no record": (strip, "holds no record of its run .*load_from="),
+    "train_dataloader.dataset.num_frames=4": "dataset.num_frames was 8 and is 4",
+    "optim_wrapper.paramwise_cfg.decay_norms_and_biases=True": "decay_norms_and_biases was False and is True",
+    "optimizer=AdamW8bit": "optim_wrapper.optimizer.type was 'build_adamw' and is 'AdamW8bit'",
+    "randomness.seed=5": "seed was 42 and is 5",
+    "data_paths={more}": "data_paths had 1 files and has 2",
+    "train_dataloader.dataset.reject_list={rejects}": r"data train: rejected was \[\] and is \[0, 1, 2",
 }
 NOTED = {
     "max_epochs=2": r"max_epochs was 1 and is 2: .*span",
     "batch_size=1 accumulative_counts=4": r"accumulative_counts was 2 and is 4, with as many samples per step",
     "gradient_checkpointing=False": None,
+    "randomness.seed=None": None,
+    "lr=1e-3": None,
 }
 
 
-def refused(run, words, capsys, says):
-    status, lines = resume(run, words, capsys)
-    assert status == 2 and len(lines) == 1, lines
-    assert re.search(says, lines[0]) and f"load_from={run}/w/iter_2.pth" in lines[0], lines
-
-
-KEYS_REFUSED = {
-    "train_dataloader.dataset.num_frames=4": "dataset.num_frames was 8 and is 4",
-    "optim_wrapper.paramwise_cfg.decay_norms_and_biases=True": "decay_norms_and_biases was False and is True",
-    "optim_wrapper.optimizer.type=AdamW8bit": "optim_wrapper.optimizer.type was 'build_adamw' and is 'AdamW8bit'",
-}
-
-
-def test_changed_settings_and_keys_are_refused(run, capsys):
-    for setting, says in SETTINGS_REFUSED.items():
-        key, _, value = setting.partition("=")
-        refused(run, command(run, **{**SETTINGS, key: value}), capsys, says)
-    for option, says in KEYS_REFUSED.items():
-        refused(run, [*command(run, **SETTINGS), "--cfg-options", option], capsys, says)
-
-
-def test_another_seed_is_refused_where_one_is_given(run, capsys):
-    """The order of the data depends on it; XTuner would take the checkpoint's and say so in a warning."""
-    refused(run, [*command(run, **SETTINGS), "--seed", "5"], capsys, "seed was 42 and is 5")
-    none = [*command(run, **SETTINGS), "--cfg-options", "randomness.seed=None"]
-    assert resume(run, none, capsys) == (0, [])
-
-
-def test_other_files_and_reject_lists_are_refused(run, capsys, tmp_path):
+def test_changed_settings_are_refused_or_told(run, resume, refused, tmp_path):
+    """Another seed, too, where one is given: XTuner would take the checkpoint's and say so in a warning."""
     data = run / "data/train.jsonl"
     shutil.copy(data, tmp_path / "more.jsonl")
-    both = {**SETTINGS, "data_paths": f"{data},{tmp_path}/more.jsonl"}
-    refused(run, command(run, **both), capsys, "data_paths had 1 files and has 2")
-    rows = [json.dumps({"file": str(data), "row": row}) for row in range(16)]
-    (tmp_path / "rejects.jsonl").write_text("\n".join(rows[:-2]))
-    rejecting = [
-        *command(run, **SETTINGS),
-        "--cfg-options",
-        f"train_dataloader.dataset.reject_list={tmp_path}/rejects.jsonl",
-    ]
-    refused(run, rejecting, capsys, r"data train: rejected was \[\] and is \[0, 1, 2")
+    rows = [json.dumps({"file": str(data), "row": row}) for row in range(14)]
+    (tmp_path / "rejects.jsonl").write_text("\n".join(rows))
+    places = {"more": f"{data},{tmp_path}/more.jsonl", "rejects": tmp_path / "rejects.jsonl"}
+    for setting, says in REFUSED.items():
+        refused(command(run, setting.format(**places)), says)
+    refused([*command(run), "--seed", "5"], "seed was 42 and is 5")
+    with mock.patch("xtuner_plugins.datasets.images.resize_rules.resize_facts", lambda: {"resize_rule": "older"}):
+        refused(command(run), "resize_rule was .* and is 'older'")
+    for settings, says in NOTED.items():
+        status, lines = resume(command(run, *settings.split()))
+        assert status == 0 and bool(lines) == bool(says), (settings, lines)
+        assert not lines or any(re.search(says, line) for line in lines), lines
+    two_ranks = command(run, "accumulative_counts=1")
+    for name, variable in ((None, "NPROC_PER_NODE"), *launcher.TASKS.items()):
+        status, lines = resume([*two_ranks, *(["--launcher", name] if name else [])], **{variable: "2"})
+        assert status == 0 and "note: ranks was 1 and is 2" in lines[0], lines
 
 
-def test_deepspeed_clips_also_where_the_config_does_not():
-    """As XTuner writes it into the strategy, which the run itself reads: the launcher has to expect the same."""
+def edited(path, edit):
+    """Rewrites a file by its text."""
+    return lambda run: (run / path).write_text(edit((run / path).read_text()))
+
+
+def scale_weight(run):
+    path = run / "base/model.safetensors"
+    tensors = load_file(path)
+    tensors["mlp1.1.weight"] *= 1.01
+    save_file(tensors, path, {"format": "pt"})
+
+
+def strip(run):
+    allow_checkpoint_types()
+    content = torch.load(run / "w/iter_2.pth", weights_only=True)
+    del content["record"]
+    torch.save(content, run / "w/iter_2.pth")
+
+
+# What happens to the files of the run, and what the refusal says of it.
+FILES_REFUSED = [
+    (edited("data/train.jsonl", lambda text: "".join(text.splitlines(True)[::-1])), r"data train: sha256 was '\w{8}' "),
+    (edited("data/train.jsonl", lambda text: text.replace("42", "43")), "data train: sha256 was"),
+    (scale_weight, "model.safetensors of the base .* has SHA-256 \\w{8}, trained was with \\w{8} of"),
+    (edited("base/merges.txt", lambda text: "#version: 0.2\n"), "merges.txt of the base"),
+    (edited("base/config.json", lambda text: text.replace('"rope_theta"', '"rope"')), "config.json of the base"),
+    (lambda run: (run / "base/chat_template.json").write_text("{}"), "chat_template.json of the base"),
+    (strip, "holds no record of its run .*load_from="),
+]
+
+
+def test_changed_files_are_refused_and_moved_ones_are_not(run, resume, refused, tmp_path):
+    """The record names files by content. Without one a run goes on; one that is there is compared all the same."""
+    assert resume(command(run)) == (0, [])
+    for number, (alter, says) in enumerate(FILES_REFUSED):
+        copy = shutil.copytree(run, tmp_path / str(number))
+        alter(copy)
+        refused(command(copy), says, copy)
+    moved = shutil.copytree(run, tmp_path / "moved")
+    status, (line,) = resume(command(moved), moved)
+    assert status == 0 and "moved/base has the same files as" in line
+    words = [*command(moved), "--cfg-options", "custom_hooks=[]"]
+    refused([*words, "model.llm_lora.r=3"], "lora.r was", moved)
+    strip(moved)
+    status, (line,) = resume(words, moved)
+    assert status == 0 and "note: nothing tells whether" in line
+
+
+def test_the_record_is_what_the_run_reads_and_names_no_path(run):
+    """XTuner writes DeepSpeed's clipping into the strategy: the launcher has to expect the same."""
     plain = {"model": {}, "train_dataloader": {"dataset": {"seed": 0}}, "optim_wrapper": {}}
     written = {**plain, "strategy": {"gradient_clipping": 1.0}}
     norms = [record.settings_of(plain), record.settings_of(plain, deepspeed=True), record.settings_of(written)]
     assert [each["optim_wrapper"]["clip_grad"]["max_norm"] for each in norms] == [None, 1.0, 1.0]
-
-
-def test_another_resize_rule_is_refused(run, capsys):
-    with mock.patch("xtuner_plugins.datasets.images.resize_rules.resize_facts", lambda: {"resize_rule": "older"}):
-        refused(run, command(run, **SETTINGS), capsys, "resize_rule was .* and is 'older'")
-
-
-def test_changed_files_are_refused(run, capsys, tmp_path):
-    """In a copy at the same place: the record names files by content, not by path."""
-    for number, (alter, says) in enumerate(FILES_REFUSED.values()):
-        copy = tmp_path / str(number)
-        shutil.copytree(run, copy)
-        alter(copy)
-        refused(copy, command(copy, **SETTINGS), capsys, says)
-
-
-def test_a_run_that_keeps_no_record_goes_on_without_being_compared(run, capsys, tmp_path):
-    """As on MMEngine's own loop. With a record in the checkpoint it is compared all the same."""
-    shutil.copytree(run, tmp_path / "copy")
-    words = [*command(tmp_path / "copy", **SETTINGS), "--cfg-options", "custom_hooks=[]"]
-    refused(tmp_path / "copy", [*words, "model.llm_lora.r=3"], capsys, "lora.r was")
-    strip(tmp_path / "copy")
-    status, (line,) = resume(tmp_path / "copy", words, capsys)
-    assert status == 0 and "note: nothing tells whether" in line
-
-
-def test_what_is_only_said(run, capsys):
-    for settings, says in NOTED.items():
-        own = dict(each.split("=") for each in settings.split())
-        status, lines = resume(run, command(run, **{**SETTINGS, **own}), capsys)
-        assert status == 0 and bool(lines) == bool(says), settings
-        assert not lines or any(re.search(says, line) for line in lines), lines
-
-
-def test_the_same_run_goes_on_anywhere(run, capsys, tmp_path):
-    assert resume(run, command(run, **SETTINGS), capsys) == (0, [])
-    shutil.copytree(run, tmp_path / "moved")
-    status, (line,) = resume(tmp_path / "moved", command(tmp_path / "moved", **SETTINGS), capsys)
-    assert status == 0 and "moved/base has the same files as" in line
-
-
-def test_no_path_of_data_and_no_key_of_a_store_is_kept(run):
-    """Their places hold the defaults."""
     said = read_checkpoint(run / "w/iter_2.pth")["record"]
     kept = said["settings"]["train_dataloader"]["dataset"]
     assert not any(kept[key] for key in ("data_paths", "image_folders", "storage_options", "dataset_settings"))
     assert str(run / "data") not in json.dumps(said)
-
-
-@pytest.mark.parametrize("launcher, variable", [(None, "NPROC_PER_NODE"), *launcher.TASKS.items()])
-def test_two_ranks_with_as_many_samples(run, capsys, launcher, variable):
-    words = command(run, **{**SETTINGS, "accumulative_counts": 1})
-    words += ["--launcher", launcher] if launcher else []
-    status, lines = resume(run, words, capsys, **{variable: "2"})
-    assert status == 0 and "note: ranks was 1 and is 2" in lines[0], lines

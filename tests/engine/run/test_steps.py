@@ -1,6 +1,7 @@
 """One optimizer step: however its samples are cut into micro-batches, the gradient is the same."""
 
 import copy
+import itertools
 import random
 from functools import partial
 
@@ -62,16 +63,20 @@ def relative(left, right):
     return float(distance / torch.sqrt(sum(value.double().square().sum() for value in left.values())))
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
-@pytest.mark.parametrize("form", [dict, pack], ids=["padded", "packed"])
-def test_micro_batches_give_the_gradient_of_the_whole(model, samples, form, size):
+def test_micro_batches_give_the_gradient_of_the_whole(model, samples):
+    """Padded or packed; weights of samples, too, count over the whole step."""
     whole, logged = gradients(model, [joined(samples)])
-    cut = [form(joined(samples[start : start + size])) for start in range(0, NUM_SAMPLES, size)]
-    in_parts, logged_in_parts = gradients(model, cut)
-    # Float32 sums in another order, and the rounding of weight - gradient. Averaged micro-batches were 25 % apart.
-    assert relative(whole, in_parts) < 1e-5
-    assert logged_in_parts == pytest.approx(logged, rel=1e-6)
     assert logged["supervised_tokens"] == 107 and logged["grad_norm"] > 0
+    for size, form in itertools.product((1, 2, 4, 8), (dict, pack)):
+        cut = [form(joined(samples[start : start + size])) for start in range(0, NUM_SAMPLES, size)]
+        in_parts, logged_in_parts = gradients(model, cut)
+        # Float32 sums in another order, and the rounding of weight - gradient. Averaged micro-batches were 25 % apart.
+        assert relative(whole, in_parts) < 1e-5 and logged_in_parts == pytest.approx(logged, rel=1e-6), (size, form)
+    weighted = copy.deepcopy(samples)
+    for index, batch in enumerate(weighted):
+        batch["loss_weights"] = torch.tensor([0.25 * (index + 1)])
+    weighted_whole, _ = gradients(model, [joined(weighted)])
+    assert relative(weighted_whole, gradients(model, weighted)[0]) < 1e-5 and relative(weighted_whole, whole) > 0.01
 
 
 def trained(model, steps, warmup=3, lr=5e-5, clip=1.0):
@@ -131,24 +136,13 @@ def test_a_hundred_steps_are_those_of_the_official_model(toy_base):
     assert sum(ours for ours, _ in losses[-20:]) < sum(ours for ours, _ in losses[:20])
 
 
-def test_weights_of_samples_count_over_the_whole_step(model, samples):
-    weighted = copy.deepcopy(samples)
-    for index, batch in enumerate(weighted):
-        batch["loss_weights"] = torch.tensor([0.25 * (index + 1)])
-    whole, _ = gradients(model, [joined(weighted)])
-    in_parts, _ = gradients(model, weighted)
-    assert relative(whole, in_parts) < 1e-5
-    assert relative(whole, gradients(model, samples)[0]) > 0.01
-
-
-@pytest.mark.parametrize("nothing", [{"labels": -100}, {"loss_weights": 0}], ids=["labels", "weight"])
-def test_a_step_without_labels_or_weight_changes_nothing(model, samples, nothing):
-    batches = [{**batch, "loss_weights": torch.ones(1)} for batch in copy.deepcopy(samples[:2])]
-    for batch in batches:
-        for key, value in nothing.items():
+def test_a_step_without_labels_or_weight_changes_nothing(model, samples):
+    for key, value in (("labels", -100), ("loss_weights", 0)):
+        batches = [{**batch, "loss_weights": torch.ones(1)} for batch in copy.deepcopy(samples[:2])]
+        for batch in batches:
             batch[key].fill_(value)
-    changes, logged = gradients(model, batches)
-    assert logged["loss"] == 0 and not any(bool(change.any()) for change in changes.values())
+        changes, logged = gradients(model, batches)
+        assert logged["loss"] == 0 and not any(bool(change.any()) for change in changes.values())
 
 
 def test_the_weight_of_a_pack_is_that_of_its_labels():
@@ -168,21 +162,13 @@ def test_a_loss_that_is_not_finite_names_its_samples(model, samples):
     assert str(many).endswith("a.jsonl:8 and 3 more")
 
 
-def draws():
-    return random.random(), np.random.rand(), float(torch.rand(()))
-
-
 def test_what_is_random_in_a_step_depends_on_seed_rank_and_step_alone():
-    seed_step(7, 0, 3)
-    first = draws()
-    draws()
-    seed_step(7, 0, 3)
-    assert draws() == first
-    others = []
-    for arguments in ((8, 0, 3), (7, 1, 3), (7, 0, 4)):
+    def draws(*arguments):
         seed_step(*arguments)
-        others.append(draws())
-    assert len({first, *others}) == 4
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    arguments = ((7, 0, 3), (8, 0, 3), (7, 1, 3), (7, 0, 4))
+    assert len({draws(*each) for each in (*arguments, *arguments)}) == 4
 
 
 def test_nothing_waits_for_the_device_before_the_sums_of_a_step(monkeypatch):

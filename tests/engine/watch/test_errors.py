@@ -1,6 +1,5 @@
-"""One line for what ends a run: memory, a rank, a loading process; with two nodes in tests/cli/test_nodes.py."""
+"""One line for what ends a run: memory, a rank, a loading process; two nodes are in `launch/test_nodes.py`."""
 
-import functools
 import multiprocessing
 import os
 import signal
@@ -9,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.small_data import write_dataset
 from xtuner_plugins.engine.watch.errors import NO_MEMORY, OutOfMemory, lost_process, name_sources, naming
 from xtuner_plugins.engine.watch.stopping import COMMAND
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 
-from ..forked import train_forked
+from ..forked import fault
+from ..parallel_case import write_dataset
 
 PADDED = {
     "input_ids": torch.zeros(2, 5, dtype=torch.int64),
@@ -60,27 +59,16 @@ def test_one_line_names_the_reason_and_the_way_on(monkeypatch):
         assert len(message.splitlines()) == 1
 
 
-def kill_worker(step):
-    """The process that loads data is killed before a step, as a system short of memory does it."""
-    from xtuner_plugins.engine.run.loops import PlannedTrainLoop
-
-    run_iter = PlannedTrainLoop.run_iter
-
-    def killing(loop, batch):
-        if loop.iter == step:
-            [worker] = multiprocessing.active_children()
-            os.kill(worker.pid, signal.SIGKILL)
-            worker.join()
-        run_iter(loop, batch)
-
-    PlannedTrainLoop.run_iter = killing
+def kill_worker(*_):
+    """As a system short of memory does it."""
+    [worker] = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
 
 
-def test_a_run_whose_worker_is_killed_ends_in_one_line(toy_base, tmp_path):
-    data = write_dataset(tmp_path / "data", 64)
-    options = {"train_dataloader.num_workers": 1, "default_hooks.checkpoint.interval": 1}
-    case = dict(options=options, config="configs/toy/toy_finetune_lora.py", prepare=functools.partial(kill_worker, 2))
-    run = train_forked(tmp_path / "run", toy_base, data, **case)
-    assert run.codes == [1], run.output[-2000:]
+def test_a_run_whose_worker_is_killed_ends_in_one_line(train, tmp_path):
+    killed = fault("engine.run.loops.PlannedTrainLoop.run_iter", 3, kill_worker)
+    case = dict(num_workers=1, save_steps=1, prepare=killed, data=write_dataset(tmp_path / "data", 64))
+    run = train("run", "toy_finetune_lora", codes=(1,), **case)
     assert len(run.errors) == 1 and "a process that loads data" in run.errors[0] and "Traceback" not in run.output
-    assert read_checkpoint(newest_checkpoint(tmp_path / "run"))["iter"] >= 2  # loaded batches may still be trained
+    assert read_checkpoint(newest_checkpoint(run.work_dir))["iter"] >= 2  # loaded batches may still be trained

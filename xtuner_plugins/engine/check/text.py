@@ -17,20 +17,11 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ... import ranges
 from ...families import PARTS, target_matcher
 from ...files import is_url, names_data, names_images
 from ...hub.constants import token_grid
 from ...hub.conversation import get_conv_template
-from ...ranges import (
-    RANGES,
-    check,
-    check_benchmarks,
-    check_objectives,
-    check_room,
-    check_storage_options,
-    check_store_url,
-    check_tiles,
-)
 from ...settings import (
     CONFIGS,
     PACKAGE,
@@ -43,7 +34,6 @@ from ...settings import (
     typed_nodes,
     value_at,
 )
-from ..run.run_length import check_length
 from .signatures import parameters
 
 FAR = 4  # times as many samples per step as the recipe: its learning rate is no longer the right one
@@ -101,15 +91,15 @@ _UNTYPED = {
 }
 # What a key's value has to pass; None is left to its class.
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    **{SETTINGS[name].key: partial(check, name) for name in RANGES},
-    "model.visual_encoder_lora.r": partial(check, "lora_rank"),
-    "model.visual_encoder_lora.lora_dropout": partial(check, "lora_dropout"),
+    **{SETTINGS[name].key: partial(ranges.check, name) for name in ranges.RANGES},
+    "model.visual_encoder_lora.r": partial(ranges.check, "lora_rank"),
+    "model.visual_encoder_lora.lora_dropout": partial(ranges.check, "lora_dropout"),
     "model.llm_lora.target_modules": _check_targets,
     "model.visual_encoder_lora.target_modules": _check_targets,
-    "model.objectives": check_objectives,
-    "train_dataloader.dataset.storage_options": check_storage_options,
+    "model.objectives": ranges.check_objectives,
+    "train_dataloader.dataset.storage_options": ranges.check_storage_options,
     "train_dataloader.dataset.template": get_conv_template,
-    "default_hooks.validation.benchmarks": check_benchmarks,
+    "default_hooks.validation.benchmarks": ranges.check_benchmarks,
 }
 _PLAIN = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),)}
 
@@ -150,7 +140,7 @@ def check_values(cfg: Mapping[str, Any]) -> None:
             with refused(key_path.rpartition(".")[0]):
                 check_value(value)
     with refused("train_cfg"):
-        check_length(value_at(cfg, "train_cfg.max_iters"), value_at(cfg, "train_cfg.max_epochs"))
+        ranges.check_length(value_at(cfg, "train_cfg.max_iters"), value_at(cfg, "train_cfg.max_epochs"))
     _check_what_trains(cfg.get("model") or {})
 
 
@@ -254,19 +244,16 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
     if high is None:
         return
     with refused(where):
-        check_tiles(1, high)
+        ranges.check_tiles(1, high)
     base = _fields(value_at(cfg, "model.base"))
     size, patch = base.get("force_image_size"), value_at(base, "vision_config.patch_size")
     if not (size and patch and base.get("downsample_ratio")) or dataset.get("dataset_settings"):
         return  # what the build knows: directories of another format, limits of single files
     tokens = token_grid(size, patch, base["downsample_ratio"], base.get("projector_type")) ** 2
-    for name, key in (
-        ("max_length", f"{where}.max_length"),
-        ("pack_tokens", "train_dataloader.batch_sampler.max_tokens"),
-    ):
-        if (limit := value_at(cfg, key)) is not None:
+    for name in ("max_length", "pack_tokens"):
+        if (limit := value_at(cfg, SETTINGS[name].key)) is not None:
             with refused(where):
-                check_room(high, bool(base.get("use_thumbnail")), tokens, limit, name)
+                ranges.check_room(high, bool(base.get("use_thumbnail")), tokens, limit, name)
 
 
 def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:
@@ -274,13 +261,13 @@ def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:
     of_files = node.get("dataset_settings")
     for number, each in enumerate([of_files] if isinstance(of_files, Mapping) else of_files or ()):
         with refused(f"{prefix}dataset_settings[{number}]"):
-            check_storage_options((each or {}).get("storage_options") or {})
+            ranges.check_storage_options((each or {}).get("storage_options") or {})
     for setting, is_right, kind in (("data_paths", names_data, "file"), ("image_folders", names_images, "folder")):
         values = node.get(setting) or []
         for value in [values] if isinstance(values, str) else filter(None, values):
             with refused(f"{prefix}{setting}"):
                 if is_url(value):
-                    check_store_url(value)
+                    ranges.check_store_url(value)
                 if not is_right(value):
                     raise ValueError(f"{kind} {value} does not exist")
                 if setting == "data_paths" and os.path.isfile(value) and not os.path.getsize(value):

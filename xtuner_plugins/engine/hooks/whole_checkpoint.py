@@ -18,7 +18,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import runner as mmengine_runner
 from torch import nn
 
-from ...weights.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES, newest_checkpoint
+from ...weights.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES
+from ..run.loops import last_good
 from ..run.steps import unwrap
 from ..run.strategy import require_same_parameters
 from ..run.transfer import number_states, optimizer_names
@@ -108,18 +109,17 @@ class WholeCheckpointHook(CheckpointHook):
         def put_in_place() -> None:
             if is_main_process():
                 _move_into_place(beside, target)
-                _write_pointer(Path(runner.work_dir) / LAST_CHECKPOINT, target)
+                pointer = Path(runner.work_dir, LAST_CHECKPOINT)
+                _hidden(pointer, PARTIAL).write_text(str(target), encoding="utf-8")
+                _move_into_place(_hidden(pointer, PARTIAL), pointer)
 
         failure = _first_failure(write, self.out_dir) or _first_failure(put_in_place, self.out_dir)
         self._saved_step = step
         if failure is not None:
             if is_main_process():
                 _remove(beside)
-            last = newest_checkpoint(self.out_dir)
-            raise SaveError(
-                f"checkpoint {target} could not be written: {failure}. The last good checkpoint is "
-                f"{last or 'none: nothing was saved yet'}. Free some space and go on from it with --resume"
-            )
+            remedy = "Free some space and go on from it with --resume"
+            raise SaveError(f"checkpoint {target} could not be written: {failure}. {last_good(self.out_dir)}. {remedy}")
         print_log(f"saved {target}", "current")
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = kept
@@ -174,14 +174,6 @@ def _move_into_place(beside: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def _write_pointer(pointer: Path, target: Path) -> None:
-    beside = _hidden(pointer, PARTIAL)
-    beside.write_text(str(target), encoding="utf-8")
-    _sync(beside)
-    os.replace(beside, pointer)
-    _sync(pointer.parent)
-
-
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -197,21 +189,15 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _reason(error: Exception, folder: str) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if shutil.disk_usage(folder).free < 1 << 20:  # torch's writer doesn't report the system's error
-        return "No space left on device"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def _first_failure(do: Callable[[], None], folder: str) -> str | None:
     """Why the first rank that failed did so. All ranks wait here, so none continues where another failed."""
     failure = None
     try:
         do()
     except (OSError, RuntimeError) as error:
-        failure = _reason(error, folder)
+        failure = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < 1 << 20:
+            failure = "No space left on device"  # which torch's writer doesn't report
     return next((found for found in all_gather_object(failure) if found is not None), None)
 
 
@@ -219,10 +205,9 @@ def _require_finite(runner, target: Path) -> None:
     """Raises `SaveError` where weights aren't finite, before a good checkpoint is replaced."""
     found = [name for names in all_gather_object(bad_parameters(unwrap(runner.model))) for name in names]
     if found:
-        last = newest_checkpoint(target.parent)
         raise SaveError(
             f"checkpoint {target} was not written: the last update made weights infinite or not a number, first "
-            f"{found[0]}. The last good checkpoint is {last or 'none: nothing was saved yet'}. Lower the learning rate"
+            f"{found[0]}. {last_good(target.parent)}. Lower the learning rate"
         )
 
 

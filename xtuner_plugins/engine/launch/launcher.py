@@ -118,7 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = read_config(args.config, parse_words(args.set, args.cfg_options))
         args.work_dir = work_dir_of(cfg, args)
         resolved = copy.deepcopy(cfg)  # what follows fills in a checkpoint to resume from
-        command, ranks = training_processes(_arguments(args), os.environ, args.launcher)
+        # The training processes read the config with the values of the command line, and change nothing in it.
+        written = Path(args.work_dir, "settings", Path(args.config).name)
+        given = {name: getattr(args, name) for name in ("work_dir", "deepspeed", "resume", "seed", "launcher")}
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+        command, ranks = training_processes([str(written), *words], os.environ, args.launcher)
         settings = read_deepspeed(args.deepspeed) if args.deepspeed else None
         processes = _whole_number(os.environ, "NPROC_PER_NODE", 1)
         settle_start(cfg, args)
@@ -132,8 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..check.build import check_build
 
         check_build(cfg, settings)
-        num_ranks = int(ranks[0].get("WORLD_SIZE", 1))
-        num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
+        num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), ranks[0].get("WORLD_SIZE", 1)))
         check_groups(num_ranks, cfg.model.get("sequence_parallel", 1))
         notes = check_same_run(cfg, args, num_ranks=num_ranks) if cfg.get("resume") else [step_note(cfg, num_ranks)]
         for note in filter(None, notes):
@@ -141,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             return 0
         make_reloadable(resolved)
-        write_whole(_resolved_file(args), lambda part: part.write_text(resolved.pretty_text, encoding="utf-8"))
+        write_whole(written, lambda part: part.write_text(resolved.pretty_text, encoding="utf-8"))
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -149,21 +152,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     env = {COMMAND: shlex.join(["python", sys.argv[0], *argv]), **os.environ, "PYTHONPATH": path}
     env |= allocator_settings(env, torch.cuda.device_count() > 0)
     return run_ranks(command, [{**env, **rank} for rank in ranks])
-
-
-def _resolved_file(args: argparse.Namespace) -> Path:
-    """Where the config with the values of the command line lies: the training processes read it there."""
-    return Path(args.work_dir, "settings", Path(args.config).name)
-
-
-def _arguments(args: argparse.Namespace) -> list[str]:
-    """The arguments of ``xtuner train`` for the training processes: the resolved config, and no changes to it."""
-    words = [str(_resolved_file(args))]
-    for name in ("work_dir", "deepspeed", "resume", "seed", "launcher"):
-        value = getattr(args, name)
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}={value}"]
-    return words
 
 
 def _whole_number(env: Mapping[str, str], name: str, default: int) -> int:

@@ -22,13 +22,13 @@ from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
 
 from ...datasets.plan.plan import plan_of, require_agreement
+from ...ranges import check_length
 from ...settings import complete
 from ...weights.work_dir import newest_checkpoint, read_checkpoint
 from ..watch.errors import OutOfMemory
 from ..watch.stopping import command_to_go_on, requests, watching
 from .loss_scaling import scaled_wrapper
 from .param_groups import settle_grouping
-from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
 from .steps import NonFiniteError, StepDropped, run_step, seed_step, unwrap
 
@@ -268,8 +268,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
             self.dataloader_iterator.give_back(data_batch)
             return
         except (NonFiniteError, OutOfMemory) as error:
-            saved = newest_checkpoint(self.runner.work_dir) or "none: nothing was saved yet"
-            said = f"step {self._iter + 1}: {error}. The last good checkpoint is {saved}"
+            said = f"step {self._iter + 1}: {error}. {last_good(self.runner.work_dir)}"
             if isinstance(error, OutOfMemory):
                 raise OutOfMemory(said) from error
             raise TrainingStopped(f"{said}. Look at these samples, or lower the learning rate") from None
@@ -293,6 +292,11 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         for scheduler in self.runner.param_schedulers or ():
             if isinstance(scheduler, WarmupCosineLR):
                 scheduler.end = self._max_iters
+
+
+def last_good(work_dir: str | Path) -> str:
+    """What the error of a run says of the checkpoint that is left."""
+    return f"The last good checkpoint is {newest_checkpoint(work_dir) or 'none: nothing was saved yet'}"
 
 
 def _how_to_go_on(step: int, saved: Path | None) -> str:

@@ -15,18 +15,17 @@ from ...weights import record
 from ...weights.errors import CheckpointError
 from ...weights.work_dir import newest_checkpoint, read_checkpoint
 
-AUTO, ADAMW = "auto", "AdamW"
+AUTO, RESUME, ADAMW = "auto", "--resume", "AdamW"
 BITSANDBYTES = re.compile(r"(8|32)bit$")  # names of its classes, as MMEngine registers them
 
 
-def check_loadable(path: str, setting: str, work_dir: str | Path, *, needs_optimizer: bool) -> None:
+def check_loadable(path: str, setting: str, work_dir: str | Path) -> None:
     """Raises where a run can't start from a checkpoint.
 
     Args:
         path: The checkpoint.
-        setting: The option or key that named it, for the message.
+        setting: The option or key that named it: ``--resume`` needs more than weights.
         work_dir: Searched for another checkpoint, for the message.
-        needs_optimizer: The run resumes, so weights alone don't suffice.
 
     Raises:
         CheckpointError: One line with the defect and the remedy.
@@ -37,7 +36,7 @@ def check_loadable(path: str, setting: str, work_dir: str | Path, *, needs_optim
         newest = newest_checkpoint(Path(path).parent) or newest_checkpoint(work_dir)
         remedy = f"; the newest whole checkpoint is {newest}" if newest else "; no whole checkpoint is beside it"
         raise CheckpointError(f"{setting} {path}: {error}{remedy}") from None
-    if needs_optimizer and not facts["has_optimizer"]:
+    if setting == RESUME and not facts["has_optimizer"]:
         raise CheckpointError(
             f"{setting} {path}: holds no optimizer state (save_optimizer=False), so no run can go on from it exactly; "
             f"begin a new run from its weights with --cfg-options load_from={path}"
@@ -66,9 +65,9 @@ def settle_start(cfg: Any, args: Any) -> None:
         cfg.resume = args.resume is not None
         if cfg.resume:
             args.resume = str(args.resume)
-            check_loadable(args.resume, "--resume", work_dir, needs_optimizer=True)
+            check_loadable(args.resume, RESUME, work_dir)
     elif cfg.get("load_from"):
-        check_loadable(str(cfg.load_from), "load_from", work_dir, needs_optimizer=False)
+        check_loadable(str(cfg.load_from), "load_from", work_dir)
 
 
 def check_same_run(cfg: Any, args: Any, *, num_ranks: int) -> list[str]:

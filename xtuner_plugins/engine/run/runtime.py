@@ -126,9 +126,10 @@ def _use_our_deepspeed_strategy() -> None:
     A run without ``--deepspeed`` reads DeepSpeed's directories, too.
     """
     import xtuner.engine
+    from mmengine.runner import CheckpointLoader
 
     from .strategy import DeepSpeedStrategy
-    from .transfer import read_for_plain_runs
+    from .transfer import load_any
 
     xtuner.engine.DeepSpeedStrategy = DeepSpeedStrategy
-    read_for_plain_runs()
+    CheckpointLoader.register_scheme("", load_any, force=True)

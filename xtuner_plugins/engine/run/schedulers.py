@@ -77,7 +77,8 @@ def plan_schedule(schedulers: Any, steps_per_epoch: float) -> Any:
     if not isinstance(schedulers, dict) or "type" not in schedulers:
         return schedulers
     planned = dict(schedulers)
-    if _is_warmup_cosine(planned["type"]):
+    kind, own = planned["type"], WarmupCosineLR.__name__
+    if kind is WarmupCosineLR or (isinstance(kind, str) and kind.rpartition(".")[2] == own):  # a dump has its path
         planned["by_epoch"] = False
     if planned.pop("convert_to_iter_based", False):
         planned["by_epoch"] = False
@@ -85,8 +86,3 @@ def plan_schedule(schedulers: Any, steps_per_epoch: float) -> Any:
             if isinstance(planned.get(key), (int, float)):
                 planned[key] = round(planned[key] * steps_per_epoch)
     return planned
-
-
-def _is_warmup_cosine(kind: Any) -> bool:
-    """Also by its name, or by its path as a dumped config has it."""
-    return kind is WarmupCosineLR or (isinstance(kind, str) and kind.rpartition(".")[2] == WarmupCosineLR.__name__)

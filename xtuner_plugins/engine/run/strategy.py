@@ -36,12 +36,14 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         engine = wrapper.model
         _put_back(engine.module, buffers)
         _keep_norms_that_are_not_finite(engine.optimizer)
-        _let_the_run_end_at_the_smallest_scale(engine.optimizer)
+        scaler = getattr(engine.optimizer, "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            scaler.raise_error_at_min_scale = False  # `steps.run_step` names the samples
         sum_gradients_as_told(engine.optimizer)
         hold_sums_alone(engine)
-        self._writes = _PatientWrites()
-        engine.checkpoint_engine.save = self._writes.guard(engine.checkpoint_engine.save)
-        engine._copy_recovery_script = self._writes.guard(engine._copy_recovery_script)
+        self._failures: list[Exception] = []
+        engine.checkpoint_engine.save = _hold_back(engine.checkpoint_engine.save, self._failures)
+        engine._copy_recovery_script = _hold_back(engine._copy_recovery_script, self._failures)
         return wrapper
 
     def save_checkpoint(
@@ -65,7 +67,10 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
             self._save_weights(filename, extra_ckpt)
             return
         super().save_checkpoint(filename=filename, extra_ckpt=extra_ckpt, **kwargs)
-        self._writes.raise_failure()
+        if self._failures:
+            failure = self._failures.pop()
+            self._failures.clear()
+            raise failure
 
     def _save_weights(self, filename: str, extra: dict) -> None:
         weights = {}
@@ -121,32 +126,20 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         require_same_parameters(expected, {name: tuple(tensor.shape) for name, tensor in saved.items()})
 
 
-class _PatientWrites:
-    """Holds back the failure of a write until every rank has passed the barriers of DeepSpeed's save.
+def _hold_back(write: Callable, failures: list[Exception]) -> Callable:
+    """The function, whose failures are raised when every rank has passed the barriers of DeepSpeed's save.
 
     An exception inside the save would leave the other ranks waiting for this one.
     """
 
-    def __init__(self):
-        self._failure: Exception | None = None
+    @functools.wraps(write)
+    def guarded(*args, **kwargs):
+        try:
+            return write(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            failures.append(error)
 
-    def guard(self, write: Callable) -> Callable:
-        """The function, with its failures held back."""
-
-        @functools.wraps(write)
-        def guarded(*args, **kwargs):
-            try:
-                return write(*args, **kwargs)
-            except (OSError, RuntimeError) as error:
-                self._failure = error
-
-        return guarded
-
-    def raise_failure(self) -> None:
-        """Raises the last failure, once."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+    return guarded
 
 
 def _put_back(model: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
@@ -165,8 +158,7 @@ def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
     """Makes a ZeRO optimizer report norms that aren't finite as infinite.
 
     DeepSpeed reports -1 for such a group, and the norm over all groups then looks valid. Clipping by NaN would make
-    every weight NaN, clipping by infinity only those whose gradient isn't finite (and a
-    checkpoint with such weights isn't written).
+    every weight NaN, clipping by infinity only those whose gradient isn't finite (their checkpoint isn't written).
     """
 
     def honest(norm_of: Callable) -> Callable:
@@ -177,21 +169,6 @@ def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
 
         return measured
 
-    if hasattr(optimizer, "fp32_groups_gradients_flat"):  # ZeRO-1 in bfloat16 asserts that the norm is above 0
-        optimizer.step = _without_assertion(optimizer)
-    for name in ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload"):
-        if hasattr(optimizer, name):
-            setattr(optimizer, name, honest(getattr(optimizer, name)))
-
-
-def _let_the_run_end_at_the_smallest_scale(optimizer: Any) -> None:
-    """Keeps DeepSpeed's scaler from raising where `steps.run_step` names the samples."""
-    scaler = getattr(optimizer, "loss_scaler", None)
-    if hasattr(scaler, "raise_error_at_min_scale"):
-        scaler.raise_error_at_min_scale = False
-
-
-def _without_assertion(optimizer: Any) -> Callable:
     step = optimizer.step
 
     @functools.wraps(step)
@@ -204,7 +181,11 @@ def _without_assertion(optimizer: Any) -> Callable:
                 raise
             optimizer._global_grad_norm = norm if norm == 0 else math.nan
 
-    return stepped
+    if hasattr(optimizer, "fp32_groups_gradients_flat"):  # ZeRO-1 in bfloat16 asserts that the norm is above 0
+        optimizer.step = stepped
+    for name in ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload"):
+        if hasattr(optimizer, name):
+            setattr(optimizer, name, honest(getattr(optimizer, name)))
 
 
 def require_same_parameters(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:
@@ -219,11 +200,8 @@ def require_same_parameters(expected: Mapping[str, tuple], found: Mapping[str, t
     """
     complaints = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
     complaints += [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
-    complaints += [
-        f"{name} is {found[name]}, the model has {expected[name]}"
-        for name in sorted(expected.keys() & found.keys())
-        if expected[name] != found[name]
-    ]
+    different = [name for name in sorted(expected.keys() & found.keys()) if expected[name] != found[name]]
+    complaints += [f"{name} is {found[name]}, the model has {expected[name]}" for name in different]
     if complaints:
         shown = "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
         raise CheckpointError(

@@ -8,13 +8,13 @@ step is the one that the old run would have made, to the order of its sums.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_local
 from torch import nn
 
@@ -62,15 +62,14 @@ def read_state(path: str | Path, with_optimizer: bool = True) -> TrainingState:
     if not with_optimizer:
         return TrainingState(weights, {}, {}, {}, content)
     states = {
-        names[number]: {key: _lazy(value) for key, value in state.items()}
+        names[number]: {
+            key: MemoryTensor(value) if isinstance(value, torch.Tensor) and value.dim() else value
+            for key, value in state.items()
+        }
         for number, state in optimizer["state"].items()
     }
-    options = {
-        names[number]: _options(group)
-        for group in optimizer["param_groups"]
-        for number in group["params"]
-        if names[number] in weights
-    }
+    members = [(names[number], group) for group in optimizer["param_groups"] for number in group["params"]]
+    options = {name: _options(group) for name, group in members if name in weights}
     return TrainingState(weights, states, options, _base(optimizer), content)
 
 
@@ -87,10 +86,6 @@ def _base(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in saved.items() if key == "base_param_settings"}
 
 
-def _lazy(value: Any) -> Any:
-    return MemoryTensor(value) if isinstance(value, torch.Tensor) and value.dim() else value
-
-
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
@@ -98,17 +93,9 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
 def wrote_the_same_way(path: str | Path, engine: Any) -> bool:
     """Whether DeepSpeed can load a directory itself: same stage, same ranks, same kind of optimizer."""
     shards = read_shards(checkpoint_directory(Path(path)))
-    own = hasattr(engine.optimizer, "fp32_groups_gradients_flat")  # DeepSpeed's bfloat16 optimizer
-    return (shards.stage, shards.world_size, shards.in_bfloat16) == (
-        int(engine.zero_optimization_stage()),
-        engine.dp_world_size,
-        own,
-    )
-
-
-def read_for_plain_runs() -> None:
-    """Makes MMEngine's plain runner read DeepSpeed directories, too, by `load_any`."""
-    CheckpointLoader.register_scheme("", load_any, force=True)
+    in_bfloat16 = hasattr(engine.optimizer, "fp32_groups_gradients_flat")  # DeepSpeed's bfloat16 optimizer
+    own = int(engine.zero_optimization_stage()), engine.dp_world_size, in_bfloat16
+    return (shards.stage, shards.world_size, shards.in_bfloat16) == own
 
 
 def load_any(filename: str, map_location: Any = "cpu") -> dict[str, Any]:
@@ -137,16 +124,15 @@ def number_states(checkpoint: dict[str, Any], model: nn.Module, optimizer: torch
         return
     names = optimizer_names(model, optimizer)
     numbered = {
-        number: {key: _read(value) for key, value in state.states[name].items()}
-        for number, name in enumerate(names)
-        if name in state.states
+        number: {key: value.read() if isinstance(value, LazyTensor) else value for key, value in each.items()}
+        for number, each in enumerate(map(state.states.get, names))
+        if each is not None
     }
-    numbers = iter(range(len(names)))
-    groups = []
+    groups, first = [], 0
     for group in optimizer.param_groups:
-        members = [next(numbers) for _ in group["params"]]
+        members = range(first, first := first + len(group["params"]))
         saved = next((state.options[names[number]] for number in members if names[number] in state.options), {})
-        groups.append({**_options(group), **saved, "params": members})
+        groups.append({**_options(group), **saved, "params": list(members)})
     checkpoint["optimizer"] = {"state": numbered, "param_groups": groups, **state.base}
     regroup(checkpoint.get("param_schedulers"), [*groups, *state.base.values()])
 
@@ -157,10 +143,6 @@ def regroup(schedulers: Any, groups: list[Mapping[str, Any]]) -> None:
         name = scheduler["param_name"]
         scheduler["base_values"] = [group.get(f"initial_{name}", group[name]) for group in groups]
         scheduler["_last_value"] = [group[name] for group in groups]
-
-
-def _read(value: Any) -> Any:
-    return value.read() if isinstance(value, LazyTensor) else value
 
 
 @torch.no_grad()
@@ -194,38 +176,23 @@ def _copy(source: LazyTensor, start: int, count: int, target: torch.Tensor) -> N
         target[: stop - start].copy_(source.reshape((source.numel,)).read(start, stop))
 
 
-def _flat_vectors(zero: Any) -> list[torch.Tensor]:
-    if hasattr(zero, "fp32_partitioned_groups_flat"):
-        return list(zero.fp32_partitioned_groups_flat)
-    return [group["params"][0] for group in zero.optimizer.param_groups]
-
-
-def _members(zero: Any) -> list[list[nn.Parameter]]:
-    """Parameters of each flat vector."""
-    for name in ("bit16_groups", "bf16_groups", "fp16_groups"):
-        if hasattr(zero, name):
-            return [list(group) for group in getattr(zero, name)]
-    raise AssertionError(f"{type(zero).__name__} is no ZeRO optimizer")
-
-
 def _make_states(zero: Any, state: TrainingState) -> None:
     """Gives the optimizer the state that its first step would, and the saved options; moments are still zero."""
-    numbers = {index: index for index in range(len(zero.optimizer.param_groups))}
-    group_of = getattr(zero, "sub_group_to_group_id", numbers)
-    for index, (flat, members) in enumerate(zip(_flat_vectors(zero), _members(zero), strict=True)):
-        names = [zero.param_names[parameter] for parameter in members]
+    groups = zero.optimizer.param_groups
+    group_of = getattr(zero, "sub_group_to_group_id", range(len(groups)))
+    flats = getattr(zero, "fp32_partitioned_groups_flat", None) or [group["params"][0] for group in groups]
+    attributes = ("bit16_groups", "bf16_groups", "fp16_groups")  # the parameters of each flat vector, by stage
+    members = next(getattr(zero, name) for name in attributes if hasattr(zero, name))
+    for index, (flat, parameters) in enumerate(zip(flats, members, strict=True)):
+        names = [zero.param_names[parameter] for parameter in parameters]
         example = next((state.states[name] for name in names if name in state.states), {})
         zero.optimizer.state[flat] = {
-            key: torch.zeros_like(flat) if isinstance(value, LazyTensor) else _copied(value)
+            key: torch.zeros_like(flat) if isinstance(value, LazyTensor) else copy.deepcopy(value)
             for key, value in example.items()
         }
-        zero.optimizer.param_groups[group_of[index]].update(state.options[names[0]])
+        groups[group_of[index]].update(state.options[names[0]])
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._lazy_init_hp_params_optimizer_state()
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _shares(engine: Any) -> Iterator[tuple]:

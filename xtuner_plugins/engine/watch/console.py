@@ -69,7 +69,8 @@ class Terminal(logging.StreamHandler):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno >= logging.WARNING:
-            return _is_news(record) and super().filter(record)
+            is_expected = record.levelno == logging.WARNING and EXPECTED.search(record.getMessage())
+            return not is_expected and super().filter(record)
         speaker = getattr(record, "speaker", None) or _speaker()
         is_quiet = speaker.partition(".")[0].lower() in QUIET and speaker != SHOWN
         return not is_quiet and rank() == 0 and super().filter(record)
@@ -105,10 +106,6 @@ def _take_over(logger) -> None:
     for each in theirs.filters:
         ours.addFilter(each)
     logger.handlers[0] = ours
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return record.levelno != logging.WARNING or not EXPECTED.search(record.getMessage())
 
 
 def _speaker() -> str:

@@ -32,6 +32,7 @@ $(READY): $(REQUIREMENTS) requirements-dev.txt $(REQUIREMENTS:requirements%=cons
 	@$(PIP) --no-deps xtuner==0.2.0
 	@echo "==> 3/3 This project, editable"
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@$(if $(filter today,$(STACK)),$(BIN)/python -m xtuner_plugins.stack)
 	@touch $(READY)
 	@echo "==> $(VENV) is ready"
 

@@ -77,6 +77,7 @@ def test_each_stack_has_its_own_environment(project):
         done, calls = make(project, "setup", f"STACK={stack}")
         assert done.returncode == 0 and (project / folder / ".ready").exists(), done.stderr
         assert any(f"-r {files} -r requirements-dev.txt" in call for call in calls)
+        assert any("-m xtuner_plugins.stack" in call for call in calls) == (stack == "today")
     assert "take pinned or today" in make(project, "setup", "STACK=newest")[0].stderr
 
 

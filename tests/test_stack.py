@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 from tests.conftest import ROOT
+from xtuner_plugins.stack import START
 
 FILES = {
     "transformers/utils/__init__.py": "{question}",
@@ -17,9 +18,9 @@ class ZeroOneAdam: pass
     "mmengine/_strategy/deepspeed.py": "from deepspeed.runtime.fp16.onebit import OnebitAdam, OnebitLamb, ZeroOneAdam",
 }
 PROBE = """
-import importlib.metadata, sys
+import sys
 for _ in range(2):
-    importlib.metadata.EntryPoint("xtuner_plugins", sys.argv[1], "torch.backends").load()()
+    exec(sys.argv[1])
 assert len([name for name in sys.modules if name.startswith("xtuner_plugins")]) == 2, "more than the hook is imported"
 import xtuner.utils, mmengine._strategy.deepspeed as strategy
 names = strategy.OnebitAdam, strategy.OnebitLamb, strategy.ZeroOneAdam
@@ -28,8 +29,6 @@ print(xtuner.utils.is_safetensors_available(), getattr(strategy.OnebitAdam, "age
 
 
 def test_what_is_missing_is_there_and_what_is_there_stays(tmp_path):
-    after = (ROOT / "pyproject.toml").read_text().partition('entry-points."torch.backends"]')[2]
-    hook = after.partition('xtuner_plugins = "')[2].partition('"')[0]
     for age, question, onebit, said in (
         ("old", "is_safetensors_available = lambda: 'asked'", "onebit", "asked old 3"),
         ("new", "", "other", "True new 3"),
@@ -41,6 +40,13 @@ def test_what_is_missing_is_there_and_what_is_there_stays(tmp_path):
                 (tmp_path / age / folder / "__init__.py").touch()
             path.write_text(text.format(question=question))
         (tmp_path / age / "xtuner_plugins").symlink_to(ROOT / "xtuner_plugins")
-        probe = [sys.executable, "-c", PROBE, hook]
+        probe = [sys.executable, "-c", PROBE, START]
         done = subprocess.run(probe, cwd=tmp_path / age, env={"PYTHONPATH": "."}, capture_output=True, text=True)
         assert done.stdout.strip() == said, done.stderr
+
+
+def test_processes_start_where_the_project_has_gone(tmp_path):
+    """Python runs the line before anything else: whoever moves or uninstalls the project can't be kept from Python."""
+    probe = [sys.executable, "-S", "-c", "import sys; exec(sys.argv[1])", START]
+    done = subprocess.run(probe, cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

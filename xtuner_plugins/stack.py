@@ -1,16 +1,19 @@
 """What xtuner 0.2.0 and mmengine 0.10.7 lack beside packages that are newer than they: the one list of differences.
 
-PyTorch calls `install` when it has been imported (the entry point of pyproject.toml in the group ``torch.backends``).
-That is before xtuner and MMEngine's runner are, in every process of ``xtuner train``, tools and tests alike, and in no
-process without PyTorch. Nothing of the project or of the packages is imported for it.
+    python -m xtuner_plugins.stack    # once in an environment with such packages: `make setup STACK=today` does it
+
+From then on each Python process of that environment calls `install` when it starts, so that ``xtuner train`` works as
+typed; nothing else of the project or of the packages is imported for it. The pinned packages need none of this.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 
@@ -46,6 +49,12 @@ DIFFERENCES: dict[str, Callable[[], None]] = {
     "mmengine._strategy.deepspeed": _stand_in_for_onebit,
 }
 
+# What Python runs when it starts, unless the project is gone.
+START = (
+    'import importlib.util; importlib.util.find_spec("xtuner_plugins") and '
+    'importlib.import_module("xtuner_plugins.stack").install()\n'
+)
+
 
 class _Before:
     """Finds no module; makes up for a difference when its module is about to be found by others."""
@@ -61,3 +70,9 @@ def install() -> None:
     """Makes up for each difference when its module is imported; safe to call more than once."""
     if _Before not in sys.meta_path:
         sys.meta_path.insert(0, _Before)
+
+
+if __name__ == "__main__":
+    path = Path(sysconfig.get_path("purelib"), "xtuner_plugins_stack.pth")
+    path.write_text(START, encoding="utf-8")
+    print(f"wrote {path}")

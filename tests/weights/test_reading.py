@@ -113,6 +113,14 @@ def test_plain_pickle_and_plain_zip(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+def test_torch_files_without_a_state_dict(tmp_path):
+    """What the entry holds is a stranger's choice."""
+    for content in ([1], {}, {"a": 1}, {"state_dict": [1]}, {"state_dict": None}, {"state_dict": {"a": "text"}}):
+        torch.save(content, tmp_path / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="pytorch_model.bin holds no state dict"):
+            open_weights(tmp_path)
+
+
 def test_json(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(CheckpointError, match=r"a\.json does not exist"):
@@ -122,3 +130,5 @@ def test_json(tmp_path):
         path.write_text(text)
         with pytest.raises(CheckpointError, match=message):
             read_json(path, missing={})
+    with pytest.raises(CheckpointError, match="not readable JSON: .*too long"):
+        read_json(tmp_path / ("x" * 300))

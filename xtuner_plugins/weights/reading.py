@@ -84,12 +84,12 @@ def read_json(path: str | Path, missing: dict | None = None) -> dict:
         CheckpointError: missing, unreadable or not a JSON object.
     """
     path = Path(path)
-    if not path.exists():
-        if missing is not None:
-            return missing
-        raise CheckpointError(f"{path} does not exist")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if missing is not None:
+            return missing
+        raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
@@ -179,6 +179,7 @@ def state_dict(path: Path, content=None) -> dict[str, LazyTensor]:
     """
     content = load_pickle(path) if content is None else content
     held = content.get("state_dict", content) if isinstance(content, dict) else {}
+    held = held if isinstance(held, dict) else {}
     wrong = [f": {name} is not a tensor" for name, each in held.items() if not isinstance(each, LazyTensor)]
     if not held or wrong:
         raise CheckpointError(f"{path} holds no state dict{''.join(wrong[:1])}")

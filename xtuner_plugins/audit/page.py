@@ -115,7 +115,9 @@ def _card(dataset: Checked, reports: Sequence[FileReport], place: Place, reasons
         "reasons": reasons,
         "messages": list(map(report.message, complaints)),
         "is_bad": any(map(stops, complaints)),
-        **{"facts": {}, "pictures": [], "tiles": []},
+        "facts": {},
+        "pictures": [],
+        "tiles": [],
     }
     try:
         record = dataset.record(number, row)

@@ -50,10 +50,8 @@ def what_if(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
     rows = []
     for max_length in sorted({max(1, int(current * factor)) for factor in FACTORS}):
         for max_tiles in sorted({*TILES, own}):
-            limits, is_current = (
-                dict(max_length=max_length, max_tiles=max_tiles),
-                (max_length, max_tiles) == (current, own),
-            )
+            limits = {"max_length": max_length, "max_tiles": max_tiles}
+            is_current = (max_length, max_tiles) == (current, own)
             rows.append({**limits, "is_current": is_current, **_epoch_with(dataset, max_length, max_tiles, own)})
     return rows
 

@@ -118,7 +118,8 @@ def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:
     """
     entries = []
     for index in np.flatnonzero(fates >= DROPPED).tolist():
-        error, name = why_left_out(dataset, *dataset.locate(index)), dataset.sources[dataset.locate(index)[0]].name
+        number, row = dataset.locate(index)
+        error, name = why_left_out(dataset, number, row), dataset.sources[number].name
         entries.append({"index": index, "dataset": name, "dropped": error.reason, "message": str(error)})
     return entries
 

@@ -123,7 +123,8 @@ class PlanSampler(Plan):
                 part = members[first : first + region]
                 part = part[np.argsort(tokens[part], kind="stable")]
                 groups += [part[start : start + self.group_size] for start in range(0, len(part), self.group_size)]
-        whole, rest = ([each for each in groups if (len(each) == self.group_size) == full] for full in (True, False))
+        whole = [group for group in groups if len(group) == self.group_size]
+        rest = [group for group in groups if len(group) != self.group_size]
         return np.concatenate([heaviest, *(whole[place] for place in rng.permutation(len(whole))), *rest])
 
     @property

@@ -41,7 +41,7 @@ def compile_model_blocks(model: nn.Module, backend: str = BACKEND) -> int:
             "ZeRO-3 gathers and releases weights inside of blocks, which can't be compiled",
             "use --deepspeed deepspeed_zero2",
         ),
-        (packed, f"packed weights ({packed[:1]}) aren't compiled", "set the quantization to None"),
+        (packed, f"packed weights ({', '.join(packed[:1])}) aren't compiled", "set the quantization to None"),
         (
             any(getattr(block, "drop_path_rate", 0) for block in encoder_blocks),
             "stochastic depth would make each block of the encoder a graph of its own",

@@ -49,6 +49,15 @@ def test_resuming_with_other_ranks_goes_on_where_it_stopped(planned_dataset, pac
     assert [step for step in taken[:6] + rest if step] == [step for step in taken if step]
 
 
+def test_packs_are_weighed_as_the_base_computes(planned_dataset):
+    packs, (square, token, tile) = ranks(planned_dataset, 1, True)[0].packs(0), planned_dataset.work_rates
+    assert min(square, token, tile) > 0
+    tokens, tiles, _ = planned_dataset.layout()
+    for number in range(len(packs)):
+        own, images = tokens[packs[number]].astype(float), tiles[packs[number]].sum()
+        assert packs.work[number] == pytest.approx(square * (own**2).sum() + token * own.sum() + tile * images)
+
+
 def test_groups_are_of_alike_length_and_kind_and_padding_falls(planned_dataset):
     samplers = [PlanSampler(planned_dataset, seed=0, group_by=by, group_size=4) for by in ("modality", "length", None)]
     tokens, tiles, _ = planned_dataset.layout()

@@ -87,7 +87,7 @@ class Stack:
 
     def matching(self, targets: str | Sequence[str]) -> list[Linear]:
         """Linear layers of a block that PEFT's rules of `target_modules` match."""
-        match = target_matcher(targets)
+        match = target_matcher(".*" if targets == "all-linear" else targets)
         return [linear for linear in self.linears if match(f"{self.prefix}.0.{linear.name}")]
 
 

@@ -9,7 +9,7 @@ from benchmarks.bench_memory_plan import STATES, measure_states, small_job, stat
 from xtuner_plugins.planning import activations as act
 from xtuner_plugins.planning.job import Adapters, Batch, Strategy
 from xtuner_plugins.planning.memory import FRAGMENTATION, PACKED, plan_memory, under
-from xtuner_plugins.planning.strategies import from_deepspeed, obstacle, plain, strategy_named
+from xtuner_plugins.planning.strategies import from_deepspeed, plain, strategy_named
 from xtuner_plugins.settings import read_deepspeed
 
 
@@ -26,21 +26,12 @@ def test_live_engines_hold_what_the_plan_says(name):
 def test_parts_add_up_and_the_largest_batch_counts(warm_up):
     plan, trained = plan_memory(warm_up, plain(1)), warm_up.trained
     assert plan.total == sum(plan.parts.values()) and plan.fits(plan.total) and not plan.fits(plan.total - 1)
-    names = ("frozen weights", "trained weights", "optimizer", "fragmentation")
-    most = plan.moments[plan.moment]
-    expected = [2 * warm_up.frozen, 4 * trained, 8 * trained, int(FRAGMENTATION * most)]
-    assert [plan.parts[name] for name in names] == expected
-    assert most == max(plan.moments.values()) and plan.host == 0
-    kept, batch = plan_memory(replace(warm_up, recompute=False), plain(1)).moments, warm_up.batches[0]
-    more = act.llm_backward_bytes(warm_up, batch) - act.head_kept_bytes(warm_up, batch)
-    assert kept["backward"] - kept["backward of the head"] == more
-    encoder = replace(warm_up, whole=frozenset({"visual_encoder"}))
-    passing = act.tile_bytes(encoder, batch) + act.encoder_backward_bytes(encoder, batch)
-    moments = plan_memory(encoder, plain(1)).moments
-    again = act.encoder_block_bytes(encoder, batch)
-    assert moments["backward of the encoder"] - moments["step"] == passing + again
-    large = Batch(10**6, 0, 10)
-    both, alone = (plan_memory(replace(warm_up, batches=each), plain(1)) for each in ((batch, large), (large,)))
+    most = max(plan.moments.values())
+    held = {"frozen weights": 2 * warm_up.frozen, "trained weights": 4 * trained, "optimizer": 8 * trained}
+    assert plan.parts.items() >= {**held, "fragmentation": int(FRAGMENTATION * most)}.items()
+    assert most == plan.moments[plan.moment] and plan.host == 0
+    small, large = warm_up.batches[0], Batch(10**6, 0, 10)
+    both, alone = (plan_memory(replace(warm_up, batches=each), plain(1)) for each in ((small, large), (large,)))
     assert both == alone
 
 
@@ -56,7 +47,6 @@ def test_each_strategy_by_hand(warm_up):
         plan = plan_memory(job, Strategy("x", 8, stage, gradient_size=4, bucket=0))
         frozen = 2 * job.frozen / (8 if stage == 3 else 1)
         assert plan.moments["step"] == pytest.approx(held * job.trained + frozen, rel=1e-3), stage
-        assert plan.parts["optimizer"] == -(-8 * job.trained // 8)
 
 
 def test_zero_2_makes_whole_buckets_and_zero_3_gathers(warm_up):
@@ -77,11 +67,8 @@ def test_packed_weights_take_what_bitsandbytes_takes(warm_up):
     state = layer.weight.quant_state
     found = layer.weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
     assert found == pytest.approx(PACKED * 1024 * 4096, rel=1e-3) and layer.weight.dtype == torch.uint8
-    for part in ("llm", "visual_encoder"):
-        job = replace(warm_up, quantized={part: [linear.name for linear in warm_up.stack(part).linears]})
-        held = plan_memory(job, plain(1)).parts["frozen weights"]
-        assert held == 2 * job.frozen + int(job.packed * PACKED)
-        assert job.packed + job.frozen + job.trained == job.shape.parameters
+    job = replace(warm_up, quantized={"visual_encoder": ["attn.qkv"]})
+    assert plan_memory(job, plain(1)).parts["frozen weights"] == 2 * job.frozen + int(2 * 8 * 24 * PACKED)
 
 
 def test_ranks_that_share_a_row_hold_parts_of_it(warm_up):
@@ -93,8 +80,6 @@ def test_ranks_that_share_a_row_hold_parts_of_it(warm_up):
     assert shared["backward"] - alone["backward"] == repeated
     gathered = 2 * 4 * 2 * 1 * 16 * 2  # sent and got, 8 tiles (two per rank) of a token, which has 16 numbers
     assert shared["end of backward"] - alone["end of backward"] == repeated + gathered
-    for gpus, sharing in ((6, 4), (8, 8)):  # the LLM has four heads
-        assert "must divide" in obstacle(replace(whole, sharing=sharing), plain(gpus))
 
 
 def test_offloading_moves_states_and_inputs_to_the_host(warm_up):
@@ -109,12 +94,11 @@ def test_offloading_moves_states_and_inputs_to_the_host(warm_up):
     assert on_gpu.host == 0 and on_host.host == act.llm_kept_bytes(warm_up, warm_up.batches[0])
 
 
-def test_deepspeed_files(warm_up):
-    strategy = from_deepspeed("mine", {"zero_optimization": {"stage": 3, "reduce_bucket_size": 5e7}}, 2)
-    assert (strategy.bucket, strategy.overlap, strategy.gradient_size) == (50_000_000, True, 2)
-    shipped = strategy_named("deepspeed_zero2", 8)
-    assert (shipped.stage, shipped.gpus, shipped.overlap, shipped.gradient_size) == (2, 8, True, 4)
-    assert shipped.bucket == read_deepspeed("deepspeed_zero2")["zero_optimization"]["reduce_bucket_size"]
-    assert strategy_named(None, 4).name == "DDP"
+def test_deepspeed_files():
+    mine = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 5e7}}
+    assert from_deepspeed("mine", mine, 2) == Strategy("mine", 2, 3, bucket=50_000_000, overlap=True)
+    bucket = read_deepspeed("deepspeed_zero2")["zero_optimization"]["reduce_bucket_size"]
+    shipped = Strategy("deepspeed_zero2", 8, 2, bucket=bucket, overlap=True, gradient_size=4)
+    assert strategy_named("deepspeed_zero2", 8) == shipped
     with pytest.raises(ValueError, match="stage is 0; plans are made for 1, 2 and 3"):
         from_deepspeed("mine", {"zero_optimization": {"stage": 0}}, 2)

@@ -34,8 +34,6 @@ def test_each_leaf_fits_the_hardware_that_it_names():
         if path.parent.name != "toy":
             run, memory = planned(name), int(re.search(r"of (\d+) GB", labels_of(path)["hardware"])[1])
             assert 1 * GIB < run.memory.total <= 0.95 * memory * GIB, name
-            own_data = "mine" in str(settings_of(name)["train_dataloader"]["dataset"]["data_paths"])
-            assert own_data is False or run.seconds(100, 0.4) is None, name
 
 
 def test_settings_reach_the_job_and_its_batches():
@@ -63,11 +61,11 @@ def test_what_cannot_be_planned():
     loader, mine = {"train_dataloader": {"batch_size": 1, "dataset": {"max_length": 512}}}, {"base": "exports/mine"}
     for settings, message in (
         ({"model": {"type": "LLaVAModel"}}, "base names no model directory"),
-        ({"model": {"base": "models/none"}}, "'models/none' isn't there, and no shipped config says what is in it"),
         ({"model": mine}, "needs batch_size and dataset.max_length"),
         ({"model": {**mine, "freeze_projector": True}, **loader}, "nothing would train"),
         ({"model": {**mine, "llm_lora": {"use_dora": True}}, **loader}, "use_dora=True isn't planned"),
         ({"model": {**mine, "llm_quantization": {"load_in_4bit": True}}, **loader}, "packed weights"),
+        ({"model": {**mine, "sequence_parallel": 4}, **loader}, "sequence_parallel=4 must divide the 2 GPUs"),
         ({"model": {**mine, "objectives": {"dpo": 1.0}}, **loader}, "precompute_reference=True"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -120,7 +118,6 @@ CHANGES = [  # GiB used of 80, settings; the changes that are planned
     (100, ROWS | {"gradient_checkpointing": False}, ["gradient_checkpointing=True", *SMALLER]),
     (100, ROWS, ["offload_activations=True", *SMALLER]),
     (100, PACKS, ["pack_tokens=4096 pack_tiles=13"]),
-    (20, ROWS, FASTER),
     (20, ROWS | {"sequence_parallel": 4}, ["sequence_parallel=1", *FASTER]),
 ]
 
@@ -143,13 +140,10 @@ def test_advice_is_planned_again():
 
 
 def test_words_of_the_report(warm_up):
-    verdicts = [report.verdict(Plan("loss", {"a": 10}, {"loss": 10}, 0), available) for available in (9, 10, 11, 12)]
-    assert verdicts == ["does not fit", "tight", "tight", "fits"]
+    for available, words in ((9, "does not fit"), (10, "tight"), (11, "tight"), (12, "fits")):
+        assert report.verdict(Plan("loss", {"a": 10}, {"loss": 10}, 0), available) == words
     for strategy in (plain(1), strategy_named("deepspeed_zero2", 2)):
         assert set(plan_memory(replace(warm_up, last_layers=1), strategy).moments) <= set(report.MOMENTS)
-    for name, words in (
-        ("finetune_full", "; 5,196 steps of 128 samples, at most "),
-        ("finetune_lora", "counted the rec"),
-    ):
+    for name, words in (("finetune_full", "; 5,196 steps of 128 samples, at "), ("finetune_lora", "counted the rec")):
         assert words in report.sentence((run := planned(name)).memory, run, GPUS["H100"])
     assert report.duration(90) == "2 minutes" and report.duration(2 * 3600) == "2.0 hours"

@@ -31,8 +31,6 @@ def test_forward_passes_are_what_pytorch_counts():
     model, work = meta_model(base).eval(), work_of(job_for(base), Batch(512, 2, 64))
     found = counted(lambda: model.vision_model.patch_features(torch.empty(2, 3, 448, 448)))
     assert work.encoder == pytest.approx(found, rel=0.005)  # the convolution over pixels isn't planned: 0.2 %
-    found = counted(lambda: model.mlp1(torch.empty(2, 256, 4096)))
-    assert work.projector == pytest.approx(found, rel=0.005)  # norm and biases count as weights: 0.2 %
     llm = model.language_model
     # The real rotation asks the device for autocast, which `meta` hasn't.
     with mock.patch.object(llm.model.rotary_emb, "forward", lambda *_: (torch.empty(1, 512, 64),) * 2):

@@ -58,7 +58,7 @@ def test_what_cannot_be_an_intern_vit_is_refused(toy_parts, tmp_path):
     write_json(tmp_path / "registers/config.json", {**config, "model_type": "dinov2_with_registers"})
     for folder, size, words in (
         (tmp_path / "odd", 70, "tile_size = 70 must be a multiple of 28"),
-        (toy_parts[0], 224, "tile_size = 224: DINOv2 alone takes another size than 112 pixels"),
+        (toy_parts[0], 224, "tile_size = 224: this tower takes 112 pixels"),
         (tmp_path / "gated", None, "has SwiGLU layers"),
         (tmp_path / "short", None, "has no tensor 'encoder.layer.1"),
         (tmp_path / "registers", None, "known are"),

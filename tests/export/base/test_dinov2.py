@@ -58,7 +58,7 @@ def test_what_cannot_be_an_intern_vit_is_refused(toy_parts, tmp_path):
     write_dinov2(tmp_path / "odd")
     with pytest.raises(ValueError, match="tile_size = 70 must be a multiple of 28"):
         read_vision(tmp_path / "odd", tile_size=70)
-    with pytest.raises(ValueError, match="tile_size = 224: DINOv2 alone takes another size than 112 pixels"):
+    with pytest.raises(ValueError, match="tile_size = 224: this tower takes 112 pixels"):
         read_vision(toy_parts[0], tile_size=224)
     write_dinov2(tmp_path / "gated", use_swiglu_ffn=True)
     with pytest.raises(CheckpointError, match="has SwiGLU layers"):

@@ -56,7 +56,7 @@ def test_internlm2(tmp_path):
             expected = [1, *sum(parts, [])]
             assert expected == tokenizer(text).input_ids == again(text).input_ids, (settings, text)
             if not cut.search(text) and not settings:
-                assert tokenizer.decode(expected, skip_special_tokens=True) == text
+                assert tokenizer.decode(expected, skip_special_tokens=True) == text.replace("▁", " ")
 
     bare = write_internlm2(tmp_path / "bare", model=content, add_bos_token=False, add_eos_token=True)
     assert load_tokenizer(bare, complete=False)("a").input_ids == [*processor.encode("a"), 2]

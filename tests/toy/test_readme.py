@@ -44,9 +44,7 @@ def test_the_lines_lead_to_a_model_that_answers(toy_base, tmp_path):
         )
         assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         told.append(done.stdout)
-    assert (
-        "What this run trains:" in told[3] and "step 2/2  " in told[4] and "held_out" in told[-2] and told[-1].strip()
-    )
+    assert "What this run trains:" in told[3] and "step 2/2  " in told[4] and "held_out" in told[-2] and told[-1]
     card = (tmp_path / "exports" / "mine" / "README.md").read_text(encoding="utf-8")
     assert "The export was verified." in card and "| text | mentions: accuracy |" in card and "Not measured" not in card
     assert labels_of(tmp_path / "my_run.py")["trains"].startswith("LoRA of rank 16 on the LLM: ")

@@ -1,15 +1,13 @@
 """Samples of a mixture: their tiles, tokens and places."""
 
-import random
-
-import numpy as np
 import pytest
 import torch
 from mmengine.logging import MMLogger
 
-from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, figures
+from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, collate, figures
 from xtuner_plugins.datasets.figures import file_figures
 from xtuner_plugins.datasets.images.media import load_image
+from xtuner_plugins.models import VisionLanguageModel
 
 
 @pytest.fixture
@@ -36,44 +34,33 @@ def test_a_sample_with_its_tiles(mixture, hf_tokenizer):
     assert hf_tokenizer.decode(sample["labels"][sample["labels"] != -100]) == "No.<|im_end|>"
     assert sample["source"] == mixture["data_paths"][0] + ":15" and dataset[6]["source"].endswith("text.jsonl:4")
     assert sample["input_ids"].dtype == sample["labels"].dtype == torch.int64
-    dataset = MultimodalDataset(**mixture, max_tiles=2, template="Hermes-2")
-    source = dataset.sources[0]
-    assert source.tiling == DynamicTiling(1, 2, 112) and source.template.name == "Hermes-2"
-    assert len(dataset[1]["tiles"]) == 3
+    other = MultimodalDataset(**mixture, max_tiles=2, template="Hermes-2")
+    assert len(other[1]["tiles"]) == 3 and other.sources[0].template.name == "Hermes-2"
 
 
-def test_a_long_sample_loses_tiles_then_text_then_its_place(data_base, write_data, make_image, qa):
-    settings = dict(base=data_base, image_folders=make_image("a.png", 360, 120))
-    settings["data_paths"] = write_data([qa("Q?", "word " * 30, image="a.png")])
-    whole = MultimodalDataset(**settings)[0]
-    length = len(whole["input_ids"])
-    fewer, one, cut = (MultimodalDataset(**settings, max_length=length - less)[0] for less in (1, 48, 50))
-    assert [len(sample["tiles"]) for sample in (whole, fewer, one, cut)] == [4, 3, 1, 1]
-    assert [sample["fate"] for sample in (whole, fewer, cut)] == ["fits", "shrink_tiles", "truncate_text"]
-    assert torch.equal(fewer["input_ids"][-40:], whole["input_ids"][-40:]) and len(one["input_ids"]) == length - 48
-    assert torch.equal(cut["input_ids"], one["input_ids"][:-2])
-    gone = MultimodalDataset(**settings, max_length=30)[0]
-    assert gone["dropped"] == "too_long" and "max_length is 30" in gone["message"]
+# How a sample with n supervised tokens counts; as the official code's len2weight.
+REDUCTIONS = {"token": lambda n: 1.0, "sample": lambda n: 1 / n, "square": lambda n: n**-0.5}
 
 
-def test_samples_take_no_random_numbers(mixture):
-    """So a worker's generators don't matter, and a resumed run, whose workers are new, gets the same samples."""
-    before, runs = None, []
-    for seed in (0, 1):
-        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-        runs.append(
-            [sample["input_ids"].tolist() + sample["tiles"].tolist() for sample in list(MultimodalDataset(**mixture))]
-        )
-        assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    assert runs[0] == runs[1]
+def test_the_loss_is_the_mean_weighted_by_reduction_and_file(toy_base, write_data, make_image, qa):
+    """By hand: the sum of weight x cross entropy over all tokens, by their weights; the last file's weigh double."""
+    model = VisionLanguageModel(base=str(toy_base), dtype="float32").train()
+    short = [qa("A?", "Yes.", image="a.png"), qa("B?", "It is not so, and never was, I think.")]
+    paths = [write_data(short, name="a.json"), write_data([qa("C?", "No, it isn't.")], name="b.json")]
+    settings = dict(image_folders=make_image("a.png", 100, 90), dataset_settings=[None, {"loss_weight": 2.0}])
+    for reduction, weight_of in REDUCTIONS.items():
+        samples = list(MultimodalDataset(str(toy_base), paths, **settings, loss_reduction=reduction))
+        counts = torch.tensor([int((sample["labels"] != -100).sum()) for sample in samples])
+        weights = torch.tensor([weight_of(count) for count in counts.tolist()]) * torch.tensor([1, 1, 2])
+        outputs = model(**model.data_preprocessor(collate(samples), True), mode="loss")
+        expected = (weights * outputs["sample_losses"]).sum() / (weights * counts).sum()
+        assert len(set(counts.tolist())) == 3 and outputs["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_first_warning_of_each_reason_is_logged(data_base, write_data, make_image, qa, monkeypatch):
     """Training doesn't learn a doubtful record in silence, and doesn't say the same of a million of them."""
     records = [qa("Fine?"), *(qa(f"{index}?", "See <image_1>.", image="a.png") for index in range(3))]
-    dataset = MultimodalDataset(str(data_base), [write_data(records)], make_image("a.png", 100, 90))
-    messages = []
+    dataset, messages = MultimodalDataset(str(data_base), [write_data(records)], make_image("a.png", 100, 90)), []
     monkeypatch.setattr(MMLogger.get_current_instance(), "handle", lambda entry: messages.append(entry.getMessage()))
     assert len(list(dataset)) == 4 and len(messages) == 1
     assert "data.jsonl:2: " in messages[0] and "<image_1>" in messages[0] and "tools/check_data.py" in messages[0]

@@ -10,16 +10,9 @@ import pytest
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
 from xtuner_plugins.datasets.mixture import pick_records
 
-WRONG = {  # values that a setting can't have
-    "max_tiles": (0, "12"),
-    "template": ("none", 3),
-    "max_length": (0,),
-    "base": ("nowhere", None),
-    "fast_decoding": ("gpu",),
-    "on_bad_sample": ("ignore",),
-    "num_frames": (0, 2.5),
-    "loss_reduction": ("mean",),
-}
+# Values that a setting can't have.
+WRONG = dict(max_tiles=(0, "12"), template=("none", 3), base=("nowhere", None), max_length=(0,), num_frames=(0, 2.5))
+WRONG |= dict(fast_decoding=("gpu",), on_bad_sample=("ignore",), loss_reduction=("mean",))
 LISTS = {"repeat_times": (0, "2", True, math.nan), "image_folders": (3, "none"), "dataset_settings": (3, {"tiles": 2})}
 OF_FILE = {"name": 3, "max_tiles": "12", "loss_weight": 0, "jpeg_quality": 75, "columns": "dialog"}
 

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from mmengine.runner import Runner
 
-from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, PreferenceDataset, SettingError, collate_pairs
-from xtuner_plugins.datasets.left_out import FILLER, FILLER_INDEX
+from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, SettingError, collate_pairs
+from xtuner_plugins.datasets.left_out import FILLER_INDEX
 from xtuner_plugins.hub.constants import IGNORE_INDEX
 
 PAIRS = [
@@ -69,7 +68,3 @@ def test_pairs_and_fillers_share_a_row(make):
         assert batch.get("loss_weights", torch.ones(2)).tolist() == weights
         own = [sample["input_ids"] for sample in kept if "branches" in sample]
         assert torch.equal(batch["input_ids"][0, : sum(map(len, own))], torch.cat([*own, torch.zeros(0).long()]))
-    options = dict(sampler=dict(type=PlanSampler), collate_fn=dict(type="collate_pairs"), batch_size=2, num_workers=1)
-    batches = Runner.build_dataloader(dict(dataset=dataset, **options), seed=1)  # in a worker process
-    sources = sorted(source for batch in batches for source in batch["sources"] if source != FILLER)
-    assert sources == [f"{dataset.sources[0].index.path}:{line}" for line in (1, 2, 3)]

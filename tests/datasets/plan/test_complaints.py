@@ -51,32 +51,24 @@ def test_files_of_one_content_have_places_and_images_of_their_own(half, tmp_path
         assert tiles[0] == dataset[0]["num_tiles"] == num_tiles and tokens[0] == len(dataset[0]["labels"])
 
 
-def batches_of(settings, packed, num_workers, **more):
-    """All batches of a run that starts now, in packs or in groups of three."""
-    dataset = MultimodalDataset(**settings, **more)
-    sampler = PlanSampler(dataset, seed=0, group_by="length")
-    ways = {
-        True: dict(batch_sampler=PackBatchSampler(sampler, max_tokens=200)),
-        False: dict(sampler=sampler, batch_size=3),
-    }
-    return list(DataLoader(dataset, num_workers=num_workers, collate_fn=collate_packed, **ways[packed]))
-
-
 def test_a_plan_that_no_longer_fits_follows_the_policy(half):
+    def batches(**more):
+        """Of a run that starts now, read by a worker."""
+        sampler = PlanSampler(MultimodalDataset(**half, **more), seed=0, group_by="length")
+        packs = dict(batch_sampler=PackBatchSampler(sampler, max_tokens=200), collate_fn=collate_packed)
+        return list(DataLoader(sampler.dataset, num_workers=1, **packs))
+
     folder = half["image_folders"]
-    for packed, num_workers, size, found in ((True, 1, (360, 120), 4), (False, 0, (40, 40), 1)):
-        draw(folder, range(20))
-        draw(folder, [7], (120, 240))  # 2 tiles and a thumbnail
-        batches_of(half, packed, 0)  # measures
-        draw(folder, [7], size)
-        batches = batches_of(half, packed, num_workers, on_bad_sample="skip")
-        dropped = [sample for batch in batches for sample in batch.get("dropped", ())]
-        assert [(sample["index"], sample["dropped"]) for sample in dropped] == [(7, "plan_changed")]
-        assert sum(len(batch["sources"]) for batch in batches) == 19
-        again = batches_of(half, packed, num_workers, on_bad_sample="skip")  # the next start has measured it
-        assert not any("dropped" in batch for batch in again)
-        assert sum(int(batch["num_tiles"].sum()) for batch in again) == 19 + found
-        draw(folder, [7], (240, 240))
-        words = rf"data.jsonl:8: \d+ tokens and 5 tiles, but \d+ tokens and {found} tiles"
-        with pytest.raises((RecordError, RuntimeError), match=words):
-            batches_of(half, packed, num_workers)
+    draw(folder, range(20))
+    batches()  # measures
+    draw(folder, [7], (360, 120))
+    found = batches(on_bad_sample="skip")
+    dropped = [sample for batch in found for sample in batch.get("dropped", ())]
+    assert [(sample["index"], sample["dropped"]) for sample in dropped] == [(7, "plan_changed")]
+    assert sum(len(batch["sources"]) for batch in found) == 19
+    again = batches(on_bad_sample="skip")  # the next start has measured it
+    assert not any("dropped" in batch for batch in again)
+    assert sum(int(batch["num_tiles"].sum()) for batch in again) == 19 + 4
+    draw(folder, [7], (240, 240))
+    with pytest.raises(RuntimeError, match=r"data.jsonl:8: \d+ tokens and 5 tiles, but \d+ tokens and 4 tiles"):
+        batches()

@@ -1,8 +1,7 @@
-"""Measured lengths equal the samples themselves, are kept by content, and are built once."""
+"""Measured lengths equal the samples themselves, and are kept by content."""
 
 import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +67,11 @@ def test_lengths_equal_the_samples(settings, extra):
         dataset.usable(columns[2])
 
 
-def test_kept_by_content_and_by_everything_that_is_measured(settings, monkeypatch, cache, tmp_path):
-    done, before = [], os.umask(0o022)
+def test_kept_by_content_and_by_everything_that_is_measured(settings, monkeypatch, tmp_path):
+    done = []
     monkeypatch.setattr(lengths_module, "CHUNK", 7)
     several = MultimodalDataset(**settings).lengths(0, num_workers=2, progress=done.append)
-    os.umask(before)
     assert sum(done) == len(several) == 49
-    # colleagues share a cache folder
-    assert {path.stat().st_mode & 0o777 for path in cache.rglob("*") if path.is_file()} == {0o644}
     monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
     alone = MultimodalDataset(**settings).lengths(0, num_workers=0)
     for name in lengths_module.ARRAYS:
@@ -92,18 +88,3 @@ def test_kept_by_content_and_by_everything_that_is_measured(settings, monkeypatc
     for change in (*changes, {"template": "Hermes-2"}, {"num_frames": 4}):
         with pytest.raises(ZeroDivisionError):
             MultimodalDataset(**settings | change).layout()
-
-
-def test_of_two_that_start_together_one_builds(settings, monkeypatch):
-    real = lengths_module.locked
-
-    @contextmanager
-    def after_another(path):
-        with monkeypatch.context() as other:  # has measured when this one gets the lock
-            other.setattr(lengths_module, "locked", real)
-            MultimodalDataset(**settings).lengths(0, num_workers=0)
-        monkeypatch.setattr(lengths_module, "_build", lambda *args: 1 / 0)
-        yield
-
-    monkeypatch.setattr(lengths_module, "locked", after_another)
-    assert len(MultimodalDataset(**settings).lengths(0)) == 49

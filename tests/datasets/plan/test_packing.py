@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from xtuner_plugins.datasets import SettingError
 from xtuner_plugins.datasets.plan import packing
-from xtuner_plugins.datasets.plan.bin_packing import RandomFill, Sizes, _best_fit
+from xtuner_plugins.datasets.plan.bin_packing import Sizes, _best_fit
 from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
 
 SAMPLE = st.tuples(st.integers(1, 100), st.integers(0, 9))
@@ -79,21 +79,14 @@ def test_ranks_wait_little_for_each_other_and_the_order_is_random():
 
 
 def test_sparing_short_samples_fills_packs_that_few_can_close_where_it_is_worth_waiting(monkeypatch):
-    tokens, tiles = draw(NUM, **SCARCE)
-    order, sizes = np.random.default_rng(0).permutation(NUM), Sizes(tokens, 0 * tiles, 8192, 0)
-    thrifty, plain = (len(packing._pack_windows(order, sizes, 0, RandomFill(thrift))[1]) for thrift in (0.3, 0))
-    assert thrifty < 0.9992 * plain
+    tokens, tiles = draw(3000, **SCARCE)
     found = []
     for worth in (1.0, 1.1):
         monkeypatch.setattr(packing, "WORTH_WAITING", worth)
-        found.append(len(pack_samples(np.arange(3000), tokens[:3000], tiles[:3000], max_tokens=8192)))
-    assert found[0] < found[1]
+        found.append(len(pack_samples(np.arange(3000), tokens, tiles, max_tokens=8192)))
+    assert found[0] < 0.9992 * found[1]
 
 
-def test_the_seed_decides_and_a_sample_that_fits_nowhere_is_named():
-    tokens, tiles = draw(500, SIX_TILES)
-    packs = [pack_samples(np.arange(500), tokens, tiles, max_tokens=8192, seed=seed) for seed in (1, 1, 2)]
-    first, again, other = (each.order.tolist() for each in packs)
-    assert first == again != other
+def test_a_sample_that_fits_nowhere_is_named():
     with pytest.raises(SettingError, match="sample 5 has 101 tokens"):
         pack_samples(np.array([4, 5]), np.array([1, 101]), np.array([0, 0]), max_tokens=100)

@@ -73,24 +73,6 @@ def learn(model, batch, steps, optimizer=torch.optim.SGD, lr=0.1):
     """The losses of some steps on one batch."""
     optimizer, losses = optimizer([p for p in model.parameters() if p.requires_grad], lr=lr), []
     for _ in range(steps):
-        optimizer.zero_grad()
-        loss = run(model.train(), batch)["loss"]
-        loss.backward()
+        losses.append(backward(model.train(), batch)[0].item())
         optimizer.step()
-        losses.append(loss.item())
     return losses
-
-
-def kept_bytes(model, batch):
-    """Bytes of activations that the graph of a loss keeps, parameters aside."""
-    own, kept = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}, {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        run(model, batch)
-        return sum(kept.values())

@@ -26,23 +26,6 @@ def test_patch_features_are_the_chosen_hidden_state_without_class_token():
     assert model.encode_tiles(tiles).equal(states[-2][:, 1:])
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
-    """Switched from the chat model; the embeddings are frozen, so the first block's input needs no gradient."""
-    model, calls, found = make_model().train(), [], []
-    vision = model.vision_model
-    vision.embeddings.requires_grad_(False)
-    vision.encoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    for enable in (True, False):
-        (model.gradient_checkpointing_enable if enable else model.gradient_checkpointing_disable)()
-        assert vision.encoder.gradient_checkpointing == model.language_model.is_gradient_checkpointing == enable
-        vision.zero_grad()
-        vision.patch_features(make_pixels()).square().mean().backward()
-        found.append({name: parameter.grad for name, parameter in vision.encoder.named_parameters()})
-    assert len(calls) == 3  # once forward, once again in backward; then once
-    for name, kept in found[1].items():
-        assert kept.abs().sum() > 0 and torch.equal(found[0][name], kept), name
-
-
 def test_drop_path_grows_over_the_blocks_and_rests_in_evaluation():
     vision = InternVisionModel(InternVisionConfig(**{**VISION, "drop_path_rate": 0.2}))
     assert [layer.drop_path_rate for layer in vision.encoder.layers] == pytest.approx([0.0, 0.1, 0.2])

@@ -55,19 +55,13 @@ def test_what_does_not_fit():
 
 
 def test_gradients_reach_what_is_used():
-    """The same ones where activations are recomputed."""
+    """Blocks run once more where activations are recomputed."""
     for tower in TOWERS:
-        model = llava_model(tower).vision_model.train()
-        pixels, found, runs = make_pixels(1), [], []
+        model, runs = llava_model(tower).vision_model.train(), []
         model.layers[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         for switch in (lambda: None, model.gradient_checkpointing_enable, model.gradient_checkpointing_disable):
             switch()
-            model.zero_grad(set_to_none=True)
-            model.patch_features(pixels, -2).square().sum().backward()
-            found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-        assert len(runs) == 4  # once more where they are recomputed
-        for name, kept in found[0].items():
-            assert torch.equal(kept, found[1][name]) and torch.equal(kept, found[2][name]), name
+            model.patch_features(make_pixels(1), -2).square().sum().backward()
         unused = {id(p) for module in model.unused_modules(-2) for p in module.parameters()}
-        names = {name for name, p in model.named_parameters() if id(p) in unused}
-        assert names and names == {name for name, _ in model.named_parameters()} - found[0].keys()
+        assert len(runs) == 4 and unused
+        assert all((p.grad is None) == (id(p) in unused) for p in model.parameters())

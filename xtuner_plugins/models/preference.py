@@ -41,7 +41,6 @@ class Reference:
 
     Attributes:
         is_complete: It is the reference at any time, not only before the first step.
-        num_bytes: Memory of the copies.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, is_precomputed: bool = False):
@@ -63,7 +62,6 @@ class Reference:
             )
         copied = trained if self.is_complete else ()
         self._copies = [(module, name, value.detach().to(dtype, copy=True)) for module, name, value in copied]
-        self.num_bytes = sum(copy.nbytes for _, _, copy in self._copies)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

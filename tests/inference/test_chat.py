@@ -1,5 +1,7 @@
 """A conversation in the terminal, with a session that answers what the test says."""
 
+from unittest import mock
+
 import pytest
 from PIL import Image
 
@@ -68,37 +70,24 @@ def test_wrong_lines(chat, tmp_path):
     assert chat.session.asked == [] and chat.pending == []
 
 
-def test_boxes_are_drawn_into_a_new_file(chat, image, tmp_path, capsys):
-    chat.session.said = ["<box>[[0, 0, 500, 500]]</box>"] * 3
-    for line in ("Where?", f"/image {image}", "Where?", "And now?"):  # at first there is no image
+def test_boxes_are_drawn_into_new_files_and_no_control_code_reaches_the_terminal(chat, tmp_path, capsys):
+    """Of an answer or a name; what is kept is the answer itself."""
+    image = tmp_path / "it's\x1b[2J.png"
+    Image.new("RGB", (40, 20)).save(image)
+    chat.session.said = ["<box>[[0, 0, 500, 500]]</box>"] * 3 + ["\x1b]0;title\x07Red."]
+    for line in ("Where?", f"/image {image}", "Where?", "And now?", "Which?"):  # at first there is no image
         chat.handle(line)
-    names = ["it's a.boxes-1.png", "it's a.boxes-2.png"]
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == names
-    assert Image.open(tmp_path / names[0]).getpixel((0, 0)) != (0, 0, 0)
-    assert f"(boxes drawn on {image}: {tmp_path / names[1]})" in capsys.readouterr().out
-
-
-def test_a_terminal_obeys_no_answer_and_no_name(chat, tmp_path, capsys):
-    path = tmp_path / "a\x1b[2J.png"
-    Image.new("RGB", (40, 20)).save(path)
-    chat.session.said = ["\x1b]0;title\x07Red."]
-    chat.handle(f"/image {path}")
-    chat.handle("Which?")
-    out = capsys.readouterr().out
-    assert "\u241b]0;title\u2407Red." in out and "a\u241b[2J.png" in out and "\x1b" not in out and "\x07" not in out
-    assert chat.turns[0].answer == "\x1b]0;title\x07Red."  # what is kept is the answer itself
+    drawn = sorted(set(tmp_path.glob("*.png")) - {image})
+    assert [path.name for path in drawn] == ["it's\x1b[2J.boxes-1.png", "it's\x1b[2J.boxes-2.png"]
+    assert Image.open(drawn[0]).getpixel((0, 0)) != (0, 0, 0)
+    out, shown = capsys.readouterr().out, f"{tmp_path}/it's\u241b[2J"
+    assert f"(boxes drawn on {shown}.png: {shown}.boxes-2.png)" in out and "\u241b]0;title\u2407Red." in out
+    assert "\x1b" not in out and "\x07" not in out and chat.turns[-1].answer == "\x1b]0;title\x07Red."
 
 
 def test_ctrl_c_stops_one_answer(chat, monkeypatch, capsys):
-    typed = iter(["Interrupted?", "Again?", KeyboardInterrupt, "/image /no/such/folder/a.png", "/none"])
-
-    def read(prompt):
-        line = next(typed, EOFError)
-        if isinstance(line, str):
-            return line
-        raise line
-
-    monkeypatch.setattr("builtins.input", read)
+    typed = ["Interrupted?", "Again?", KeyboardInterrupt, "/image /no/such/folder/a.png", "/none", EOFError]
+    monkeypatch.setattr("builtins.input", mock.Mock(side_effect=typed))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     chat.session.said = [KeyboardInterrupt, "Yes."]
     assert chat.run() == 0

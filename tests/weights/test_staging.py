@@ -113,33 +113,28 @@ def test_what_must_never_be_replaced(tmp_path, monkeypatch):
     """Given and meant by any names: links, parents, what lies inside; and what is no model directory."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "models" / "base", "base")
-    (tmp_path / "models" / "base" / "part").mkdir()
-    (tmp_path / "far" / "below").mkdir(parents=True)
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letters.txt").write_text("mine")
-    (tmp_path / "file").write_text("x")
+    for folder in ("models/base/part", "far/below", "home"):
+        os.makedirs(folder)
+    for file in ("home/letters.txt", "file"):
+        (tmp_path / file).write_text("mine")
     links = {"link": "models", "direct": "models/base", "far/models": "../models", "deep": "far/below", "gone": "no"}
-    for name, target in links.items():
+    for name, target in {**links, "away": "home"}.items():
         os.symlink(target, name)
-    # The fifth is of the link's own parent, not of this folder.
-    over = ("link/base", "link/base/", "models/../models/base", "link", "deep/../models/base", "models")
-    within = ("models/base/x", "link/base/x", "models/base/new/deeper", "models/base/part")
-    table = [
-        *((given, "models/base", "overwrite the base") for given in ("link/base", "direct")),
-        ("models/base/weights", "link/base", "overwrite the base"),
-        *(("models/base", each, "overwrite the base") for each in over),
-        *(("models/base", each, "lie inside") for each in within),
-        *((None, each, "not a plain directory") for each in ("file", "link/", "gone")),
-        (None, "home", "--force replaces only those"),
-    ]
-    for given, out, words in table:
+    refused = {
+        # The last is of the link's own parent, not of this folder.
+        "overwrite the base": "link/base link/base/ models/../models/base link models deep/../models/base",
+        "lie inside": "models/base/x link/base/x models/base/new/deeper models/base/part",
+        "not a plain directory": "file away/ gone",
+        "--force replaces only those": "home",
+    }
+    table = [(out, "models/base", words) for words, outs in refused.items() for out in outs.split()]
+    table += [("link/base", given, "overwrite the base") for given in ("direct", "models/base/weights")]
+    for out, given, words in table:
         with pytest.raises(CheckpointError, match=words):
-            staging.check_target(out, force=True, inputs={"base": given})
+            staging.check_target(out, force=True, inputs={"base": given, "data": "none"})
     assert names(tmp_path / "home") == ["letters.txt"]
     for out in ("models/base2", "models/bas", "out"):
         assert staging.check_target(out, force=True, inputs={"base": "models/base"}) == tmp_path / out
-    with pytest.raises(CheckpointError, match="base exists already; choose another name or replace it with --force"):
-        staging.check_target("models/base", force=False, inputs={"gone": "nowhere"})
 
 
 def test_too_little_space_leaves_nothing(tmp_path):

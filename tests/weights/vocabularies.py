@@ -59,10 +59,10 @@ def write_internlm2(folder: Path, *, image_tokens=(), model: bytes | None = None
     config = dict(bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>", model_max_length=8192)
     config["added_tokens_decoder"] = {str(n): {"content": name, **flags} for name, n in numbers.items()}
     config["additional_special_tokens"] = [*INTERNLM2_TOKENS, *image_tokens]
-    return write_config(folder, "InternLM2Tokenizer", **{**config, **fields})
+    return write_tokenizer_config(folder, "InternLM2Tokenizer", **{**config, **fields})
 
 
-def write_config(folder: Path, name: str, **fields) -> Path:
+def write_tokenizer_config(folder: Path, name: str, **fields) -> Path:
     """A tokenizer's config, and the code of its class, which must not run."""
     module = f"tokenization_{name.removesuffix('Tokenizer').lower()}"
     auto_map = {"AutoTokenizer": [f"{module}.{name}", None]}
@@ -101,7 +101,7 @@ def write_qwen(folder: Path, ranks: dict[bytes, int]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
     (folder / "qwen.tiktoken").write_bytes(b"".join(lines))
-    return write_config(folder, "QWenTokenizer", model_max_length=8192)
+    return write_tokenizer_config(folder, "QWenTokenizer", model_max_length=8192)
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:

@@ -18,22 +18,20 @@ from tests.datasets.store_servers import BUCKET, shared_server
 SIZES = {"a.jpg": (100, 90), "b.png": (360, 120), "deep/c.jpg": (120, 360)}
 
 
-def talk(question: str, answer: str, **extra) -> dict:
-    return {**extra, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
-
-
 def make_records() -> list[dict]:
     """Two of them are unusable: the fifth's image is damaged, the seventh has no turns."""
-    return [
-        talk("<image>\nA?", "Yes, 好的.", image="a.jpg"),
-        talk("Where?", "<ref>it</ref><box>[[1, 2, 300, 400]]</box>", image="b.png"),
-        talk("No image: 2 + 2?", "4."),
-        talk("Left <image> right <image>?", "Both. " * 40, image=["b.png", "deep/c.jpg"]),
-        talk("Damaged?", "No.", image="damaged.jpg"),
-        talk("<image>\nC?", "Perhaps.", image="deep/c.jpg", system="Be brief."),
-        {"conversations": []},
-        talk("Again <b>bold</b>?", "Yes.", image="a.jpg"),
+    rows = [
+        ("<image>\nA?", "Yes, 好的.", {"image": "a.jpg"}),
+        ("Where?", "<ref>it</ref><box>[[1, 2, 300, 400]]</box>", {"image": "b.png"}),
+        ("No image: 2 + 2?", "4.", {}),
+        ("Left <image> right <image>?", "Both. " * 40, {"image": ["b.png", "deep/c.jpg"]}),
+        ("Damaged?", "No.", {"image": "damaged.jpg"}),
+        ("<image>\nC?", "Perhaps.", {"image": "deep/c.jpg", "system": "Be brief."}),
+        ("", "", {}),
+        ("Again <b>bold</b>?", "Yes.", {"image": "a.jpg"}),
     ]
+    turns = [[{"from": "human", "value": asked}, {"from": "gpt", "value": said}] for asked, said, _ in rows]
+    return [{**more, "conversations": own if asked else []} for (asked, _, more), own in zip(rows, turns, strict=True)]
 
 
 def make_images(folder: Path, scale: int = 1) -> Path:
@@ -45,9 +43,9 @@ def make_images(folder: Path, scale: int = 1) -> Path:
     return folder
 
 
-def names_of(record: dict) -> list[str]:
+def contents_of(record: dict, images: Path) -> list[bytes]:
     names = record.get("image", [])
-    return [names] if isinstance(names, str) else names
+    return [(images / name).read_bytes() for name in ([names] if isinstance(names, str) else names)]
 
 
 def write_plain(records, images: Path, out: Path) -> dict:
@@ -65,17 +63,11 @@ def write_packed(records, images: Path, out: Path, name: str = "data.jsonl.gz") 
     return plain | {"data_paths": str(out / name)}
 
 
-def write_windows(records, images: Path, out: Path) -> dict:
-    """Names with backslashes."""
-    changed = [{**record, "image": [name.replace("/", "\\") for name in names_of(record)]} for record in records]
-    return write_plain(changed, images, out)
-
-
 def write_columns(records, images: Path, out: Path) -> dict:
     """Turns under another name, and images as data URLs in the records."""
     head, changed = "data:image/png;base64,", []
     for record in records:
-        urls = [head + base64.b64encode((images / name).read_bytes()).decode() for name in names_of(record)]
+        urls = [head + base64.b64encode(data).decode() for data in contents_of(record, images)]
         changed.append({"system": record.get("system"), "dialog": record["conversations"], "pictures": urls})
     columns = {"conversations": "dialog", "images": "pictures"}
     plain = write_plain(changed, images, out)
@@ -110,7 +102,7 @@ def as_rows(records, images: Path) -> list[dict]:
     """Records as rows of a table, which hold their images."""
     rows = []
     for record in records:
-        held = [{"bytes": (images / name).read_bytes(), "path": None} for name in names_of(record)] or None
+        held = [{"bytes": data, "path": None} for data in contents_of(record, images)] or None
         rows.append({"images": held, "conversations": record["conversations"] or None, "system": record.get("system")})
     return rows
 
@@ -160,8 +152,7 @@ def write_webdataset(records, images: Path, out: Path, shards: int = 2) -> dict:
         for index, record in enumerate(records[number * per_shard : (number + 1) * per_shard]):
             inside = {key: value for key, value in record.items() if key != "image"}
             files[f"{index:04}.json"] = json.dumps(inside).encode()
-            for place, name in enumerate(names_of(record)):
-                files[f"{index:04}.{place}{Path(name).suffix}"] = (images / name).read_bytes()
+            files |= {f"{index:04}.{at}.jpg": data for at, data in enumerate(contents_of(record, images))}
         write_tar(out / f"{number:06}.tar", files)
     return {"data_paths": str(out / "000000.tar" if shards == 1 else out)}
 
@@ -169,7 +160,6 @@ def write_webdataset(records, images: Path, out: Path, shards: int = 2) -> dict:
 KINDS = {
     "json.gz": functools.partial(write_packed, name="data.json.gz"),
     "jsonl.zst": functools.partial(write_packed, name="data.jsonl.zst"),
-    "windows": write_windows,
     "columns and data URLs": write_columns,
     "images in zip": write_zip,
     "parquet": write_parquet,

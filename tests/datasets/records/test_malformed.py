@@ -1,6 +1,5 @@
 """A zoo of broken records and images: each is diagnosed with file, line and reason; none crashes or passes."""
 
-import io
 import json
 import os
 import re
@@ -84,7 +83,7 @@ LINES = [
     ("foreign_form", [asked(text) for text in ("<img>ok.png</img>?", "<audio>a.wav</audio>?", "<ImageHere>?")]),
     ("foreign_form", [image("ok.png", text) for text in ("<image><img>ok.png</img>?", "<Image>?", "<image_1>?")]),
     ("foreign_form", [asked("<|image_pad|>?"), image("ok.png", "<image><ref-object>?", "<bbox>", objects=[])]),
-    ("objects", [image("ok.png", "<image>Where is <ref-object>?", "<bbox>", objects={"bbox": []})]),
+    ("objects", [image("ok.png", "<image>?", "<bbox>", objects={"bbox": box}) for box in ([], [[0, 0, 41, 30]])]),
     ("media_role", [image("ok.png", "What?", "<image> shows a cat.")]),
     ("media_role", [parts("a", [{"type": "image", "image": "ok.png"}])]),
     ("unicode", [asked("a\ud83d"), asked("a", "\udc00"), talk(H, G, system="\ud800"), image("a\ud800b.png")]),
@@ -130,19 +129,19 @@ def make_zoo(folder):
     """The images that the lines name."""
     (folder / "sub").mkdir(parents=True)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
-    noise.save(folder / "ok.png")
-    noise.save(folder.parent / "secret.png")
+    for path in (folder / "ok.png", folder.parent / "secret.png"):
+        noise.save(path)
     for name, target in (("link", "../secret.png"), ("dangling", "../nowhere.png"), ("loop", "loop.png")):
         (folder / f"{name}.png").symlink_to(folder / target)
     os.mkfifo(folder / "pipe.png")
-    for suffix, kind in {"jpg": "JPEG", "png": "PNG", "gif": "GIF", "webp": "WEBP", "tiff": "TIFF"}.items():
-        big = noise.resize((80, 60))
+    big = noise.resize((80, 60))
+    for suffix in ("jpg", "png", "gif", "webp", "tiff"):
         options = {"save_all": True, "append_images": [big.rotate(90)]} if suffix == "gif" else {}
-        big.save(buffer := io.BytesIO(), kind, **options)
-        (folder / f"cut.{suffix}").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 3])
+        big.save(path := folder / f"cut.{suffix}", **options)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 70000, 70000, 8, 2, 0, 0, 0))
-    checksum = bytearray((folder / "ok.png").read_bytes())
-    checksum[checksum.index(b"IDAT") + 4] ^= 255  # the compressed stream's own checks fail, too
+    whole = (folder / "ok.png").read_bytes()
+    wrong = whole.index(b"IDAT") + 4  # the compressed stream's own checks fail, too
     for name, data in {
         "empty.png": b"",
         "page.jpg": b"<html>not found</html>",
@@ -150,8 +149,8 @@ def make_zoo(folder):
         "archive.png": b"PK\x03\x04" + bytes(100),
         "vector.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         "head.jpg": (folder / "cut.jpg").read_bytes()[:30],
-        "bomb.png": b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IEND", b""),
-        "checksum.png": bytes(checksum),
+        "bomb.png": whole[:8] + header + png_chunk(b"IEND", b""),
+        "checksum.png": whole[:wrong] + bytes([whole[wrong] ^ 255]) + whole[wrong + 1 :],
     }.items():
         (folder / name).write_bytes(data)
     Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tiff")

@@ -1,17 +1,29 @@
-"""Every form of source gives the same samples, lengths, fates and complaints as jsonl and a folder."""
+"""Every form of source gives the same samples, lengths, fates and complaints as jsonl and a folder; damaged, errors."""
 
 import os
 import pickle
+import random
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.datasets.source_kinds import KINDS, NEED_SETTINGS, make_images, make_records, write_plain, write_table
+from tests.datasets.source_kinds import (
+    KINDS,
+    NEED_SETTINGS,
+    make_images,
+    make_records,
+    write_plain,
+    write_table,
+    write_webdataset,
+)
 from xtuner_plugins.audit.check import PlainFiles, check_dataset, write_reject_list
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.records.opening import open_records
-from xtuner_plugins.errors import SettingError
+from xtuner_plugins.errors import DataError, SettingError
+from xtuner_plugins.files import split_zip
 
 COMPLAINTS = {4: "image_unreadable", 6: "no_conversations"}  # of the records
 
@@ -78,12 +90,48 @@ def test_workers_read_the_same(open_kind, method):
             assert [facts(sample) for sample in loader] == [facts(expected[index]) for index in range(8)]
 
 
+def damage(data: bytes, rng: random.Random) -> bytes:
+    if rng.randrange(5) == 0:
+        return data[: rng.randrange(len(data))]
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8, 40))):
+        at, length = rng.randrange(len(changed)), rng.choice((1, 2, 4, 8, 60))
+        changed[at : at + length] = rng.choice((rng.randbytes(length), bytes(length), b"\xff" * length))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["json.gz", "parquet", "save_to_disk", "webdataset", "images in zip"])
+def test_damaged_files_give_samples_or_our_errors(kind, data_base, tmp_path, cache):
+    write = {**KINDS, "webdataset": lambda *args: write_webdataset(*args, shards=1)}[kind]
+    written, rng, read = (
+        write(make_records()[:4], make_images(tmp_path / "images", scale=7), tmp_path),
+        random.Random(0),
+        [],
+    )
+    target = Path(split_zip(written.get("image_folders") or "")[0] or written["data_paths"])
+    target = next(target.glob("*.arrow")) if target.is_dir() else target
+    whole = target.read_bytes()
+    for case in range(60):
+        shutil.rmtree(cache, ignore_errors=True)
+        target.write_bytes(damage(whole, rng) if case else whole)
+        os.utime(target, ns=(case, case))
+        try:
+            dataset = MultimodalDataset(str(data_base), **written, on_bad_sample="skip")
+            samples = [dataset[index] for index in range(min(len(dataset), 30))]
+            assert not any("\n" in sample.get("message", "") for sample in samples)
+            read.append(sum("dropped" not in sample for sample in samples))
+        except DataError as error:
+            assert str(error)
+            read.append(-1)
+    assert read[0] == 4 > min(read), "the whole file is read, and a case has damaged something"
+
+
 def test_damaged_compressed_files_are_refused(tmp_path):
     for kind in ("json.gz", "jsonl.zst"):
         written = KINDS[kind](make_records(), make_images(tmp_path / "images"), tmp_path)["data_paths"]
-        data = open(written, "rb").read()
+        data = Path(written).read_bytes()
         for broken in (data[: len(data) // 2], data[:20] + b"\0\1\2\3" + data[24:]):
-            open(written, "wb").write(broken)
+            Path(written).write_bytes(broken)
             with pytest.raises(SettingError, match=f"data.{kind}:1: can't be unpacked .*fetch the file again"):
                 open_records(written)
     assert not list((tmp_path / "cache").rglob("data*"))

@@ -18,38 +18,32 @@ from xtuner_plugins.toy.tokenizer import build_tokenizer
 
 
 def test_what_can_not_be_used_is_refused(tmp_path, qa):
-    (tmp_path / "empty").mkdir()
     for build, words in [
         (lambda: TextTokenizer.from_pretrained(build_tokenizer(tmp_path / "t")), "lacks <img>"),
         (lambda: TextTokenizer.from_pretrained(tmp_path / "none"), "none' can't be loaded"),
-        (lambda: TextTokenizer.from_pretrained(tmp_path / "empty"), "can't be loaded"),
+        (lambda: TextTokenizer.from_pretrained(tmp_path), "can't be loaded"),
         (lambda: TextTokenizer(object(), "mine"), "mine is a slow tokenizer; add its tokenizer.json"),
         (lambda: get_template("no-such"), "internvl2_5"),
     ]:
         with pytest.raises(SettingError, match=words):
             build()
     bare = Template(replace(get_conv_template("internvl2_5"), system_template="", system_message=None))
-    first = bare.segments(parse_record(qa(), "f:1"))[0]
-    assert first == Segment("<|im_start|>user\n", literal=True)
+    assert bare.segments(parse_record(qa(), "f:1"))[0] == Segment("<|im_start|>user\n", literal=True)
     with pytest.raises(RecordError, match="no place"):
         bare.segments(parse_record(qa(system="S"), "f:1"))
 
 
-def test_many_texts_are_counted_as_each_is_tokenized(text_tokenizer):
+def test_texts_are_counted_written_out_and_told_by_a_fingerprint(text_tokenizer, hf_tokenizer):
     signs = [" "] * 8 + [*"  \n\r\t\u00a0\u3000\x1c\x85.!'<_-7é\u0301ﬁ中", *"A bus 'll DON'T 12 <|im_end|>".split()]
     random = Random(0)
     texts = ["", *("".join(random.choices(signs, k=random.randrange(1, 25))) for _ in range(3000))]
     assert text_tokenizer.count_batch(texts) == [len(text_tokenizer.encode(text)) for text in texts]
-
-
-def test_control_tokens_are_written_out_and_change_the_fingerprint(text_tokenizer, hf_tokenizer, data_base):
     ids = [text_tokenizer.image_start_id, *text_tokenizer.encode("a bus"), text_tokenizer.ids["<|im_end|>"]]
     assert text_tokenizer.decode(ids) == "<img>a bus<|im_end|>" and text_tokenizer.decode([]) == ""
     more = copy.deepcopy(hf_tokenizer)
     more.add_tokens(["<more>"])
-    assert (
-        TextTokenizer(hf_tokenizer).fingerprint() == text_tokenizer.fingerprint() != TextTokenizer(more).fingerprint()
-    )
+    found = [TextTokenizer(each).fingerprint() for each in (hf_tokenizer, more)]
+    assert found[0] == text_tokenizer.fingerprint() != found[1]
 
 
 def test_switches_are_as_before_afterwards(monkeypatch):
@@ -57,10 +51,8 @@ def test_switches_are_as_before_afterwards(monkeypatch):
         assert not gc.isenabled()
         raise ZeroDivisionError
     assert gc.isenabled()
-    for before in (None, "true"):
-        monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
-        if before is not None:
-            monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
+    for before in ({}, {"TOKENIZERS_PARALLELISM": "true"}):
+        monkeypatch.setattr(os, "environ", dict(before))
         with single_threaded_tokenizer():
             assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
-        assert os.environ.get("TOKENIZERS_PARALLELISM") == before
+        assert os.environ == before

@@ -21,17 +21,18 @@ SIZES = {"a.jpg": (100, 90), "b.png": (360, 120), "deep/c.jpg": (120, 360)}
 def make_records() -> list[dict]:
     """Two of them are unusable: the fifth's image is damaged, the seventh has no turns."""
     rows = [
-        ("<image>\nA?", "Yes, 好的.", {"image": "a.jpg"}),
-        ("Where?", "<ref>it</ref><box>[[1, 2, 300, 400]]</box>", {"image": "b.png"}),
-        ("No image: 2 + 2?", "4.", {}),
-        ("Left <image> right <image>?", "Both. " * 40, {"image": ["b.png", "deep/c.jpg"]}),
-        ("Damaged?", "No.", {"image": "damaged.jpg"}),
-        ("<image>\nC?", "Perhaps.", {"image": "deep/c.jpg", "system": "Be brief."}),
-        ("", "", {}),
-        ("Again <b>bold</b>?", "Yes.", {"image": "a.jpg"}),
+        ({"image": "a.jpg"}, "<image>\nA?", "Yes, 好的."),
+        ({"image": "b.png"}, "Where?", "<ref>it</ref><box>[[1, 2, 300, 400]]</box>"),
+        ({}, "No image: 2 + 2?", "4."),
+        ({"image": ["b.png", "deep/c.jpg"]}, "Left <image> right <image>?", "Both. " * 40),
+        ({"image": "damaged.jpg"}, "Damaged?", "No."),
+        ({"image": "deep/c.jpg", "system": "Be brief."}, "<image>\nC?", "Perhaps."),
+        ({},),
+        ({"image": "a.jpg"}, "Again <b>bold</b>?", "Yes."),
     ]
-    turns = [[{"from": "human", "value": asked}, {"from": "gpt", "value": said}] for asked, said, _ in rows]
-    return [{**more, "conversations": own if asked else []} for (asked, _, more), own in zip(rows, turns, strict=True)]
+    speakers = ("human", "gpt")
+    turns = [[{"from": who, "value": text} for who, text in zip(speakers, said, strict=False)] for _, *said in rows]
+    return [{**row[0], "conversations": said} for row, said in zip(rows, turns, strict=True)]
 
 
 def make_images(folder: Path, scale: int = 1) -> Path:
@@ -54,21 +55,22 @@ def write_plain(records, images: Path, out: Path) -> dict:
     return {"data_paths": str(out / "plain.jsonl"), "image_folders": str(images)}
 
 
-def write_packed(records, images: Path, out: Path, name: str = "data.jsonl.gz") -> dict:
-    """Compressed as the suffix says: an array, or lines."""
+def write_packed(records, images: Path, out: Path, suffix: str = "gz") -> dict:
     plain = write_plain(records, images, out)
-    data = Path(plain["data_paths"]).read_bytes() if "jsonl" in name else json.dumps(records).encode()
-    with pyarrow.output_stream(str(out / name), compression="zstd" if name.endswith("zst") else "gzip") as file:
-        file.write(data)
-    return plain | {"data_paths": str(out / name)}
+    with pyarrow.output_stream(
+        f"{plain['data_paths']}.{suffix}", compression={"gz": "gzip"}.get(suffix, "zstd")
+    ) as file:
+        file.write(Path(plain["data_paths"]).read_bytes())
+    return plain | {"data_paths": f"{plain['data_paths']}.{suffix}"}
 
 
 def write_columns(records, images: Path, out: Path) -> dict:
     """Turns under another name, and images as data URLs in the records."""
-    head, changed = "data:image/png;base64,", []
+    changed = []
     for record in records:
-        urls = [head + base64.b64encode(data).decode() for data in contents_of(record, images)]
-        changed.append({"system": record.get("system"), "dialog": record["conversations"], "pictures": urls})
+        urls = [b"data:image/png;base64," + base64.b64encode(data) for data in contents_of(record, images)]
+        given = {"system": record.get("system"), "dialog": record["conversations"]}
+        changed.append({**given, "pictures": [url.decode() for url in urls]})
     columns = {"conversations": "dialog", "images": "pictures"}
     plain = write_plain(changed, images, out)
     return plain | {"image_folders": None, "dataset_settings": [{"columns": columns}]}
@@ -94,10 +96,6 @@ def write_store(records, images: Path, out: Path, scheme: str = "s3", form=write
     return {"data_paths": f"{root}/{data.name}", "image_folders": f"{root}/images", **options}
 
 
-def write_file_url(records, images: Path, out: Path) -> dict:
-    return {key: Path(value).as_uri() for key, value in write_plain(records, images, out).items()}
-
-
 def as_rows(records, images: Path) -> list[dict]:
     """Records as rows of a table, which hold their images."""
     rows = []
@@ -114,17 +112,6 @@ def write_table(rows: list[dict], path: Path, group: int = 3) -> None:
 def write_parquet(records, images: Path, out: Path) -> dict:
     write_table(as_rows(records, images), out / "data.parquet")
     return {"data_paths": str(out / "data.parquet")}
-
-
-def write_finevision(records, images: Path, out: Path) -> dict:
-    """Two shards of `images` and `texts`."""
-    rows = as_rows(records, images)
-    for row in rows:
-        turns = [turn["value"] for turn in row.pop("conversations") or []]
-        row["texts"] = [{"user": turns[0], "assistant": turns[1]}] if turns else None
-    for number, part in enumerate((rows[:3], rows[3:])):
-        write_table(part, out / f"train-{number:05}-of-00002.parquet", group=2)
-    return {"data_paths": str(out)}
 
 
 def write_saved(records, images: Path, out: Path) -> dict:
@@ -158,17 +145,14 @@ def write_webdataset(records, images: Path, out: Path, shards: int = 2) -> dict:
 
 
 KINDS = {
-    "json.gz": functools.partial(write_packed, name="data.json.gz"),
-    "jsonl.zst": functools.partial(write_packed, name="data.jsonl.zst"),
+    "zst": functools.partial(write_packed, suffix="zst"),
     "columns and data URLs": write_columns,
     "images in zip": write_zip,
     "parquet": write_parquet,
-    "finevision": write_finevision,
     "save_to_disk": write_saved,
     "webdataset": write_webdataset,
     "s3": functools.partial(write_store, form=write_packed),
     "http": functools.partial(write_store, scheme="http"),
-    "file://": write_file_url,
 }
 # Kinds that say more than a path and a folder, for which a command without a config has no place
 NEED_SETTINGS = ("columns and data URLs", "s3")

@@ -32,13 +32,11 @@ def test_what_each_answer_becomes(server, monkeypatch):
     server.objects[f"{BUCKET}/x/a.jpg"] = b"bytes" * 100
     options = {"endpoint_url": server.url, "anon": True}
     for store in (Store(f"s3://{BUCKET}/x", options), http := Store(f"{server.url}/{BUCKET}/x")):
-        for mode, reason in {"404": "image_missing", "401": "store_denied", "403": "store_denied"}.items():
-            server.mode = mode
+        for server.mode, reason in {"404": "image_missing", "401": "store_denied", "403": "store_denied"}.items():
             for ask in (store.read, store.version):
-                with pytest.raises(MediaError) as refused:
+                with pytest.raises(MediaError, match="/x/a.jpg: .*; ") as refused:
                     ask("a.jpg")
-                assert refused.value.reason == reason and refused.value.remedy
-                assert refused.value.place.endswith("/x/a.jpg")
+                assert refused.value.reason == reason
         server.mode = "ok"
         assert store.read("a.jpg", 1, 3) == b"yt" and store.version("a.jpg")[1]
         with pytest.raises(MediaError, match="no such object"):
@@ -46,6 +44,8 @@ def test_what_each_answer_becomes(server, monkeypatch):
         left = [503, 500]  # trouble that passes
         server.mode = lambda path, own=left: str(own.pop()) if own else "ok"
         assert store.read("a.jpg") == b"bytes" * 100
+    with pytest.raises(SettingError, match="s3://a: .*nonsense"):
+        Store("s3://a", {"nonsense": 1}).read("b")
     for server.mode in ("500", "503", "garbage", "reset", "truncated", "slow"):
         monkeypatch.setattr(stores, "SECONDS", 0.2 if server.mode == "slow" else 60)
         server.asked.clear()
@@ -98,12 +98,9 @@ def test_annotation_files_are_copied_by_version_and_called_by_their_url(server, 
         server.objects[name] = data[:-3] + b"%03d" % len(server.asked)
         return "ok"
 
-    for server.mode, words in {
-        "no version": "a.jsonl: the store tells no size, tag or time",
-        "404": "no such object",
-        "403": "access denied",
-        edit: "a.jsonl: it has changed while it was fetched",
-    }.items():
+    unknown, changed = "a.jsonl: the store tells no size, tag or time", "a.jsonl: it has changed while it was fetched"
+    wrong = {"no version": unknown, "404": "no such object", "403": "access denied", edit: changed}
+    for server.mode, words in wrong.items():
         with pytest.raises((SettingError, SourceError), match=words):
             localize(url, None)
     server.mode = "ok"
@@ -116,16 +113,6 @@ def test_annotation_files_are_copied_by_version_and_called_by_their_url(server, 
     assert "hidden" not in first.path + str(refused.value)
 
 
-def test_options_that_cannot_be_used():
-    for url, options, words in [
-        ("s3://a/b", {"secret": "x"}, "holds a credential itself"),
-        ("ftp://a/b", None, "of a kind that isn't read"),
-        ("s3://a", {"nonsense": 1}, "s3://a: .*nonsense"),
-    ]:
-        with pytest.raises(SettingError, match=words):
-            Store(url, options).read("b")
-
-
 def test_a_zip_is_read_as_a_folder(tmp_path):
     path = tmp_path / "i.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -133,18 +120,16 @@ def test_a_zip_is_read_as_a_folder(tmp_path):
             archive.writestr(name, name)
     images, damaged = open_images(path / "train", tmp_path), bytearray(path.read_bytes())
     assert images.resolve("deep/b.jpg").data == b"train/deep/b.jpg"
-    for name, reason in (("c.jpg", "image_missing"), ("deep", "image_missing"), ("../c.jpg", "image_outside")):
-        with pytest.raises(MediaError) as refused:
+    for name in ("c.jpg", "deep"):
+        with pytest.raises(MediaError, match=f"i.zip/train/{name}: no such object"):
             _ = images.resolve(name).data
-        assert refused.value.reason == reason
     key = images.key()
     damaged[damaged.index(b"train/a.jpgtrain") + 13] ^= 1
     path.write_bytes(damaged)
     os.utime(path, ns=(1, 1))
-    again = open_images(path / "train", tmp_path)
-    assert again.key() != key
+    assert images.key() != key
     with pytest.raises(MediaError, match="i.zip/train/a.jpg: can't be read from the zip .*CRC"):
-        _ = again.resolve("a.jpg").data
+        _ = open_images(path / "train", tmp_path).resolve("a.jpg").data
     path.write_bytes(damaged[:40])
     with pytest.raises(SettingError, match="can't be read from the zip"):
         open_images(path, tmp_path)

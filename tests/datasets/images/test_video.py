@@ -152,7 +152,6 @@ def test_a_forked_worker_frees_what_it_inherits(videos):
 
 DAMAGE = {
     "moov.mp4": (dict(codec="mpeg4"), 0.7, "can't be decoded"),  # the index stands at the end, without it all is lost
-    "front.mp4": (dict(codec="mpeg4", movflags="faststart"), 0.8, "damaged or cut off after"),  # it promises more
     "a.avi": (dict(codec="mpeg4"), 0.6, "damaged or cut off after"),
     "a.webm": (dict(codec="libvpx"), 0.8, None),
 }
@@ -183,10 +182,7 @@ def test_what_is_no_video(videos, tmp_path, monkeypatch):
     assert probe_video(str(tmp_path / "one.gif"), 4) == (1, (8, 8)) and levels(tmp_path / "one.gif", 4) == [0]
     (tmp_path / "none.gif").write_bytes((tmp_path / "one.gif").read_bytes()[:13] + b";")  # header, then the end
     refused(tmp_path / "none.gif", "none.gif: can't be decoded")
-    (tmp_path / "secret.mp4").write_bytes((videos / "a.mp4").read_bytes())
-    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")  # FFmpeg itself would follow it
-    with av.open(str(tmp_path / "list.mp4")) as container:
-        assert container.format.name == "concat"
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {videos}/a.mp4\n")  # FFmpeg itself would follow it
     refused(tmp_path / "list.mp4", "list.mp4: can't be decoded")
     (tmp_path / "11.png").symlink_to(videos / "frames" / "f1.png")
     refused(tmp_path, "'11.png' is a link out of the folder")

@@ -100,7 +100,10 @@ LINES = [
     ("image_outside", [image("dangling.png"), asked("<video>", video="../a.mp4")]),
     ("image_name", [image("a\x00b.png"), image("http://host/a.png"), image("file:///ok.png")]),
     ("image_unreadable", [image(f"{name}.png") for name in ("loop", "x" * 300, "empty", "zeros", "archive")]),
-    ("image_unreadable", [image("vector.svg"), image("page.jpg"), image("data:image/png;base64,AAAA")]),
+    (
+        "image_unreadable",
+        [image("vector.svg"), image("page.jpg"), image("data:image/png;base64,AAAA")],
+    ),
     ("image_pixels", [image("bomb.png")]),
     ("video_missing", [asked("<video>", video="none.mp4")]),
     ("video_unreadable", [asked("<video>", video="sub")]),

@@ -1,6 +1,5 @@
 """Tables and tar shards: rows of every layout as records, copies, and what can't be read."""
 
-import io
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ from collections import namedtuple
 
 import datasets
 import pytest
-from PIL import Image
 
 from tests.datasets.source_kinds import write_table, write_tar
 from xtuner_plugins.datasets.records import tables
@@ -128,15 +126,3 @@ def test_files_that_change_or_are_damaged(table, tmp_path):
             open_records(source)
     with pytest.raises(SettingError, match="holds no rows"):
         open_records(table([]))
-
-
-def test_images_are_written_as_they_are(tmp_path):
-    for kind, suffix in (("JPEG", "jpg"), ("PNG", "png")):
-        Image.new("RGB", (8, 6), "red").save(buffer := io.BytesIO(), kind)
-        for _ in range(2):
-            name = tables.write_image(buffer.getvalue(), tmp_path, "f:1")
-            assert name.endswith(f".{suffix}") and (tmp_path / name).read_bytes() == buffer.getvalue()
-        assert len(list(tmp_path.rglob(f"*.{suffix}"))) == 1
-    for data in (b"", b"no image", None):
-        with pytest.raises(RecordError, match="f:7: its image can't be read"):
-            tables.write_image(data, tmp_path, "f:7")

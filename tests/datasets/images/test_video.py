@@ -18,16 +18,16 @@ LEVELS = [20 * number for number in range(12)]
 GRAYS = [np.full((48, 64, 3), level, np.uint8) for level in LEVELS]
 
 
-def write_video(path, codec, frames=GRAYS, times=range(0, 1200, 100), change=lambda packet, number: packet, **options):
+def write_video(path, codec, frames=GRAYS, times=range(0, 1200, 100), **options):
     """A video of 64x48 frames (gray ones, each brighter than the last, by default), shown at `times` (ms)."""
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=10, options={"lag-in-frames": "0"} if codec == "libvpx" else {})
+        stream = container.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
-        for number, (pixels, time) in enumerate(zip(frames, times, strict=False)):
+        for pixels, time in zip(frames, times, strict=False):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.time_base, frame.pts = Fraction(1, 1000), time
-            container.mux([change(packet, number) for packet in stream.encode(frame)])
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
@@ -115,22 +115,18 @@ def test_frames_are_turned_as_players_turn_them(tmp_path):
             assert "".join(COLORS[tuple(spot)] for spot in spots.tolist()) == expected, (a, b, c, d)
 
 
-def hide(packet, number):
-    """Every second frame of a VP8 video, which only later ones refer to: bit 4 of its first byte says so."""
-    hidden = av.Packet(bytes([bytes(packet)[0] & (~0x10 if number % 2 else 0xFF)]) + bytes(packet)[1:])
-    hidden.pts = hidden.dts = packet.pts
-    hidden.time_base, hidden.stream, hidden.is_keyframe = packet.time_base, packet.stream, packet.is_keyframe
-    return hidden
-
-
-def test_packets_that_show_nothing_are_no_frames(tmp_path):
-    path = str(tmp_path / "a.webm")
-    write_video(path, "libvpx", change=hide)
-    with av.open(path) as container:
-        assert sum(packet.size > 0 for packet in container.demux(video=0)) == 12
+def test_packets_that_show_nothing_are_no_frames(videos, tmp_path):
+    """VP8 may send frames that only later ones refer to: bit 4 of a frame's first byte says whether it is shown."""
+    path, content, at = tmp_path / "a.webm", bytearray((videos / "a.webm").read_bytes()), 0
+    with av.open(str(videos / "a.webm")) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    for number, packet in enumerate(packets):
+        at = content.index(packet, at + 1)
+        content[at] &= ~0x10 if number % 2 else 0xFF
+    path.write_bytes(content)
     for num_frames in (99, 6, 5, 2, 1):
         expected = [LEVELS[::2][number] for number in pick_frames(6, num_frames)]
-        assert probe_video(path, num_frames)[0] == len(expected)
+        assert len(packets) == 12 and probe_video(str(path), num_frames)[0] == len(expected)
         np.testing.assert_allclose(levels(path, num_frames), expected, atol=8, err_msg=str(num_frames))
 
 

@@ -18,37 +18,31 @@ WORDS = ["What", "is it?", "中文", "e\u0301", "👩\u200d👧", "\n", " ", "1 
 VALUES = [None, True, 0, -1, 1.5, 1e400, "", "x", [], {}, ["x"], {"a": 1}, [None], [[]], "human", "data:", "<image>"]
 VALUES += ["\ud800", "data:image/png;base64,AAAA", "data:image/png;base64,AAA"]
 ROLES = [("human", "bot"), ("USER", "ASSISTANT"), ("user", "chatgpt"), ("Human", "bing"), ("user", "model")]
+BOX = "<ref>it</ref><box>[[100, 100, 500, 500]]</box>"
 
 
 def turns(texts, key="role", value="content", roles=("user", "assistant")):
     return [{key: roles[at % 2], value: text} for at, text in enumerate(texts)]
 
 
-def parts(text, names):
-    """A question as content parts of OpenAI's API."""
-    found = []
-    for number, part in enumerate(text.split("<image>")):
-        found += [{"type": "image_url", "image_url": {"url": next(names)}}] if number else []
-        found += [{"type": "text", "text": part}] if part else []
-    return found
-
-
 def conversation(rng):
     """A random conversation in our form, and in each of the others."""
     texts = ["x" + " ".join(rng.choices(WORDS, k=rng.randrange(6))) for _ in range(2 * rng.randrange(1, 4))]
-    names, boxes = ["a.png", "b.png"][: rng.randrange(3)], rng.randrange(1, 4)
-    for number in range(len(names)):  # filling goes from turn to turn, and a turn may have several
-        place = 2 * rng.randrange(number, 9) % len(texts)
-        texts[place] = "<image>\n" + texts[place]
-    shared = ({"images": names} if names else {}) | ({"system": "Be brief."} if rng.random() < 0.3 else {})
-    texts[-2:] = f"{texts[-2]}\nmore", f"{texts[-1]}<ref>it</ref><box>[[100, 100, 500, 500]]</box>" * boxes
-    pairs, roles, left = [texts[at : at + 2] for at in range(0, len(texts), 2)], rng.choice(ROLES), iter(names)
+    shared = {"images": ["a.png", "b.png"]} | ({"system": "Be brief."} if rng.random() < 0.3 else {})
+    places = sorted(2 * rng.randrange(len(texts) // 2) for _ in range(2))  # perhaps both in one turn
+    for place in places:
+        texts[place] = "<image>" + texts[place]
+    texts[-2:] = f"{texts[-2]}\nmore", texts[-1] + BOX
+    pairs, roles = [texts[at : at + 2] for at in range(0, len(texts), 2)], rng.choice(ROLES)
     alpaca = {"instruction": texts[-2].removesuffix("\nmore"), "input": "more", "output": texts[-1]}
-    forms = [([0.1, 0.1, 0.5, 0.5], "norm1"), ([64, 48, 320, 240], "real")]
-    box, kind = rng.choice(forms if names else forms[:1])
-    objects = {"ref": ["it"] * boxes, "bbox": [box] * boxes, "bbox_type": kind, "image_id": [0] * boxes}
-    marked = texts[-1].replace("<ref>it</ref><box>[[100, 100, 500, 500]]</box>", "<ref-object><bbox>")
-    parted = turns([text if at % 2 else parts(text, left) for at, text in enumerate(texts)])
+    box, kind = rng.choice([([64, 48, 320, 240], "real"), ([0.1, 0.1, 0.5, 0.5], "norm1")])
+    objects = {"ref": ["it"], "bbox": [box], "bbox_type": kind, "image_id": [1]}
+    parted = turns(texts)
+    for place in set(places):
+        media = [
+            {"type": "image_url", "image_url": {"url": "ab"[at] + ".png"}} for at in range(2) if places[at] == place
+        ]
+        parted[place]["content"] = [*media, {"type": "text", "text": texts[place].replace("<image>", "")}]
     others = [
         {"messages": turns(texts)},
         {"messages": turns(texts, "from", "value", roles)},
@@ -58,11 +52,10 @@ def conversation(rng):
         {**alpaca, "history": pairs[:-1]},
         {"conversation": [{"human": question, "assistant": answer} for question, answer in pairs]},
         {"texts": [{"user": question, "assistant": answer} for question, answer in pairs]},
-        {"messages": turns([*texts[:-1], marked]), "objects": objects},
+        {"messages": turns([text.replace(BOX, "<ref-object><bbox>") for text in texts]), "objects": objects},
     ]
     ours = {**shared, "conversations": turns(texts, "from", "value", ("human", "gpt"))}
-    system = {key: value for key, value in shared.items() if key != "images"}
-    return ours, [{**each, **shared} for each in others] + [{"messages": parted, **system}]
+    return ours, [{**each, **shared} for each in others] + [{"messages": parted, "system": shared.get("system")}]
 
 
 def meaning(raw):
@@ -76,11 +69,9 @@ def changed(value, rng):
     if rng.random() < 0.03:
         return copy.deepcopy(rng.choice(VALUES))
     if isinstance(value, dict):
-        kept = {key: changed(part, rng) for key, part in value.items() if rng.random() > 0.02}
-        return {(rng.choice(["image", "objects", "x"]) if rng.random() < 0.01 else key): kept[key] for key in kept}
+        return {key if rng.random() > 0.01 else "image": changed(part, rng) for key, part in value.items()}
     if isinstance(value, list):
-        found = [changed(part, rng) for part in value]
-        return found + [copy.deepcopy(rng.choice(found))] if found and rng.random() < 0.05 else found
+        return [changed(part, rng) for part in value for _ in range(rng.choice([0, 2] + [1] * 50))]
     return value
 
 
@@ -117,13 +108,11 @@ def test_columns_call_keys_otherwise():
     assert renamed(raw, {}) is raw and renamed([1], {"a": "b"}) == [1]
 
 
-def learned(*marks):
-    """Whether each answer is learned, of turns with these other keys."""
-    said = [turn for mark in marks for turn in (TALK[0], {**TALK[1], **mark})]
-    return [turn.supervised for turn in parse_record({"messages": said}, "f:1").turns[1::2]]
-
-
 def test_answers_that_are_not_to_be_learned():
+    def learned(*marks):
+        said = [turn for mark in marks for turn in (TALK[0], {**TALK[1], **mark})]
+        return [turn.supervised for turn in parse_record({"messages": said}, "f:1").turns[1::2]]
+
     for key in ("loss", "weight", "loss_scale", "train", "training"):
         marks = [{}, {key: False}, {key: 0}, {key: 0.0}, {key: 1}, {key: None}]
         assert learned(*marks) == [True] + [False] * 3 + [True] * 2
@@ -131,10 +120,9 @@ def test_answers_that_are_not_to_be_learned():
     assert learned({}, {"train_detail": spans}, {"train_detail": [{"train": True}]}) == [True, False, True]
     with pytest.raises(RecordError, match="turn 2 has train_detail"):
         learned({"train_detail": [*spans, {"train": True}]})
-    raw, rng = {**OURS, "loss": True, "score": 2, "image": "a.jpg", "weight": 0}, random.Random(0)
-    for _ in range(10):  # the order of keys decides nothing
+    for marks in ({"loss": True, "weight": 0}, {"weight": 0, "loss": True}):  # the order of keys decides nothing
         with pytest.raises(RecordError, match="no answer is learned"):
-            parse_record({key: raw[key] for key in rng.sample(list(raw), len(raw))}, "f:1")
+            parse_record({**marks, **OURS, "score": 2, "image": "a.jpg"}, "f:1")
 
 
 def test_any_other_key_is_a_warning_by_name():

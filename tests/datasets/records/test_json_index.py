@@ -49,9 +49,7 @@ def test_files_come_back_as_json_reads_them(records, newline, indent, ascii_only
 
 
 BROKEN = [
-    (b"", "no records"),
-    (b" \n \n", "no records"),
-    (b"[]", "no records"),
+    *((nothing, "no records") for nothing in (b"", b" \n \n", b"[]")),
     (b"hello", "neither a JSON array nor JSON lines"),
     (b"PK\x03\x04....", "neither .* begins with b'PK"),
     (b'[{"a": 1},\n{"a": "x', ":2: the JSON array is broken: Unterminated"),

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections import namedtuple
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -56,10 +56,11 @@ def test_layouts_of_rows(table, monkeypatch):
 def test_a_copy_is_announced_once_and_refused_without_room(table, monkeypatch, capfd):
     monkeypatch.setattr(tables, "IN_PLACE", 10)
     path = table([{**TALK, "id": str(number)} for number in range(250)])
-    with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda place: namedtuple("usage", "free")(1))
-        with pytest.raises(SettingError, match=r"no room for a copy of .*a.parquet \(.* GB are free\); name a cache"):
-            open_records(path)
+    free = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1))
+    with pytest.raises(SettingError, match=r"no room for a copy of .*a.parquet \(.* GB are free\); name a cache"):
+        open_records(path)
+    monkeypatch.setattr(shutil, "disk_usage", free)
     prints = []
     for time in (1, 1, 2):
         os.utime(path, ns=(time, time))
@@ -84,8 +85,10 @@ SAMPLES = [  # members, names in the record, its images
 
 def test_images_and_captions_of_samples(tmp_path):
     def open_members(files):
-        files = {name: data if isinstance(data, bytes) else json.dumps(data).encode() for name, data in files.items()}
-        write_tar(tmp_path / "a.tar", files)
+        write_tar(
+            tmp_path / "a.tar",
+            {name: json.dumps(of).encode() if isinstance(of, dict) else of for name, of in files.items()},
+        )
         return open_records(tmp_path / "a.tar")
 
     for files, named, found in SAMPLES:

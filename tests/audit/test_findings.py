@@ -50,7 +50,12 @@ def test_copies_within_and_between_files(found, qa):
     assert found({"a.jsonl": [{"a": 1}]}) == {}
     one = [("What?", "A woman.", "a.png"), ("what ?", "a woman", "a_copy.png"), ("Who?", "She.", "a.png")]
     other = [("What?", "A woman.", "a.png"), ("What?", "Tea.", "c.png"), ("Where?", "There.", "a_small.jpg")]
-    kinds = found({"one.jsonl": [qa(*each) for each in one], "other.jsonl": [qa(*each) for each in other]})
+    kinds = found(
+        {
+            "one.jsonl": [qa(*each, image=name) for *each, name in one],
+            "other.jsonl": [qa(*each, image=name) for *each, name in other],
+        }
+    )
     assert list(kinds) == ["equal_records", "equal_images", "near_images"]
     assert kinds["equal_records"].count == 1 and kinds["equal_records"].where == {"one / other": 1}
     assert kinds["equal_records"].examples == [[(0, 0, 0), (0, 1, 0)]]
@@ -93,7 +98,9 @@ def test_answers_texts_shapes_and_what_does_not_fit(found, qa):
 @pytest.mark.parametrize("write", [write_parquet, write_webdataset])
 def test_images_in_rows_are_told_apart(write, qa, photographs, tmp_path):
     """Their names in messages are alike: `image 1` in each row, `0000.0.png` in each shard."""
-    records = [qa(f"{name}?", f"{name}.", image=name) for name in ("a.png", "c.png", "r.png", "tiny.png", "a_copy.png")]
+    records = [
+        qa(f"{name}?", f"{name}.", image=[name]) for name in ("a.png", "c.png", "r.png", "tiny.png", "a_copy.png")
+    ]
     (tmp_path / "data").mkdir()
     dataset = PlainFiles([write(records, photographs, tmp_path / "data")["data_paths"]])
     kinds = {each.kind: each for each in find(dataset, check_dataset(dataset, num_workers=0))}

@@ -154,15 +154,14 @@ def test_figures_are_those_of_runs_with_these_limits(data_base, write_data, make
 
     def sums(kept=slice(None), **settings):
         tokens, tiles, fates = MultimodalDataset(str(data_base), paths, folder, **each, **settings).sizes(num_workers=0)
-        names = {"shrunk": SHRUNK, "cut": TRUNCATED, "too_long": DROPPED}
-        found = {name: (fates[kept] == fate).sum() for name, fate in names.items()}
-        samples = (fates[kept] < DROPPED).sum()
-        return found | {"samples": samples, "tokens": tokens[kept].sum(), "tiles": tiles[kept].sum()}
+        counts = np.bincount(fates[kept], minlength=DROPPED + 1)
+        found = {"samples": counts[:DROPPED].sum(), "tokens": tokens[kept].sum(), "tiles": tiles[kept].sum()}
+        return found | {"shrunk": counts[SHRUNK], "cut": counts[TRUNCATED], "too_long": counts[DROPPED]}
 
     dataset = MultimodalDataset(str(data_base), paths, folder, **each, max_length=100)
-    reports = check_dataset(dataset, num_workers=0)
+    reports, first = check_dataset(dataset, num_workers=0), dataset.ends[0]
     rows = shares(dataset, reports)
-    for row, kept in zip(rows, (slice(dataset.ends[0]), slice(dataset.ends[0], None)), strict=True):
+    for row, kept in zip(rows, (slice(first), slice(first, None)), strict=True):
         expected = sums(kept, max_length=100)
         assert all(row[name] == expected[name] for name in ("samples", "tokens", "tiles"))
         assert 0 < row["supervised"] < row["tokens"]
@@ -170,8 +169,7 @@ def test_figures_are_those_of_runs_with_these_limits(data_base, write_data, make
     rows = what_if(dataset, reports)
     assert [(row["max_length"], row["max_tiles"]) for row in rows if row["is_current"]] == [(100, 6)]
     for row in rows:
-        expected = sums(max_length=row["max_length"], max_tiles=row["max_tiles"])
-        assert {key: row[key] for key in expected} == expected
+        assert row.items() >= sums(max_length=row["max_length"], max_tiles=row["max_tiles"]).items()
     each = dict(on_bad_sample="skip", dataset_settings=[{"max_tiles": 2}, None])  # a lower limit of its own
     dataset = MultimodalDataset(str(data_base), paths, folder, **each)
     tiles = {row["max_tiles"]: row["tiles"] for row in what_if(dataset, check_dataset(dataset, num_workers=0))}

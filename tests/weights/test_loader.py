@@ -23,9 +23,22 @@ def test_numbers_and_dtype(toy_base, tmp_path):
     state = model.state_dict()
     assert state.keys() == held.keys() and all(torch.equal(state[k], held[k]) for k in held)
     assert not model.training and not any(t.is_meta for t in [*model.parameters(), *model.buffers()])
-    assert {p.dtype for p in load_model(base).parameters()} == {torch.bfloat16}
     load_tokenizer(base)
     assert not (tmp_path / "owned").exists()
+
+
+def test_each_module_can_be_replaced_before_the_next_is_read(toy_base):
+    """As sharding over ranks and quantization do, to save memory."""
+    largest = 0
+
+    def filled(model, name):
+        nonlocal largest
+        largest = max(largest, sum(p.numel() for p in model.parameters() if not p.is_meta))
+        assert {p.dtype for p in model.get_submodule(name).parameters(recurse=False)} <= {torch.bfloat16}
+        model.get_submodule(name)._apply(lambda tensor: tensor.to("meta"), recurse=False)
+
+    model = load_model(toy_base, filled=filled)
+    assert largest == max(p.numel() for p in model.parameters()) and all(p.is_meta for p in model.parameters())
 
 
 def test_what_does_not_fit(toy_parts, toy_base, tmp_path):

@@ -52,15 +52,7 @@ def record_of(base, **settings) -> dict:
 
 
 def save_pth(model, path: Path, config: Path | None = None, *, state: dict | None = None, **others) -> Path:
-    """A checkpoint of MMEngine's, with the record of the run.
-
-    Args:
-        model: from `make_model`, or of the config.
-        path: of the file.
-        config: that of the run; None takes what `make_model` was given.
-        state: other tensors than the model's.
-        **others: entries beside the weights.
-    """
+    """A checkpoint of MMEngine's, with the record of a run of ``config`` (None: of what `make_model` was given)."""
     settings = read_training_config(config).model if config else model.made_with
     kept = record_of(**{k: v for k, v in dict.items(settings) if k != "type"})
     state = model.state_dict() if state is None else state

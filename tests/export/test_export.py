@@ -43,7 +43,7 @@ def runs(toy_base, tmp_path_factory):
 def test_exported_equals_trained(runs, toy_base, tmp_path):
     """And what wasn't trained are the base's bytes."""
     base = load_file(toy_base / "model.safetensors")
-    for name, merged in {"projector": 0, "full": 0, "lora": 6, "both_loras": 10}.items():
+    for name, merged in {"projector": 0, "full": 0, "lora": 6, "both_loras": 10, "last_layer": 0}.items():
         checkpoint, trained = runs[name]
         assert export(None, checkpoint, tmp_path / name)["num_merged"] == merged
         exported, inputs = load_model(tmp_path / name, dtype=None), chat_inputs(trained.model)
@@ -103,6 +103,7 @@ def test_what_does_not_belong_together(runs, toy_base, tmp_path):
         ({"llm_lora": {**LORA, "init_lora_weights": "pissa"}}, "lora", {}, "pissa.*changes the base weights"),
         ({"llm_lora": {**LORA, "rank": 2}}, "lora", {}, "LoRA settings: rank"),
         (SETTINGS["full"], "projector", {}, "trained vision_model .*lacks"),
+        ({"visual_encoder_last_layers": 2}, "last_layer", {}, r"visual_encoder_last_layers=2\), but .* lacks"),
     ):
         model = runs[held][1]
         own, model.made_with = model.made_with, {"base": toy_base, **settings}

@@ -1,6 +1,7 @@
 """Attention over a row of several samples against masks of the whole row, and what kernels get."""
 
 import itertools
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.fake_gpu import fake_gpu
 from xtuner_plugins.families import LLM_FAMILIES
 from xtuner_plugins.models import attention as attention_module
 from xtuner_plugins.models.attention import Segments, attend_to_segments, branch_off, no_mask, segment_attention
@@ -98,6 +100,17 @@ def test_flash_gets_boundaries_and_a_causal_window(monkeypatch):
     for follows in ((0, -1, -1), (-1, 2, -1), (-1, 0, 1)):
         with pytest.raises(ValueError, match="an earlier one that follows no other"):
             branch_off(BOUNDS, follows)
+
+
+def test_flash_needs_ampere_half_precision_and_no_dropout():
+    half, heads = torch.float16, (100, 128, 256, 264)
+    for capability, dtype, dropout, dim in itertools.product(
+        ((7, 5), (8, 0), (12, 0)), (half, torch.float32), (0.0, 0.1), heads
+    ):
+        with fake_gpu(), mock.patch("torch.cuda.get_device_capability", return_value=capability):
+            query = torch.empty(1, 2, 3, dim, dtype=dtype, device="cuda")
+            expected = capability >= (8, 0) and dtype == half and not dropout and dim in (128, 256)
+            assert attention_module._flash_runs(query, dropout) == expected, (capability, dtype, dropout, dim)
 
 
 @pytest.mark.gpu

@@ -1,7 +1,8 @@
-"""Both answers of a pair in one row, against rows of their own and against plain definitions."""
+"""Both answers of a pair in one row, against rows of their own; and the figures of a step."""
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,11 @@ from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.run.steps import run_step
 from xtuner_plugins.models import PreferenceModel
+from xtuner_plugins.models.objectives import PairLogProbs, Settings
+from xtuner_plugins.models.preference_metrics import ENOUGH, FADE, FIGURES, means_of_step, reward_mean, sums_of_pairs
 
 from . import batches
-from .batches import LORA, assert_same
+from .batches import LORA, assert_same, make_samples
 
 MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # as its authors mix them
 WHOLE, ADAPTED = dict(freeze_llm=False), dict(llm_lora=LORA)
@@ -36,21 +39,13 @@ def build(toy_base):
     return make
 
 
-def make_pairs(model, tiles_of=(2, 0, 1), seed=0):
-    """Pairs with prompts of 20 tokens and the images' own, answers of 3 to 9 tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    samples = []
-    for number, tiles in enumerate(tiles_of):
-        lengths = (20 + model.num_image_token * tiles, 3 + number, 9 - 2 * number)
-        ids = torch.randint(10, 200, (sum(lengths),), generator=generator)
-        ids[2 : 2 + model.num_image_token * tiles] = model.img_context_token_id
-        labels = ids.clone()
-        labels[: lengths[0]] = -100
-        labels[lengths[0] + lengths[1] - 1] = -100  # what a template writes behind an answer
-        size = (tiles, 3, model.tile_size, model.tile_size)
-        pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-        facts = {"num_tiles": tiles, "source": f"pairs.jsonl:{number + 1}", "branches": lengths}
-        samples.append({"input_ids": ids, "labels": labels, "tiles": pixels, **facts})
+def make_pairs(model, tiles_of=(2, 0, 1)):
+    """Pairs with answers of 3 to 9 tokens; no label for what a template writes behind the chosen one."""
+    samples = make_samples(model, tiles_of, length=70, answers=(12, 11, 10, 9))
+    for number, sample in enumerate(samples):
+        chosen, rejected = 3 + number, 9 - 2 * number
+        sample["branches"] = (len(sample["labels"]) - chosen - rejected, chosen, rejected)
+        sample["labels"][-rejected - 1] = -100
     return samples
 
 
@@ -144,23 +139,16 @@ def test_a_step_is_the_mean_over_its_pairs_however_they_are_batched(build):
         MessageHub.get_current_instance().runtime_info.clear()
         trained = copy.deepcopy(model)
         wrapper = OptimWrapper(SGD([p for p in trained.parameters() if p.requires_grad], lr=1.0))
-        results.append((run_step(trained, wrapper, [collate_pairs(batch) for batch in batched]), trained.state_dict()))
+        assert trained._settings_now().reward_mean == 0
+        logged = run_step(trained, wrapper, [collate_pairs(batch) for batch in batched])
+        results.append((logged, trained.state_dict()))
+        mean = (logged["reward_chosen"] + logged["reward_rejected"]) / 2  # which bco_pair compares with in later steps
+        assert trained._settings_now().reward_mean == pytest.approx(mean, abs=1e-7)
     (logged, whole), *others = results
     assert {"reward_chosen", "reward_rejected", "margin", "accuracy", "kl", "loss_dpo", "loss_sft"} <= logged.keys()
     for also, parts in others:
         assert_same(parts, whole, atol=1e-5, rtol=1e-5)
         assert logged["loss"] == pytest.approx(also["loss"], rel=1e-6) and logged["pairs"] == also["pairs"] == 4
-
-
-def test_bco_compares_with_the_mean_reward_of_earlier_steps(build):
-    model = build({"bco_pair": 1.0}, beta=0.5, **ADAPTED)
-    samples, rewarded = make_pairs(model), []
-    wrapper = OptimWrapper(torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3))
-    assert model._settings_now().reward_mean == 0
-    for _ in range(3):
-        step = run_step(model, wrapper, [collate_pairs(samples)])
-        rewarded.append((step["reward_chosen"] + step["reward_rejected"]) / 2)
-        assert model._settings_now().reward_mean == pytest.approx(sum(rewarded) / len(rewarded), abs=1e-7)
 
 
 def test_unfit_settings_are_refused(build):
@@ -189,3 +177,47 @@ def test_log_probs_under_zero_3_are_those_of_one_process(toy_base, tmp_path):
     for key in ("loss", "grad_norm"):
         losses = logged(tmp_path / "alone", key)
         assert len(losses) == 2 and logged(tmp_path / "split", key) == pytest.approx(losses, rel=1e-5)
+
+
+def make_log_probs(count, slope=0.0):
+    """Pairs whose rewards have a part that goes along with their length."""
+    generator = torch.Generator().manual_seed(0)
+    chosen, rejected = torch.randint(2, 40, (2, count), generator=generator)
+    ratios = slope * torch.stack([chosen, rejected]) + torch.randn(2, count, generator=generator)
+    return PairLogProbs(*ratios, torch.zeros(count), torch.zeros(count), chosen, rejected)
+
+
+def sums(pairs, num_fillers=0):
+    counts = torch.arange(len(pairs.chosen)) < len(pairs.chosen) - num_fillers
+    losses = {"dpo": torch.arange(len(counts)).float()}
+    found = sums_of_pairs(pairs, Settings(beta=0.5), losses, counts, torch.full((len(counts),), 0.25))
+    return dict(zip((*FIGURES, "loss_dpo"), found.tolist(), strict=True))
+
+
+def test_means_are_those_of_the_pairs_that_count():
+    pairs = make_log_probs(6)
+    assert means_of_step(dict.fromkeys((*FIGURES, "loss_dpo"), 0.0)) == {} and reward_mean() == 0
+    means = means_of_step(sums(pairs, num_fillers=1))
+    margin = 0.5 * (pairs.chosen - pairs.rejected)[:5]
+    assert means["pairs"] == 5 and means["loss_dpo"] == 2 and means["kl"] == 0.25
+    assert means["margin"] == pytest.approx(margin.mean().item(), abs=1e-6)
+    assert means["accuracy"] == pytest.approx((margin > 0).float().mean().item())
+    assert means["tokens_chosen"] == pytest.approx(pairs.chosen_tokens[:5].float().mean().item())
+    assert "length_correlation" not in means
+    assert reward_mean() == pytest.approx(0.25 * (pairs.chosen + pairs.rejected)[:5].mean().item())
+
+
+def test_the_correlation_of_margin_and_length_fades():
+    """What is remembered is in the state that checkpoints keep."""
+    hub = MessageHub.get_current_instance()
+    for slope, least, most in ((1.0, 0.9, 1), (-1.0, -1, -0.9), (0.0, -0.3, 0.3)):
+        hub.runtime_info.clear()
+        pairs = make_log_probs(ENOUGH, slope)
+        found = means_of_step(sums(pairs))["length_correlation"]
+        margin, gap = pairs.chosen - pairs.rejected, pairs.chosen_tokens - pairs.rejected_tokens
+        assert found == pytest.approx(np.corrcoef(margin.numpy(), gap.numpy())[0, 1], abs=1e-4)
+        assert least < found < most and len(hub.state_dict()["runtime_info"]) == 2
+    for slope in (1.0, -1.0):
+        for _ in range(int(3 / (1 - FADE))):
+            last = means_of_step(sums(make_log_probs(ENOUGH, slope)))
+    assert last["length_correlation"] < -0.5

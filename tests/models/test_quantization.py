@@ -13,7 +13,7 @@ from tests.weights.training import chat_inputs, logits, save_pth, with_context, 
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import export
 from xtuner_plugins.families import llm_family
-from xtuner_plugins.models.quantization import build_quantization_config, linear_quantizer
+from xtuner_plugins.models.quantization import linear_quantizer
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.weights.loader import load_model
 
@@ -28,7 +28,7 @@ def load(base, **options):
     return model
 
 
-def test_loaded_into_4_bits(toy_base):
+def test_loaded_into_4_bits(toy_base, monkeypatch):
     for double in (True, False):
         plain, unpacked = load(toy_base), []
         targets = llm_family(plain.config.llm_config.to_dict()).lora_targets
@@ -53,6 +53,9 @@ def test_loaded_into_4_bits(toy_base):
         # float32 products of the same numbers, summed in another order
         torch.testing.assert_close(found, logits(plain, inputs), rtol=0, atol=1e-5)
         assert (found - exact).abs().max() > 1e-3
+    monkeypatch.setattr("xtuner_plugins.models.quantization.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="deepspeed_zero2"):
+        linear_quantizer("language_model", targets, SETTINGS, torch.float32)
 
 
 def test_qlora_trains_beside_four_bit_weights(toy_base):
@@ -77,19 +80,6 @@ def test_qlora_trains_beside_four_bit_weights(toy_base):
     # 4 bits cost accuracy, not sense: a random LLM's loss moves by a few percent.
     exact = run(plain, make_batch(plain))["loss"].item()
     assert 0 < abs(losses[0] - exact) < 0.05 * exact and losses[1] == pytest.approx(losses[0], abs=1e-5)
-
-
-def test_refusals(monkeypatch):
-    for settings, message in (
-        (dict(load_in_8bit=True), "set load_in_4bit=True"),
-        (dict(load_in_4bit=True, load_in_8bit=True), "load_in_8bit"),
-        (dict(load_in_4bit=True, bits=8), "has no setting bits"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            build_quantization_config(settings)
-    monkeypatch.setattr("xtuner_plugins.models.quantization.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="deepspeed_zero2"):
-        linear_quantizer("language_model", ("q_proj",), SETTINGS, torch.float32)
 
 
 def test_the_merged_export_keeps_what_was_learned(tmp_path):

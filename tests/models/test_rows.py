@@ -64,6 +64,7 @@ def test_answers_go_on_from_their_prompt():
     assert row.owners.tolist() == [1, 1, 2, 2, 2, 4] and row.segments.branches.follows == (-1, 0, 0, -1, 3, -1)
     filled = fill_row(row, 8)
     assert filled.segments.bounds[-2:] == (13, 16) and filled.segments.branches.follows == (-1, 0, 0, -1, 3, -1, -1)
+    assert filled.input_ids.shape == filled.position_ids.shape == (1, 16) and fill_row(row, 13) is row
 
 
 def test_without_labels_one_target_of_weight_zero_stands_in():
@@ -83,15 +84,6 @@ def test_what_does_not_fit_is_refused():
         check_counts(row, [2, 0], 2, ["a:1", "a:2"])
     with pytest.raises(ValueError, match="at fault: a:1, a:2$"):  # the sums agree
         check_counts(row, [0, 1], 2, ["a:1", "a:2"])
-
-
-def test_a_row_is_filled_up_to_a_multiple():
-    row = make_row({"input_ids": torch.arange(1, 10)[None], "cu_seqlens": torch.tensor([0, 4, 9])}, IMAGE)
-    for multiple, length in ((1, 9), (3, 9), (8, 16), (64, 64)):
-        filled = fill_row(row, multiple)
-        assert filled.input_ids.shape == filled.position_ids.shape == (1, length)
-        assert filled.segments.bounds == ((0, 4, 9) if length == 9 else (0, 4, 9, length))
-        assert filled.targets is row.targets and filled.image_positions is row.image_positions
 
 
 def batch_of(tiles):

@@ -52,6 +52,7 @@ def compute(base, name, num_ranks):
 
 
 def run_rank(rank, num_ranks, base, out):
+    """All cases, as one of so many ranks; the first writes what it finds."""
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
     dist.init_process_group("gloo", init_method=f"file://{out}.store", rank=rank, world_size=num_ranks)

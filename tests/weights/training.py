@@ -21,6 +21,7 @@ SETTINGS = {
     "full": dict(freeze_llm=False, freeze_visual_encoder=False),
     "lora": dict(llm_lora=LORA),
     "both_loras": dict(llm_lora=LORA, visual_encoder_lora=VISION_LORA),
+    "last_layer": dict(visual_encoder_last_layers=1, train_head=True),
 }
 
 

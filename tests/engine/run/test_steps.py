@@ -12,8 +12,9 @@ from mmengine.optim import OptimWrapper
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.optim import SGD, AdamW
 
+from benchmarks.fake_gpu import fake_gpu
 from tests.models.batches import LORA, make_batch, pack
-from tests.models.fake_cuda import Watch, fake_cuda
+from tests.models.fake_cuda import Watch
 from xtuner_plugins.engine.run import steps
 from xtuner_plugins.engine.run.steps import NonFiniteError, run_step, seed_step
 from xtuner_plugins.models import VisionLanguageModel
@@ -175,7 +176,7 @@ def test_nothing_waits_for_the_device_before_the_sums_of_a_step(monkeypatch):
     """On fake CUDA tensors: the weight of the step is copied from pinned memory."""
     network = torch.nn.Module()
     network.metric_names = ()
-    with fake_cuda((9, 0)), Watch() as watch:
+    with fake_gpu(), Watch() as watch:
         network.weight = torch.nn.Parameter(torch.empty(1, device="cuda"))
         monkeypatch.setattr(steps, "batch_weight", lambda batch: 3.0)
         monkeypatch.setattr(steps, "_accumulate", lambda *args: torch.zeros(1, 3, device="cuda"))

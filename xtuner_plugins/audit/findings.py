@@ -207,24 +207,16 @@ def near_pairs(looks: np.ndarray) -> np.ndarray:
     bits = np.unpackbits(looks[rows].view(np.uint8), axis=1)
     found = [np.zeros((0, 2), np.int64)]
     for part in np.array_split(np.arange(BITS), BANDS):
-        keys = np.zeros(len(rows), np.uint64)
-        for bit in part:
-            keys = (keys << np.uint64(1)) | bits[:, bit].astype(np.uint64)
+        keys = bits[:, part] @ (1 << np.arange(len(part)))
         order = np.lexsort((looks[rows, 1], looks[rows, 0], keys))
-        for left, right in _neighbors(keys[order]):
-            pairs = np.column_stack([rows[order[left]], rows[order[right]]])
+        for distance in range(1, WINDOW + 1):
+            left = np.flatnonzero(keys[order[distance:]] == keys[order[:-distance]])
+            if not len(left):
+                break
+            pairs = np.column_stack([rows[order[left]], rows[order[left + distance]]])
             different = np.bitwise_count(looks[pairs[:, 0]] ^ looks[pairs[:, 1]]).sum(1)
             found.append(np.sort(pairs[different <= NEAR], axis=1))
     return np.unique(np.concatenate(found), axis=0)
-
-
-def _neighbors(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places in a sorted column, paired with others of the same key up to `WINDOW` places on."""
-    for distance in range(1, WINDOW + 1):
-        left = np.flatnonzero(keys[distance:] == keys[:-distance])
-        if not len(left):
-            return
-        yield left, left + distance
 
 
 def _frequent(answers: np.ndarray, files: np.ndarray) -> np.ndarray:

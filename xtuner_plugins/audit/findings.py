@@ -27,21 +27,13 @@ Place = tuple[int, int, int]  # data (0: training, from 1 on: validation), file,
 
 @dataclass
 class Finding:
-    """Something that was found.
+    """Something that was found."""
 
-    Attributes:
-        kind: key of `WORDS`.
-        count: records or images that it is about.
-        total: how many were looked at.
-        where: names of files (or of two files) -> count.
-        examples: records that belong together.
-    """
-
-    kind: str
-    count: int
-    total: int
-    where: Counter = field(default_factory=Counter)
-    examples: list[list[Place]] = field(default_factory=list)
+    kind: str  # key of `WORDS`
+    count: int  # records or images that it is about
+    total: int  # how many were looked at
+    where: Counter = field(default_factory=Counter)  # names of files (or of two files) -> count
+    examples: list[list[Place]] = field(default_factory=list)  # records that belong together
 
 
 # Titles and remedies by the kind of finding, in English and Chinese
@@ -84,19 +76,12 @@ Held = Sequence[tuple[Checked, Sequence[FileReport]]]
 
 @dataclass(frozen=True)
 class _Table:
-    """The records or the images of all data, those of the training data first.
+    """The records or the images of all data, those of the training data first."""
 
-    Attributes:
-        rows: of a table of `facts`.
-        files: (data, number, name) of each file.
-        of: index in `files`, for each row.
-        num_train: how many rows are training data's.
-    """
-
-    rows: np.ndarray
-    files: Sequence[tuple[int, int, str]]
-    of: np.ndarray
-    num_train: int
+    rows: np.ndarray  # of a table of `facts`
+    files: Sequence[tuple[int, int, str]]  # (data, number, name) of each file
+    of: np.ndarray  # index in `files`, for each row
+    num_train: int  # how many rows are training data's
 
     @classmethod
     def join(cls, name: str, data: Held) -> "_Table":

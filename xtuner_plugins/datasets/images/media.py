@@ -45,15 +45,10 @@ IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's 
 
 @dataclass(eq=False)
 class Blob:
-    """An image or video that isn't a file of its own: a member of an archive, or part of a row of a table.
+    """An image or video that isn't a file of its own: a member of an archive, or part of a row of a table."""
 
-    Attributes:
-        name: what messages call it.
-        data: its bytes, encoded.
-    """
-
-    name: str
-    data: bytes
+    name: str  # what messages call it
+    data: bytes  # encoded
 
     def head(self) -> bytes | None:
         """The first bytes, where reading only these is faster; None: `data` is here, or as fast."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from ..datasets.images.media import Blob, MediaSource, display_name, image_size, load_image
+from ..datasets.images.media import Blob, MediaSource, image_size, load_image
 from ..datasets.images.video import load_frames
 from ..datasets.plan.lengths import read_part, save_part
 from ..datasets.plan.measure import Complaint, Measure
@@ -64,7 +64,7 @@ class Look:
             path, in_record = self.task.folder.resolve(medium.name), isinstance(medium.name, Blob)
             state = stamp(path) if isinstance(path, str) else None
             if not in_record:
-                self.stamps[display_name(path)] = state
+                self.stamps[str(path)] = state
             if medium.kind == "frame":
                 videos.add(medium.name)
                 frame = load_frames(path, self.task.num_frames)[0]
@@ -73,7 +73,7 @@ class Look:
                 facts = _look_at(path)
             else:
                 facts = _look_at_file(path, state)
-            name = f"{display_name(path)} {row if in_record else ''}"  # names inside of records are alike
+            name = f"{str(path)} {row if in_record else ''}"  # names inside of records are alike
             images.append((row, *facts[:2], hash_text(name), *facts[2:]))
         return images
 

@@ -6,7 +6,6 @@ from PIL import Image
 
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert
-from xtuner_plugins.export.gguf import check
 from xtuner_plugins.families import FLASH
 from xtuner_plugins.hub.modeling_flash import FLASH_PARTS
 from xtuner_plugins.inference.session import ChatSession, Turn
@@ -30,8 +29,6 @@ def test_a_flash_directory_is_built_converted_and_asked(toy_base, tmp_path):
     assert half.config.flash_relative_threshold == 0.3
     with pytest.raises(CheckpointError, match="mlp2.* is not a tensor"):
         convert(flash, tmp_path / "hf", format="hf")
-    with pytest.raises(CheckpointError, match="can't run the compressed tiles of a Flash model"):
-        check(fields)
 
     session, read = ChatSession.from_pretrained(flash, device="cpu", dtype="float32"), []
     with torch.no_grad():

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         from xtuner_plugins.inference.verify import verify
 
         report = verify(job, done["out"])
-        print(report)
+        print(report.text)
         if not args.source:
             card.fill(out, "tensors", changed=report.changed)
 

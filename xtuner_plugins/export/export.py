@@ -190,7 +190,7 @@ def write(
         stable = [path for path in sorted(stage.iterdir()) if path.name != card.FILE]
         own = {path.name: pool.submit(manifest.digest, path) for path in stable}
         own["config.json"] = hashlib.sha256(json_text(draft.config).encode()).hexdigest()
-        write_json(stage / manifest.FILE, {**content, "files": own}, default=Future.result)
+        write_json(stage / manifest.FILE, {**content, "files": dict(sorted(own.items()))}, default=Future.result)
     return {
         "out": str(out),
         "num_tensors": len(draft.tensors),

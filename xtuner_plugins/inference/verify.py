@@ -153,7 +153,7 @@ def compare_files(job: Job, out: Path) -> None:
 
 
 def ask(job: Job, work: Path) -> list[Case]:
-    """The cases of a job, with the logits of the live model and of its weights as merged and as cast; images in ``work``."""
+    """The cases, with the logits of the live model and of its weights as merged and as cast; images lie in ``work``."""
     cases: list[Case] = []
     for kind, model in _models(job):
         if kind == "live":

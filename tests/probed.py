@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 from unittest import mock
 
 from xtuner_plugins.inference import verify as module
+
+MODULES = tempfile.TemporaryDirectory(prefix="modules-")  # where transformers copies the code of exports
 
 
 def _run(command, **_):
@@ -23,7 +26,8 @@ def _run(command, **_):
     return CompletedProcess(command, 0)
 
 
+@mock.patch("transformers.dynamic_module_utils.HF_MODULES_CACHE", MODULES.name)
+@mock.patch.object(module, "subprocess", SimpleNamespace(run=_run))
 def probed(check, *args):
     """What a function of `verify`, or that itself, makes of these arguments."""
-    with mock.patch.object(module, "subprocess", SimpleNamespace(run=_run)):
-        return check(*args)
+    return check(*args)

@@ -10,13 +10,10 @@ from xtuner_plugins.weights.reading import CheckpointError
 from xtuner_plugins.weights.record import STEPS
 
 RECORD = {
-    "base": {
-        "path": "/models/Base-1B",
-        "files": {"config.json": "aa" * 32, "model.safetensors": "bb" * 32, "tokenizer.json": "cc" * 32},
-    },
+    "base": {"path": "/models/Base-1B", "files": {"config.json": "aa", "model.safetensors": "b" * 64, "a.json": "cc"}},
     "data": [
-        {"name": "ocr", "records": 102, "rejected": [1, 2], "repeat": 1.5, "sha256": "dd" * 32},
-        {"name": "captions", "records": 50, "rejected": [], "repeat": 1.0, "sha256": "ee" * 32},
+        {"name": "ocr", "records": 102, "rejected": [1, 2], "repeat": 1.5, "sha256": "d" * 64},
+        {"name": "captions", "records": 50, "rejected": [], "repeat": 1.0, "sha256": "ee"},
     ],
     "settings": {"model": {"llm_lora": {"r": 16}}, "optim_wrapper": {"optimizer": {"lr": 1e-4}}},
     "steps": dict(zip(STEPS, (16, 2, 1, 8, 3, None), strict=True)),
@@ -38,6 +35,11 @@ def plan_of(record=RECORD, gain=GAIN):
     return SimpleNamespace(record=record, checkpoint=checkpoint, replaced=["a"] * 3, adapters=["b"] * 4)
 
 
+def outside(text):
+    """What stands outside of sections."""
+    return [each.partition("<!-- end")[2] for each in text.split("<!-- begin")]
+
+
 def replaced(value, by):
     """The same with another text in place of each."""
     if isinstance(value, dict):
@@ -52,8 +54,8 @@ def test_what_it_shows():
     assert text.startswith("---\nlicense: other  # fill in\n") and text.count("fill in") == 5
     for line in (
         "# Base-1B, fine-tuned",
-        f"| model.safetensors | {'bb' * 32} |",
-        f"| ocr | 100 | 1.5 | 75.0 % | {'dd' * 32} | fill in |",
+        f"| model.safetensors | {'b' * 64} |",
+        f"| ocr | 100 | 1.5 | 75.0 % | {'d' * 64} | fill in |",
         "| command | xtp train my.py |",
         "| optimizer steps | 40 |",
         "| samples per step | 16 = 1 x 8 accumulation x 2 ranks |",
@@ -62,10 +64,14 @@ def test_what_it_shows():
         "Not verified. The checkpoint holds 3 trained tensors and adapters of 4 layers.",
     ):
         assert f"\n{line}\n" in text, line
-    assert "tokenizer.json" not in text and "/models" not in text and "lower the loss by 0.500 nats" in text
+    assert "a.json" not in text and "/models" not in text and "lower the loss by 0.500 nats" in text
     old = {**RECORD, "data": [], "steps": dict.fromkeys(STEPS), "versions": {}, "run": None}
     text = card.make(plan_of(old, None))
     assert "doesn't say on what it was trained" in text and "## Images" not in text and "samples per step" not in text
+    broken = [{**RECORD, **each} for each in ({"data": [{"name": "a"}]}, {"settings": 3}, {"run": {"command": "a"}})]
+    for said, gain in (*((each, GAIN) for each in broken), (RECORD, {"images/gain": "high"})):
+        with pytest.raises(CheckpointError, match="iter_40.pth: its record doesn't fit a model card"):
+            card.make(plan_of(said, gain))
 
 
 def test_values_stay_text(tmp_path):
@@ -88,9 +94,6 @@ def test_values_stay_text(tmp_path):
 
 
 def test_sections_are_filled_in_again_and_the_rest_stays(tmp_path):
-    def outside(text):
-        return [each.partition("<!-- end")[2] for each in text.split("<!-- begin")]
-
     path = tmp_path / card.FILE
     path.write_text(before := card.make(plan_of()).replace("| the base | fill in |", "| the base | MIT |"))
     card.fill(tmp_path, "tensors", changed={"mlp1": (6, 7)})
@@ -106,10 +109,3 @@ def test_sections_are_filled_in_again_and_the_rest_stays(tmp_path):
             ValueError, match="README.md isn't there or lacks <!-- begin scores --> ... <!-- end scores"
         ):
             card.fill(folder, "scores", scores=[SCORES], before="b")
-
-
-def test_a_record_that_no_run_wrote():
-    broken = [{**RECORD, **each} for each in ({"data": [{"name": "a"}]}, {"settings": 3}, {"run": {"command": "a"}})]
-    for said, gain in (*((each, GAIN) for each in broken), (RECORD, {"images/gain": "high"})):
-        with pytest.raises(CheckpointError, match="iter_40.pth: its record doesn't fit a model card"):
-            card.make(plan_of(said, gain))

@@ -28,7 +28,7 @@ main()
 SHOWN = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[sys.argv.index('--outfile') + 1])"
 
 
-def test_the_class_tokens_position_is_the_last_and_no_code_lies_there(toy_base, tmp_path, monkeypatch):
+def test_what_the_converter_is_given_and_what_is_left_where_it_fails(toy_base, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "FOLDER", tmp_path)
     monkeypatch.setattr(gguf, "CONVERTER", ("-c", SHOWN))
     done = gguf.convert(toy_base, tmp_path / "out")
@@ -36,21 +36,17 @@ def test_the_class_tokens_position_is_the_last_and_no_code_lies_there(toy_base, 
     given, name = model_view.open_model(done["mmproj"]), "vision_model.embeddings.position_embedding"
     assert not list(done["mmproj"].glob("*.py")) and "auto_map" not in given.stored_config
     assert given.tensors[name].read().equal(model_view.open_model(toy_base).tensors[name].read().roll(-1, 1))
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_what_fails_leaves_nothing(toy_base, tmp_path, monkeypatch):
-    (tmp_path / "there").mkdir()
-    for folder, code, out, words in (
-        (tmp_path, "raise SystemExit('no such vocabulary')", "out", "converter: no such vocabulary"),
-        (tmp_path / "none", "", "out", "install it once: .*--require-hashes"),
-        (tmp_path, "", "there", "there exists already"),
+    for folder, code, words in (
+        (tmp_path, "raise SystemExit('no such vocabulary')", "converter: no such vocabulary"),
+        (tmp_path / "none", "", "install it once: .*--require-hashes"),
     ):
         monkeypatch.setattr(gguf, "FOLDER", folder)
         monkeypatch.setattr(gguf, "CONVERTER", ("-c", code))
         with pytest.raises(CheckpointError, match=words):
-            gguf.convert(toy_base, tmp_path / out)
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+            gguf.convert(toy_base, tmp_path / "other")
+    with pytest.raises(CheckpointError, match="out exists already"):
+        gguf.convert(toy_base, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_llama_cpp_would_compute_in_another_way_is_refused(toy_base):
@@ -60,6 +56,7 @@ def test_what_llama_cpp_would_compute_in_another_way_is_refused(toy_base):
         ({"ps_version": "v1"}, {}, "ps_version v1"),
         ({"select_layer": -2}, {}, "select_layer -2"),
         ({"projector_type": "mlp"}, {}, "the projector mlp"),
+        ({"flash_mode": True}, {}, "the compressed tiles of a Flash model"),
         ({"llm_config": {"model_type": "qwen3_moe"}}, {}, "norm_topk_prob False of qwen3_moe"),
         ({}, {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"]}, "the encoder CLIPVisionModel"),
         ({}, {"norm_type": "rms_norm"}, "norm_type rms_norm of 2 layers of width 64"),

@@ -15,7 +15,7 @@ def test_a_position_and_another_run():
     runner = SimpleNamespace(_resume=True, _load_from="iter_4.pth", cfg=ConfigDict(parts))
     runner.train_loop = PlannedTrainLoop.__new__(PlannedTrainLoop)
     runner.train_dataloader = SimpleNamespace(dataset=[1, 2])
-    position = SimpleNamespace(plan=SimpleNamespace(is_seekable=True), position=lambda: {"epoch": 1})
+    position = SimpleNamespace(position=lambda: {"epoch": 1})
     runner.train_loop.dataloader_iterator = position
     steps = {"samples_per_step": 1, "ranks": 1, "batch_size": 1, "accumulative_counts": 1}
     said = {"base": {"path": "b", "files": {}}, "data": [], "settings": {"model": {"a": 1}}, "versions": {}}

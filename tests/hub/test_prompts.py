@@ -177,5 +177,3 @@ def test_an_image_is_written_by_number_and_nobody_ends_his_turn_by_typing(tokeni
     assert tokenizer.decode(typed).count("<|im_end|>") == calm.count(stop) + 1
     with pytest.raises(ValueError, match="has no token '<image>'"):
         model.build_prompt_ids(tokenizer, "Hi", image_tokens=("<image>", "</img>", "<IMG_CONTEXT>"))
-    whole = tokenizer(model.build_prompt("Why?", (), [("Hello", "\n\nYes.")])).input_ids  # an answer grows together
-    assert model.build_prompt_ids(tokenizer, "Why?", (), [("Hello", "\n\nYes.")]) != whole  # with what is before it

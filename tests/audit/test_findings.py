@@ -7,8 +7,8 @@ from PIL import Image
 
 from tests.datasets.source_kinds import write_parquet, write_webdataset
 from xtuner_plugins.audit.check import PlainFiles, check_dataset
-from xtuner_plugins.audit.facts import is_refusal, is_repetitive, normalize
 from xtuner_plugins.audit.findings import find, near_pairs
+from xtuner_plugins.audit.opening import is_refusal, is_repetitive, normalize
 from xtuner_plugins.datasets import MultimodalDataset
 
 

@@ -14,8 +14,7 @@ from PIL import Image
 from xtuner_plugins.audit.cards import embed
 from xtuner_plugins.audit.check import PlainFiles, check_dataset
 from xtuner_plugins.audit.findings import find
-from xtuner_plugins.audit.page import as_json, pick, write_page
-from xtuner_plugins.audit.tables import shares, what_if
+from xtuner_plugins.audit.page import as_json, pick, shares, what_if, write_page
 from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset
 from xtuner_plugins.datasets.plan.lengths import DROPPED, SHRUNK, TRUNCATED
 

@@ -7,8 +7,8 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
 
-from xtuner_plugins.datasets import PreferenceDataset, SettingError, collate_pairs
-from xtuner_plugins.datasets import reference as reference_module
+from tests.models.batches import build
+from xtuner_plugins.datasets import PreferenceDataset, SettingError, collate_pairs, reference
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.datasets.reference import ReferenceLogProbs
 from xtuner_plugins.engine import PrecomputedReferenceHook
@@ -18,26 +18,18 @@ from xtuner_plugins.models import PreferenceModel
 from ..parallel_case import write_dataset
 
 NUM_PAIRS, UNREADABLE = 10, 2
+MODEL = dict(kind=PreferenceModel, objectives={"dpo": 1.0}, freeze_llm=False)
 
 
 @pytest.fixture(autouse=True)
 def _own_hub_and_small_chunks(monkeypatch):
     MessageHub.get_current_instance().runtime_info.clear()
-    monkeypatch.setattr(reference_module, "CHUNK", 4)
-
-
-@pytest.fixture(scope="module")
-def build(toy_base):
-    def make(**settings):
-        torch.manual_seed(0)
-        return PreferenceModel(str(toy_base), dtype="float32", objectives={"dpo": 1.0}, freeze_llm=False, **settings)
-
-    return make
+    monkeypatch.setattr(reference, "CHUNK", 4)
 
 
 @pytest.fixture
-def model(build):
-    return build(precomputed_reference=True)
+def model(toy_base):
+    return build(toy_base, precomputed_reference=True, **MODEL)
 
 
 @pytest.fixture
@@ -45,22 +37,17 @@ def pairs(toy_base, tmp_path):
     """pairs(**settings) -> ten pairs, of which the image of one can't be read."""
     path, images = write_dataset(tmp_path / "data", NUM_PAIRS)
     (images / f"{UNREADABLE}.png").write_bytes(b"no image")
-
-    def make(**settings):
-        settings = {"max_tiles": 4, "on_bad_sample": "skip", **settings}
-        return PreferenceDataset(str(toy_base), [str(path.with_name("pairs.jsonl"))], str(images), **settings)
-
-    return make
+    files, skip = ([str(path.with_name("pairs.jsonl"))], str(images)), {"max_tiles": 4, "on_bad_sample": "skip"}
+    return lambda **settings: PreferenceDataset(str(toy_base), *files, **{**skip, **settings})
 
 
 @pytest.fixture
 def begin(tmp_path):
     """begin(model, dataset) -> the dataset, after the hook of a run that begins with both."""
 
-    def begin(model, dataset, step=0, load_from=None, quantization=None, **loader):
-        settings = {"batch_size": 2, "num_workers": 0, **loader}
-        held = ConfigDict(llm_quantization=quantization)
-        cfg = ConfigDict(train_dataloader=settings, model=held, load_from=load_from)
+    def begin(model, dataset, step=0, load_from=None, quantization=None, num_workers=0):
+        loader, held = {"batch_size": 2, "num_workers": num_workers}, {"llm_quantization": quantization}
+        cfg = ConfigDict(train_dataloader=loader, model=held, load_from=load_from)
         runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset), iter=step, cfg=cfg)
         PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner)
         return dataset
@@ -77,17 +64,15 @@ def has_all(dataset):
     return all(len(sample["reference"]) for sample in samples if not sample.get("dropped"))
 
 
-def test_the_loss_is_that_with_a_live_reference_while_the_model_changes(build, model, pairs, begin):
-    live, dataset = build(), pairs()
+def test_the_loss_is_that_with_a_live_reference_while_the_model_changes(toy_base, model, pairs, begin):
+    live, dataset = build(toy_base, **MODEL), pairs()
     with pytest.raises(ValueError, match="leave val_data_paths empty"):
         run(model, [dataset[0], dataset[1]])
     assert live._reference.num_bytes > 0 == model._reference.num_bytes
     begin(model, dataset, num_workers=1)
     samples = [dataset[index] for index in range(NUM_PAIRS) if index != UNREADABLE]
-    with torch.no_grad():
-        for network in (live, model):
-            for parameter in network.parameters():
-                parameter.add_(0.01 if parameter.requires_grad else 0)
+    for parameter in (*live.parameters(), *model.parameters()):
+        parameter.data.add_(0.01 if parameter.requires_grad else 0)
     for part in (samples[:3], samples[3:]):
         expected, found = run(live, part), run(model, part)
         assert expected["metrics"][model.metric_names.index("kl")] > 1e-3  # the model isn't its reference any more
@@ -131,6 +116,12 @@ def test_nothing_is_computed_twice(model, pairs, begin, tmp_path, monkeypatch):
 
 
 def test_what_is_no_reference_is_refused_unless_it_is_there(model, pairs, begin, tmp_path):
+    """Other models are left alone; a folder that can't be written is told before anything is computed."""
+    assert begin(torch.nn.Linear(1, 1), pairs()).reference is None and not (tmp_path / "kept").exists()
+    (tmp_path / "kept").write_text("a file")
+    with pytest.raises(SettingError, match="name another folder: default_hooks.reference.folder"):
+        begin(model, pairs())
+    (tmp_path / "kept").unlink()
     with pytest.raises(SettingError, match="precompute_reference with jpeg_quality"):
         begin(model, pairs(jpeg_quality=(75, 100)))
     other_weights = "begins with other weights .load_from='iter_3.pth'.*Start once without"
@@ -141,29 +132,3 @@ def test_what_is_no_reference_is_refused_unless_it_is_there(model, pairs, begin,
     begin(model, pairs())
     for other in others:
         begin(model, pairs(), **other)
-
-
-@pytest.mark.parametrize("moment", ["begin", "save"])
-def test_two_runs_at_the_same_time(model, pairs, begin, tmp_path, monkeypatch, moment):
-    original, began = getattr(ReferenceLogProbs, moment), []
-
-    def with_another_run(*args):
-        if not began:
-            began.append(1)
-            begin(model, pairs())
-        return original(*args)
-
-    monkeypatch.setattr(ReferenceLogProbs, moment, with_another_run)
-    assert has_all(begin(model, pairs())) and began
-    (folder,) = (tmp_path / "kept").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["00000.npz", "00001.npz", "00002.npz", "records.npz"]
-
-
-def test_other_models_are_left_alone_and_a_folder_that_cant_be_written_is_told_at_once(
-    model, pairs, begin, tmp_path, monkeypatch
-):
-    assert begin(torch.nn.Linear(1, 1), pairs()).reference is None and not (tmp_path / "kept").exists()
-    monkeypatch.setattr(PreferenceModel, "reference_log_probs", None)
-    (tmp_path / "kept").write_text("a file")
-    with pytest.raises(SettingError, match="name another folder: default_hooks.reference.folder"):
-        begin(model, pairs())

@@ -25,11 +25,9 @@ time.sleep(60)
 """
 
 
-KILLED_BY = [(9, 137), (2, 130), (int(PARENT_ENDED), 143)]  # numbers of signals, and statuses
-
-
-def envs(folder, count, **more):
-    return [{**os.environ, "RANK": str(rank), "OUT": str(folder / str(rank)), **more} for rank in range(count)]
+def run(code, folder, count):
+    envs = [{**os.environ, "RANK": str(rank), "OUT": str(folder / str(rank))} for rank in range(count)]
+    return run_ranks([sys.executable, "-c", code], envs)
 
 
 def test_a_signal_reaches_every_rank_once(tmp_path, monkeypatch):
@@ -43,23 +41,19 @@ def test_a_signal_reaches_every_rank_once(tmp_path, monkeypatch):
                 time.sleep(0.02)
             os.kill(os.getpid(), number)
 
-        thread = threading.Thread(target=send)
-        thread.start()
-        assert run_ranks([sys.executable, "-c", NOTE], envs(folder, 2)) == 128 + signal.SIGTERM
+        (thread := threading.Thread(target=send)).start()
+        assert run(NOTE, folder, 2) == 128 + signal.SIGTERM
         thread.join()
         assert [(folder / str(rank)).read_text() for rank in range(2)] == [f"{int(number)}\n"] * 2
         assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_the_status_is_the_ranks(tmp_path):
-    for code, status in [("0", 0), ("exit(3)", 3)] + [(f"os.kill(os.getpid(), {n})", s) for n, s in KILLED_BY]:
-        assert run_ranks([sys.executable, "-c", f"import os; {code}"], envs(tmp_path, 1)) == status
-
-
-def test_a_failed_rank_ends_the_others(tmp_path, monkeypatch):
+def test_the_status_is_that_of_the_first_that_failed_and_others_are_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "LEFT_AFTER_FAILURE_SECONDS", 0.2)
-    code = "import os, time\nif os.environ['RANK'] == '1': raise SystemExit(5)\ntime.sleep(60)"
-    assert run_ranks([sys.executable, "-c", code], envs(tmp_path, 3)) == 5
+    killed_by = {9: 137, 2: 130, int(PARENT_ENDED): 143}  # numbers of signals, and statuses
+    for do, status in {"0": 0, "exit(3)": 3, **{f"os.kill(os.getpid(), {n})": killed_by[n] for n in killed_by}}.items():
+        assert run(f"import os; {do}", tmp_path, 1) == status
+    assert run("import os, time\nif os.environ['RANK'] == '1': exit(5)\ntime.sleep(60)", tmp_path, 3) == 5
 
 
 def test_ranks_end_with_their_parent():

@@ -1,6 +1,7 @@
 """The reference's log probabilities, computed before the first step, are those of the live reference."""
 
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from xtuner_plugins.models import PreferenceModel
 from ..parallel_case import write_dataset
 
 NUM_PAIRS, UNREADABLE = 10, 2
+COMPUTE = PreferenceModel.reference_log_probs
 MODEL = dict(kind=PreferenceModel, objectives={"dpo": 1.0}, freeze_llm=False)
 
 
@@ -86,23 +88,14 @@ def test_the_loss_is_that_with_a_live_reference_while_the_model_changes(toy_base
 
 def test_nothing_is_computed_twice(model, pairs, begin, tmp_path, monkeypatch):
     """A stopped start goes on; other tiles, another share of a file and a quantized base have their own."""
-    compute, computed = PreferenceModel.reference_log_probs, []
-    save, saved = ReferenceLogProbs.save, []
-
-    def counted(*args, **inputs):
-        computed.append(1)
-        return compute(*args, **inputs)
-
-    def stop_at_the_second(*args):
-        if saved:
-            raise KeyboardInterrupt
-        saved.append(save(*args))
-
-    monkeypatch.setattr(PreferenceModel, "reference_log_probs", counted)
+    save = ReferenceLogProbs.save
+    computed = mock.create_autospec(COMPUTE, side_effect=COMPUTE)
+    monkeypatch.setattr(PreferenceModel, "reference_log_probs", computed)
+    stop = mock.Mock(side_effect=[None, KeyboardInterrupt])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ReferenceLogProbs, "save", stop_at_the_second)
+        patch.setattr(ReferenceLogProbs, "save", lambda *args: stop() or save(*args))
         begin(model, pairs())
-    assert len(computed) == 4  # two chunks of two batches
+    assert computed.call_count == 4  # two chunks of two batches
     for settings, held, number, folders in (
         ({}, None, 8, 1),  # of three chunks, two were left
         ({}, None, 8, 1),
@@ -112,7 +105,7 @@ def test_nothing_is_computed_twice(model, pairs, begin, tmp_path, monkeypatch):
         ({}, {"load_in_4bit": True}, None, 4),
     ):
         assert has_all(begin(model, pairs(**settings), quantization=held))
-        assert number in (None, len(computed)) and len(list((tmp_path / "kept").iterdir())) == folders, settings
+        assert number in (None, computed.call_count) and len(list((tmp_path / "kept").iterdir())) == folders, settings
 
 
 def test_what_is_no_reference_is_refused_unless_it_is_there(model, pairs, begin, tmp_path):

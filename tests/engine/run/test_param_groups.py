@@ -16,20 +16,8 @@ from xtuner_plugins.engine.run.param_groups import (
 
 LR, DECAY = 1e-3, 0.1
 OPTIMIZER = dict(type=AdamW, lr=LR, weight_decay=DECAY)
-PART_LR = {"vision_model": 1e-5, "mlp1": 1e-4, "language_model": 3e-5}
-
-
-@pytest.fixture(scope="module")
-def vlm(toy_base):
-    """Encoder and projector trained whole, the LLM through LoRA."""
-    with torch.device("meta"):
-        return build(toy_base, freeze_visual_encoder=False, llm_lora=LORA)
-
-
-def groups(model, **paramwise):
-    """The groups of the built optimizer."""
-    cfg = ConfigDict(type="OptimWrapper", optimizer=OPTIMIZER)
-    return GroupedOptimWrapperConstructor(cfg, ConfigDict(paramwise))(model).optimizer.param_groups
+PART_LR = {"visual_encoder": 1e-5, "projector": 1e-4, "lora": 3e-5, "llm": None}
+IN_MODEL = {"vision_model": 1e-5, "mlp1": 1e-4, "language_model": 3e-5}
 
 
 def below_last_block(name):
@@ -39,10 +27,9 @@ def below_last_block(name):
     return 0.5 ** (1 - int(name.split(".")[4]) if ".layers." in name else 2)
 
 
-BY_PART = dict(zip(("visual_encoder", "projector", "lora"), PART_LR.values(), strict=True))
 RULES = [
     ({}, lambda name, dims: (LR, DECAY)),
-    ({"part_lr": {**BY_PART, "llm": None}}, lambda name, dims: (PART_LR[name.split(".")[1]], DECAY)),
+    ({"part_lr": PART_LR}, lambda name, dims: (IN_MODEL[name.split(".")[1]], DECAY)),
     ({"loraplus_lr_ratio": 16}, lambda name, dims: (LR * (16 if ".lora_B." in name else 1), DECAY)),
     ({"visual_encoder_layer_decay": 0.5}, lambda name, dims: (LR * below_last_block(name), DECAY)),
     ({"decay_norms_and_biases": False}, lambda name, dims: (LR, DECAY * (dims > 1))),
@@ -50,14 +37,20 @@ RULES = [
 ]
 
 
-def test_every_trainable_parameter_has_the_options_of_its_rule(vlm):
-    """The optimizer's groups, one per set of options, are those that the config plans, inside a wrapper, too."""
-    names = {id(p): name for name, p in vlm.named_parameters() if p.requires_grad}
+def test_every_trainable_parameter_has_the_options_of_its_rule(toy_base):
+    """One group per set of options, those that the config plans. The encoder trains whole, the LLM through LoRA."""
     wrapped = nn.Module()
-    wrapped.module = vlm
+    with torch.device("meta"):
+        wrapped.module = vlm = build(toy_base, freeze_visual_encoder=False, llm_lora=LORA)
+    names = {id(p): name for name, p in vlm.named_parameters() if p.requires_grad}
+
+    def groups(**paramwise):
+        cfg = ConfigDict(type="OptimWrapper", optimizer=OPTIMIZER)
+        return GroupedOptimWrapperConstructor(cfg, ConfigDict(paramwise))(wrapped).optimizer.param_groups
+
     for rules, expected in RULES:
         held, planned = set(), {}
-        for group in groups(wrapped, **rules):
+        for group in groups(**rules):
             rates = group["lr"], group["weight_decay"]
             assert rates not in planned
             planned[rates] = sum(p.numel() for p in group["params"])
@@ -65,9 +58,8 @@ def test_every_trainable_parameter_has_the_options_of_its_rule(vlm):
                 held.add(id(parameter))
                 assert rates == pytest.approx(expected(names[id(parameter)], parameter.dim())), rules
         assert held == names.keys()
-        own = dict(optimizer=OPTIMIZER, paramwise_cfg=rules)
-        for named in ({}, {"constructor": "GroupedOptimWrapperConstructor"}):
-            assert planned_groups(ConfigDict(optim_wrapper={**own, **named}), vlm) == pytest.approx(planned)
+        own = dict(optimizer=OPTIMIZER, paramwise_cfg=rules, constructor="GroupedOptimWrapperConstructor")
+        assert planned_groups(ConfigDict(optim_wrapper=own), vlm) == pytest.approx(planned)
     assert planned_groups(ConfigDict(optim_wrapper=dict(constructor="DefaultOptimWrapperConstructor")), vlm) is None
     for paramwise, message in (
         ({"part_lr": {"llm": 1e-5}}, "a learning rate is set for llm, but nothing of it trains"),
@@ -75,17 +67,17 @@ def test_every_trainable_parameter_has_the_options_of_its_rule(vlm):
         ({"visual_encoder_layer_decay": 1.5}, "visual_encoder_layer_decay=1.5 is out of range"),
     ):
         with pytest.raises(ValueError, match=message):
-            groups(vlm, **paramwise)
+            groups(**paramwise)
 
 
 def test_what_xtuner_drops_is_restored():
     named = f"{GroupedOptimWrapperConstructor.__module__}.{GroupedOptimWrapperConstructor.__qualname__}"
-    undecayed = {"paramwise_cfg": {"norm_decay_mult": 0.0}}
+    undecayed, own = {"paramwise_cfg": {"norm_decay_mult": 0.0}}, {"paramwise_cfg": {"a": 1}, "constructor": "Mine"}
     for settings, rewritten, restored in (
         (undecayed, {}, {**undecayed, "constructor": "GroupedOptimWrapperConstructor"}),
         ({"constructor": GroupedOptimWrapperConstructor}, {}, {"constructor": named}),
         ({}, {}, {}),
-        ({}, {"paramwise_cfg": {}, "constructor": "Mine"}, {"paramwise_cfg": {}, "constructor": "Mine"}),
+        (undecayed, {**own}, own),
     ):
         keep_grouping(cfg := Config(dict(optim_wrapper=dict(optimizer=dict(lr=0.1), **settings))))
         settle_grouping(rewritten, cfg)

@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
-from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.optim import SGD, AdamW
 
 from tests.models.batches import LORA, build, make_batch, pack
-from tests.models.fake_cuda import Watch, fake_cuda
-from xtuner_plugins.engine.run import steps
 from xtuner_plugins.engine.run.steps import NonFiniteError, run_step, seed_step
 from xtuner_plugins.weights.loader import load_model
 
@@ -134,16 +131,3 @@ def test_what_is_random_in_a_step_depends_on_seed_rank_and_step_alone():
         seed_step(*arguments)
         found.append((random.random(), np.random.rand(), float(torch.rand(()))))
     assert found[:4] == found[4:] and all(len(set(draws)) == 4 for draws in zip(*found, strict=True))
-
-
-def test_nothing_waits_for_the_device_before_the_sums_of_a_step(monkeypatch):
-    """On fake CUDA tensors: the weight of the step is copied from pinned memory."""
-    network = torch.nn.Module()
-    network.metric_names = ()
-    with fake_cuda((9, 0)), Watch() as watch:
-        network.weight = torch.nn.Parameter(torch.empty(1, device="cuda"))
-        monkeypatch.setattr(steps, "batch_weight", lambda batch: 3.0)
-        monkeypatch.setattr(steps, "_accumulate", lambda *args: torch.zeros(1, 3, device="cuda"))
-        with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):  # the sums are read
-            run_step(network, OptimWrapper(SGD([network.weight], lr=1.0)), [{}])
-    assert watch.waits == [] and watch.calls["aten::_pin_memory"] == 1

@@ -43,21 +43,17 @@ def test_one_line_names_the_reason_and_the_way_on(monkeypatch):
     for error, said in (
         (RuntimeError(GLOO), "(Read error [10.0.0.2]:2788: Connection reset by peer)"),
         (dist.DistBackendError("NCCL error in: a.cpp:1\nremote process exited"), "(NCCL error in: a.cpp:1 remote"),
-        (dist.DistNetworkError("failed to recv, got 0 bytes"), "(failed to recv, got 0 bytes)"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "is killed by signal: Killed: "),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "exited unexpectedly: usually"),
     ):
         message = lost_process(error)
         assert said in message and message.endswith("NODE_RANK=1 python tools/train.py configs/a.py --resume")
         assert len(message.splitlines()) == 1
-    caught = "Caught RecordError in DataLoader worker process 0.\nTraceback\n{}: a.png can't be\ndecoded\n"
-    for error, said in (
-        (RuntimeError(caught.format("xtuner_plugins.errors.RecordError")), "a.png can't be\ndecoded"),
-        (RuntimeError(caught.format("ZeroDivisionError")), None),
-        (RuntimeError("shapes"), None),
-        (ValueError("ours"), "ours"),
-    ):
-        assert user_message(error) == said
+    caught = "Caught RecordError in DataLoader worker process 0.\nTraceback\n{}: a.png can't be decoded\n"
+    assert user_message(RuntimeError(caught.format("xtuner_plugins.errors.RecordError"))) == "a.png can't be decoded"
+    assert (
+        user_message(RuntimeError(caught.format("ZeroDivisionError"))) is user_message(RuntimeError("shapes")) is None
+    )
 
 
 def kill_worker(*_):

@@ -27,21 +27,20 @@ PathFinder.find_spec = classmethod(
 """
 
 
-def dry_run(folder, *args, env=None):
-    """The lines of a dry run by row, and all of them; those in the file are the same."""
-    out = folder / "out" / "results.jsonl"
-    command = [sys.executable, SCRIPT, "--dry-run", "--out", str(out), *args]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})})
+def dry_run(folder, *args, hide=HIDE):
+    """The lines of a dry run by row, where packages are missing; those in the file are the same."""
+    (folder / "sitecustomize.py").write_text(hide)
+    command = [sys.executable, SCRIPT, "--dry-run", "--out", str(folder / "out.jsonl"), *args]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert out.read_text() == done.stdout
+    assert (folder / "out.jsonl").read_text() == done.stdout
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return {name: [line for line in lines if line["row"] == name] for name in {line["row"] for line in lines}}
 
 
 def test_all_rows_but_two_need_torch_transformers_peft_and_mmengine(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(HIDE)
     rows = [row for row in bench_gpu.ROWS if row != "compile"]  # tracing takes seconds
-    found = dry_run(tmp_path, "--rows", *rows, env={"PYTHONPATH": str(tmp_path)})
+    found = dry_run(tmp_path, "--rows", *rows)
     assert set(found) == {*rows, "end"} and found["end"][0]["left"] == []
     assert found["qlora"][0]["skipped"] == "needs bitsandbytes"
     assert found["machine"][0]["skipped"] == found["waits"][0]["skipped"] == "needs CUDA"
@@ -50,9 +49,8 @@ def test_all_rows_but_two_need_torch_transformers_peft_and_mmengine(tmp_path):
         [line] = found[name]
         assert line["mfu"] == line["measured_gib"] == "needs CUDA" and len(line["seconds"]) == 3
         assert line["planned_gib"]["tensors"] < line["planned_gib"]["all"]
-    assert found["full"][0]["loss"] == pytest.approx(
-        found["padded"][0]["loss"], rel=1e-5
-    )  # the same weights and samples
+    full, padded = (found[name][0]["loss"] for name in ("full", "padded"))  # of the same weights and samples
+    assert full == pytest.approx(padded, rel=1e-5)
 
     parts = {(line["stage"], line["part"]): line for line in found["kernels"]}
     for stage in ("lora", "full"):
@@ -75,7 +73,7 @@ def test_all_rows_but_two_need_torch_transformers_peft_and_mmengine(tmp_path):
 
 @pytest.mark.slow
 def test_packed_weights_and_compiled_blocks_run_too(tmp_path):
-    found = dry_run(tmp_path, "--rows", "qlora", "compile")
+    found = dry_run(tmp_path, "--rows", "qlora", "compile", hide="")
     assert found["qlora"][0]["loss"] > 0 and [line["way"] for line in found["compile"]] == ["eager", "compiled"]
 
 
@@ -96,43 +94,25 @@ def killed(bench):
     os.kill(os.getpid(), 9)
 
 
-def fine(bench):
-    yield {"steps": bench.steps}
-
-
-@pytest.fixture
-def rows(monkeypatch, tmp_path):
-    """Runs the script with rows of this file; returns its status and lines."""
-    names = {"first": out_of_memory, "second": killed, "third": fine}
-    module = SimpleNamespace(**{row.__name__: row for row in names.values()})
+def test_a_row_that_dies_ends_alone_and_rows_that_the_budget_leaves_are_named(monkeypatch, tmp_path):
+    """Rows of this file; what the second has found before it died is kept."""
+    monkeypatch.setattr(bench_gpu, "ROWS", {name: ("of_a_test", name) for name in ("out_of_memory", "killed", "fine")})
+    module = SimpleNamespace(out_of_memory=out_of_memory, killed=killed, fine=lambda bench: [{"steps": bench.steps}])
     monkeypatch.setitem(sys.modules, "benchmarks.of_a_test", module)
-    monkeypatch.setattr(bench_gpu, "ROWS", {name: ("of_a_test", row.__name__) for name, row in names.items()})
-
-    def run(*args):
-        out = tmp_path / "out.jsonl"
-        status = bench_gpu.main(["--dry-run", "--out", str(out), *args])
-        return status, [json.loads(line) for line in out.read_text().splitlines()]
-
-    return run
-
-
-def test_a_row_that_dies_keeps_what_it_found_and_ends_alone(rows):
-    status, lines = rows()
-    assert status == 1
-    assert [{key: value for key, value in line.items() if key != "at_s"} for line in lines] == [
-        {"row": "first", "before": 1},
-        {"row": "first", "error": "OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB"},
-        {"row": "second", "before": 2},
-        {"row": "second", "error": "the process ended with status -9"},
-        {"row": "third", "steps": 2},
-        {"row": "end", "budget_s": 600, "left": []},
-    ]
-
-
-def test_rows_that_the_budget_leaves_are_named(rows):
-    status, lines = rows("--budget-s", "0", "--rows", "third", "first")
-    assert status == 0
-    assert [line["row"] for line in lines] == ["end"] and lines[0]["left"] == ["third", "first"]
+    for words, status, wanted in (
+        ([], 1, [
+            {"row": "out_of_memory", "before": 1},
+            {"row": "out_of_memory", "error": "OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB"},
+            {"row": "killed", "before": 2},
+            {"row": "killed", "error": "the process ended with status -9"},
+            {"row": "fine", "steps": 2},
+            {"row": "end", "budget_s": 600, "left": []},
+        ]),
+        ("--budget-s 0 --rows fine killed".split(), 0, [{"row": "end", "budget_s": 0, "left": ["fine", "killed"]}]),
+    ):  # fmt: skip
+        assert bench_gpu.main(["--dry-run", "--out", str(tmp_path / "out.jsonl"), *words]) == status
+        lines = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+        assert [{key: value for key, value in line.items() if key != "at_s"} for line in lines] == wanted
 
 
 KINDS = {

@@ -18,73 +18,47 @@ case "$1 $2" in
 esac
 exit 0
 """
-OUTER_MAKE = (
-    "MAKEFLAGS",
-    "MAKEOVERRIDES",
-    "MFLAGS",
-    "MAKELEVEL",
-    "VENV",
-    "PYTHON",
-    "STACK",
-)  # of the make that runs the tests
+OUTER_MAKE = "MAKEFLAGS MAKEOVERRIDES MFLAGS MAKELEVEL VENV PYTHON STACK".split()  # of the make that runs the tests
 
 
 @pytest.fixture
-def project(tmp_path):
+def make(tmp_path):
+    """make(*words) -> (the finished process, calls of Python), in a copy of what setup reads."""
     for path in (ROOT / "Makefile", *ROOT.glob("requirements*.txt"), *ROOT.glob("constraints*.txt")):
         shutil.copy(path, tmp_path)
     (tmp_path / "stand_in").write_text(STAND_IN)
     (tmp_path / "stand_in").chmod(0o755)
-    return tmp_path
+    outside = {key: value for key, value in os.environ.items() if key not in OUTER_MAKE}
+
+    def call(*words, fail_at=""):
+        command, env = ["make", f"PYTHON={tmp_path}/stand_in", *words], {**outside, "FAIL_AT": fail_at}
+        (tmp_path / "calls.txt").write_text("")
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        return done, (tmp_path / "calls.txt").read_text().splitlines()
+
+    return call
 
 
-def make(folder, *targets, fail_at=""):
-    env = {key: value for key, value in os.environ.items() if key not in OUTER_MAKE}
-    done = subprocess.run(
-        ["make", f"PYTHON={folder}/stand_in", *targets],
-        cwd=folder,
-        env={**env, "FAIL_AT": fail_at},
-        capture_output=True,
-        text=True,
-    )
-    calls = (folder / "calls.txt").read_text().splitlines() if (folder / "calls.txt").exists() else []
-    (folder / "calls.txt").unlink(missing_ok=True)
-    return done, calls
-
-
-def test_setup_says_what_it_does_and_shows_the_downloads(project):
-    done, calls = make(project, "setup")
-    assert done.returncode == 0 and ".venv is ready" in done.stdout
+def test_setup_shows_the_downloads_and_a_half_finished_one_goes_on(make, tmp_path):
+    done, _ = make("setup", fail_at="xtuner==")
+    assert done.returncode != 0 and not (tmp_path / ".venv/.ready").exists()
+    done, calls = make("setup")
+    assert done.returncode == 0 and "Going on with .venv" in done.stdout and ".venv is ready" in done.stdout
     assert "5 GB" in done.stdout and done.stdout.count("Downloading something") == 3
     installs = [call for call in calls if call.startswith("-m pip")]
-    assert len(installs) == 3 and not any(" -q" in call for call in installs)
-    assert make(project, "setup")[1] == []  # nothing is left to do
+    assert len(installs) == 3 and not any(" -q" in call or "--clear" in call for call in calls)
+    assert (tmp_path / ".venv/.ready").exists() and make("setup")[1] == []  # nothing is left to do
+    done, calls = make("setup", "STACK=today")
+    assert (tmp_path / ".venv-today/.ready").exists() and "-m xtuner_plugins.stack" in calls, done.stderr
+    assert any("-r requirements-today.txt -r requirements-dev.txt" in call for call in calls)
+    assert not any("xtuner_plugins.stack" in call or "today" in call for call in installs)
+    assert "take pinned or today" in make("setup", "STACK=newest")[0].stderr
 
 
-def test_a_half_finished_setup_goes_on(project):
-    done, _ = make(project, "setup", fail_at="xtuner==")
-    assert done.returncode != 0 and not (project / ".venv/.ready").exists()
-    done, calls = make(project, "setup")
-    assert done.returncode == 0 and "Going on with .venv" in done.stdout
-    assert not any("--clear" in call for call in calls) and (project / ".venv/.ready").exists()
-
-
-def test_each_stack_has_its_own_environment(project):
-    for stack, folder, files in (
-        ("pinned", ".venv", "requirements.txt"),
-        ("today", ".venv-today", "requirements-today.txt"),
-    ):
-        done, calls = make(project, "setup", f"STACK={stack}")
-        assert done.returncode == 0 and (project / folder / ".ready").exists(), done.stderr
-        assert any(f"-r {files} -r requirements-dev.txt" in call for call in calls)
-        assert any("-m xtuner_plugins.stack" in call for call in calls) == (stack == "today")
-    assert "take pinned or today" in make(project, "setup", "STACK=newest")[0].stderr
-
-
-def test_cleaning_keeps_runs(project):
-    run = project / "work_dirs/finetune_lora/iter_10.pth"
+def test_cleaning_keeps_runs(make, tmp_path):
+    run = tmp_path / "work_dirs/finetune_lora/iter_10.pth"
     run.parent.mkdir(parents=True)
     run.touch()
-    (project / "work_dirs/data_index").mkdir()
-    assert make(project, "clean")[0].returncode == 0
-    assert run.exists() and not (project / "work_dirs/data_index").exists()
+    (tmp_path / "work_dirs/data_index").mkdir()
+    assert make("clean")[0].returncode == 0
+    assert run.exists() and not (tmp_path / "work_dirs/data_index").exists()

@@ -24,26 +24,19 @@ def test_no_image_of_training_shows_the_other_style_or_a_thing_that_is_new(tmp_p
     """Each drawing is one colour, which says of which style and thing it is."""
     rows = []
     for number, kind in enumerate(kind for kind in KINDS for _ in range(8)):
-        rows.append(
-            {"unified": f"{number:04X}-FE0F", "image": f"{number:04x}.png", "subcategory": KINDS[kind][0], "name": "X"}
-        )
-        for style, folder in (("fluent", "assets"), ("google", "img/google/64"), ("twitter", "img/twitter/64")):
-            path = (
-                tmp_path
-                / style
-                / "package"
-                / folder
-                / (f"{number:04x}.webp" if style == "fluent" else rows[-1]["image"])
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            colour = (number, 200, {"fluent": 0, "google": 100, "twitter": 200}[style], 255)
-            Image.new("RGBA", (8, 8), colour).save(path, **({"lossless": True} if style == "fluent" else {}))
+        name = f"{number:04x}.png"
+        rows.append({"unified": f"{number:04X}-FE0F", "image": name, "subcategory": KINDS[kind][0], "name": "X"})
+        for blue, place in (
+            (0, f"fluent/package/assets/{number:04x}.webp"),
+            (100, f"google/package/img/google/64/{name}"),
+            (200, f"twitter/package/img/twitter/64/{name}"),
+        ):
+            (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGBA", (8, 8), (number, 200, blue, 255)).save(tmp_path / place, lossless=True)
     (tmp_path / "twitter/package/emoji.json").write_text(json.dumps(rows))
     pools = things(tmp_path)
-    assert {held: {kind: len(found) for kind, found in pool.items()} for held, pool in pools.items()} == {
-        True: dict.fromkeys(KINDS, 2),
-        False: dict.fromkeys(KINDS, 6),
-    }
+    counts = {held: {kind: len(found) for kind, found in pool.items()} for held, pool in pools.items()}
+    assert counts == {True: dict.fromkeys(KINDS, 2), False: dict.fromkeys(KINDS, 6)}
     monkeypatch.setattr("benchmarks.real_model.TEXTS", 10)
     write_data(tmp_path, tmp_path / "data", number=40, asked=20, seed=0)
 
@@ -57,9 +50,6 @@ def test_no_image_of_training_shows_the_other_style_or_a_thing_that_is_new(tmp_p
             found.add((red, blue))
         return found
 
-    seen_in_training = shown("train")
-    assert {blue for _, blue in seen_in_training} == {0, 100}
-    for name in FILES:
-        new = name.endswith("new")
-        assert all(blue == 200 and (thing % 8 % 4 == 0) == new for thing, blue in shown(name)), name
-    assert all(thing % 8 % 4 for thing, _ in seen_in_training)
+    for name in ("train", *FILES):
+        assert {blue for _, blue in shown(name)} == ({0, 100} if name == "train" else {200}), name
+        assert {thing % 8 % 4 == 0 for thing, _ in shown(name)} == {name.endswith("new")}, name

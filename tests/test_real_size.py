@@ -16,110 +16,69 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
-from tests.conftest import HANGS_AFTER
+from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import STEP_LINE, logged
+from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.toy.tokenizer import build_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 LIMIT_GIB = 16
-INTERNVIT_300M = dict(
-    hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=448
-)
-QWEN2_5_0_5B = dict(
-    hidden_size=896,
-    intermediate_size=4864,
-    num_hidden_layers=24,
-    num_attention_heads=14,
-    num_key_value_heads=2,
-    vocab_size=151936,
-    max_position_embeddings=32768,
-)
+INTERNVIT_300M = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
+QWEN2_5_0_5B = dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14)
 VOCABULARY = 151643  # Qwen2.5's, before its special tokens
 PHOTOS = ("rocket.jpg", "retina.jpg")  # 640 x 427 and 1411 x 1411, cut to 4:3
 NUM_TILES = 13  # 4 x 3 and the thumbnail
+SETTINGS = "max_steps=2 batch_size=1 accumulative_counts=1 dtype=bfloat16".split()
 LEAVES = ("finetune_lora", "finetune_qlora", "finetune_full", "pretrain_mlp")
 
 
-def random_words():
-    """Enough distinct letter pairs that training reaches Qwen2.5's vocabulary size in seconds."""
-    generator = random.Random(0)
-    for _ in range(130_000):
-        yield (" " + "".join(chr(generator.randrange(97, 123)) for _ in range(5))) * 2
-
-
 def write_parts(root):
-    from xtuner_plugins.toy.models import write_random_parts
-    from xtuner_plugins.toy.tokenizer import build_tokenizer
-
-    vision, llm = write_random_parts(root, vision_overrides=INTERNVIT_300M, llm_overrides=QWEN2_5_0_5B)
-    build_tokenizer(llm, vocab_size=VOCABULARY, texts=random_words())
-    return vision, llm
+    generator = random.Random(0)  # of distinct letter pairs enough to reach Qwen2.5's vocabulary size in seconds
+    words = ((" " + "".join(chr(generator.randrange(97, 123)) for _ in range(5))) * 2 for _ in range(130_000))
+    llm = {**QWEN2_5_0_5B, "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768}
+    parts = write_random_parts(root, vision_overrides={**INTERNVIT_300M, "image_size": 448}, llm_overrides=llm)
+    build_tokenizer(parts[1], vocab_size=VOCABULARY, texts=words)
+    return parts
 
 
 def write_records(root):
     import skimage
 
-    images = root / "images"
-    images.mkdir()
     lines = []
     for name in PHOTOS:
         photo = Image.open(Path(skimage.__file__).parent / "data" / name)
         width = min(photo.width, photo.height * 4 // 3)
-        photo.crop((0, 0, width, width * 3 // 4)).save(images / name)
-        turns = [
-            {"from": "human", "value": "<image>\nDescribe the photograph."},
-            {"from": "gpt", "value": f"This is {name}."},
-        ]
-        lines.append(json.dumps({"image": name, "conversations": turns}))
-    (root / "train.jsonl").write_text("\n".join(lines) + "\n")
-    return root / "train.jsonl", images
-
-
-def tree_pids(pid):
-    """A process and its descendants."""
-    pids = [pid]
-    for current in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for thread in Path(f"/proc/{current}/task").iterdir():
-                pids += map(int, (thread / "children").read_text().split())
-    return pids
-
-
-def tree_gib(pid):
-    """Memory of a process and its descendants in GiB; what several share counts once."""
-    kib = 0
-    for current in tree_pids(pid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            text = Path(f"/proc/{current}/smaps_rollup").read_text()
-            kib += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
-    return kib / 2**20
+        photo.crop((0, 0, width, width * 3 // 4)).save(root / name)
+        turns = [{"from": "human", "value": "<image>\nDescribe it."}, {"from": "gpt", "value": f"This is {name}."}]
+        lines.append(json.dumps({"image": name, "conversations": turns}) + "\n")
+    (root / "train.jsonl").write_text("".join(lines))
+    return root / "train.jsonl", root
 
 
 def run(*command, cwd=ROOT):
     """Runs a command to its end; returns its peak memory in GiB and its output.
 
     The peak is the larger of two: the kernel's own for the largest process, which misses nothing, and that of all
-    processes together, which is sampled.
+    processes together, where what several share counts once, which is sampled.
     """
-    log = tempfile.TemporaryFile("w+")
-    env = {**os.environ, "OMP_NUM_THREADS": "2"}
-    start = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT, text=True
-    )
-    peak, ended = 0.0, 0
+    log, env = tempfile.TemporaryFile("w+"), {**os.environ, "OMP_NUM_THREADS": "2"}
+    words, deadline = [sys.executable, *map(str, command)], time.monotonic() + HANGS_AFTER
+    peak = ended = 0
+    process = psutil.Popen(words, cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT, text=True)
     while not ended:
-        assert time.monotonic() - start < HANGS_AFTER
-        peak = max(peak, tree_gib(process.pid))
+        assert time.monotonic() < deadline
+        with contextlib.suppress(psutil.Error):
+            tree = [process, *process.children(recursive=True)]
+            peak = max(peak, sum(each.memory_full_info().pss for each in tree))
         ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         time.sleep(2)  # a sample reads every page table entry
-    process.returncode = os.waitstatus_to_exitcode(status)
     log.seek(0)
     output = log.read()
-    assert process.returncode == 0, output[-4000:]
-    return max(peak, usage.ru_maxrss / 2**20), output
+    assert os.waitstatus_to_exitcode(status) == 0, output[-4000:]
+    return max(peak / 2**30, usage.ru_maxrss / 2**20), output
 
 
 RELOAD = """
@@ -148,30 +107,23 @@ def base(tmp_path_factory):
     return root / "base"
 
 
-def check_export(work_dir, tmp_path):
-    """The run's checkpoint becomes a directory that stands alone; returns the peaks."""
-    checkpoint, trained_config = next(work_dir.glob("*.pth")), next(work_dir.glob("*.py"))
-    export = tmp_path / "export"
-    of_export, _ = run("tools/convert_to_official.py", trained_config, checkpoint, export)
-    of_reload, answer = run("-c", RELOAD, export, cwd=tmp_path)
-    assert "ANSWER" in answer
-    assert 900e6 < int(answer.split("PARAMETERS")[1]) < 1000e6
-    return of_export, of_reload
-
-
 @pytest.mark.release
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_two_steps_of_13_tiles_within_memory(leaf, base, tmp_path):
     data, images = write_records(tmp_path)
-    work_dir = tmp_path / "run"
-    settings = [f"base={base}", f"data_paths={data}", f"image_folders={images}", "max_steps=2"]
-    settings += ["batch_size=1", "accumulative_counts=1", "dtype=bfloat16"]
+    work_dir, export = tmp_path / "run", tmp_path / "export"
+    settings = [f"base={base}", f"data_paths={data}", f"image_folders={images}", *SETTINGS]
     log_every_step = ["--cfg-options", "default_hooks.logger.interval=1"]
     peak, log = run("tools/train.py", leaf, "--work-dir", work_dir, "--set", *settings, *log_every_step)
     steps = [line for line in log.splitlines() if STEP_LINE.search(line)]
     assert len(steps) == 2 and not any("nan" in line.lower() for line in steps)
     assert logged(work_dir, "tiles") == [NUM_TILES] * 2
-    peaks = [peak, *(check_export(work_dir, tmp_path) if leaf == "finetune_lora" else ())]
+    peaks = [peak]
+    if leaf == "finetune_lora":  # the run's checkpoint becomes a directory that stands alone
+        peaks += [run("tools/convert_to_official.py", next(work_dir.glob("*.py")), work_dir, export)[0]]
+        of_reload, answer = run("-c", RELOAD, export, cwd=tmp_path)
+        peaks += [of_reload]
+        assert "ANSWER" in answer and 900e6 < int(answer.split("PARAMETERS")[1]) < 1000e6
     print(f"{leaf}: peak memory in GiB:", [round(peak, 2) for peak in peaks])
     assert max(peaks) < LIMIT_GIB

@@ -19,7 +19,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--vision",
         required=True,
-        help="InternViT, DINOv2, CLIP or SigLIP directory (whole or tower), or an official one whose tower is taken",
+        help="InternViT, DINOv2, DINOv3, CLIP or SigLIP directory (whole or tower), or an official one for its tower",
     )
     parser.add_argument(
         "--llm",
@@ -49,7 +49,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=int,
         help="vision layer to use (default -1, CLIP and SigLIP -2); InternViT's layers after it are left out",
     )
-    parser.add_argument("--tile-size", type=int, help="side of a tile in pixels, for DINOv2 (default 448)")
+    parser.add_argument("--tile-size", type=int, help="side of a tile in pixels, for DINOv2 and DINOv3 (default 448)")
     rgb = dict(type=float, nargs=3, metavar=("R", "G", "B"))
     parser.add_argument("--image-mean", **rgb, help="that the tower was trained with, if not known; folded in")
     parser.add_argument("--image-std", **rgb, help="likewise")

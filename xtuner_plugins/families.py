@@ -238,6 +238,32 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
             whole_type="siglip",
             llava=LlavaNames("full", "SiglipImageProcessor", class_tokens=0),
         ),
+        EncoderFamily(
+            "dinov3_vit",
+            "DINOv3ViTModel",
+            lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            fields=(
+                *_TOWER_FIELDS,
+                "rope_theta",
+                "query_bias",
+                "key_bias",
+                "value_bias",
+                "proj_bias",
+                "mlp_bias",
+                "use_gated_mlp",
+                "num_register_tokens",
+            ),
+            # Its own training moved positions at random, which transformers goes on with by default.
+            fixed=(
+                ("attention_dropout", 0.0),
+                ("drop_path_rate", 0.0),
+                ("pos_embed_shift", None),
+                ("pos_embed_jitter", None),
+                ("pos_embed_rescale", None),
+            ),
+            select_layer=-1,
+            projector_type="pixel_shuffle_mlp",
+        ),
     )
 }
 

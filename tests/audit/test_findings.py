@@ -50,7 +50,12 @@ def test_copies_within_and_between_files(found, qa):
     assert found({"a.jsonl": [{"a": 1}]}) == {}
     one = [("What?", "A woman.", "a.png"), ("what ?", "a woman", "a_copy.png"), ("Who?", "She.", "a.png")]
     other = [("What?", "A woman.", "a.png"), ("What?", "Tea.", "c.png"), ("Where?", "There.", "a_small.jpg")]
-    kinds = found({"one.jsonl": [qa(*each) for each in one], "other.jsonl": [qa(*each) for each in other]})
+    kinds = found(
+        {
+            "one.jsonl": [qa(*each, image=name) for *each, name in one],
+            "other.jsonl": [qa(*each, image=name) for *each, name in other],
+        }
+    )
     assert list(kinds) == ["equal_records", "equal_images", "near_images"]
     assert kinds["equal_records"].count == 1 and kinds["equal_records"].where == {"one / other": 1}
     assert kinds["equal_records"].examples == [[(0, 0, 0), (0, 1, 0)]]
@@ -61,13 +66,13 @@ def test_copies_within_and_between_files(found, qa):
 
 def test_leaks_of_records_images_and_looks(found, qa):
     train = [qa("What?", "A woman.", image="a.png"), qa("What?", "Tea.", image="c.png"), qa("2 + 2?", "4")]
-    held_out = [
-        qa("What?", "A woman.", image="a_copy.png"),  # the same under another name
-        qa("Is it hot?", "Yes.", image="c.png"),  # another question
-        qa("Who is it?", "Eileen.", image="a_small.jpg"),  # another file of the same photograph
-        qa("2 + 2?", "4."),
-        qa("What flies?", "A rocket.", image="r.png"),
+    leaked = [
+        ("What?", "A woman.", "a_copy.png"),
+        ("Is it hot?", "Yes.", "c.png"),
+        ("Who is it?", "Eileen.", "a_small.jpg"),
     ]
+    held_out = [qa(*texts, image=name) for *texts, name in leaked]  # another name, another question, another file
+    held_out += [qa("2 + 2?", "4."), qa("What flies?", "A rocket.", image="r.png")]
     kinds = found({"train.jsonl": train}, held_out)
     assert kinds["leaked_records"].count == 2 and kinds["leaked_records"].total == 5
     assert kinds["leaked_records"].examples == [[(1, 0, 0), (0, 0, 0)], [(1, 0, 3), (0, 0, 2)]]
@@ -90,14 +95,15 @@ def test_answers_texts_shapes_and_what_does_not_fit(found, qa):
     assert {kind: each.examples for kind, each in kinds.items()} == {k: [[(0, 0, row)]] for k, row in expected.items()}
 
 
-@pytest.mark.parametrize("write", [write_parquet, write_webdataset])
-def test_images_in_rows_are_told_apart(write, qa, photographs, tmp_path):
+def test_images_in_rows_are_told_apart(qa, photographs, tmp_path):
     """Their names in messages are alike: `image 1` in each row, `0000.0.png` in each shard."""
-    records = [qa(f"{name}?", f"{name}.", image=name) for name in ("a.png", "c.png", "r.png", "tiny.png", "a_copy.png")]
-    (tmp_path / "data").mkdir()
-    dataset = PlainFiles([write(records, photographs, tmp_path / "data")["data_paths"]])
-    kinds = {each.kind: each for each in find(dataset, check_dataset(dataset, num_workers=0))}
-    assert (kinds["upscaled"].count, kinds["upscaled"].total, kinds["equal_images"].count) == (1, 5, 1)
+    names = ("a.png", "c.png", "r.png", "tiny.png", "a_copy.png")
+    records = [qa(f"{name}?", f"{name}.", image=[name]) for name in names]
+    for write in (write_parquet, write_webdataset):
+        (out := tmp_path / write.__name__).mkdir()
+        dataset = PlainFiles([write(records, photographs, out)["data_paths"]])
+        kinds = {each.kind: each for each in find(dataset, check_dataset(dataset, num_workers=0))}
+        assert (kinds["upscaled"].count, kinds["upscaled"].total, kinds["equal_images"].count) == (1, 5, 1)
 
 
 def test_all_near_pairs_and_no_others():

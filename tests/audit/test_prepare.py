@@ -13,15 +13,13 @@ from xtuner_plugins.datasets import PreferenceDataset, SettingError
 from xtuner_plugins.datasets.records.pairs import parse_pair
 from xtuner_plugins.datasets.records.records import parse_record
 
+PAIR = {"question": "What?", "chosen": "A cat.", "rejected": "A dog."}
+CAPTIONS = ["两个人在路上交谈", "一男一女站在室外", "公园里有两个人"]
+
 
 def jpeg(color):
     Image.new("RGB", (32, 32), color).save(buffer := io.BytesIO(), "JPEG")
     return buffer.getvalue()
-
-
-RED, BLUE = jpeg("red"), jpeg("blue")
-PAIR = {"question": "What?", "chosen": "A cat.", "rejected": "A dog."}
-CAPTIONS = ["两个人在路上交谈", "一男一女站在室外", "公园里有两个人"]
 
 
 def minimind(question, **image):
@@ -41,25 +39,17 @@ SIGNS = [
     {"filename": "x/a2.jpg", "caption_image": "A sign.", "caption_text": "STOP", "caption_condensed": "S"},
     {"image_id": "train_images/a3", "caption_image": "A sign.", "caption_text": "STOP"},
 ]
+ASKED = [("a1", "Describe this image in detail.", "A sign: STOP"), ("a2", "", "S"), ("a3", "", "A sign.\nSTOP")]
 RATED = [rated("455", "123"), rated(("3", "5", "4"), ("N/A", "5", "5"), "555", "111", img_path="/there/v2.jpg")]
+TALKS = [minimind("<image>与<image>?", image="0.jpg, 1.jpg"), minimind("你好", image="x.jpg")]
 # Rows of the file, and (images, end of the first question, answers) of what is written
 SHAPES = {
     "ai-challenger": (
         [{"url": "x", "image_id": "8f.jpg", "caption": CAPTIONS}],
         [(["8f.jpg"], "请描述这张图片。", CAPTIONS[:1]), *((["8f.jpg"], "", [text]) for text in CAPTIONS[1:])],
     ),
-    "textocr-gpt4o": (
-        SIGNS,
-        [
-            (["a1.jpg"], "Describe this image in detail.", ["A sign: STOP"]),
-            (["a2.jpg"], "", ["S"]),
-            (["a3.jpg"], "", ["A sign.\nSTOP"]),
-        ],
-    ),
-    "minimind-v": (
-        [minimind("<image>与<image>?", image="0.jpg, 1.jpg"), minimind("你好", image="x.jpg")],
-        [(["0.jpg", "1.jpg"], "?", ["这是。"]), ([], "你好", ["这是。"])],
-    ),
+    "textocr-gpt4o": (SIGNS, [([f"{name}.jpg"], question, [answer]) for name, question, answer in ASKED]),
+    "minimind-v": (TALKS, [(["0.jpg", "1.jpg"], "?", ["这是。"]), ([], "你好", ["这是。"])]),
     "vlfeedback": (
         RATED,
         [(["v1.jpg"], "What?", ["Answer 0.", "Answer 1."]), (["v2.jpg"], "What?", ["Answer 1.", "Answer 3."])],
@@ -79,7 +69,7 @@ def written(path, name):
 
 def test_records_train_and_others_are_left_out(tmp_path):
     """A wrong record is left out with its line; of a file that holds only such, nothing is written."""
-    path, out = tmp_path / "raw.jsonl", tmp_path / "out.jsonl"
+    path, out, other = (tmp_path / f"{name}.jsonl" for name in ("raw", "out", "other"))
     for name, (rows, expected) in SHAPES.items():
         path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"foo": 1}, []]))
         result, number = prepare(name, path, out), len(rows)
@@ -89,14 +79,14 @@ def test_records_train_and_others_are_left_out(tmp_path):
         assert [text.split(" ")[0] for text in result.complaints] == [f"{path}:{number + 1}:", f"{path}:{number + 2}:"]
         path.write_text('{"foo": 1}\n' * (GIVE_UP_AFTER + 1))
         with pytest.raises(SettingError, match="not one of the first 100 records is usable"):
-            prepare(name, path, tmp_path / "other.jsonl")
-        assert not (tmp_path / "other.jsonl").exists()
+            prepare(name, path, other)
     tools = minimind("你好")
     tools["conversations"][0]["tools"] = [{"name": "search"}]
     path.write_text(json.dumps(tools))
     for name, words in (("minimind-v", "its turns call tools"), ("llava", "known are ai-challenger")):
         with pytest.raises(SettingError, match=words):
-            prepare(name, path, out)
+            prepare(name, path, other)
+    assert not other.exists()
 
 
 def test_captions_of_basic_vision_language_model(tmp_path):
@@ -114,29 +104,31 @@ def test_captions_of_basic_vision_language_model(tmp_path):
         prepare("basic-vlm", tmp_path, tmp_path / "out.jsonl")
 
 
-@pytest.mark.parametrize("name", ["minimind-v", "rlhf-v", "vlfeedback"])
-def test_images_inside_a_file_are_written_once(tmp_path, monkeypatch, name):
-    """Files of one shape are read in the order of their names; what is written trains."""
+def test_images_inside_a_file_are_written_once(tmp_path, monkeypatch):
+    """Files of one shape are read in the order of their names."""
     monkeypatch.chdir(tmp_path)
-    row = {
+    red, blue = jpeg("red"), jpeg("blue")
+    for name, row in {
         "minimind-v": lambda data: minimind("<image>?", image_bytes=data),
         "rlhf-v": lambda data: {"image": {"bytes": data, "path": "0.jpg"}, "text": json.dumps(PAIR)},
         "vlfeedback": lambda data: rated("455", "123", image={"bytes": data, "path": "0.jpg"}),
-    }[name]
-    for number, parts in enumerate([[RED, RED], [BLUE, b"no image"]]):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(map(row, parts))), f"part-{number}.parquet")
-    with pytest.raises(SettingError, match="name a folder with --image-folder"):
-        prepare(name, "part-*.parquet", "out.jsonl")
-    result = prepare(name, "part-*.parquet", "out.jsonl", "images")
-    assert result.complaints == ["part-1.parquet:2: its image can't be read; download the file again"]
-    names = [images[0] for images, _, _ in written(tmp_path / "out.jsonl", name)]
-    assert [(tmp_path / "images" / each).read_bytes() for each in names] == [RED, RED, BLUE] and names[0] == names[1]
+    }.items():
+        for number, parts in enumerate([[red, red], [blue, b"no image"]]):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(map(row, parts))), f"part-{number}.parquet")
+        with pytest.raises(SettingError, match="name a folder with --image-folder"):
+            prepare(name, "part-*.parquet", "out.jsonl")
+        result = prepare(name, "part-*.parquet", "out.jsonl", "images")
+        assert result.complaints == ["part-1.parquet:2: its image can't be read; download the file again"]
+        names = [images[0] for images, _, _ in written(tmp_path / "out.jsonl", name)]
+        assert [(tmp_path / "images" / each).read_bytes() for each in names] == [red, red, blue] and names[0] == names[
+            1
+        ]
 
 
 def test_what_is_written_trains(tmp_path, data_base):
     raw, out = tmp_path / "raw.jsonl", tmp_path / "out.jsonl"
     raw.write_text(json.dumps(rated("455", "123")) + "\n" + json.dumps(rated("333", "333")))
-    (tmp_path / "v1.jpg").write_bytes(RED)
+    (tmp_path / "v1.jpg").write_bytes(jpeg("red"))
     result = prepare("vlfeedback", raw, out, tmp_path)
     assert "2 of its 2 answers are rated, none better than another" in result.complaints[0]
     dataset = PreferenceDataset(str(data_base), str(out), str(tmp_path))

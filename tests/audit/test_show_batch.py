@@ -1,6 +1,5 @@
 """What is shown of a batch is what the batch holds."""
 
-import pytest
 import torch
 
 from xtuner_plugins.audit.show_batch import describe_batch, split_batch, write_batch_page
@@ -9,41 +8,35 @@ from xtuner_plugins.datasets.left_out import FILLER_INDEX
 from xtuner_plugins.datasets.preference import collate_pairs
 
 
-@pytest.fixture
-def dataset(data_base, write_data, make_image, qa):
-    folder = make_image("b.png", 360, 120)
+def test_samples_of_a_batch_are_those_that_went_in_and_so_says_the_page(
+    data_base, write_data, make_image, qa, tmp_path
+):
     records = [qa("Where?", "There <b>it</b> is.", image="b.png"), qa("What is it?", "No."), qa(image="none.png")]
-    settings = [{"loss_weight": 2}]
-    return MultimodalDataset(
-        str(data_base), [write_data(records)], folder, dataset_settings=settings, on_bad_sample="skip"
-    )
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_samples_of_a_batch_are_those_that_went_in_and_so_says_the_page(dataset, packed, tmp_path):
+    settings = {"dataset_settings": [{"loss_weight": 2}], "on_bad_sample": "skip"}
+    dataset = MultimodalDataset(str(data_base), [write_data(records)], make_image("b.png", 360, 120), **settings)
     samples = [dataset[index] for index in range(3)]
-    batch = collate_packed(samples, pad_to=150) if packed else collate(samples)
-    parts = split_batch(batch)
-    assert len(parts) == 2 and [part.weight for part in parts] == [2, 2]
-    for part, sample in zip(parts, samples[:2], strict=True):
-        assert part.ids.tolist() == sample["input_ids"].tolist() and part.source == sample["source"]
-        assert torch.equal(part.tiles, sample["tiles"]) and part.segments == (len(sample["input_ids"]),)
-        assert part.labels.tolist()[1:] == sample["labels"].tolist()[1:]
-        assert f"({int((part.labels >= 0).sum())} learned)" in part.describe()
-    assert [(part.row, part.first) for part in parts] == (
-        [(0, 0), (0, len(parts[0].ids))] if packed else [(0, 0), (1, 0)]
-    )
-    padding = batch["input_ids"].numel() - sum(len(part.ids) for part in parts)
-    lines = describe_batch(batch)
-    assert padding > 0 and f"{padding} of them padding" in lines[0]
-    assert "4 tiles; 2 samples" in lines[0] and "weight 2" in lines[1] and "left out, image_missing: " in lines[-1]
-    filler = collate_packed([dataset[FILLER_INDEX]])
-    write_batch_page(tmp_path / "b.html", "Step 1", ["a <b>"], [batch, filler], dataset.tokenizer)
-    page = (tmp_path / "b.html").read_text()
-    assert page.count("<script") == 1 and "<b>it" not in page and "a &lt;b&gt;" in page
-    assert '<span class="learn">There &lt;b&gt;it&lt;/b&gt; is.&lt;|im_end|&gt;</span>' in page
-    assert page.count("<img alt=") == 4 and page.count("data:image/jpeg") == 4 and "64 image tokens" in page
-    assert page.count("no sample is left") == 1 and "left out" in page and "none.png" in page
+    length = len(samples[0]["input_ids"])
+    for batch, places in (
+        (collate(samples), [(0, 0), (1, 0)]),
+        (collate_packed(samples, pad_to=150), [(0, 0), (0, length)]),
+    ):
+        parts = split_batch(batch)
+        assert [(part.row, part.first) for part in parts] == places and [part.weight for part in parts] == [2, 2]
+        for part, sample in zip(parts, samples[:2], strict=True):
+            assert part.ids.tolist() == sample["input_ids"].tolist() and part.source == sample["source"]
+            assert torch.equal(part.tiles, sample["tiles"]) and part.segments == (len(sample["input_ids"]),)
+            assert part.labels.tolist()[1:] == sample["labels"].tolist()[1:]
+            assert f"({int((part.labels >= 0).sum())} learned)" in part.describe()
+        lines, padding = describe_batch(batch), batch["input_ids"].numel() - sum(len(part.ids) for part in parts)
+        assert padding > 0 and f"{padding} of them padding" in lines[0] and "4 tiles; 2 samples" in lines[0]
+        assert "weight 2" in lines[1] and "left out, image_missing: " in lines[-1]
+        filler = collate_packed([dataset[FILLER_INDEX]])
+        write_batch_page(tmp_path / "b.html", "Step 1", ["a <b>"], [batch, filler], dataset.tokenizer)
+        page = (tmp_path / "b.html").read_text()
+        assert page.count("<script") == 1 and "<b>it" not in page and "a &lt;b&gt;" in page
+        assert '<span class="learn">There &lt;b&gt;it&lt;/b&gt; is.&lt;|im_end|&gt;</span>' in page
+        assert page.count("<img alt=") == 4 == page.count("data:image/jpeg") and "64 image tokens" in page
+        assert page.count("no sample is left") == 1 and "left out" in page and "none.png" in page
 
 
 def test_pairs(data_base, write_data):

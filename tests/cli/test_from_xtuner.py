@@ -7,7 +7,7 @@ import pytest
 from xtuner.configs import cfgs_name_path
 
 from tests.engine.parallel_case import write_dataset
-from tests.tools.test_refusals import run
+from tests.tools.test_refusals import in_turn
 from xtuner_plugins.cli.from_xtuner import find_xtuner_config, import_config
 from xtuner_plugins.engine.check.text import check_text
 from xtuner_plugins.planning.published import BASES
@@ -135,15 +135,18 @@ def test_what_is_no_config_of_xtuners_internvl_is_refused(tmp_path):
 
 def test_the_tool_writes_names_and_replaces_nothing(tmp_path):
     name = "internvl_v2_phi3_4b_qlora_finetune"
-    status, lines, imported = run("configs.py", "--from-xtuner", name, cwd=tmp_path)
-    assert (status, imported) == (0, []) and all(line.endswith("does not exist yet") for line in lines)
-    assert read_config(str(tmp_path / f"{name}.py")).train_dataloader.batch_size == 8
-    for words, message in (
+    refused = (
         ([name], f"{name}.py exists; --force replaces it"),
         ([f"{name}.py", "--force"], f"{name}.py is the config itself; name another file with --write"),
         ([name, "--write", "out.txt"], "out.txt: a config is a Python file; name it out.py"),
         (["internvl_v2_internlm2_8b_lora_finetune"], "does not exist; did you mean internvl_v2_internlm2"),
-    ):
-        status, lines, _ = run("configs.py", "--from-xtuner", *words, cwd=tmp_path)
+    )
+    calls = [[name], *(words for words, _ in refused), [name, "--force"]]
+    (status, lines, imported), *found, again = in_turn(
+        [("configs.py", ["--from-xtuner", *words]) for words in calls], tmp_path
+    )
+    assert (status, imported) == (0, []) and all(line.endswith("does not exist yet") for line in lines)
+    assert read_config(str(tmp_path / f"{name}.py")).train_dataloader.batch_size == 8
+    for (_, message), (status, lines, _) in zip(refused, found, strict=True):
         assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
-    assert run("configs.py", "--from-xtuner", name, "--force", cwd=tmp_path)[0] == 0
+    assert again[0] == 0

@@ -89,11 +89,10 @@ def make_image(tmp_path):
 
 @pytest.fixture(scope="session")
 def qa():
-    """qa(question, answer, image, more) -> a raw record with one question and one answer."""
+    """qa(question, answer, **more) -> a raw record with one question and one answer."""
 
-    def conversation(question="What is it?", answer="A cat.", image=None, **extra):
-        record = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **extra}
-        return record if image is None else {"image": image, **record}
+    def conversation(question="What is it?", answer="A cat.", **more):
+        return {**more, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
 
     return conversation
 

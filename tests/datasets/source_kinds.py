@@ -1,6 +1,5 @@
 """The same eight records and their images in every form that `data_paths` and `image_folders` may name."""
 
-import base64
 import functools
 import io
 import json
@@ -15,39 +14,33 @@ from PIL import Image
 
 from tests.datasets.store_servers import BUCKET, shared_server
 
-SIZES = {"a.jpg": (100, 90), "b.png": (360, 120), "deep/c.jpg": (120, 360)}
-
-
-def talk(question: str, answer: str, **extra) -> dict:
-    return {**extra, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+ROWS = [  # names of images, further keys, texts of the turns; the fifth's image is damaged, the seventh has no turns
+    (["a.jpg"], {}, ["<image>\nA?", "Yes, 好的."]),
+    (["b.png"], {}, ["Where?", "<ref>it</ref><box>[[1, 2, 300, 400]]</box>"]),
+    ([], {}, ["No image: 2 + 2?", "4."]),
+    (["b.png", "deep/c.jpg"], {}, ["Left <image> right <image>?", "Both. " * 40]),
+    (["damaged.jpg"], {}, ["Damaged?", "No."]),
+    (["deep/c.jpg"], {"system": "Be brief."}, ["<image>\nC?", "Perhaps."]),
+    ([], {}, []),
+    (["a.jpg"], {}, ["Again <b>bold</b>?", "Yes."]),
+]
 
 
 def make_records() -> list[dict]:
-    """Two of them are unusable: the fifth's image is damaged, the seventh has no turns."""
-    return [
-        talk("<image>\nA?", "Yes, 好的.", image="a.jpg"),
-        talk("Where?", "<ref>it</ref><box>[[1, 2, 300, 400]]</box>", image="b.png"),
-        talk("No image: 2 + 2?", "4."),
-        talk("Left <image> right <image>?", "Both. " * 40, image=["b.png", "deep/c.jpg"]),
-        talk("Damaged?", "No.", image="damaged.jpg"),
-        talk("<image>\nC?", "Perhaps.", image="deep/c.jpg", system="Be brief."),
-        {"conversations": []},
-        talk("Again <b>bold</b>?", "Yes.", image="a.jpg"),
-    ]
+    records = []
+    for names, more, texts in ROWS:
+        turns = [{"from": who, "value": text} for who, text in zip(("human", "gpt"), texts, strict=False)]
+        records.append({**({"image": names} if names else {}), **more, "conversations": turns})
+    return records
 
 
 def make_images(folder: Path, scale: int = 1) -> Path:
-    for name, (width, height) in SIZES.items():
+    for name, (width, height) in {"a.jpg": (100, 90), "b.png": (360, 120), "deep/c.jpg": (120, 360)}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(width).integers(0, 256, (height // scale, width // scale, 3), np.uint8)
         Image.fromarray(noise).save(folder / name)
     (folder / "damaged.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
     return folder
-
-
-def names_of(record: dict) -> list[str]:
-    names = record.get("image", [])
-    return [names] if isinstance(names, str) else names
 
 
 def write_plain(records, images: Path, out: Path) -> dict:
@@ -56,44 +49,25 @@ def write_plain(records, images: Path, out: Path) -> dict:
     return {"data_paths": str(out / "plain.jsonl"), "image_folders": str(images)}
 
 
-def write_packed(records, images: Path, out: Path, name: str = "data.jsonl.gz") -> dict:
-    """Compressed as the suffix says: an array, or lines."""
+def write_zstd(records, images: Path, out: Path) -> dict:
     plain = write_plain(records, images, out)
-    data = Path(plain["data_paths"]).read_bytes() if "jsonl" in name else json.dumps(records).encode()
-    with pyarrow.output_stream(str(out / name), compression="zstd" if name.endswith("zst") else "gzip") as file:
-        file.write(data)
-    return plain | {"data_paths": str(out / name)}
-
-
-def write_windows(records, images: Path, out: Path) -> dict:
-    """Names with backslashes."""
-    changed = [{**record, "image": [name.replace("/", "\\") for name in names_of(record)]} for record in records]
-    return write_plain(changed, images, out)
-
-
-def write_columns(records, images: Path, out: Path) -> dict:
-    """Turns under another name, and images as data URLs in the records."""
-    head, changed = "data:image/png;base64,", []
-    for record in records:
-        urls = [head + base64.b64encode((images / name).read_bytes()).decode() for name in names_of(record)]
-        changed.append({"system": record.get("system"), "dialog": record["conversations"], "pictures": urls})
-    columns = {"conversations": "dialog", "images": "pictures"}
-    plain = write_plain(changed, images, out)
-    return plain | {"image_folders": None, "dataset_settings": [{"columns": columns}]}
+    with pyarrow.output_stream(f"{plain['data_paths']}.zst", compression="zstd") as file:
+        file.write(Path(plain["data_paths"]).read_bytes())
+    return plain | {"data_paths": f"{plain['data_paths']}.zst"}
 
 
 def write_zip(records, images: Path, out: Path) -> dict:
     """The images lie in a folder of the archive."""
     with zipfile.ZipFile(out / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(images.rglob("*")):
+        for path in images.rglob("*"):
             archive.write(path, f"train/{path.relative_to(images)}")
     return {**write_plain(records, images, out), "image_folders": str(out / "images.zip" / "train")}
 
 
-def write_store(records, images: Path, out: Path, scheme: str = "s3", form=write_plain) -> dict:
-    """Records and images in a store."""
+def write_store(records, images: Path, out: Path, scheme: str) -> dict:
+    """Records, compressed, and images in a store."""
     server, place = shared_server(), f"{BUCKET}{out}"
-    data = Path(form(records, images, out)["data_paths"])
+    data = Path(write_zstd(records, images, out)["data_paths"])
     for path in images.rglob("*.*"):
         server.objects[f"{place}/images/{path.relative_to(images)}"] = path.read_bytes()
     server.objects[f"{place}/{data.name}"] = data.read_bytes()
@@ -102,15 +76,11 @@ def write_store(records, images: Path, out: Path, scheme: str = "s3", form=write
     return {"data_paths": f"{root}/{data.name}", "image_folders": f"{root}/images", **options}
 
 
-def write_file_url(records, images: Path, out: Path) -> dict:
-    return {key: Path(value).as_uri() for key, value in write_plain(records, images, out).items()}
-
-
 def as_rows(records, images: Path) -> list[dict]:
     """Records as rows of a table, which hold their images."""
     rows = []
     for record in records:
-        held = [{"bytes": (images / name).read_bytes(), "path": None} for name in names_of(record)] or None
+        held = [{"bytes": (images / name).read_bytes(), "path": None} for name in record.get("image", [])] or None
         rows.append({"images": held, "conversations": record["conversations"] or None, "system": record.get("system")})
     return rows
 
@@ -124,22 +94,8 @@ def write_parquet(records, images: Path, out: Path) -> dict:
     return {"data_paths": str(out / "data.parquet")}
 
 
-def write_finevision(records, images: Path, out: Path) -> dict:
-    """Two shards of `images` and `texts`."""
-    rows = as_rows(records, images)
-    for row in rows:
-        turns = [turn["value"] for turn in row.pop("conversations") or []]
-        row["texts"] = [{"user": turns[0], "assistant": turns[1]}] if turns else None
-    for number, part in enumerate((rows[:3], rows[3:])):
-        write_table(part, out / f"train-{number:05}-of-00002.parquet", group=2)
-    return {"data_paths": str(out)}
-
-
 def write_saved(records, images: Path, out: Path) -> dict:
-    text = datasets.Value("string")
-    turns, held = datasets.List({"from": text, "value": text}), datasets.List(datasets.Image())
-    features = datasets.Features({"images": held, "conversations": turns, "system": text})
-    rows = datasets.Dataset.from_list(as_rows(records, images), features=features)
+    rows = datasets.Dataset.from_list(as_rows(records, images)).cast_column("images", datasets.List(datasets.Image()))
     rows.save_to_disk(out / "saved", num_shards=2)
     return {"data_paths": str(out / "saved")}
 
@@ -154,31 +110,23 @@ def write_tar(path: Path, files: dict[str, bytes]) -> None:
 
 def write_webdataset(records, images: Path, out: Path, shards: int = 2) -> dict:
     """Each sample with its images beside it, under names that its record doesn't know."""
-    per_shard = -(-len(records) // shards)
-    for number in range(shards):
+    for number, own in enumerate(np.array_split(np.arange(len(records)), shards)):
         files = {}
-        for index, record in enumerate(records[number * per_shard : (number + 1) * per_shard]):
-            inside = {key: value for key, value in record.items() if key != "image"}
-            files[f"{index:04}.json"] = json.dumps(inside).encode()
-            for place, name in enumerate(names_of(record)):
-                files[f"{index:04}.{place}{Path(name).suffix}"] = (images / name).read_bytes()
+        for row in own.tolist():
+            inside = {key: value for key, value in records[row].items() if key != "image"}
+            files[f"{row:04}.json"] = json.dumps(inside).encode()
+            for at, name in enumerate(records[row].get("image", [])):
+                files[f"{row:04}.{at}.jpg"] = (images / name).read_bytes()
         write_tar(out / f"{number:06}.tar", files)
     return {"data_paths": str(out / "000000.tar" if shards == 1 else out)}
 
 
 KINDS = {
-    "json.gz": functools.partial(write_packed, name="data.json.gz"),
-    "jsonl.zst": functools.partial(write_packed, name="data.jsonl.zst"),
-    "windows": write_windows,
-    "columns and data URLs": write_columns,
-    "images in zip": write_zip,
+    "zst": write_zstd,
+    "zip": write_zip,
     "parquet": write_parquet,
-    "finevision": write_finevision,
-    "save_to_disk": write_saved,
+    "saved": write_saved,
     "webdataset": write_webdataset,
-    "s3": functools.partial(write_store, form=write_packed),
+    "s3": functools.partial(write_store, scheme="s3"),
     "http": functools.partial(write_store, scheme="http"),
-    "file://": write_file_url,
 }
-# Kinds that say more than a path and a folder, for which a command without a config has no place
-NEED_SETTINGS = ("columns and data URLs", "s3")

@@ -1,4 +1,4 @@
-"""Batches: borders of packs, and samples that are left out."""
+"""Batches: padding, borders of packs, and samples that are left out."""
 
 import torch
 from mmengine.runner import Runner
@@ -8,41 +8,41 @@ from xtuner_plugins.datasets.left_out import FILLER, FILLER_INDEX
 
 
 def test_a_packed_batch_through_mmengine(planned_dataset):
-    packs = dict(type="PackBatchSampler", max_tokens=600)
+    """As a config names everything by strings, in a worker process."""
+    packs, seen = dict(type="PackBatchSampler", max_tokens=600), 0
     loader = dict(sampler=dict(type="PlanSampler"), batch_sampler=packs, batch_size=1, num_workers=1)
-    loader = Runner.build_dataloader(
-        dict(dataset=planned_dataset, collate_fn=dict(type="collate_packed"), **loader), seed=1
-    )
-    seen = 0
-    for batch in loader:
+    loader |= dict(dataset=planned_dataset, collate_fn=dict(type="collate_packed"))
+    for batch in Runner.build_dataloader(loader, seed=1):
         total, borders = batch["input_ids"].shape[1], batch["cu_seqlens"].tolist()
         assert batch["cu_seqlens"].dtype == torch.int32 and borders[0] == 0 and borders[-1] == total <= 600
         assert batch["position_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (1, total)
         lengths = batch["cu_seqlens"].diff().tolist()
         assert batch["position_ids"][0].tolist() == [place for length in lengths for place in range(length)]
         assert (batch["labels"][0, borders[:-1]] == -100).all() and batch["max_seqlen"] == max(lengths)
-        assert len(batch["sources"]) == len(lengths) == len(batch["num_tiles"])
-        assert batch["num_tiles"].sum() == len(batch["tiles"])
+        assert len(batch["num_tiles"]) == len(lengths) and batch["num_tiles"].sum() == len(batch["tiles"])
         seen += len(batch["sources"])
     assert seen == 37
 
 
-def test_a_pack_holds_its_samples_unchanged(planned_dataset):
+def test_rows_and_packs_hold_their_samples_unchanged(planned_dataset):
     samples = [planned_dataset[0], planned_dataset[30], planned_dataset[1]]
-    batch = collate_packed(samples, pad_token_id=7, pad_to=500)
-    borders = batch["cu_seqlens"].tolist()
-    for sample, first, last in zip(samples, borders, borders[1:], strict=False):
-        assert torch.equal(batch["input_ids"][0, first:last], sample["input_ids"])
-        assert torch.equal(batch["labels"][0, first + 1 : last], sample["labels"][1:])
-    assert batch["input_ids"].shape[1] == 500 == borders[-1] and len(borders) == 5
-    for name, filling in (("attention_mask", False), ("input_ids", 7), ("labels", -100)):
-        assert (batch[name][0, borders[3] :] == filling).all()
+    packed = collate_packed(samples, pad_token_id=7, pad_to=500)
+    padded = collate(samples, pad_token_id=7, pad_to_multiple_of=64)
+    assert packed["input_ids"].shape == (1, 500) and padded["input_ids"].shape[1] % 64 == 0
+    borders = packed["cu_seqlens"].tolist()
+    assert borders[-1] == 500 and len(borders) == 5
+    for row, sample in enumerate(samples):
+        first, last, length = borders[row], borders[row + 1], len(sample["input_ids"])
+        assert torch.equal(packed["input_ids"][0, first:last], sample["input_ids"])
+        assert torch.equal(packed["labels"][0, first + 1 : last], sample["labels"][1:])
+        for name, filling in (("attention_mask", False), ("input_ids", 7), ("labels", -100)):
+            assert torch.equal(padded[name][row, :length], sample.get(name, torch.ones(length, dtype=torch.bool)))
+            assert (padded[name][row, length:] == filling).all() and (packed[name][0, borders[3] :] == filling).all()
 
 
 def test_left_out_samples_never_reach_the_model(planned_dataset):
     batch = collate([planned_dataset[0], planned_dataset[38], planned_dataset[39]])
     assert len(batch["input_ids"]) == 1 and len(batch["dropped"]) == 2
-    nothing = collate([planned_dataset[38]])
-    assert nothing["sources"] == [FILLER] and (nothing["labels"] == -100).all()
-    assert nothing["tiles"].shape == (0, 3, 112, 112)
-    assert collate([planned_dataset[FILLER_INDEX]])["sources"] == [FILLER]
+    for index in (38, FILLER_INDEX):
+        nothing = collate([planned_dataset[index]])
+        assert nothing["sources"] == [FILLER] and (nothing["labels"] == -100).all() and not len(nothing["tiles"])

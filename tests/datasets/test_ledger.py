@@ -13,19 +13,6 @@ def bad(index, reason="image_missing"):
     return {"dataset": "d", "index": index, "dropped": reason, "message": f"f:{index}: line\u2028separators"}
 
 
-def write(folder):
-    """Epoch 0 of six samples is whole, epoch 1 has begun: 2 and 5 are left out; a crash has cut the last line off."""
-    ledger = Ledger(folder / "ledger.jsonl")
-    for epoch in (0, 1):
-        ledger.account(epoch, 1, [bad(2)])
-        ledger.account(epoch, 3, [bad(5)])
-        if epoch == 0:
-            assert ledger.close_epoch(0, 6) == {"epoch": 0, "trained": 4, "dropped": 2, "total": 6}
-    with ledger.path.open("a") as file:
-        file.write('{"epoch": 1, "data')
-    return ledger.path
-
-
 RESUMED = [  # epoch, samples taken before; entries (epoch, index) that stay, numbers of trained and dropped ones
     (1, [0, 2, 4], [(0, 2), (0, 5), (0, None), (1, 2)], (2, 1)),
     (1, [], [(0, 2), (0, 5), (0, None)], (0, 0)),
@@ -34,24 +21,30 @@ RESUMED = [  # epoch, samples taken before; entries (epoch, index) that stay, nu
 
 
 def test_what_lies_behind_stays_and_what_will_be_met_again_goes(tmp_path):
-    for epoch, taken, kept, counts in RESUMED:
-        path = write(tmp_path)
-        ledger = Ledger(path)
-        ledger.begin(epoch, taken)
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    path = tmp_path / "ledger.jsonl"
+    written = Ledger(path)
+    for epoch in (0, 1):  # of six samples; the second has begun: 2 and 5 are left out
+        written.account(epoch, 1, [bad(2)])
+        written.account(epoch, 3, [bad(5)])
+        if epoch == 0:
+            assert written.close_epoch(0, 6) == {"epoch": 0, "trained": 4, "dropped": 2, "total": 6}
+    before = path.read_text("utf-8") + '{"epoch": 1, "data'  # a crash has cut the last line off
+    for epoch, taken, kept, (trained, dropped) in RESUMED:
+        path.write_text(before, "utf-8")
+        resumed = Ledger(path)
+        resumed.begin(epoch, taken)
+        entries = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
         assert [(entry["epoch"], entry.get("index")) for entry in entries] == kept
-        assert (ledger.trained[epoch], ledger.dropped[epoch]) == counts
+        assert (resumed.trained[epoch], resumed.dropped[epoch]) == (trained, dropped)
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
-        ledger.account(epoch, 2, [bad(5)])
-        sums = {"epoch": epoch, "trained": counts[0] + 2, "dropped": counts[1] + 1, "total": 6}
-        assert ledger.close_epoch(epoch, 6) == sums
-        path.unlink()
-    before = write(tmp_path).read_text()
+        resumed.account(epoch, 2, [bad(5)])
+        assert resumed.close_epoch(epoch, 6) == dict(epoch=epoch, trained=trained + 2, dropped=dropped + 1, total=6)
+    path.write_text(before, "utf-8")
     Ledger(path).begin(0, [])  # a new run begins a new file
-    assert not path.exists() and path.with_name("ledger.previous.jsonl").read_text() == before
-    ledger = Ledger(path)
-    ledger.begin(1, [0, 2, 4])  # without the file
-    assert ledger.trained[1] == 3 and not path.exists()
+    assert not path.exists() and path.with_name("ledger.previous.jsonl").read_text("utf-8") == before
+    fresh = Ledger(path)
+    fresh.begin(1, [0, 2, 4])  # without the file
+    assert fresh.trained[1] == 3 and not path.exists()
 
 
 def test_the_ceiling_is_of_an_epoch_and_of_what_is_broken_on_all_ranks_together(tmp_path, monkeypatch):
@@ -61,17 +54,15 @@ def test_the_ceiling_is_of_an_epoch_and_of_what_is_broken_on_all_ranks_together(
     for epoch in range(3):
         own.account(epoch, 1, [bad(1), bad(2), bad(3), *(bad(9, reason) for reason in ("too_long", "rejected") * 5)])
         own.close_epoch(epoch, 14)
-    with pytest.raises(TooManyBadSamples, match="4 samples can't be used, .* beyond 3 per.*f:4: line.*check_data"):
-        own.account(3, 0, [bad(1), bad(2), bad(3), bad(4)])
-    first, second = (Ledger(tmp_path / "ledger.jsonl") for _ in range(2))
+    first, second, resumed = (Ledger(tmp_path / "ledger.jsonl") for _ in range(3))
     first.account(0, 1, [bad(1), bad(2, "too_long")])
     second.account(0, 1, [bad(3)])
     second.account(1, 1, [bad(3)])  # of the next epoch
     first.account(0, 1, [bad(4)])
-    with pytest.raises(TooManyBadSamples, match="4 samples can't be used, .* beyond 3 per"):
+    with pytest.raises(TooManyBadSamples, match="4 samples can't be used, .* beyond 3 per.*f:5: line.*check_data"):
         second.account(0, 1, [bad(5)])
-    resumed = Ledger(tmp_path / "ledger.jsonl")
     resumed.begin(0, [1, 2, 3])
     resumed.account(0, 1, [bad(4)])
-    with pytest.raises(TooManyBadSamples, match="4 samples"):
-        resumed.account(0, 0, [bad(5), bad(6)])
+    for each, samples in ((resumed, [bad(5), bad(6)]), (own, [bad(4)])):
+        with pytest.raises(TooManyBadSamples, match="4 samples"):
+            each.account(0, 0, samples)

@@ -10,17 +10,19 @@ import pytest
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
 from xtuner_plugins.datasets.mixture import pick_records
 
+# Values that a setting can't have.
+WRONG = dict(max_tiles=(0, "12"), template=("none", 3), base=("nowhere", None), max_length=(0,), num_frames=(0, 2.5))
+WRONG |= dict(fast_decoding=("gpu",), on_bad_sample=("ignore",), loss_reduction=("mean",))
+LISTS = {"repeat_times": (0, "2", True, math.nan), "image_folders": (3, "none"), "dataset_settings": (3, {"tiles": 2})}
+OF_FILE = {"name": 3, "max_tiles": "12", "loss_weight": 0, "jpeg_quality": 75, "columns": "dialog"}
+
 
 @pytest.fixture
 def mixture(data_base, write_data, qa):
     """Ten records in an array, ten in lines, three in an array."""
     records = [qa(f"{number}?", f"{number}.") for number in range(10)]
     paths = [write_data(records, "a.json"), write_data(records, "b.jsonl"), write_data(records[:3], "c.json")]
-
-    def build(**settings):
-        return MultimodalDataset(**{"base": str(data_base), "data_paths": paths} | settings)
-
-    return build
+    return lambda **settings: MultimodalDataset(**{"base": str(data_base), "data_paths": paths} | settings)
 
 
 def test_a_file_contributes_what_it_should(mixture):
@@ -47,50 +49,18 @@ def test_files_of_one_name_are_told_apart(mixture, tmp_path, qa):
     assert [source.name for source in named.sources] == ["photos"] * 2
 
 
-def per_file(**own):
-    return dict(dataset_settings=[None, own, None])
-
-
-BAD = [
-    (dict(data_paths=[]), "data_paths is empty"),
-    (dict(data_paths=[None]), "data_paths holds None"),
-    (dict(data_paths=["a.json", ["b.jsonl"]]), "data_paths holds .'b.jsonl'"),
-    (dict(image_folders=["nowhere", None, None]), "nowhere.*isn't there"),
-    (dict(image_folders=[None, 3, None]), "image_folders holds 3"),
-    (dict(image_folders=["."]), "image_folders has 1 entries for 3"),
-    (dict(repeat_times=[1]), "repeat_times has 1 entries"),
-    *((dict(repeat_times=[1, each, 1]), f"repeat_times holds {each!r}") for each in (0, -2, "2", True, math.nan)),
-    (dict(repeat_times="2"), "repeat_times holds '2'"),
-    *(
-        (dict(dataset_settings=[each, None, None]), f"settings of '.*a.json' is {each!r}; give a dict")
-        for each in (3, "x")
-    ),
-    (dict(dataset_settings=[{}]), "has 1 entries"),
-    (per_file(max_tile=3), "max_tile"),
-    (per_file(max_tiles="12"), "max_tiles='12' .dataset_settings of .*b.jsonl"),
-    (per_file(use_thumbnail=False), "'use_thumbnail': .*give a dict with some of name"),
-    (per_file(name=3), "name=3 .*give a text"),
-    (per_file(loss_weight="1"), "loss_weight='1'"),
-    (per_file(loss_weight=0), "loss_weight"),
-    (dict(max_tiles=0), "max_tiles=0"),
-    (dict(max_tiles="12"), "max_tiles='12' can't be used; give a whole number"),
-    (dict(template="none"), "none.*internvl2_5"),
-    (dict(template=3), "template=3"),
-    (dict(max_length=0), "max_length=0"),
-    (dict(base="nowhere"), "nowhere.*isn't there"),
-    (dict(base=None), "base=None can't be used"),
-    (dict(fast_decoding="gpu"), "fast_decoding='gpu' is unknown; it is one of False, True, auto$"),
-    (dict(on_bad_sample="ignore"), "on_bad_sample"),
-    (dict(num_frames=0), "num_frames"),
-    (dict(num_frames=2.5), "num_frames=2.5"),
-    (dict(loss_reduction="mean"), "loss_reduction='mean' is unknown.*token, square, sample"),
-]
-
-
-def test_settings_that_can_not_be(mixture, tmp_path):
-    for settings, words in BAD:
-        with pytest.raises(SettingError, match=words):
+def test_settings_that_can_not_be_are_named_with_their_value_and_a_remedy(mixture, tmp_path):
+    wrong = [(name, {name: value}, repr(value)) for name, values in WRONG.items() for value in values]
+    for name, values in LISTS.items():
+        wrong += [(name, {name: [value, None, None]}, repr(value)) for value in values]
+        wrong.append((name, {name: [None]}, f"{name} has 1 entries for 3 data_paths"))
+    wrong += [(name, {"dataset_settings": [{name: value}, None, None]}, repr(value)) for name, value in OF_FILE.items()]
+    wrong += [("data_paths", {"data_paths": paths}, "data_paths ") for paths in ([], [None], ["a.json", ["b.jsonl"]])]
+    for name, settings, words in wrong:
+        with pytest.raises(SettingError) as caught:
             mixture(**settings)
+        error = caught.value
+        assert name in f"{error.reason}: {error}" and words in str(error) and error.remedy, error
     with pytest.raises(SettingError) as caught:  # all unusable files at once
         mixture(data_paths=[tmp_path / "x.json", tmp_path / "a.json", tmp_path], image_folders=None)
     first, second = str(caught.value).splitlines()

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from mmengine.runner import Runner
 
-from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, PreferenceDataset, SettingError, collate_pairs
-from xtuner_plugins.datasets.left_out import FILLER, FILLER_INDEX
+from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, SettingError, collate_pairs
+from xtuner_plugins.datasets.left_out import FILLER_INDEX
 from xtuner_plugins.hub.constants import IGNORE_INDEX
 
 PAIRS = [
@@ -25,17 +24,13 @@ def make(data_base, write_data, make_image):
     return make
 
 
-def side(pair, name):
-    """A pair's side as a conversation of its own."""
-    turns = [{"from": "human", "value": pair["prompt"]}, {"from": "gpt", "value": pair[name]}]
-    return {"conversations": turns, **({"image": "a.png"} if "image" in pair else {})}
-
-
-def test_a_pair_is_its_prompt_and_both_answers_as_conversations_have_them(make):
-    dataset = make()
+def test_a_pair_is_its_prompt_and_both_answers_as_conversations_have_them(make, qa):
+    dataset, sides = make(), []
+    for pair in PAIRS:
+        sides += [qa(pair["prompt"], pair[side], image=pair.get("image")) for side in ("chosen", "rejected")]
     tokens, tiles, fates = dataset.layout(num_workers=0)
     assert tiles.tolist() == [3, 0, 3] and not fates.any()
-    alone = make([side(pair, name) for pair in PAIRS for name in ("chosen", "rejected")], MultimodalDataset)
+    alone = make(sides, MultimodalDataset)
     for row in range(3):
         pair, (prompt, chosen, rejected) = dataset[row], dataset[row]["branches"]
         ids, labels = pair["input_ids"], pair["labels"]
@@ -46,6 +41,8 @@ def test_a_pair_is_its_prompt_and_both_answers_as_conversations_have_them(make):
             assert torch.equal(torch.cat([labels[:prompt], labels[part]]), own["labels"])
             assert own["labels"][prompt] != IGNORE_INDEX == own["labels"][prompt - 1]
             assert torch.equal(pair["tiles"], own["tiles"])
+    with pytest.raises(ValueError, match=r"Dataset.jsonl:1: collate_pairs takes samples of PreferenceDataset"):
+        collate_pairs([alone[0]])
 
 
 def test_a_pair_that_does_not_fit_is_named_and_never_cut(make):
@@ -67,19 +64,7 @@ def test_pairs_and_fillers_share_a_row(make):
         assert batch["cu_seqlens"].diff().tolist() == branches
         assert batch["follows"].tolist() == [-1, 0, 0, -1, 3, 3][: len(branches)]
         assert batch["num_tiles"].tolist() == [sample["num_tiles"] for sample in kept]
-        assert batch["sources"] == [sample["source"] for sample in kept]
         weights = [float("branches" in sample) for sample in kept]
         assert batch.get("loss_weights", torch.ones(2)).tolist() == weights
         own = [sample["input_ids"] for sample in kept if "branches" in sample]
         assert torch.equal(batch["input_ids"][0, : sum(map(len, own))], torch.cat([*own, torch.zeros(0).long()]))
-    sample = make([side(PAIRS[1], "chosen")], MultimodalDataset)[0]
-    with pytest.raises(ValueError, match=r"Dataset.jsonl:1: collate_pairs takes samples of PreferenceDataset"):
-        collate_pairs([sample])
-
-
-def test_a_loader_of_workers_hands_over_pairs(make):
-    dataset = make()
-    options = dict(sampler=dict(type=PlanSampler), collate_fn=dict(type="collate_pairs"), batch_size=2, num_workers=1)
-    loader = Runner.build_dataloader(dict(dataset=dataset, **options), seed=1)
-    sources = sorted(source for batch in loader for source in batch["sources"] if source != FILLER)
-    assert sources == [f"{dataset.sources[0].index.path}:{line}" for line in (1, 2, 3)]

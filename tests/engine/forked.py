@@ -78,11 +78,12 @@ def train_forked(work_dir, base, data, *, processes: int = 1, prepare: Callable 
     return run_forked(arguments, env, work_dir, processes=processes, prepare=prepare)
 
 
-class Trainer:
+class Trainer(NamedTuple):
     """Trains on a data set in a folder of its own; what isn't said otherwise has to end well."""
 
-    def __init__(self, folder: Path, base: Path, data: tuple[Path, Path]):
-        self.folder, self.base, self.data = folder, base, data
+    folder: Path
+    base: Path
+    data: tuple[Path, Path]
 
     def __call__(self, name, leaf="toy_finetune_full", *, codes=(0,), layout=None, lines="", data=None, **case) -> Run:
         """Trains a toy leaf in the folder ``name``, with `lines` of a config that takes in the leaf.

@@ -1,6 +1,5 @@
 """Paired comparisons: only of the same questions, with the test that fits the scores, and what else differs."""
 
-import numpy as np
 import pytest
 from scipy.stats import binomtest
 
@@ -12,121 +11,80 @@ from xtuner_plugins.inference.questions import Question
 
 
 def results(answers, metric="exact_match", digest="1", name="own", **facts):
-    """(results.json, rows) of answers by question id, where "yes" is right."""
+    """(results.json, rows) of answers in words, by their place or by id; "yes" is right, or what is `expected`."""
     measure, rows = find_metric(metric), []
-    for number, (key, answer) in enumerate(answers.items()):
+    known = answers if isinstance(answers, dict) else dict(enumerate(answers.split()))
+    for number, (key, answer) in enumerate(known.items()):
         own = {key: value[number] if isinstance(value, list) else value for key, value in facts.items()}
-        expected = own.pop("expected", "A" if "choices" in own else "yes")
-        item = Item(Question(key, "?"), (expected,), own)
+        item = Item(Question(str(key), "?"), (own.pop("expected", "yes"),), own)
         rows.append(Row(name, item, answer, float(measure.score(answer, item))))
     return {"datasets": {name: {"hash": digest, "metric": metric}}}, rows
 
 
-def compare_one(one, other):
-    (found,) = compare(one, other).values()
-    return found
+UNSEEN = 100 * binomtest(0, 40).proportion_ci().high
+LOST = "so it has forgotten what A knows without images"
+ROTATED = {"choices": {"A": "x", "B": "y"}, "group": [str(n // 4) for n in range(16)], "expected": "A"}
+CASES = [
+    # answers of A and of B, metric, facts; gain, p-value, verdict, parts of the sentence
+    (12 * "yes " + 8 * "no ", "yes yes no" + 17 * " yes", "exact_match", {},
+     35, binomtest(1, 9).pvalue, "better", "B is better than A: +35.0 points ("),
+    ("yes yes no" + 17 * " yes", 12 * "yes " + 8 * "no ", "exact_match", {},
+     -35, binomtest(1, 9).pvalue, "worse", LOST),
+    (20 * "yes no ", 20 * "yes no ", "exact_match", {},
+     0, 1, "equal", f"no difference between A and B can be seen: +0.0 points (-{UNSEEN:.1f} to {UNSEEN:.1f}, 40 q"),
+    # five of forty that all become wrong have an interval below 0; six have a small p-value, too
+    (40 * "yes ", 5 * "no " + 35 * "yes ", "exact_match", {}, -12.5, 2 / 2**5, "equal", "no difference"),
+    (40 * "yes ", 6 * "no " + 34 * "yes ", "exact_match", {}, -15, 2 / 2**6, "worse", "B is worse than A: -15.0"),
+    # of an error rate more is worse
+    (40 * "yes ", 20 * "no yes ", "cer", {}, 50, 2 / 2001, "worse", "B is worse than A: +50.0 points ("),
+    (20 * "no yes ", 40 * "yes ", "cer", {}, -50, 2 / 2001, "better", "B is better than A: -50.0 points ("),
+    # a p-value is of the number beside it: as many right answers, and quite another F1
+    (100 * "yes ", 100 * "no ", "yes_no", {"expected": ["yes", "no"] * 50}, -200 / 3, 2 / 2001, "worse", LOST),
+    (20 * "yes no ", 20 * "yes no ", "yes_no", {}, 0, 1, "equal", "no difference"),
+    ("yes " * 9, "yes" + " yess" * 8, "anls", {}, -200 / 9, 2 / 2001, "worse", LOST),
+    # four rotations that all become right are one gain, not four
+    (16 * "B ", 16 * "A ", "multiple_choice", ROTATED, 100, 2 / 2**4, "equal", "16 questions)"),
+    ("yes yes", "no no", "exact_match", {"group": "a"}, -100, None, "unknown", "all 2 questions are about one"),
+]  # fmt: skip
 
 
-def test_who_wins_where():
-    one = results({f"q{n}": "yes" if n < 12 else "no" for n in range(20)})
-    other = results({f"q{n}": "yes" if n in (0, 1, *range(3, 20)) else "no" for n in range(20)})
-    found = compare_one(one, other)
-    assert found.one.headline == 60 and found.other.headline == 95 and found.gain == pytest.approx(35)
-    assert found.p_value == pytest.approx(binomtest(1, 9).pvalue) and 0 < found.interval[0] < 35 < found.interval[1]
-    values = found.as_json()
-    assert (values["better_a"], values["better_b"], values["test"]) == (1, 8, "mcnemar")
-    back = compare_one(other, one)
-    assert back.gain == pytest.approx(-35) and back.p_value == found.p_value
-    line = comparison_table({"own": values})[1]
-    assert line[:5] == ("own", "exact_match: accuracy", "60.0", "95.0", "+35.0")
-    assert line[-5:] == ("0.039", "1", "8", "20", "better")
-
-
-def test_a_p_value_is_of_the_number_beside_it():
-    """Always yes against always no: as many right answers, and quite another F1."""
-    truth = ["yes", "no"] * 50
-    one = results({str(n): "yes" for n in range(100)}, "yes_no", expected=truth)
-    other = results({str(n): "no" for n in range(100)}, "yes_no", expected=truth)
-    found = compare_one(one, other)
-    assert found.gain == pytest.approx(-200 / 3) and found.test == "bootstrap" and found.p_value < 0.001
-    assert found.interval[0] < -200 / 3 < found.interval[1] < 0
-    texts = ({n: "yess" if n and other else "yes" for n in range(9)} for other in (False, True))
-    found = compare_one(*(results(each, "anls") for each in texts))  # in none of 2000 draws A isn't better
-    assert found.test == "bootstrap" and found.p_value == pytest.approx(2 / 2001)
-
-
-def test_no_difference_is_not_surely_none():
-    answers = {str(n): "yes" if np.random.default_rng(n).random() < 0.5 else "no" for n in range(30)}
-    found = compare_one(results(answers), results(answers))
-    unseen = 100 * binomtest(0, 30).proportion_ci().high
-    assert found.p_value == 1 and found.interval == pytest.approx((-unseen, unseen))
-    assert compare_one(results(answers, "yes_no"), results(answers, "yes_no")).p_value == 1
-    assert compare_one(results({"a": "yes"}), results({"a": "no"})).interval is None
+def test_gain_p_value_and_verdict():
+    for a, b, metric, facts, gain, p_value, verdict, sentence in CASES:
+        (found,) = compare(results(a, metric, **facts), results(b, metric, **facts)).values()
+        assert found.gain == pytest.approx(gain) and found.verdict == verdict, (a, b, metric, found)
+        assert found.p_value == (p_value and pytest.approx(p_value)) and sentence in found.sentence(), found
+        if verdict == "unknown":
+            assert found.interval is None
+        else:
+            low, high = found.interval
+            assert low <= gain <= high and low < high and (low > 0 or high < 0) == bool(gain), found.interval
+            assert found.test == ("mcnemar" if metric in ("exact_match", "multiple_choice") else "bootstrap")
 
 
 def test_only_common_questions_in_whatever_order():
-    one = results({"a": "yes", "b": "yes", "c": "no"})
-    other = results({"d": "yes", "b": "no", "a": "yes"})
-    found = compare_one(one, other)
+    one, other = results({"a": "yes", "b": "yes", "c": "no"}), results({"d": "yes", "b": "no", "a": "yes"})
+    (found,) = compare(one, other).values()
     assert [row.item.question.id for row, _ in found.pairs] == ["a", "b"]
     assert found.one.answers == ["yes", "yes"] and found.other.answers == ["yes", "no"]
+    values = {**found.as_json(), "interval": None}
+    assert (values["better_a"], values["better_b"], values["num_common"]) == (1, 0, 2)
+    assert comparison_table({"own": values})[1] == (
+        *("own", "exact_match: accuracy", "100.0", "50.0", "-50.0", "-", "1.000", "1", "0", "2", "equal"),
+    )
+    assert [p_text(each) for each in (None, 0.0001, 0.0316)] == ["-", "< 0.001", "0.032"]
 
 
-def test_questions_of_a_group_count_once():
-    """Four rotations that all become right are one gain, not four."""
-    facts = {"choices": {"A": "x", "B": "y"}, "group": [str(n // 4) for n in range(16)]}
-    one = results({f"q{n}": "B" for n in range(16)}, "multiple_choice", **facts)
-    other = results({f"q{n}": "A" for n in range(16)}, "multiple_choice", **facts)
-    found = compare_one(one, other)
-    assert found.p_value == pytest.approx(2 / 2**4) and found.as_json()["better_b"] == 16
-
-
-VERDICTS = [
-    # metric, expected, answers of A and of B, verdict, what the sentence begins with
-    ("exact_match", "no yes", "yes yes", "better", "B is better than A: +50.0 points ("),
-    ("exact_match", "yes yes", "no yes", "worse", "B is worse than A: -50.0 points ("),
-    ("exact_match", "yes no", "yes no", "equal", "no difference between A and B can be seen: +0.0 points ("),
-    ("cer", "yes yes", "no yes", "worse", "B is worse than A: +50.0 points ("),  # of an error rate more is worse
-    ("cer", "no yes", "yes yes", "better", "B is better than A: -50.0 points ("),
-]
-
-
-def test_the_verdict():
-    """Of forty questions; each pair of words is repeated twenty times."""
-    for metric, one, other, verdict, sentence in VERDICTS:
-        found = compare_one(*(results(dict(enumerate(words.split() * 20)), metric) for words in (one, other)))
-        assert found.verdict == verdict == found.as_json()["verdict"]
-        assert found.sentence().startswith(sentence) and ", 40 questions)" in found.sentence()
-        assert ("forgotten what A knows without images" in found.sentence()) == (verdict == "worse")
-    # Five of forty that all become wrong have an interval below 0 and p = 0.0625; six have p = 0.03.
-    for losses, verdict in ((5, "equal"), (6, "worse")):
-        one = results({n: "yes" for n in range(40)})
-        found = compare_one(one, results({n: "no" if n < losses else "yes" for n in range(40)}))
-        assert found.interval[1] < 0 and found.p_value == pytest.approx(2 / 2**losses) and found.verdict == verdict
-    found = compare_one(results({1: "yes", 2: "yes"}, group="a"), results({1: "no", 2: "no"}, group="a"))
-    assert found.verdict == "unknown" and "all 2 questions are about one image or of one group" in found.sentence()
-
-
-def test_other_data_is_refused():
-    one = results({"a": "yes"})
+def test_other_data_is_refused_and_other_settings_are_named():
     for other, message in (
-        (results({"a": "yes"}, digest="2"), "own: B asks other questions or expects other answers than A; measure"),
-        (results({"a": "yes"}, "anls"), "own: B has another metric than A; give both the same --metric"),
-        (results({"a": "yes"}, name="mine"), "no scored data set in common: A has own, B has mine"),
+        (results("yes", digest="2"), "own: B asks other questions or expects other answers than A; measure"),
+        (results("yes", "anls"), "own: B has another metric than A; give both the same --metric"),
+        (results("yes", name="mine"), "no scored data set in common: A has own, B has mine"),
         (results({"b": "yes"}), "own: no question that both answered; run both without --limit"),
     ):
         with pytest.raises(ValueError, match=message):
-            compare(one, other)
-
-
-def test_other_settings_are_named():
+            compare(results("yes"), other)
     one = {"settings": {"dtype": "float32", "limit": None}, "preprocessing": {"hash": "1", "max_tiles": 6}}
     other = {"settings": {"dtype": "bfloat16", "limit": None}, "preprocessing": {"hash": "2", "max_tiles": 12}}
-    one["versions"], other["versions"] = {"torch": "2.5"}, {"torch": "2.6"}
-    assert differences(one, one) == []
-    assert differences(one, other) == [
-        "settings dtype: A float32, B bfloat16",
-        "preprocessing max_tiles: A 6, B 12",
-        "versions torch: A 2.5, B 2.6",
-    ]
-    assert [p_text(each) for each in (None, 0.0001, 0.0316)] == ["-", "< 0.001", "0.032"]
+    found = differences({**one, "versions": {"torch": "2.5"}}, {**other, "versions": {"torch": "2.6"}})
+    wanted = ["settings dtype: A float32, B bfloat16", "preprocessing max_tiles: A 6, B 12"]
+    assert found == [*wanted, "versions torch: A 2.5, B 2.6"] and differences(one, one) == []

@@ -13,51 +13,38 @@ from xtuner_plugins.inference.batch_answers import Job
 from xtuner_plugins.inference.opening import find_source
 
 
-@pytest.fixture()
-def begin(toy_base, tmp_path):
-    """Opens an evaluation of a copy of the toy base on two text questions."""
-    path, base = tmp_path / "own.jsonl", shutil.copytree(toy_base, tmp_path / "base")
+def test_one_run_at_a_time_goes_on_with_the_same_model_data_and_settings(toy_base, tmp_path):
+    path, base, out = tmp_path / "own.jsonl", shutil.copytree(toy_base, tmp_path / "base"), tmp_path / "out"
     path.write_text("".join(json.dumps({"id": n, "question": f"{n}?", "answer": "yes"}) + "\n" for n in "ab"))
 
-    def open_it(limit=None, max_tiles=None, **generation):
+    def begin(limit=None, max_tiles=None, max_new_tokens=2):
         opening = {"device": "cpu", "max_tiles": max_tiles}
-        job = Job(str(base), opening=opening, generation={"max_new_tokens": 2, **generation})
-        return Evaluation(find_source(base), job, open_data_sets(str(path), limit=limit), tmp_path / "out", limit=limit)
+        job = Job(str(base), opening=opening, generation={"max_new_tokens": max_new_tokens})
+        return Evaluation(find_source(base), job, open_data_sets(str(path), limit=limit), out, limit=limit)
 
-    return open_it
-
-
-def test_answered_measured_and_gone_on_with(begin, tmp_path):
     with closing(begin(limit=1)) as evaluation:
         assert len(evaluation.unanswered) == 1 == len(list(evaluation.answer()))
         assert evaluation.finish()["settings"]["limit"] == 1
+        with pytest.raises(ValueError, match="is being written by another run"):
+            begin()
     with closing(begin()) as evaluation:
         assert [question.id for question, _ in evaluation.answer()] == ["own/b"]
         results = evaluation.finish()
-    again, rows = read_results(tmp_path / "out")
+    again, rows = read_results(out)
     assert again["datasets"]["own"]["num_answered"] == results["datasets"]["own"]["num_answered"] == 2
     assert [row.item.question.id for row in rows] == ["a", "b"] and again["settings"]["max_new_tokens"] == 2
     assert len(again["model"]["weights"]) == len(again["preprocessing"]["hash"]) == 32
-    assert (tmp_path / "out" / "report.html").is_file() and "torch" in again["versions"]
+    assert (out / "report.html").is_file() and "torch" in again["versions"]
 
-
-def test_one_run_at_a_time_and_only_of_the_same_model_data_and_settings(begin, tmp_path):
-    with closing(begin()) as evaluation:
-        list(evaluation.answer())
-        with pytest.raises(ValueError, match="is being written by another run"):
-            begin()
-    for changed, said in (
-        ({"max_new_tokens": 3}, "max_new_tokens was 2 and is 3"),
-        ({"max_tiles": 1}, "max_tiles was"),
-    ):
-        with pytest.raises(ValueError, match=f"made with other settings: {said}"):
+    refused = "made with other settings: "
+    for changed, said in ({"max_new_tokens": 3}, "max_new_tokens was 2 and is 3"), ({"max_tiles": 1}, "max_tiles was"):
+        with pytest.raises(ValueError, match=f"{refused}{said}"):
             begin(**changed)
+    for changed, said in ((path, "data own"), (base / "tokenizer_config.json", "weights")):
+        kept = changed.read_text()
+        changed.write_text(kept.replace("yes", "no") + "\n")
+        with pytest.raises(ValueError, match=f"{refused}{said} was '"):
+            begin()
+        changed.write_text(kept)
     with closing(begin()) as evaluation:  # the refused ones left no lock behind
         assert evaluation.unanswered == []
-    for name, said in (("own.jsonl", "data own"), ("base/tokenizer_config.json", "weights")):
-        path = tmp_path / name
-        kept = path.read_text()
-        path.write_text(kept.replace("yes", "no") if name == "own.jsonl" else kept + "\n")
-        with pytest.raises(ValueError, match=f"made with other settings: {said} was '"):
-            begin()
-        path.write_text(kept)

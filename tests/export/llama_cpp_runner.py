@@ -23,23 +23,11 @@ class LlamaCpp:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         self._server = xllamacpp.Server(params)
 
-    def ask(self, question, image, max_new_tokens=1):
-        """(answer, prompt tokens, log probability by id of the likeliest first tokens) about one image."""
-        # llama.cpp puts no line break between image and text; in training there is one.
-        choice, count = self.complete([("image", image), ("text", "\n" + question)], max_new_tokens)
-        return choice["message"]["content"], count, likeliest(choice)
-
     def complete(self, parts, max_new_tokens):
         """The server's greedy answer to a message of ``("text" or "image", it)``, and the prompt's tokens."""
         content = [image_part(it) if kind == "image" else {"type": "text", "text": it} for kind, it in parts]
-        request = {
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": max_new_tokens,
-            "temperature": 0,
-            "logprobs": True,
-            "top_logprobs": 20,
-            "cache_prompt": False,
-        }
+        request = {"messages": [{"role": "user", "content": content}], "max_tokens": max_new_tokens, "temperature": 0}
+        request |= {"logprobs": True, "top_logprobs": 20, "cache_prompt": False}
         reply = self._server.handle_chat_completions(request)
         reply = json.loads(reply) if isinstance(reply, (str, bytes)) else reply
         return reply["choices"][0], reply["usage"]["prompt_tokens"]

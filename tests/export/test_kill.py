@@ -2,101 +2,39 @@
 
 import os
 import shutil
-import subprocess
+import signal
 import sys
+from multiprocessing import RawValue
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import HANGS_AFTER, ROOT
-from tests.weights.training import make_model, save_pth, write_config
+from tests.weights.training import make_model, save_pth
 from xtuner_plugins.export.export import export
 from xtuner_plugins.weights.model_view import open_model
 
 NUM_POINTS = 20
-# The child kills itself at the n-th event that touches the disk; events are counted in a first, whole run.
-CHILD = """
-import os, shutil, signal, sys
-from xtuner_plugins.export import export as module
-from xtuner_plugins.weights import writer
-config, checkpoint, out, force = sys.argv[1:5]
-
-state = {"armed": False, "left": 0, "seen": 0}
-def hook(event, args):
-    if not state["armed"] or event not in ("open", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
-        return
-    state["seen"] += 1
-    if state["seen"] == state["left"]:
-        os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-
-def run(kill_at):
-    state.update(seen=0, left=kill_at, armed=True)
-    module.export(config, checkpoint, out, max_shard_size="200KB", force=force == "1")
-    state["armed"] = False
-"""
+TOUCHING = ("open", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")  # events that touch the disk
 
 
-def child(code, *args):
-    return subprocess.run(
-        [sys.executable, "-c", f"NUM = {NUM_POINTS}\n" + CHILD + code, *map(str, args)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=HANGS_AFTER,
-    )
+def forked(checkpoint: Path, out: Path, kill_at: int) -> int:
+    """Exports in a fork of this process that dies at the event of this number; returns how many there were."""
+    seen = RawValue("i")
 
+    def hook(event, args):
+        if event in TOUCHING:
+            seen.value += 1
+            if seen.value == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-# Forks at each point: twenty exports for the price of one start of Python.
-KILL_ALL = """
-def whole():
-    run(0)
-    if force == "0":
-        shutil.rmtree(out)
-    return state["seen"]
-whole()  # imports open files too, once
-total = whole()
-points = sorted({1 + round(k * (total - 1) / (NUM - 1)) for k in range(NUM)} | {total - 1, total})
-for point in points:
-    folder = out + f"-at-{point}"
-    os.mkdir(folder)
-    if force == "1":
-        shutil.copytree(out, folder + "/out")
-    pid = os.fork()
-    if pid == 0:
-        out = folder + "/out"
-        run(point)
-        os._exit(0)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL, point
-print("points", len(points), "of", total)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("force", [False, True])
-def test_killed_anywhere(toy_base, tmp_path, force):
-    config = write_config(tmp_path / "c.py", toy_base)
-    checkpoint = save_pth(make_model(toy_base), tmp_path / "iter_1.pth")
-    work = tmp_path / "work"
-    work.mkdir()
-    export(config, checkpoint, tmp_path / "new", max_shard_size="200KB")
-    whole = [contents(tmp_path / "new")]
-    if force:  # an older export stands there; it must stay whole until the new one is
-        export(config, save_pth(make_model(toy_base, seed=9), tmp_path / "old.pth"), work / "out")
-        whole.append(contents(work / "out"))
-    done = child(KILL_ALL, config, checkpoint, work / "out", int(force))
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split("points ")[1].split()[0]) >= NUM_POINTS
-    for folder in sorted(work.glob("out-at-*")):
-        for path in folder.iterdir():
-            # What opens is the old or the new model, complete: the new one has its name before the last event.
-            assert not loads(path) or contents(path) in whole, path
-        if not force:
-            shutil.rmtree(folder / "out", ignore_errors=True)
-        export(config, checkpoint, folder / "out", force=True)
-        left = {p.name for p in folder.iterdir()} - {"out"}
-        assert not [n for n in left if ".partial-" in n], left
+    if (child := os.fork()) == 0:
+        try:
+            sys.addaudithook(hook)
+            export(None, checkpoint, out, max_shard_size="200KB", force=True)
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == (signal.SIGKILL if kill_at else 0)
+    return seen.value
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -106,9 +44,35 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def loads(path: Path) -> bool:
     try:
-        view = open_model(path)
-        for tensor in view.tensors.values():
+        for tensor in open_model(path).tensors.values():
             tensor.read()
     except ValueError:
         return False
     return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replaces", [False, True])
+def test_killed_anywhere(toy_base, tmp_path, replaces):
+    """Where an older export stands, it stays whole until the new one is."""
+    checkpoint = save_pth(make_model(toy_base), tmp_path / "iter_1.pth")
+    export(None, checkpoint, tmp_path / "new", max_shard_size="200KB")
+    export(None, save_pth(make_model(toy_base, seed=9), tmp_path / "old.pth"), tmp_path / "old")
+    whole = [contents(tmp_path / name) for name in ("new", "old")]
+
+    def folder(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        if replaces:
+            shutil.copytree(tmp_path / "old", tmp_path / name / "out")
+        return tmp_path / name
+
+    total = forked(checkpoint, folder("counted") / "out", 0)
+    points = {1 + round(k * (total - 1) / (NUM_POINTS - 1)) for k in range(NUM_POINTS)} | {total - 1}
+    assert len(points) >= NUM_POINTS
+    for point in sorted(points):
+        place = folder(str(point))
+        forked(checkpoint, place / "out", point)
+        # What opens is the old or the new model, complete: the new one has its name before the last event.
+        assert all(not loads(path) or contents(path) in whole for path in place.iterdir()), point
+        export(None, checkpoint, place / "out", force=True)
+        assert [path.name for path in place.iterdir()] == ["out"], point

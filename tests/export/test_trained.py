@@ -4,55 +4,51 @@ import shutil
 
 import pytest
 import torch
-from mmengine.config import Config
 from safetensors.torch import load_file, save_file
 
 from tests.weights.training import LORA, RSLORA, SETTINGS, make_model, record_of, save_pth, write_config
-from xtuner_plugins.export import trained
+from xtuner_plugins.export.trained import lay_over
 from xtuner_plugins.weights import record
 from xtuner_plugins.weights.model_view import open_model
 from xtuner_plugins.weights.reading import CheckpointError
 
-HEAD = "language_model.lm_head"
+HEAD, QUERY = "language_model.lm_head", "language_model.model.layers.0.self_attn.q_proj"
 
 
 def test_names_of_training(toy_base, tmp_path):
     """Wrappers are taken off; what the base has already, and what is no weight, changes nothing."""
     base, model = open_model(toy_base).tensors, make_model(toy_base)
     projector = {name: value for name, value in model.state_dict().items() if ".mlp1." in name}
-    layer, frozen = "language_model.model.layers.0.mlp.up_proj", "model.language_model.model.layers.0.self_attn.q_proj"
+    layer, untouched = "language_model.model.layers.0.mlp.up_proj", "language_model.model.layers.1.mlp.up_proj.weight"
     state = {
         **{f"module.{name}": value for name, value in projector.items()},
         f"model.{HEAD}.modules_to_save.default.weight": base[f"{HEAD}.weight"].read() + 1,
         f"model.{HEAD}.original_module.weight": base[f"{HEAD}.weight"].read(),
         f"model.{layer}.base_layer.weight": base[f"{layer}.weight"].read(),
-        f"{frozen}.base_layer.weight": torch.zeros(8, 1, dtype=torch.uint8),  # 4-bit numbers
-        f"{frozen}.base_layer.weight.absmax": torch.ones(2),
+        f"model.{QUERY}.base_layer.weight": torch.zeros(8, 1, dtype=torch.uint8),  # 4-bit numbers
+        f"model.{QUERY}.base_layer.weight.absmax": torch.ones(2),
         "data_preprocessor.mean": torch.ones(3),
     }
-    plan = trained.lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state))
+    plan = lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state))
     assert set(plan.replaced) == {*(n for n in base if n.startswith("mlp1.")), f"{HEAD}.weight", f"{layer}.weight"}
     tensors = plan.tensors(merged=True)
-    assert list(tensors) == list(base)
+    assert list(tensors) == list(base) and tensors[untouched] is plan.view.tensors[untouched]
     assert torch.equal(tensors[f"{HEAD}.weight"].read(), base[f"{HEAD}.weight"].read() + 1)
-    untouched = "language_model.model.layers.1.mlp.up_proj.weight"
-    assert tensors[untouched] is plan.view.tensors[untouched]
 
     name = next(iter(projector))
     del state[f"module.{name}"]
     words = rf"trained mlp1 \(model.freeze_projector=False\), .* lacks 1 of its tensors: {name[6:]}"
     with pytest.raises(CheckpointError, match=words):
-        trained.lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state))
+        lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state))
     model.made_with["freeze_projector"] = True
-    assert trained.lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state)).replaced
+    assert lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state)).replaced
 
 
 def test_adapters_are_paired_with_their_settings(toy_base, tmp_path):
-    plan = trained.lay_over(None, save_pth(make_model(toy_base, **SETTINGS["both_loras"]), tmp_path / "iter_1.pth"))
+    plan = lay_over(None, save_pth(make_model(toy_base, **SETTINGS["both_loras"]), tmp_path / "iter_1.pth"))
     assert {part: lora.r for part, lora in plan.lora_configs.items()} == {"vision_model": 2, "language_model": 4}
     assert [set(parts) for parts in plan.adapters.values()] == [{"lora_A.weight", "lora_B.weight"}] * 10
-    name = "language_model.model.layers.0.self_attn.q_proj.weight"
-    assert plan.tensors(merged=False)[name] is plan.view.tensors[name]
+    assert plan.tensors(merged=False)[f"{QUERY}.weight"] is plan.view.tensors[f"{QUERY}.weight"]
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +62,14 @@ def recorded(toy_base, tmp_path_factory):
 
 def test_the_checkpoint_counts_not_the_config(recorded):
     checkpoint, config, model = recorded
-    name = "language_model.model.layers.0.self_attn.q_proj.weight"
-    plans = [trained.lay_over(None, checkpoint), trained.lay_over(config, checkpoint)]
-    live = model.get_submodule("model." + name.removesuffix(".weight"))
+    plans = [lay_over(None, checkpoint), lay_over(config, checkpoint)]
+    live = model.get_submodule(f"model.{QUERY}")
     live.merge()
     for plan in plans:
-        torch.testing.assert_close(plan.tensors(merged=True)[name].read(), live.get_base_layer().weight.data)
-    assert [note for note in plans[0].notes if "counts" in note] == []
-    (note,) = [note for note in plans[1].notes if "counts" in note]
-    assert "llm_lora.lora_alpha=64 (the config: 8)" in note and "llm_lora.use_rslora=True (the config: None)" in note
+        torch.testing.assert_close(plan.tensors(merged=True)[f"{QUERY}.weight"].read(), live.get_base_layer().weight)
+    silent, (note,) = ([note for note in plan.notes if "counts" in note] for plan in plans)
+    assert silent == [] and "llm_lora.lora_alpha=64 (the config: 8)" in note
+    assert "llm_lora.use_rslora=True (the config: None)" in note
 
 
 def test_a_record_that_lacks_or_lies(toy_base, recorded, tmp_path):
@@ -85,7 +80,7 @@ def test_a_record_that_lacks_or_lies(toy_base, recorded, tmp_path):
     table += [("x", unreadable), (None, "holds no record of its run .*export it with the version that wrote it")]
     for said, words in table:
         with pytest.raises(CheckpointError, match=words):
-            trained.lay_over(recorded[1], save_pth(recorded[2], tmp_path / "iter_1.pth", record=said))
+            lay_over(recorded[1], save_pth(recorded[2], tmp_path / "iter_1.pth", record=said))
 
 
 def test_another_base_is_refused(toy_base, recorded, tmp_path):
@@ -98,32 +93,25 @@ def test_another_base_is_refused(toy_base, recorded, tmp_path):
 
     changes = [edit("config.json", '"ps_version": "v2"', '"ps_version": "v1"'), edit("vocab.json", "{", "{ "), scale]
     for number, change in enumerate(changes):
-        base = shutil.copytree(toy_base, tmp_path / str(number))
-        change(base)
+        change(base := shutil.copytree(toy_base, tmp_path / str(number)))
         with pytest.raises(CheckpointError, match="belongs to another base: .* has SHA-256"):
-            trained.lay_over(write_config(tmp_path / "c.py", base, llm_lora=RSLORA), recorded[0])
-
-
-def test_configs(recorded, tmp_path):
-    for text, message in {
-        "model = dict(": r"c\.py:\d+ cannot be read",
-        "model = dict()": r"c\.py has no model\.base",
-    }.items():
-        (tmp_path / "c.py").write_text(text)
-        with pytest.raises(ValueError, match=message):
-            trained.lay_over(tmp_path / "c.py", recorded[0])
-    with pytest.raises(ValueError, match="gone.py"):
-        trained.lay_over(tmp_path / "gone.py", recorded[0])
-    cfg = Config(dict(model=dict(base="x")))
-    assert trained.read_training_config(cfg) is cfg
+            lay_over(write_config(tmp_path / "c.py", base, llm_lora=RSLORA), recorded[0])
 
 
 def test_the_base_is_found_where_the_config_or_the_record_says(recorded, tmp_path):
     elsewhere = write_config(tmp_path / "c.py", "nowhere", llm_lora=RSLORA)
-    here = trained.lay_over(None, recorded[0]).view.directory
-    assert trained.lay_over(elsewhere, recorded[0]).view.directory == here
+    assert lay_over(elsewhere, recorded[0]).view.directory == lay_over(None, recorded[0]).view.directory
     content = torch.load(recorded[0], weights_only=False)
     content[record.KEY]["base"]["path"] = "gone"
     torch.save(content, tmp_path / "iter_1.pth")
     with pytest.raises(CheckpointError, match="iter_1.pth does not exist: nowhere nor gone; .*--set base="):
-        trained.lay_over(elsewhere, tmp_path / "iter_1.pth")
+        lay_over(elsewhere, tmp_path / "iter_1.pth")
+    for text, words in (
+        ("model = dict(", r"c\.py:\d+ cannot be read"),
+        ("model = dict()", r"c\.py has no model\.base"),
+    ):
+        elsewhere.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            lay_over(elsewhere, recorded[0])
+    with pytest.raises(ValueError, match="gone.py"):
+        lay_over(tmp_path / "gone.py", recorded[0])

@@ -20,20 +20,12 @@ def path(tmp_path):
     return path
 
 
-def test_a_line_per_answer(path):
-    assert json.loads(path.read_text(encoding="utf-8")) == {
-        "id": "bus.jpg",
-        "images": ["bus.jpg"],
-        "question": "What is it?",
-        "answer": "Ein Bus, grün.",
-        "made_by": MADE_BY,
-    }
-
-
 def test_what_a_killed_run_did_not_finish_is_asked_again(path):
     with closing(AnswerFile(path, MADE_BY)) as file:
         file.add(CAT, "A cat.")
     first, second = path.read_bytes().splitlines(keepends=True)
+    row = {"id": "bus.jpg", "images": ["bus.jpg"], "question": "What is it?", "answer": "Ein Bus, grün."}
+    assert json.loads(first) == {**row, "made_by": MADE_BY}
     for whole, cut in ((first, second[:1]), (first, second[:10]), (first, second[:-1]), (b"", first[:20])):
         path.write_bytes(whole + cut)
         with closing(AnswerFile(path, MADE_BY)) as file:
@@ -42,25 +34,16 @@ def test_what_a_killed_run_did_not_finish_is_asked_again(path):
         assert path.read_bytes() == whole + second
 
 
-def test_other_settings_and_other_questions_are_refused(path):
+def test_files_of_others_are_refused_and_left_as_they_are(path, tmp_path):
     with pytest.raises(ValueError, match="max_new_tokens was 8 and is 9; give the same ones, or another --out"):
         AnswerFile(path, {**MADE_BY, "max_new_tokens": 9})
-    with (
-        closing(AnswerFile(path, MADE_BY)) as file,
-        pytest.raises(ValueError, match="another question under id 'bus.jpg'"),
-    ):
-        file.has(Question("bus.jpg", "Which?", ("bus.jpg",)))
-
-
-def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path):
-    path = tmp_path / "notes.txt"
-    for content in ("my notes\n", "my notes", '{"id": "a"}\n', "[1]\n"):
-        path.write_text(content)
-        with pytest.raises(ValueError, match="not answers of this tool"):
+    with closing(AnswerFile(path, MADE_BY)) as file:
+        with pytest.raises(ValueError, match="is being written by another run"):
             AnswerFile(path, MADE_BY)
-        assert path.read_text() == content
-
-
-def test_one_run_at_a_time(path):
-    with closing(AnswerFile(path, MADE_BY)), pytest.raises(ValueError, match="is being written by another run"):
-        AnswerFile(path, MADE_BY)
+        with pytest.raises(ValueError, match="another question under id 'bus.jpg'"):
+            file.has(Question("bus.jpg", "Which?", ("bus.jpg",)))
+    for content in ("my notes\n", "my notes", '{"id": "a"}\n', "[1]\n"):
+        (tmp_path / "notes.txt").write_text(content)
+        with pytest.raises(ValueError, match="not answers of this tool"):
+            AnswerFile(tmp_path / "notes.txt", MADE_BY)
+        assert (tmp_path / "notes.txt").read_text() == content

@@ -1,11 +1,8 @@
 """Many questions: batched answers equal single ones, one bad image takes out its question, processes agree."""
 
-import shutil
 from dataclasses import replace
 from multiprocessing import active_children
-from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,22 +10,21 @@ from xtuner_plugins.inference.batch_answers import Job, answer_all, lengths_of, 
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.questions import Question, Unusable
 
-SIZES = {"a.png": (112, 112), "b.png": (336, 224), "c.png": (224, 112)}
+SIZES = {"a.png": (112, 112), "b.png": (336, 224), "c.png": (224, 112), "d.png": (336, 224)}
 SHORT = {"max_new_tokens": 4}
 
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    for name, (width, height) in SIZES.items():
-        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / name)
+    for name, size in SIZES.items():
+        Image.effect_noise(size, 80).convert("RGB").save(folder / name)
     (folder / "text.png").write_text("not an image")
     (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:5000])
-    names = ["a.png", "text.png", "b.png", "cut.png", "c.png"]
-    asked = [Question(name, "What is it?", (name,), (str(folder / name),)) for name in names]
-    asked.append(Question("long", "word " * 5000))
-    return [*asked, Question("text", "Hello"), Question("marks", "Two <image> <image>", ("a.png",), asked[0].paths)]
+    names = ["a.png", "text.png", "b.png", "cut.png", "c.png", "d.png"]
+    *asked, other = [Question(name, "What is it?", (name,), (str(folder / name),)) for name in names]
+    asked += [Question("text", "Hello"), Question("marks", "Two <image> <image>", ("a.png",), asked[0].paths)]
+    return asked, other
 
 
 @pytest.fixture(scope="module")
@@ -47,40 +43,41 @@ def results(found):
 
 
 def test_batched_answers_equal_single_ones_and_bad_images_are_named(toy_base, questions, session):
-    answers = results(list(answer_all(job(toy_base, batch_size=4), questions, lengths_of(session))))
-    bad = {name: answers.pop(name) for name in ("text.png", "cut.png", "marks", "long")}
-    assert all(isinstance(each, Unusable) for each in bad.values())
-    assert "text.png" in bad["text.png"].message and "cut.png" in bad["cut.png"].message
-    assert bad["marks"].message.startswith("question marks: the question has 2 <image> for 1 images")
-    assert "tokens, but the model knows 4,096 positions; lower" in bad["long"].message
-    asked = [each for each in questions if each.id in answers]
-    assert answers == {each.id: session.answers([(each.text, each.paths)], **SHORT)[0] for each in asked}
+    asked = [*questions[0], Question("long", "word " * 5000)]
+    answers = results(list(answer_all(job(toy_base, batch_size=4), asked, lengths_of(session))))
+    for name, said in (
+        ("text.png", "text.png"),
+        ("cut.png", "cut.png"),
+        ("marks", "question marks: the question has 2 <image> for 1 images"),
+        ("long", "tokens, but the model knows 4,096 positions; lower"),
+    ):
+        unusable = answers.pop(name)
+        assert isinstance(unusable, Unusable) and said in unusable.message
+    left = [each for each in asked if each.id in answers]
+    assert answers == {each.id: session.answers([(each.text, each.paths)], **SHORT)[0] for each in left}
     assert set(answers) == {"a.png", "b.png", "c.png", "text"}
 
 
 def test_the_longest_come_first_and_those_about_an_image_together(questions, session):
-    asked = [each for each in questions if each.id != "long"]
+    asked, other = questions
     batches, unusable = plan_batches(asked, lengths_of(session), 2)
     named = [[question.id for question in batch] for batch in batches]
     assert named == [["b.png", "cut.png"], ["c.png", "marks"], ["a.png", "text"]]
     assert [question.id for question, _ in unusable] == ["text.png"]
-    first = questions[2]
-    shutil.copyfile(first.paths[0], other := str(Path(first.paths[0]).with_name("d.png")))
-    both = (first, replace(first, id="d.png", paths=(other,)))
-    asked = [replace(each, id=f"{each.id} {text}", text=text) for text in ("Why?", "Who is that?") for each in both]
-    ((batch,), _) = plan_batches(asked, lengths_of(session), 4)
+    texts = ("Why?", "Who is that?")
+    mixed = [replace(each, id=f"{each.id} {text}", text=text) for text in texts for each in (asked[2], other)]
+    ((batch,), _) = plan_batches(mixed, lengths_of(session), 4)
     assert [each.id for each in batch] == ["b.png Who is that?", "b.png Why?", "d.png Who is that?", "d.png Why?"]
 
 
 @pytest.mark.slow
 def test_processes_answer_as_one_and_say_what_stops_them(toy_base, questions, session):
-    lengths = lengths_of(session)
-    one = results(list(answer_all(job(toy_base), questions, lengths)))
-    assert results(list(answer_all(job(toy_base, processes=2), questions, lengths))) == one
+    asked, lengths = questions[0], lengths_of(session)
+    one = results(list(answer_all(job(toy_base), asked, lengths)))
+    assert results(list(answer_all(job(toy_base, processes=2), asked, lengths))) == one
     with pytest.raises(ValueError, match="device 'tpu' can't be used"):
-        list(answer_all(replace(job(toy_base, processes=2), opening={"device": "tpu"}), questions, lengths))
-    found = answer_all(job(toy_base, processes=2), questions * 9, lengths)
+        list(answer_all(replace(job(toy_base, processes=2), opening={"device": "tpu"}), asked, lengths))
     with pytest.raises(RuntimeError, match="a process was killed or could not start .out of memory"):
-        for _ in found:
+        for _ in answer_all(job(toy_base, processes=2), asked * 9, lengths):
             for child in active_children():
                 child.kill()

@@ -1,10 +1,11 @@
 """A conversation in the terminal, with a session that answers what the test says."""
 
+from unittest import mock
+
 import pytest
 from PIL import Image
 
 from xtuner_plugins.inference.chat import COMMANDS, TerminalChat
-from xtuner_plugins.inference.session import ChatSession
 
 
 class Session:
@@ -34,12 +35,22 @@ def chat(tmp_path):
     return TerminalChat(Session(), {"max_new_tokens": 8}, out=tmp_path)
 
 
-def test_an_image_goes_with_the_next_question(chat, image, capsys):
+def test_questions_images_and_commands(chat, image, capsys):
     for line in (f"/image {image}", "What is it?", "And now?"):
         assert chat.handle(line)
-    assert [asked[:2] for asked in chat.session.asked] == [("What is it?", (str(image),)), ("And now?", ())]
     assert capsys.readouterr().out == f"({image}, 40 x 20, goes with the next question)\nYes.\nYes.\n"
     assert [turn.answer for turn in chat.turns] == ["Yes.", "Yes."]
+    for line in ("/tiles 3", f"/image {image}", "/system Be brief.", "Hi", "/clear", "/help"):
+        assert chat.handle(line)
+    out = capsys.readouterr().out
+    assert "at most 3 tiles" in out and all(name in out for name in COMMANDS) and chat.turns == []
+    assert chat.session.asked == [
+        ("What is it?", (str(image),), {"max_new_tokens": 8}),
+        ("And now?", (), {"max_new_tokens": 8}),
+        # the image went with the conversation before
+        ("Hi", (), {"max_new_tokens": 8, "system": "Be brief.", "max_tiles": 3}),
+    ]
+    assert not chat.handle("/quit")
 
 
 def test_wrong_lines(chat, tmp_path):
@@ -59,65 +70,27 @@ def test_wrong_lines(chat, tmp_path):
     assert chat.session.asked == [] and chat.pending == []
 
 
-def test_commands(chat, image, capsys):
-    for line in ("/tiles 3", f"/image {image}", "/system Be brief.", "Hi", "/clear", "/help"):
-        assert chat.handle(line)
-    out = capsys.readouterr().out
-    assert "at most 3 tiles" in out and all(name in out for name in COMMANDS)
-    assert chat.turns == []
-    # the image went with the conversation before
-    assert chat.session.asked == [("Hi", (), {"max_new_tokens": 8, "system": "Be brief.", "max_tiles": 3})]
-    assert not chat.handle("/quit")
-
-
-def test_boxes_are_drawn_into_a_new_file(chat, image, tmp_path, capsys):
-    chat.session.said = ["<box>[[0, 0, 500, 500]]</box>"] * 3
-    chat.handle("Where?")  # no image yet
-    chat.handle(f"/image {image}")
-    chat.handle("Where?")
-    chat.handle("And now?")
-    names = ["it's a.boxes-1.png", "it's a.boxes-2.png"]
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == names
-    assert Image.open(tmp_path / names[0]).getpixel((0, 0)) != (0, 0, 0)
-    assert f"(boxes drawn on {image}: {tmp_path / names[1]})" in capsys.readouterr().out
-
-
-def test_a_terminal_obeys_no_answer_and_no_name(chat, tmp_path, capsys):
-    path = tmp_path / "a\x1b[2J.png"
-    Image.new("RGB", (40, 20)).save(path)
-    chat.session.said = ["\x1b]0;title\x07Red."]
-    chat.handle(f"/image {path}")
-    chat.handle("Which?")
-    out = capsys.readouterr().out
-    assert "\u241b]0;title\u2407Red." in out and "a\u241b[2J.png" in out and "\x1b" not in out and "\x07" not in out
-    assert chat.turns[0].answer == "\x1b]0;title\x07Red."  # what is kept is the answer itself
+def test_boxes_are_drawn_into_new_files_and_no_control_code_reaches_the_terminal(chat, tmp_path, capsys):
+    """Of an answer or a name; what is kept is the answer itself."""
+    image = tmp_path / "it's\x1b[2J.png"
+    Image.new("RGB", (40, 20)).save(image)
+    chat.session.said = ["<box>[[0, 0, 500, 500]]</box>"] * 3 + ["\x1b]0;title\x07Red."]
+    for line in ("Where?", f"/image {image}", "Where?", "And now?", "Which?"):  # at first there is no image
+        chat.handle(line)
+    drawn = sorted(set(tmp_path.glob("*.png")) - {image})
+    assert [path.name for path in drawn] == ["it's\x1b[2J.boxes-1.png", "it's\x1b[2J.boxes-2.png"]
+    assert Image.open(drawn[0]).getpixel((0, 0)) != (0, 0, 0)
+    out, shown = capsys.readouterr().out, f"{tmp_path}/it's\u241b[2J"
+    assert f"(boxes drawn on {shown}.png: {shown}.boxes-2.png)" in out and "\u241b]0;title\u2407Red." in out
+    assert "\x1b" not in out and "\x07" not in out and chat.turns[-1].answer == "\x1b]0;title\x07Red."
 
 
 def test_ctrl_c_stops_one_answer(chat, monkeypatch, capsys):
-    lines = iter(["Interrupted?", "Again?", KeyboardInterrupt, "/image /no/such/folder/a.png", "/none"])
-
-    def typed(prompt):
-        line = next(lines, EOFError)
-        if isinstance(line, str):
-            return line
-        raise line
-
-    monkeypatch.setattr("builtins.input", typed)
+    typed = ["Interrupted?", "Again?", KeyboardInterrupt, "/image /no/such/folder/a.png", "/none", EOFError]
+    monkeypatch.setattr("builtins.input", mock.Mock(side_effect=typed))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     chat.session.said = [KeyboardInterrupt, "Yes."]
     assert chat.run() == 0
     out, err = capsys.readouterr()
     assert out.count("interrupted") == 2 and [turn.question for turn in chat.turns] == ["Again?"]
     assert len(err.splitlines()) == 2 and "/no/such/folder" in err and "no command /none" in err
-
-
-def test_system_prompt_and_tiles_reach_the_model(toy_base, tmp_path, monkeypatch):
-    chat = TerminalChat(ChatSession.from_pretrained(toy_base, device="cpu"), {"max_new_tokens": 1})
-    model, asked = chat.session.model, []
-    own = model.system_message
-    spy = lambda *_, num_patches_list, **__: asked.append((num_patches_list, model.system_message))  # noqa: E731
-    monkeypatch.setattr(model, "chat", spy)
-    Image.new("RGB", (448, 224)).save(tmp_path / "a.png")
-    for line in ("/tiles 2", "/system Answer in one word.", f"/image {tmp_path / 'a.png'}", "What?"):
-        chat.handle(line)
-    assert asked == [([3], "Answer in one word.")] and model.system_message == own  # 2 tiles and a thumbnail

@@ -1,28 +1,29 @@
 """One way to open a model: a directory, or what a training run left, which answers as its export does."""
 
-import json
 import shutil
 
 import pytest
 import torch
 
-from tests.weights.training import SETTINGS, make_model, save_pth, write_config
+from tests.weights.training import SETTINGS, make_model, save_pth
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.inference.batch_answers import lengths_of
+from xtuner_plugins.inference.description import describe
 from xtuner_plugins.inference.opening import Source, find_source, open_session
-from xtuner_plugins.settings import ConfigError
-from xtuner_plugins.weights import preprocessing
-from xtuner_plugins.weights.errors import CheckpointError
 
-RULES = {"min_tiles": 1, "max_tiles": 3, "use_thumbnail": True}
 LOCK = {
     "tile_size": 112,
-    "datasets": [{"name": "train", "template": "Hermes-2", **RULES}],
+    "datasets": [{"name": "train", "template": "Hermes-2", "min_tiles": 1, "max_tiles": 3, "use_thumbnail": True}],
     "tile_sharing": "need",
     "image_mean": list(IMAGENET_MEAN),
     "image_std": list(IMAGENET_STD),
 }
+
+
+def of(model, **options):
+    return describe(find_source(model), **options)
 
 
 def answer(session):
@@ -31,134 +32,86 @@ def answer(session):
 
 @pytest.fixture(scope="module")
 def run(toy_base, tmp_path_factory):
-    """A work directory with two checkpoints of LoRA adapters; the newer was trained with tile limits of its own."""
+    """A work directory with two checkpoints of LoRA adapters, the newer with tile limits; its `.py` must not run."""
     folder = tmp_path_factory.mktemp("run")
     model = make_model(toy_base, **SETTINGS["both_loras"])
-    config = write_config(folder / "mine.py", toy_base, **SETTINGS["both_loras"])
-    newest = save_pth(model, folder / "iter_4.pth", config)
-    content = torch.load(newest, weights_only=False)
-    content["meta"]["iter"] = 4
-    torch.save(content, folder / "iter_2.pth")
-    torch.save({**content, preprocessing.KEY: LOCK}, newest)
+    save_pth(model, folder / "iter_2.pth", meta={"iter": 2})
+    newest = save_pth(model, folder / "iter_4.pth", meta={"iter": 4}, preprocessing=LOCK)
     (folder / "last_checkpoint").write_text(str(newest))
+    (folder / "mine.py").write_text("raise SystemExit('it ran')")
     return folder
 
 
-def weights(session):
-    return session.model.state_dict()
+def test_a_checkpoint_answers_as_its_export_and_its_adapter(run, tmp_path):
+    """Settings come from the checkpoint as data."""
+    export(None, run / "iter_4.pth", tmp_path / "out")
+    export_adapter(None, run / "iter_4.pth", tmp_path / "adapter")
+    opened = [open_session(path, device="cpu") for path in (run, tmp_path / "out", tmp_path / "adapter")]
+    live, exported, _ = (session.model.state_dict() for session in opened)
+    assert live.keys() == exported.keys() and all(torch.equal(live[name], exported[name]) for name in live)
+    for session in opened:
+        assert session.tiling == opened[0].tiling and session.tiling.max_tiles == 3
+        assert session.tile_sharing == "need" and session.model.template == "Hermes-2"
+        assert session.model.stop_token_ids() == opened[0].model.stop_token_ids() != []
+        assert answer(session) == answer(opened[0])
+    limited = open_session(run, max_tiles=2, dtype="bfloat16", device="cpu")
+    assert limited.tiling.max_tiles == 2 and limited.model.dtype == torch.bfloat16
 
 
-def test_a_checkpoint_answers_as_its_export(run, tmp_path):
-    export(run / "mine.py", run / "iter_4.pth", tmp_path / "out")
-    exported = open_session(tmp_path / "out", device="cpu")
-    session = open_session(run / "mine.py", run / "iter_4.pth", device="cpu")
-    assert weights(session).keys() == weights(exported).keys()
-    assert all(torch.equal(tensor, weights(exported)[name]) for name, tensor in weights(session).items())
-    assert session.tiling == exported.tiling and session.tiling.max_tiles == 3
-    assert session.tile_sharing == exported.tile_sharing == "need"
-    assert session.model.template == exported.model.template == "Hermes-2"
-    assert session.model.stop_token_ids() == exported.model.stop_token_ids() != []
-    assert answer(session) == answer(exported)
-
-
-def test_a_checkpoint_stops_where_its_export_does(toy_base, tmp_path):
-    shutil.copytree(toy_base, tmp_path / "base")
-    written = tmp_path / "base" / "generation_config.json"
-    for number, (named, template) in enumerate([(None, None), (922, None), ([922, 923], "internlm2-chat")]):
-        written.write_text(json.dumps({} if named is None else {"eos_token_id": named}))
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        checkpoint = save_pth(make_model(tmp_path / "base"), folder / "iter_1.pth")
-        if template:
-            content = torch.load(checkpoint, weights_only=False)
-            datasets = [{**LOCK["datasets"][0], "template": template}]
-            torch.save({**content, preprocessing.KEY: {**LOCK, "datasets": datasets}}, checkpoint)
-        config = write_config(folder / "mine.py", tmp_path / "base")
-        export(config, checkpoint, folder / "out")
-        exported, live = open_session(folder / "out", device="cpu"), open_session(config, checkpoint, device="cpu")
-        assert live.model.template == exported.model.template == (template or "internvl2_5")
-        assert live.model.stop_token_ids() == exported.model.stop_token_ids() != []
-
-
-def test_limits_are_those_of_the_session(run):
-    session = open_session(run, max_tiles=2, dtype="bfloat16", device="cpu")
-    assert session.tiling.max_tiles == 2 and session.model.dtype == torch.bfloat16
-
-
-def test_a_work_directory(run):
-    assert find_source(run) == find_source(run / "iter_4.pth") == Source(None, run / "iter_4.pth")
-    for named in ("iter_2.pth", run / "iter_2.pth"):
-        assert find_source(run, named) == Source(None, run / "iter_2.pth")
+def test_what_the_words_mean(run):
+    table = {(): "iter_4.pth", ("iter_2.pth",): "iter_2.pth", (run / "iter_2.pth",): "iter_2.pth"}
+    for words, name in table.items():
+        assert find_source(run, *words) == Source(None, run / name)
+    assert find_source(run / "iter_4.pth") == Source(None, run / "iter_4.pth")
     assert find_source(run / "mine.py", run / "iter_2.pth") == Source(run / "mine.py", run / "iter_2.pth")
 
 
-def test_no_python_of_a_work_directory_runs(run, tmp_path):
-    """Settings come from the checkpoint as data; an adapter that was written from it opens likewise."""
-    shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run/mine.py").write_text("raise SystemExit('it ran')")
-    answers = [answer(open_session(path, device="cpu")) for path in (tmp_path / "run", run / "iter_4.pth")]
-    export_adapter(None, run / "iter_4.pth", tmp_path / "adapter")
-    adapter = open_session(tmp_path / "adapter", device="cpu")
-    assert adapter.tiling.max_tiles == 3 and adapter.model.template == "Hermes-2"
-    answers.append(answer(adapter))
-    assert answers[0] == answers[1] == answers[2]
-
-
-def test_a_checkpoint_without_a_record_is_refused(toy_base, tmp_path):
-    save_pth(make_model(toy_base), tmp_path / "iter_1.pth", record=None)
-    with pytest.raises(CheckpointError, match="iter_1.pth holds no record of its run"):
-        open_session(tmp_path / "iter_1.pth", device="cpu")
-
-
-def test_directories_of_every_format(toy_base, tmp_path):
+def test_a_description_is_what_a_session_does(toy_base, run, tmp_path):
+    """Found without reading weights; its hash is of their content, whatever their path."""
     convert(toy_base, tmp_path / "hf", format="hf")
-    official, other = (open_session(path, device="cpu") for path in (toy_base, tmp_path / "hf"))
-    assert answer(official) == answer(other)
+    for model, max_tiles in ((toy_base, None), (tmp_path / "hf", 2), (run, None), (run, 2)):
+        session, found = open_session(model, device="cpu", max_tiles=max_tiles), of(model, max_tiles=max_tiles)
+        assert found.lengths == lengths_of(session) and found.preprocessing["template"] == session.model.template
+        assert found.preprocessing["max_tiles"] == session.tiling.max_tiles
+    copy = shutil.copytree(toy_base, tmp_path / "copy")
+    own, trained = of(toy_base).weights_hash(), of(run).weights_hash()
+    assert of(copy).weights_hash() == own != trained != of(run / "iter_2.pth").weights_hash()
+    (copy / "export_manifest.json").write_text("{}")  # says where it came from
+    for name, tail in (("tokenizer_config.json", b"} "), ("config.json", b"} "), ("model.safetensors", b"\1")):
+        kept = (copy / name).read_bytes()
+        (copy / name).write_bytes(kept.rstrip()[:-1] + tail)
+        assert of(copy).weights_hash() != own
+        (copy / name).write_bytes(kept)
+        assert of(copy).weights_hash() == own
 
 
-@pytest.fixture(scope="module")
-def odd(run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("odd")
-    for name, files in {
-        "adapter": {"adapter_config.json": "{}"},
-        "llm": {"config.json": '{"model_type": "qwen2"}'},
-        "empty": {},
-    }.items():
-        (folder / name).mkdir()
-        for file, text in files.items():
-            (folder / name / file).write_text(text)
-    for name in ("model.gguf", "photo.jpg", "weights.pth"):
-        (folder / name).write_text("")
-    shutil.copy(run / "mine.py", folder / "mine.py")
-    return folder
-
-
-REFUSED = [
-    (("{odd}/missing",), "model directory .*missing does not exist"),
-    (("{odd}/empty",), "neither a model directory .it has no config.json. nor a work directory"),
-    (("{odd}/llm",), "is not an official InternVL directory .model_type 'qwen2'"),
-    (("{odd}/adapter",), "is a PEFT adapter; give the directory above it"),
-    (("{odd}/weights.pth",), "holds weights alone; give its training config first"),
-    (("{odd}/model.gguf",), "is for llama.cpp"),
-    (("{odd}/photo.jpg",), "is a file, not a model directory"),
-    (("{odd}/mine.py",), "is a training config; give a checkpoint after it"),
-    (("finetune_lora",), "is a training config; give a checkpoint after it"),
-    (("{odd}/mine.py", "{odd}/iter_9.pth"), "iter_9.pth does not exist"),
-    (("{run}", "iter_9.pth"), "iter_9.pth does not exist"),
-    (("{base}", "{run}/iter_4.pth"), "is a model directory, which takes no checkpoint"),
-]
-
-
-def test_what_cannot_be_opened_is_named(odd, run, toy_base):
-    for words, message in REFUSED:
-        with pytest.raises(CheckpointError, match=message):
-            find_source(*(word.format(odd=odd, run=run, base=toy_base) for word in words))
-    with pytest.raises(ConfigError, match="did you mean finetune_lora"):
-        find_source("finetune_lorra", run / "iter_4.pth")
-
-
-def test_a_template_is_chosen_for_checkpoints_only(toy_base, run):
-    with pytest.raises(ValueError, match="has one template of its own"):
-        open_session(toy_base, template="Hermes-2")
-    with pytest.raises(ValueError, match="--template internvl2_5: trained with Hermes-2"):
-        open_session(run, template="internvl2_5", device="cpu")
+def test_what_cannot_be_opened_is_named(run, toy_base, tmp_path):
+    for name in ("adapter/adapter_config.json", "llm/config.json", "model.gguf", "photo.jpg", "weights.pth", "my.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"model_type": "qwen2"}')
+    (tmp_path / "empty").mkdir()
+    for words, message in (
+        ((tmp_path / "missing",), "model directory .*missing does not exist"),
+        ((tmp_path / "empty",), "neither a model directory .it has no config.json. nor a work directory"),
+        ((tmp_path / "llm",), "is not an official InternVL directory .model_type 'qwen2'"),
+        ((tmp_path / "adapter",), "is a PEFT adapter; give the directory above it"),
+        ((tmp_path / "weights.pth",), "holds weights alone; give its training config first"),
+        ((tmp_path / "model.gguf",), "is for llama.cpp"),
+        ((tmp_path / "photo.jpg",), "is a file, not a model directory"),
+        ((tmp_path / "my.py",), "is a training config; give a checkpoint after it"),
+        (("finetune_lora",), "is a training config; give a checkpoint after it"),
+        (("finetune_lorra", run / "iter_4.pth"), "did you mean finetune_lora"),
+        ((tmp_path / "my.py", tmp_path / "iter_9.pth"), "iter_9.pth does not exist"),
+        ((run, "iter_9.pth"), "iter_9.pth does not exist"),
+        ((toy_base, run / "iter_4.pth"), "is a model directory, which takes no checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_source(*words)
+    save_pth(make_model(toy_base), tmp_path / "iter_1.pth", record=None)
+    for model, template, message in (
+        (tmp_path / "iter_1.pth", None, "iter_1.pth holds no record of its run"),
+        (toy_base, "Hermes-2", "has one template of its own"),
+        (run, "internvl2_5", "--template internvl2_5: trained with Hermes-2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_session(model, template=template, device="cpu")

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,8 +17,8 @@ from xtuner_plugins.models.preprocessor import TilePreprocessor
 SHORT = {"max_new_tokens": 8}
 
 
-def make_image(width, height, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+def make_image(width, height):
+    return Image.effect_noise((width, height), 80).convert("RGB")
 
 
 def pixels(image, max_tiles=12):
@@ -28,8 +27,12 @@ def pixels(image, max_tiles=12):
 
 
 @pytest.fixture(scope="module")
-def session(toy_base):
-    return ChatSession.from_pretrained(toy_base, device="cpu")
+def session(toy_base, tmp_path_factory):
+    """Of a directory of which nothing is executed."""
+    base = shutil.copytree(toy_base, tmp_path_factory.mktemp("session") / "base")
+    for code in base.glob("*.py"):
+        code.write_text("raise SystemExit('executed')\n")
+    return ChatSession.from_pretrained(base, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def ask(session, question, images=(), past=(), **options):
 
 
 def test_a_conversation_answers_as_the_exported_chat_does(session, exported):
-    first, second = make_image(336, 224), make_image(112, 112, seed=1)
+    first, second = make_image(336, 224), make_image(112, 112)
     turns, answers = [], []
     for question, images in (("What is it?", [first]), ("And which color?", []), ("Is <image> another one?", [second])):
         answers.append(ask(session, question, images, turns))
@@ -58,20 +61,19 @@ def test_a_conversation_answers_as_the_exported_chat_does(session, exported):
     assert ask(session, "Hello") == text
 
 
-def test_the_prompt_ids_are_those_that_the_model_is_given(session, monkeypatch):
-    given = {}
-    monkeypatch.setattr(session.model, "generate", lambda **options: given.update(options) or torch.tensor([[0]]))
-    turns = [
-        Turn("What is it?", [make_image(224, 224)], "A cat."),
-        Turn("Which?", [make_image(336, 224), make_image(112, 448)]),
-    ]
+def test_what_the_model_is_given(session, monkeypatch):
+    """The ids of the prompt, with the system prompt of the conversation; a prompt beyond the positions is refused."""
+    given, config, own = [], session.model.config.llm_config, session.model.system_message
+    monkeypatch.setattr(
+        session.model, "generate", lambda **options: given.append(options["input_ids"]) or torch.tensor([[0]])
+    )
+    turns = [Turn("What is it?", [make_image(224, 224)], "A cat."), Turn("Which?", [make_image(336, 224)] * 2)]
     ids = session.prompt_ids(turns)
-    list(session.reply(turns, **SHORT))
-    assert given["input_ids"].tolist() == [ids]
-
-
-def test_a_prompt_beyond_the_positions_is_refused(session, monkeypatch):
-    config, ids = session.model.config.llm_config, session.prompt_ids([Turn("Hi")])
+    list(session.reply(turns))
+    assert given.pop().tolist() == [ids]
+    list(session.reply(turns, system="Be brief."))
+    assert "Be brief." in session.tokenizer.decode(given.pop()[0]) and session.model.system_message == own
+    ids = session.prompt_ids([Turn("Hi")])
     monkeypatch.setattr(config, "max_position_embeddings", len(ids) + 1)
     assert ask(session, "Hi") is not None
     monkeypatch.setattr(config, "max_position_embeddings", len(ids))  # no position is left for the answer
@@ -106,39 +108,26 @@ def test_an_answer_comes_word_by_word_without_prompt_and_end(session, monkeypatc
     assert "".join(pieces) == "The bus is red. 你好" and len(pieces) >= 4
 
 
-def test_what_cannot_be_asked(session, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    for question, images, said in (
-        ("And this?", [tmp_path / "broken.png"], "broken.png"),
-        ("<image> or <image>?", [make_image(112, 112)], "2 <image> for 1 images"),
-        ("<image>?", [], "1 <image> for 0 images"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            ask(session, question, images)
-        with pytest.raises(ValueError, match=said):
-            session.answers([(question, images)])
-
-
 def test_batches_equal_single_questions_and_keep_their_order(session):
     items = [
         ("What is it?", [make_image(336, 224)]),
         ("Hello", []),
         ("This <image> or that <image>, and which is the larger one?", [make_image(112, 112), make_image(224, 112)]),
-        ("Both?", [make_image(112, 112, 1), make_image(112, 112, 2)]),
+        ("Both?", [make_image(112, 112), make_image(112, 112)]),
         ("Why?", [make_image(90, 400)]),
     ]
     expected = [ask(session, question, images) for question, images in items]
     for batch_size in (1, 2, 5):
         assert session.answers(items, batch_size=batch_size, **SHORT) == expected
+    torch.manual_seed(0)  # sampling is passed on
+    assert session.answers(items, do_sample=True, temperature=50.0, **SHORT) != expected
     assert session.answers([]) == []
-    with pytest.raises(ValueError, match="batch_size = 0"):
-        session.answers(items, batch_size=0)
 
 
 def test_an_image_of_several_questions_is_encoded_once(session, monkeypatch, tmp_path):
     """Also where its limit of tiles differs, because one of the questions is about two images."""
     session = ChatSession(session.model, session.tokenizer, max_tiles=6)
-    wide, other = make_image(448, 112), make_image(112, 112, seed=1)
+    wide, other = make_image(448, 112), make_image(112, 112)
     wide.save(tmp_path / "wide.png")
     items = [(text, [image]) for text in ("What?", "Which color is it?") for image in (wide, tmp_path / "wide.png")]
     items += [("Both?", [wide, other]), ("Twice?", [other, other])]
@@ -150,8 +139,7 @@ def test_an_image_of_several_questions_is_encoded_once(session, monkeypatch, tmp
 
 
 def test_fewer_tiles_on_demand(session, exported):
-    image = make_image(336, 224)
-    options = {**SHORT, "do_sample": False}
+    image, options = make_image(336, 224), {**SHORT, "do_sample": False}
     one_tile = exported.chat(session.tokenizer, pixels(image, max_tiles=1), "What is it?", options)
     assert session.answers([("What is it?", [image])], max_tiles=1, **SHORT) == [one_tile]
     assert ask(session, "What is it?", [image], max_tiles=1) == one_tile
@@ -159,13 +147,13 @@ def test_fewer_tiles_on_demand(session, exported):
     assert ask(limited, "What is it?", [image]) == one_tile
 
 
-def test_images_of_a_question_share_the_tiles_as_in_training(session, toy_base, tmp_path):
+def test_tiles_and_pixels_are_those_of_training(session, toy_base, tmp_path):
     """Three images under a limit of 6: two tiles each, as the dataset cuts them, whatever each could use alone."""
     images, record = [], {"image": [], "conversations": [{"from": "human", "value": "<image>" * 3 + "Which?"}]}
-    for index, size in enumerate([(336, 224), (448, 112), (112, 112)]):
-        images.append(tmp_path / f"{index}.png")
-        make_image(*size, seed=index).save(images[-1])
-        record["image"].append(images[-1].name)
+    for name, size in {"a.png": (336, 224), "b.png": (448, 112), "c.png": (112, 112)}.items():
+        images.append(tmp_path / name)
+        make_image(*size).save(images[-1])
+        record["image"].append(name)
     record["conversations"].append({"from": "gpt", "value": "The last."})
     (tmp_path / "data.jsonl").write_text(json.dumps(record))
     sample = MultimodalDataset(str(toy_base), [str(tmp_path / "data.jsonl")], [str(tmp_path)], max_tiles=6)[0]
@@ -176,41 +164,32 @@ def test_images_of_a_question_share_the_tiles_as_in_training(session, toy_base, 
         assert [len(tiles) for tiles in alone.tiles(images)] == [7, 5, 1]
     frames = [Frame(Image.open(images[0])), images[0], Frame(Image.open(images[1]))]
     assert [len(tiles) for tiles in shared.tiles(frames)] == [1, 7, 1]  # a frame is one tile and takes none away
-
-
-def test_sampling_is_passed_on(session):
-    torch.manual_seed(0)
-    greedy = session.answers([("Hello", [])], **SHORT)
-    assert session.answers([("Hello", [])], do_sample=True, temperature=50.0, **SHORT) != greedy
-
-
-def test_tiling_and_pixels_are_those_of_training(toy_base, session):
     for limits in ({}, {"max_tiles": 3}, {"min_tiles": 2}, {"max_tiles": 1, "use_thumbnail": False}):
         assert ChatSession(session.model, session.tokenizer, **limits).tiling == tiling_of(read_base(toy_base), limits)
     tiles = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, 3, 16, 16)
     assert torch.equal(normalize(tiles), TilePreprocessor().normalize(tiles))
 
 
-def test_nothing_in_the_directory_is_executed(toy_base, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(toy_base, copy)
-    for code in copy.glob("*.py"):
-        code.write_text("raise SystemExit('executed')\n")
-    opened = ChatSession.from_pretrained(copy, device="cpu", dtype="bfloat16")
-    assert {parameter.dtype for parameter in opened.model.parameters()} == {torch.bfloat16}
-    assert isinstance(ask(opened, "What is it?", [make_image(200, 112)]), str)
-
-
-def test_bad_directories_and_settings(session, toy_base, tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
-        ChatSession.from_pretrained(tmp_path / "missing")
-    with pytest.raises(ValueError, match="no config.json"):
-        ChatSession.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="dtype='int4' is unknown; it is one of: auto, bfloat16"):
-        ChatSession.from_pretrained(toy_base, device="cpu", dtype="int4")
-    with pytest.raises(ValueError, match="min_tiles=5 and max_tiles=2"):
-        ChatSession(session.model, session.tokenizer, min_tiles=5, max_tiles=2)
-    for device in ("tpu", "cuda:99", "meat"):
-        with pytest.raises(ValueError, match=f"device '{device}' can't be used"):
-            resolve_device(device)
+def test_what_cannot_be_asked_or_opened(session, toy_base, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for question, images, said in (
+        ("And this?", [tmp_path / "broken.png"], "broken.png"),
+        ("<image> or <image>?", [make_image(112, 112)], "2 <image> for 1 images"),
+        ("<image>?", [], "1 <image> for 0 images"),
+    ):
+        for asks in (lambda item: ask(session, *item), lambda item: session.answers([item])):
+            with pytest.raises(ValueError, match=said):
+                asks((question, images))
+    for call, said in (
+        (lambda: session.answers([("Hi", [])], batch_size=0), "batch_size = 0"),
+        (lambda: ChatSession.from_pretrained(tmp_path / "missing"), "does not exist"),
+        (lambda: ChatSession.from_pretrained(tmp_path), "no config.json"),
+        (lambda: ChatSession.from_pretrained(toy_base, dtype="int4"), "dtype='int4' is unknown; it is one of: auto, b"),
+        (lambda: ChatSession(session.model, session.tokenizer, min_tiles=5, max_tiles=2), "min_tiles=5 and max_tiles"),
+        (lambda: resolve_device("tpu"), "device 'tpu' can't be used"),
+        (lambda: resolve_device("cuda:99"), "device 'cuda:99' can't be used"),
+        (lambda: resolve_device("meat"), "device 'meat' can't be used"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
     assert resolve_device("cpu") == torch.device("cpu") and resolve_device("auto").type in ("cpu", "cuda")

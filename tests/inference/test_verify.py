@@ -7,8 +7,10 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BitsAndBytesConfig
 
-from tests.weights.training import LORA, SETTINGS, make_model, save_pth, write_config
+from tests.probed import probed
+from tests.weights.training import LORA, SETTINGS, make_model, save_pth
 from xtuner_plugins.export import export, trained
 from xtuner_plugins.inference import verify as module
 from xtuner_plugins.inference.verify import verify
@@ -18,12 +20,9 @@ from xtuner_plugins.weights.lazy import cast
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 from xtuner_plugins.weights.writer import write_json
 
-TOKENS = {**LORA, "target_modules": ["q_proj"], "trainable_token_indices": [3, 9]}
-EVERY_ADAPTER = {
-    "lora": LORA,
-    "rslora": {**LORA, "use_rslora": True},
-    "dora": {**LORA, "use_dora": True},
-}
+TOKENS = dict(llm_lora={**LORA, "target_modules": ["q_proj"], "trainable_token_indices": [3, 9]})
+QLORA = dict(llm_lora=LORA, llm_quantization={"type": BitsAndBytesConfig, "load_in_4bit": True})
+DOWN, UP = (f"language_model.model.layers.1.mlp.{name}_proj.weight" for name in ("down", "up"))
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +32,9 @@ def job(toy_base, tmp_path_factory):
 
     def make(settings, **choices):
         if str(settings) not in made:
-            folder = tmp_path_factory.mktemp("run")
-            checkpoint = save_pth(make_model(toy_base, **settings), folder / "iter_1.pth")
-            made[str(settings)] = write_config(folder / "c.py", toy_base, **settings), checkpoint
-        return export.prepare(*made[str(settings)], **choices)
+            path = tmp_path_factory.mktemp("run") / "iter_1.pth"
+            made[str(settings)] = save_pth(make_model(toy_base, **settings), path)
+        return export.prepare(None, made[str(settings)], **choices)
 
     return make
 
@@ -50,23 +48,32 @@ def written(job, tmp_path_factory):
     return held, out
 
 
-def test_tensors_of_each_run(job, tmp_path):
-    for name in SETTINGS:
-        held, out = job(SETTINGS[name]), tmp_path / name
-        export.write(held, out)
-        changed = {part: count for part, (count, _) in compare_tensors(held, out).items()}
-        vision, language = {"full": (32, 27), "lora": (0, 6), "both_loras": (4, 6)}.get(name, (0, 0))
-        assert changed == {"vision_model": vision, "mlp1": 6, "language_model": language}, name
-
-
-def test_tensors_of_each_adapter(job, tmp_path):
-    for name, dtype in [*((name, "bfloat16") for name in EVERY_ADAPTER), ("dora", None), ("lora", "float16")]:
-        held, out = job(dict(llm_lora=EVERY_ADAPTER[name]), dtype=dtype), tmp_path / f"{name}-{dtype}"
-        export.write(held, out)
-        compare_tensors(held, out)
-        held.plan.lora_configs["language_model"].lora_alpha *= 1.01
-        with pytest.raises(CheckpointError, match="not base . scale x B A within one rounding"):
-            compare_tensors(held, out)
+def test_true_exports_and_conversions(job, toy_base, tmp_path):
+    """Of each kind of run, and of adapters whose packed 4-bit weights never reach the export."""
+    lora, both, changes = SETTINGS["lora"], SETTINGS["both_loras"], {}
+    rslora, dora = ({"llm_lora": {**LORA, name: True}} for name in ("use_rslora", "use_dora"))
+    for number, (held, vision, language, is_cast) in enumerate(
+        (
+            (job(SETTINGS["projector"]), 0, 0, False),
+            (job(SETTINGS["full"]), 32, 27, False),
+            (job(both), 4, 6, False),
+            (job(both, format="hf"), 4, 6, False),
+            (job(TOKENS, format="hf"), 0, 3, False),  # two q_proj and the embedding
+            (job(lora, dtype="float16"), 0, 6, True),
+            (job(rslora, dtype="bfloat16"), 0, 6, True),
+            (job(dora, dtype="bfloat16"), 0, 6, True),
+            (job(dora), 0, 6, False),
+            (job(QLORA), 0, 6, False),
+            (export.prepare_conversion(toy_base, format="hf", dtype="bfloat16"), 0, 0, True),
+        )
+    ):
+        export.write(held, out := tmp_path / f"out{number}")
+        report = probed(verify, held, out)
+        changes = {part: count for part, (count, _) in report.changed.items()}
+        mlp1 = 0 if held.plan.checkpoint is None else 6
+        assert changes == {"vision_model": vision, "mlp1": mlp1, "language_model": language}, number
+        said = str(report)
+        assert said.startswith(f"verified: {out} stands\n") and ("cast" in said) == is_cast
 
 
 def renewed(out):
@@ -76,85 +83,55 @@ def renewed(out):
     write_json(out / manifest.FILE, told)
 
 
-def changed_json(value):
-    """The first number, text or truth in a JSON value changed."""
-    if isinstance(value, dict):
-        key = next(iter(value))
-        return {**value, key: changed_json(value[key])}
-    if isinstance(value, list):
-        return [changed_json(value[0]), *value[1:]] if value else [1]
-    return not value if isinstance(value, bool) else value + 1 if isinstance(value, (int, float)) else f"{value}x"
-
-
 def test_every_file_that_ships(job, tmp_path):
     """One change each, the manifest renewed: all are seen, and so is a file too many or too few."""
-    exports = [(job(SETTINGS["both_loras"], format=format), tmp_path / format) for format in ("official", "hf")]
-    for held, out in exports:
+    for format in ("official", "hf"):
+        held, out = job(SETTINGS["both_loras"], format=format), tmp_path / format
         export.write(held, out, max_shard_size="300KB")
         module.compare_files(held, out)
-    small = [(held, out, path) for held, out in exports for path in out.iterdir() if path.suffix != ".safetensors"]
-    wanted = {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors.index.json"}
-    assert wanted < {path.name for *_, path in small}
-    for held, out, path in small:
-        before, told = path.read_bytes(), (out / manifest.FILE).read_bytes()
-        if path.suffix == ".json":
-            write_json(path, changed_json(json.loads(before)))
-        else:
-            path.write_bytes(before + b"\n")
-        renewed(out)
-        with pytest.raises(CheckpointError, match=f"{path.name}.*not what the export writes"):
+        small = {path: path.read_bytes() for path in out.iterdir() if path.suffix != ".safetensors"}
+        wanted = {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors.index.json"}
+        assert wanted < {path.name for path in small}
+        changes = {path: before + b"\n" for path, before in small.items()}
+        changes |= {path: json.dumps({**read_json(path), "x": 1}).encode() for path in small if path.suffix == ".json"}
+        for path, content in (changes | {out / "extra.py": b"", out / "deep/tokenizer.json": b"{}"}).items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            renewed(out)
+            with pytest.raises(CheckpointError, match=f"{path.relative_to(out)}.*not what the export writes"):
+                module.compare_files(held, out)
+            path.unlink()
+            for each, before in small.items():
+                each.write_bytes(before)
+        (out / "tokenizer_config.json").unlink()
+        with pytest.raises(CheckpointError, match="tokenizer_config.json"):
             module.compare_files(held, out)
-        path.write_bytes(before)
-        (out / manifest.FILE).write_bytes(told)
-    (out / "deep").mkdir()
-    for extra in ("extra.py", "deep/tokenizer.json"):
-        (out / extra).write_text("{}")
-        with pytest.raises(CheckpointError, match=extra):
-            module.compare_files(held, out)
-        (out / extra).unlink()
-    (out / "tokenizer_config.json").unlink()
-    with pytest.raises(CheckpointError, match="tokenizer_config.json"):
-        module.compare_files(held, out)
 
 
-def test_manifest_is_asked_where_a_directory_is_opened(written, tmp_path):
+def test_a_changed_byte(written, tmp_path):
+    """Small files are looked at where a directory is opened, weights here."""
     out = shutil.copytree(written[1], tmp_path / "out")
-    model_view.open_model(out)
-    write_json(out / "generation_config.json", {"eos_token_id": 5})
-    with pytest.raises(CheckpointError, match="not as it was exported: generation_config.json changed"):
-        model_view.open_model(out)
-    renewed(out)
-    model_view.open_model(out)
     shard = sorted(out.glob("*.safetensors"))[1]
-    with open(shard, "r+b") as file:
-        file.seek(-1, 2)
-        last = file.read(1)
-        file.seek(-1, 2)
-        file.write(bytes([last[0] ^ 1]))
-    model_view.open_model(out)  # weights are not read there
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    model_view.open_model(out)
     with pytest.raises(CheckpointError, match=f"verification failed: .*{shard.name} changed.*stands, but don't use it"):
         verify(written[0], out)
-    (out / manifest.FILE).unlink()
-    model_view.open_model(out)
-    write_json(out / manifest.FILE, {"files": ["config.json"]})
-    with pytest.raises(CheckpointError, match="files is no object"):
-        model_view.open_model(out)
+    for name, fields, words in (
+        ("generation_config.json", {"eos_token_id": 5}, "not as it was exported: generation_config.json changed"),
+        (manifest.FILE, {"files": ["config.json"]}, "files is no object"),
+    ):
+        write_json(out / name, fields)
+        with pytest.raises(CheckpointError, match=words):
+            model_view.open_model(out)
 
 
-DOWN = "language_model.model.layers.1.mlp.down_proj.weight"
-UP = "language_model.model.layers.1.mlp.up_proj.weight"
+def scaled(name):
+    return lambda held: {**held, name: (held[name].float() * 1.01).bfloat16()}
 
 
-def scaled(name, factor=1.01):
-    return lambda held: {**held, name: (held[name].float() * factor).bfloat16()}
-
-
-def flipped(name):
-    def change(held):
-        held[name].view(torch.int16)[-1] ^= 1
-        return held
-
-    return change
+def flipped(name, row=-1):
+    return lambda held: {**held, name: held[name].index_fill(0, torch.tensor([row % len(held[name])]), 1.0)}
 
 
 CHANGES = [
@@ -166,42 +143,33 @@ CHANGES = [
     (lambda held: {name: t for name, t in held.items() if name != UP}, "lack or add 1 tensors: .*up_proj"),
     (lambda held: {**held, UP: held[UP].float()}, r"up_proj.weight is float32.*bfloat16.*was due"),
 ]
+EMBEDDING = "language_model.model.embed_tokens.weight"
+# hf adds a row for its video token: it holds zeros, or the export is wrong.
+TOKEN_CHANGES = [
+    (flipped(EMBEDDING, 9), "embed_tokens.weight, rows.*other numbers"),
+    (flipped(EMBEDDING), "tokens that were not trained"),
+]
 
 
-def test_a_changed_tensor(written, tmp_path):
-    held, out = written
-    shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("*.safetensors*"))
-    for change, words in CHANGES:
-        tensors = {name: tensor for shard in out.glob("*.safetensors") for name, tensor in load_file(shard).items()}
-        save_file(change(tensors), tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(CheckpointError, match=words):
-            compare_tensors(held, tmp_path / "out")
+def test_a_changed_tensor(job, written, tmp_path):
+    tokens = job(TOKENS, format="hf"), tmp_path / "tokens"
+    export.write(*tokens)
+    for (held, out), changes in ((written, CHANGES), (tokens, TOKEN_CHANGES)):
+        other = shutil.copytree(out, tmp_path / held.draft.format.NAME, ignore=shutil.ignore_patterns("*.safetensors*"))
+        for change, words in changes:
+            tensors = {name: tensor for shard in out.glob("*.safetensors") for name, tensor in load_file(shard).items()}
+            save_file(change(tensors), other / "model.safetensors", metadata={"format": "pt"})
+            with pytest.raises(CheckpointError, match=words):
+                compare_tensors(held, other)
 
 
-def test_a_trained_part_that_is_the_bases(job, toy_base, tmp_path):
-    model = make_model(toy_base)
-    base = load_file(toy_base / "model.safetensors")
-    model.model.mlp1.load_state_dict({k[5:]: v for k, v in base.items() if k.startswith("mlp1.")})
-    config = write_config(tmp_path / "c.py", toy_base)
-    held = export.prepare(config, save_pth(model, tmp_path / "iter_1.pth"))
+def test_a_trained_part_that_is_the_bases(toy_base, tmp_path):
+    model, base = make_model(toy_base), load_file(toy_base / "model.safetensors")
+    state = {f"model.{name}": tensor for name, tensor in base.items() if name.startswith("mlp1.")}
+    held = export.prepare(None, save_pth(model, tmp_path / "iter_1.pth", state=state))
     export.write(held, tmp_path / "out")
     with pytest.raises(CheckpointError, match="no tensor of mlp1 differs from the base, though it was trained"):
         compare_tensors(held, tmp_path / "out")
-
-
-def test_token_rows_and_rows_of_processors(job, tmp_path):
-    """hf adds a row for its video token: it holds zeros, or the export is wrong."""
-    held, out = job(dict(llm_lora=TOKENS), format="hf"), tmp_path / "out"
-    export.write(held, out)
-    assert compare_tensors(held, out)["language_model"] == (3, 27)  # two q_proj and the embedding
-    tensors = load_file(out / "model.safetensors")
-    name = "language_model.model.embed_tokens.weight"
-    for row, words in ((9, "embed_tokens.weight, rows.*other numbers"), (-1, "tokens that were not trained")):
-        changed = {**tensors, name: tensors[name].clone()}
-        changed[name][row] += 1
-        save_file(changed, out / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(CheckpointError, match=words):
-            compare_tensors(held, out)
 
 
 @pytest.fixture(scope="module")
@@ -229,10 +197,9 @@ def test_what_is_asked_and_what_the_cast_costs(asked, tmp_path):
     assert "--dtype float32 or --format peft keeps" in str(report) and "1 of 1 tokens change" in str(report)
 
 
-@pytest.mark.slow
 def test_what_servers_read(asked, written, tmp_path):
     """The comparison of files would see these first; a writer that is wrong would write them."""
-    assert len(module.compare_opened(asked[0], written[1], asked[1])) == len(asked[0])
+    assert len(probed(module.compare_opened, asked[0], written[1], asked[1])) == len(asked[0])
     for number, (file, change, words) in enumerate(
         (
             ("generation_config.json", {"eos_token_id": 5}, r"stop tokens \[5\]"),
@@ -243,27 +210,24 @@ def test_what_servers_read(asked, written, tmp_path):
             ("prompts.py", "import xtuner_plugins", "clean process can't use it: .*xtuner_plugins"),
         )
     ):
-        out = shutil.copytree(written[1], tmp_path / str(number))
+        out = shutil.copytree(written[1], tmp_path / f"changed{number}")
         if isinstance(change, str):
             (out / file).write_text(change)
         else:
             write_json(out / file, {**read_json(out / file), **change})
         with pytest.raises(CheckpointError, match=words):
-            module.compare_opened(asked[0], out, asked[1])
+            probed(module.compare_opened, asked[0], out, asked[1])
 
 
 def test_a_wrong_merge(job, tmp_path, monkeypatch):
     """Writer and lay-over share the merge; the other formula sees a bug in it, and so do the logits."""
-
     forgets = lambda base, parts, config, layer: cast(base, torch.float32)  # noqa: E731
     monkeypatch.setattr(trained.merge, "merged_weight", forgets)
-    held = job(SETTINGS["lora"])
-    export.write(held, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="verification failed: .*not base . scale x B A"):
-        verify(held, tmp_path / "out")
-    monkeypatch.setattr(module, "compare_tensors", lambda job, out: {})
-    with pytest.raises(CheckpointError, match="case text only: merging moves logits by"):
-        verify(held, tmp_path / "out")
+    export.write(held := job(SETTINGS["lora"]), out := tmp_path / "out")
+    for words in ("not base . scale x B A within one rounding", "case text only: merging moves logits by"):
+        with pytest.raises(CheckpointError, match=f"verification failed: .*{words}"):
+            verify(held, out)
+        monkeypatch.setattr(module, "compare_tensors", lambda job, out: {})
 
 
 def test_what_breaks_it_off_is_no_verdict(written, monkeypatch):
@@ -273,21 +237,7 @@ def test_what_breaks_it_off_is_no_verdict(written, monkeypatch):
 
 
 @pytest.mark.slow
-def test_true_export(job, tmp_path):
-    for name, format in (("projector", None), ("both_loras", None), ("both_loras", "hf")):
-        held, out = job(SETTINGS[name], format=format), tmp_path / f"{name}-{format}"
-        export.write(held, out)
-        said = str(verify(held, out))
-        assert said.startswith(f"verified: {out} stands\n") and "mlp1 6 of 6" in said and "cast" not in said
-
-
-@pytest.mark.slow
-def test_conversion(toy_base, run_tool, tmp_path):
-    """At the command line: compared with its source, in either direction and with a cast."""
-    tool = "tools/convert_to_official.py"
-    for source, out, options in (
-        (toy_base, tmp_path / "hf", ("--format", "hf", "--dtype", "bfloat16")),
-        (tmp_path / "hf", tmp_path / "back", ()),
-    ):
-        done = run_tool(tool, "--from", source, out, *options, "--verify")
+def test_conversion_at_the_command_line(toy_base, run_tool, tmp_path):
+    for source, out, format in ((toy_base, tmp_path / "hf", "hf"), (tmp_path / "hf", tmp_path / "back", "official")):
+        done = run_tool("tools/convert_to_official.py", "--from", source, out, "--format", format, "--verify")
         assert done.returncode == 0 and f"verified: {out} stands" in done.stdout, done.stderr

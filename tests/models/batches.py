@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig
 
+from xtuner_plugins.datasets import collate
 from xtuner_plugins.models import VisionLanguageModel
 
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8)
@@ -16,27 +17,28 @@ def build(base, kind=VisionLanguageModel, **settings):
     return kind(base=str(base), **{"dtype": "float32", **settings})
 
 
-def make_batch(model, tiles_of=(2, 0, 1), length=90, seed=0):
-    """A padded batch whose samples hold the given numbers of tiles; labels on the last five tokens of each."""
+def make_samples(model, tiles_of=(2, 0, 1), length=90, seed=0, answers=(5, 5, 5, 5)):
+    """Samples with so many tiles behind two tokens of text, each three tokens shorter than the one before it.
+
+    So many tokens at the end have labels.
+    """
     generator = torch.Generator().manual_seed(seed)
-    n = model.num_image_token
-    input_ids = torch.randint(10, 200, (len(tiles_of), length), generator=generator)
-    labels = torch.full_like(input_ids, -100)
-    attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
-    for row, num_tiles in enumerate(tiles_of):
-        end = length - 3 * row
-        input_ids[row, 2 : 2 + n * num_tiles] = model.img_context_token_id
-        labels[row, end - 5 : end] = input_ids[row, end - 5 : end]
-        attention_mask[row, end:] = False
-    size = model.tile_size
-    return {
-        "input_ids": input_ids,
-        "labels": labels,
-        "attention_mask": attention_mask,
-        "tiles": torch.randint(0, 256, (sum(tiles_of), 3, size, size), dtype=torch.uint8, generator=generator),
-        "num_tiles": torch.tensor(tiles_of),
-        "sources": [f"data.jsonl:{row + 1}" for row in range(len(tiles_of))],
-    }
+    size, made = model.tile_size, []
+    for number, tiles in enumerate(tiles_of):
+        ids = torch.randint(10, 200, (length - 3 * number,), generator=generator)
+        ids[2 : 2 + model.num_image_token * tiles] = model.img_context_token_id
+        labels = torch.full_like(ids, -100)
+        labels[-answers[number] :] = ids[-answers[number] :]
+        pixels = torch.randint(0, 256, (tiles, 3, size, size), dtype=torch.uint8, generator=generator)
+        facts = {"num_tiles": tiles, "source": f"data.jsonl:{number + 1}"}
+        made.append({"input_ids": ids, "labels": labels, "tiles": pixels, **facts})
+    return made
+
+
+def make_batch(model, *args, **options):
+    """A padded batch of `make_samples`."""
+    batch = collate(make_samples(model, *args, **options))
+    return {name: value for name, value in batch.items() if name != "datasets"}
 
 
 def pack(batch, padding=2):
@@ -73,24 +75,6 @@ def learn(model, batch, steps, optimizer=torch.optim.SGD, lr=0.1):
     """The losses of some steps on one batch."""
     optimizer, losses = optimizer([p for p in model.parameters() if p.requires_grad], lr=lr), []
     for _ in range(steps):
-        optimizer.zero_grad()
-        loss = run(model.train(), batch)["loss"]
-        loss.backward()
+        losses.append(backward(model.train(), batch)[0].item())
         optimizer.step()
-        losses.append(loss.item())
     return losses
-
-
-def kept_bytes(model, batch):
-    """Bytes of activations that the graph of a loss keeps, parameters aside."""
-    own, kept = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}, {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        run(model, batch)
-        return sum(kept.values())

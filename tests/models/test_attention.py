@@ -1,6 +1,7 @@
 """Attention over a row of several samples against masks of the whole row, and what kernels get."""
 
 import itertools
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.fake_gpu import fake_gpu
 from xtuner_plugins.families import LLM_FAMILIES
 from xtuner_plugins.models import attention as attention_module
 from xtuner_plugins.models.attention import Segments, attend_to_segments, branch_off, no_mask, segment_attention
@@ -15,19 +17,16 @@ from xtuner_plugins.models.attention import Segments, attend_to_segments, branch
 BOUNDS = (0, 5, 6, 17)
 
 
-def make_segments(bounds=BOUNDS, follows=None):
-    branches = follows and branch_off(bounds, follows)
-    return Segments(bounds, torch.tensor(bounds, dtype=torch.int32), branches)
-
-
-def make_states(heads=6, kv_heads=2, length=BOUNDS[-1], dim=8):
+def make_states(kv_heads=2):
     torch.manual_seed(0)
-    return [torch.randn(1, count, length, dim, requires_grad=True) for count in (heads, kv_heads, kv_heads)]
+    return [torch.randn(1, heads, BOUNDS[-1], 8, requires_grad=True) for heads in (6, kv_heads, kv_heads)]
 
 
-def attend(*states, segments=None, **options):
-    segments = segments or make_segments()
-    output, weights = segment_attention(nn.Module(), *states, None, scaling=0.3, segments=segments, **options)
+def attend(*states, follows=None, window=None):
+    branches = follows and branch_off(BOUNDS, follows)
+    segments = Segments(BOUNDS, torch.tensor(BOUNDS, dtype=torch.int32, device=states[0].device), branches)
+    options = dict(scaling=0.3, segments=segments, sliding_window=window)
+    output, weights = segment_attention(nn.Module(), *states, None, **options)
     assert weights is None
     return output
 
@@ -48,49 +47,38 @@ def masked(query, key, value, window=None, seen=()):
 
 
 def test_equals_a_mask_of_the_whole_row(monkeypatch):
-    """With windows and grouped heads, and after a prompt; keys repeated as on CUDA without flash attention."""
-    branches = (None, (-1, 0, 0)), ((), ((1, 0), (2, 0)))
+    """With windows and grouped heads, and after a prompt; keys repeated on CUDA devices without flash attention alone.
+
+    Nothing that grows with the square of the row is passed on.
+    """
+    original, calls = F.scaled_dot_product_attention, []
+
+    def watched(query, key, value, attn_mask=None, **options):
+        calls.append((key.shape[1], len(attn_mask) if attn_mask is not None else 0))
+        return original(query, key, value, attn_mask=attn_mask, **options)
+
     for (follows, seen), window, kv_heads, as_on_cuda in itertools.product(
-        zip(*branches, strict=True), (None, 1, 3, 11, 100), (1, 2, 6), (False, True)
+        ((None, ()), ((-1, 0, 0), ((1, 0), (2, 0)))), (None, 1, 3, 11, 100), (1, 2, 6), (False, True)
     ):
-        case, segments = (follows, window, kv_heads, as_on_cuda), make_segments(follows=follows)
-        ours, theirs = make_states(kv_heads=kv_heads), make_states(kv_heads=kv_heads)
+        case = (follows, window, kv_heads, as_on_cuda)
+        ours, theirs = make_states(kv_heads), make_states(kv_heads)
         with monkeypatch.context() as patch:
             patch.setattr(torch.Tensor, "is_cuda", as_on_cuda)
-            output = attend(*ours, segments=segments, sliding_window=window)
-            expected = masked(*theirs, window, seen)
-            torch.testing.assert_close(output, expected, msg=str(case))
-            for result in (output, expected):
-                (result * torch.arange(8.0)).sum().backward()
+            patch.setattr(F, "scaled_dot_product_attention", watched)
+            output = attend(*ours, follows=follows, window=window)
+        assert {heads for heads, _ in calls} == {6 if as_on_cuda else kv_heads}, case
+        assert max(rows for _, rows in calls) <= 11 and (window or follows or not any(rows for _, rows in calls)), case
+        calls.clear()
+        expected = masked(*theirs, window, seen)
+        torch.testing.assert_close(output, expected, msg=str(case))
+        for result in (output, expected):
+            (result * torch.arange(8.0)).sum().backward()
         for own, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(own.grad, other.grad, atol=1e-5, rtol=1e-5, msg=str(case))
 
 
-def test_a_segment_follows_an_earlier_prompt_only():
-    """And the flash kernel gets for each segment its prompt's positions, then its own."""
-    for follows in ((0, -1, -1), (-1, 2, -1), (-1, 0, 1)):
-        with pytest.raises(ValueError, match="an earlier one that follows no other"):
-            branch_off(BOUNDS, follows)
-    branches = branch_off((0, 2, 3, 5, 6), (-1, 0, 0, -1))
-    assert branches.key_positions.tolist() == [0, 1, 0, 1, 2, 0, 1, 3, 4, 5]
-    assert branches.cu_seqlens.tolist() == [0, 2, 5, 9, 10] and branches.longest == 4
-
-
-def test_no_mask_of_the_row_and_no_repeated_heads_exist(monkeypatch):
-    """Nothing that grows with the square of the row, or with the number of query heads for keys, is passed on."""
-    seen, original = [], F.scaled_dot_product_attention
-
-    def watched(*args, **kwargs):
-        seen.append(([tuple(tensor.shape) for tensor in args], kwargs["attn_mask"]))
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    attend(*make_states())
-    assert seen == [([(1, 6, n, 8), (1, 2, n, 8), (1, 2, n, 8)], None) for n in (5, 1, 11)]
-
-
 def test_flash_gets_boundaries_and_a_causal_window(monkeypatch):
-    """What the kernel of a CUDA device is called with; the kernel itself needs one."""
+    """What the kernel of a CUDA device is called with; of a segment after a prompt the prompt's positions, too."""
     calls = []
 
     def kernel(query, key, value, *borders, **options):
@@ -105,21 +93,33 @@ def test_flash_gets_boundaries_and_a_causal_window(monkeypatch):
         (11, None, [0, 5, 6, 17], (-1, 0)),
         (11, (-1, 0, 0), [0, 5, 11, 27], (10, 0)),
     ):
-        output = attend(*make_states(), segments=make_segments(follows=follows), sliding_window=window)
-        assert output.shape == (1, 17, 6, 8)
+        assert attend(*make_states(), follows=follows, window=window).shape == (1, 17, 6, 8)
         options = {"scale": 0.3, "window_size": expected, **attention_module._GROUPED}
         assert calls.pop() == (17, keys[-1], [list(BOUNDS), keys, 11, 16 if follows else 11], options)
+    assert branch_off((0, 2, 3, 5, 6), (-1, 0, 0, -1)).key_positions.tolist() == [0, 1, 0, 1, 2, 0, 1, 3, 4, 5]
+    for follows in ((0, -1, -1), (-1, 2, -1), (-1, 0, 1)):
+        with pytest.raises(ValueError, match="an earlier one that follows no other"):
+            branch_off(BOUNDS, follows)
+
+
+def test_flash_needs_ampere_half_precision_and_no_dropout():
+    half, heads = torch.float16, (100, 128, 256, 264)
+    for capability, dtype, dropout, dim in itertools.product(
+        ((7, 5), (8, 0), (12, 0)), (half, torch.float32), (0.0, 0.1), heads
+    ):
+        with fake_gpu(), mock.patch("torch.cuda.get_device_capability", return_value=capability):
+            query = torch.empty(1, 2, 3, dim, dtype=dtype, device="cuda")
+            expected = capability >= (8, 0) and dtype == half and not dropout and dim in (128, 256)
+            assert attention_module._flash_runs(query, dropout) == expected, (capability, dtype, dropout, dim)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("window", [None, 3])
-def test_flash_equals_segment_by_segment(window):
+def test_flash_equals_segment_by_segment():
     states = [tensor.detach().to("cuda", torch.bfloat16) for tensor in make_states()]
-    segments = Segments(BOUNDS, torch.tensor(BOUNDS, dtype=torch.int32, device="cuda"))
     assert attention_module._flash_runs(states[0], 0.0)
-    output = attend(*states, segments=segments, sliding_window=window)
-    expected = masked(*[tensor.float().cpu() for tensor in states], window)
-    torch.testing.assert_close(output.float().cpu(), expected, atol=2e-2, rtol=2e-2)
+    for window in (None, 3):
+        expected = masked(*[tensor.float().cpu() for tensor in states], window)
+        torch.testing.assert_close(attend(*states, window=window).float().cpu(), expected, atol=2e-2, rtol=2e-2)
 
 
 @torch.no_grad()
@@ -127,9 +127,9 @@ def test_every_family_takes_segments():
     """Each sample of a row gives the hidden states that it gives alone under transformers' own attention."""
     shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
     shape |= dict(num_key_value_heads=2, sliding_window=4, use_sliding_window=True, max_window_layers=1, pad_token_id=0)
+    experts = dict(moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, head_dim=8)
     for name, family in LLM_FAMILIES.items():
         torch.manual_seed(0)
-        experts = dict(moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, head_dim=8)
         config = AutoConfig.for_model(name, vocab_size=90, **shape, **(experts if name == "qwen3_moe" else {}))
         llm = AutoModelForCausalLM.from_config(config).eval()
         decoder = getattr(llm, family.decoder)
@@ -140,7 +140,7 @@ def test_every_family_takes_segments():
         torch.testing.assert_close(again, alone, msg=name)  # without segments nothing has changed
         row, positions = torch.cat(samples, 1), torch.cat([torch.arange(ids.shape[1]) for ids in samples])[None]
         inputs = dict(position_ids=positions, attention_mask=no_mask(row.device), use_cache=False)
-        together = decoder(row, segments=make_segments(), **inputs).last_hidden_state
-        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5, msg=name)
-        wrong = decoder(row, segments=make_segments((0, 17)), **inputs).last_hidden_state
-        assert (wrong - alone).abs().max() > 1e-3, name
+        for bounds, is_right in ((BOUNDS, True), ((0, 17), False)):
+            segments = Segments(bounds, torch.tensor(bounds, dtype=torch.int32))
+            together = decoder(row, segments=segments, **inputs).last_hidden_state
+            assert ((together - alone).abs().max() < 1e-5) == is_right, name

@@ -1,24 +1,23 @@
-"""Each objective against a reference written from its paper, pair by pair, in plain Python."""
+"""Each objective against a reference written from its paper, pair by pair, in plain Python; and beside TRL's own."""
 
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest import mock
 
+import pytest
 import torch
 
-from xtuner_plugins.models.objectives import (
-    LOSSES,
-    PairLogProbs,
-    Settings,
-    need_reference,
-    preference_losses,
-    rewards,
-)
+from xtuner_plugins.models.objectives import LOSSES, PairLogProbs, Settings, need_reference, preference_losses, rewards
 from xtuner_plugins.ranges import OBJECTIVES, check_objectives
 
 MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # as its authors mix them
-
 SETTINGS = Settings(beta=0.3, label_smoothing=0.1, margin=0.4, reward_mean=0.25)
+TRL = "1.16.0"
+OURS_TO_TRL = {"dpo": "sigmoid", "ipo": "ipo", "hinge": "hinge", "bco_pair": "bco_pair", "sft": "sft"}
 
 
 def make_pairs(count=40, reference=True):
@@ -34,33 +33,32 @@ def log_sigmoid(x):
     return -math.log1p(math.exp(-x))
 
 
-def expected(name, c, r, rc, rr, nc, nr, per_token=False):
-    """The loss of one pair: log probabilities, those of the reference, numbers of tokens."""
+def log_odds(log_p):
+    return math.log(math.exp(log_p) / (1 - math.exp(log_p)))
+
+
+def expected(c, r, rc, rr, nc, nr, per_token):
+    """The loss of one pair by objective: log probabilities, those of the reference, numbers of tokens."""
     b, s, g, d = 0.3, 0.1, 0.4, 0.25
     ratio_c, ratio_r = ((c - rc) / nc, (r - rr) / nr) if per_token else (c - rc, r - rr)
-    if name == "dpo":
-        h = b * (ratio_c - ratio_r)
-        return -(1 - s) * log_sigmoid(h) - s * log_sigmoid(-h)
-    if name == "ipo":
-        return ((c - rc) / nc - (r - rr) / nr - 1 / (2 * b)) ** 2
-    if name == "hinge":
-        return max(0.0, 1 - b * (ratio_c - ratio_r))
-    if name == "bco_pair":
-        return -log_sigmoid(b * ratio_c - d) - log_sigmoid(d - b * ratio_r)
-    if name == "orpo":
-        p_c, p_r = math.exp(c / nc), math.exp(r / nr)
-        return -log_sigmoid(math.log(p_c / (1 - p_c)) - math.log(p_r / (1 - p_r)))
-    if name == "simpo":
-        return -log_sigmoid(b * (c / nc - r / nr) - g)
-    assert name == "sft"
-    return -c / nc
+    h = b * (ratio_c - ratio_r)
+    return {
+        "dpo": -(1 - s) * log_sigmoid(h) - s * log_sigmoid(-h),
+        "ipo": ((c - rc) / nc - (r - rr) / nr - 1 / (2 * b)) ** 2,
+        "hinge": max(0.0, 1 - h),
+        "bco_pair": -log_sigmoid(b * ratio_c - d) - log_sigmoid(d - b * ratio_r),
+        "orpo": -log_sigmoid(log_odds(c / nc) - log_odds(r / nr)),
+        "simpo": -log_sigmoid(b * (c / nc - r / nr) - g),
+        "sft": -c / nc,
+    }
 
 
 def test_equals_its_definition():
+    assert list(LOSSES) == list(OBJECTIVES)
     for name, per_token in itertools.product(OBJECTIVES, (False, True)):
         pairs = make_pairs()
         columns = zip(*(column.tolist() for column in vars(pairs).values()), strict=True)
-        wanted = torch.tensor([expected(name, *values, per_token=per_token) for values in columns])
+        wanted = torch.tensor([expected(*values, per_token)[name] for values in columns])
         total, each = preference_losses(pairs, {name: 1.0}, replace(SETTINGS, per_token=per_token))
         torch.testing.assert_close(total, wanted, atol=1e-6, rtol=2e-6, msg=name)
         assert torch.equal(total.detach(), each[name])
@@ -71,20 +69,52 @@ def test_equals_its_definition():
             assert name == "sft" or (pairs.rejected.grad >= -1e-6).all(), name
 
 
-def test_mpo_is_its_weighted_sum():
+def test_mixtures_and_extremes():
+    """MPO is a weighted sum; orpo stays finite for sure and for hopeless answers."""
     total, each = preference_losses(make_pairs(), MPO, SETTINGS)
     torch.testing.assert_close(total.detach(), 0.8 * each["dpo"] + 0.2 * each["bco_pair"] + 1.0 * each["sft"])
     assert not each["dpo"].requires_grad and list(each) == list(MPO) and check_objectives(MPO) == MPO
-    assert tuple(LOSSES) == tuple(OBJECTIVES)
     assert {name for name in OBJECTIVES if need_reference({name: 1})} == {"dpo", "ipo", "hinge", "bco_pair"}
-    assert need_reference(MPO) and not need_reference({"orpo": 1.0, "sft": 0.1})
-    chosen, rejected = rewards(make_pairs(reference=False), SETTINGS)
-    assert chosen.isfinite().all() and rejected.isfinite().all()
-
-
-def test_orpo_stays_finite_for_sure_and_for_hopeless_answers():
+    assert torch.stack(rewards(make_pairs(reference=False), SETTINGS)).isfinite().all()
     chosen = torch.tensor([0.0, -1e-30, -1e-7, -0.69, -0.7, -5.0, -100.0], requires_grad=True)
     rejected, one = -torch.ones(7), torch.ones(7)
     total, _ = preference_losses(PairLogProbs(chosen, rejected, None, None, one, one), {"orpo": 1.0}, SETTINGS)
     total.sum().backward()
     assert total.isfinite().all() and chosen.grad.isfinite().all()
+
+
+def trl_loss(trl, name, own, reference, beta):
+    """The loss of TRL's DPO trainer for one pair, which gets log probabilities from a model that only says them."""
+    lengths = [len(answer) for answer in own]
+    mask = torch.tensor([[0, *[1] * length, *[0] * (max(lengths) - length)] for length in lengths])
+    said = torch.nn.utils.rnn.pad_sequence(own, batch_first=True)
+    zeros = torch.zeros_like(said)
+    said = SimpleNamespace(log_probs=said, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    trainer = mock.MagicMock(loss_types=[name], loss_weights=[1.0], beta=beta, label_smoothing=0.0)
+    trainer.configure_mock(aux_loss_enabled=False, ld_alpha=None, use_weighting=False, _tp_size=1)
+    trainer.configure_mock(f_divergence_type="reverse_kl", **{"accelerator.device": "cpu"})
+    trainer.accelerator.gather_for_metrics.side_effect = lambda value: value
+    inputs = {"input_ids": 0 * mask, "attention_mask": mask**0, "completion_mask": mask}
+    inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = (answer.sum()[None] for answer in reference)
+    return trl.DPOTrainer._compute_loss(trainer, lambda **_: said, inputs, False)
+
+
+@pytest.mark.release
+def test_losses_are_those_of_trl(tmp_path, monkeypatch):
+    """The package is fetched from the package index."""
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path), f"trl=={TRL}"]
+    subprocess.run(command, check=True, timeout=300)
+    monkeypatch.syspath_prepend(tmp_path)
+    import trl
+
+    generator = torch.Generator().manual_seed(0)
+    for beta, lengths in itertools.product((0.1, 0.7, 2.0), ((5, 9), (12, 3), (7, 7))):
+        own, reference = ([-3 * torch.rand(n, generator=generator) for n in lengths] for _ in range(2))
+        sums = [answer.sum()[None] for answer in (*own, *reference)]
+        pairs = PairLogProbs(*sums, *(torch.tensor([length]) for length in lengths))
+        for name, other in OURS_TO_TRL.items():
+            ours, theirs = (
+                preference_losses(pairs, {name: 1.0}, Settings(beta=beta))[0][0],
+                trl_loss(trl, other, own, reference, beta),
+            )
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6, msg=name)

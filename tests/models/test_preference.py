@@ -1,7 +1,8 @@
-"""Both answers of a pair in one row, against rows of their own and against plain definitions."""
+"""Both answers of a pair in one row, against rows of their own; and the figures of a step."""
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,11 @@ from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.run.steps import run_step
 from xtuner_plugins.models import PreferenceModel
+from xtuner_plugins.models.objectives import PairLogProbs, Settings
+from xtuner_plugins.models.preference_metrics import ENOUGH, FADE, FIGURES, means_of_step, reward_mean, sums_of_pairs
 
 from . import batches
-from .batches import LORA, assert_same
+from .batches import LORA, assert_same, make_samples
 
 MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # as its authors mix them
 WHOLE, ADAPTED = dict(freeze_llm=False), dict(llm_lora=LORA)
@@ -36,21 +39,13 @@ def build(toy_base):
     return make
 
 
-def make_pairs(model, tiles_of=(2, 0, 1), seed=0):
-    """Pairs with prompts of 20 tokens and the images' own, answers of 3 to 9 tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    samples = []
-    for number, tiles in enumerate(tiles_of):
-        lengths = (20 + model.num_image_token * tiles, 3 + number, 9 - 2 * number)
-        ids = torch.randint(10, 200, (sum(lengths),), generator=generator)
-        ids[2 : 2 + model.num_image_token * tiles] = model.img_context_token_id
-        labels = ids.clone()
-        labels[: lengths[0]] = -100
-        labels[lengths[0] + lengths[1] - 1] = -100  # what a template writes behind an answer
-        size = (tiles, 3, model.tile_size, model.tile_size)
-        pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-        facts = {"num_tiles": tiles, "source": f"pairs.jsonl:{number + 1}", "branches": lengths}
-        samples.append({"input_ids": ids, "labels": labels, "tiles": pixels, **facts})
+def make_pairs(model, tiles_of=(2, 0, 1)):
+    """Pairs with answers of 3 to 9 tokens; no label for what a template writes behind the chosen one."""
+    samples = make_samples(model, tiles_of, length=70, answers=(12, 11, 10, 9))
+    for number, sample in enumerate(samples):
+        chosen, rejected = 3 + number, 9 - 2 * number
+        sample["branches"] = (len(sample["labels"]) - chosen - rejected, chosen, rejected)
+        sample["labels"][-rejected - 1] = -100
     return samples
 
 
@@ -59,24 +54,15 @@ def run(model, samples):
 
 
 def two_rows(model, sample):
-    """Log probabilities of both answers, each in a row of its own, by transformers' own forward."""
-    prompt, chosen, _ = sample["branches"]
-    ids, labels = sample["input_ids"], sample["labels"]
+    """Log probabilities of both answers, each in a row of its own, by the forward pass of the shipped code."""
+    prompt, *answers = (part[None] for part in sample["input_ids"].split(sample["branches"]))
+    _, *labels = (part[None] for part in sample["labels"].split(sample["branches"]))
+    pixels = model.data_preprocessor.normalize(sample["tiles"]) if sample["num_tiles"] else None
     found = []
-    for part in (slice(prompt, prompt + chosen), slice(prompt + chosen, None)):
-        row, wanted = torch.cat([ids[:prompt], ids[part]]), torch.cat([labels[:prompt], labels[part]])
-        pixels = model.data_preprocessor.normalize(sample["tiles"])
-        embeds = model.model.get_input_embeddings()(row[None])
-        if sample["num_tiles"]:
-            features = model.model.extract_feature(pixels).flatten(0, 1)
-            embeds = embeds.index_copy(1, (row == model.img_context_token_id).nonzero().flatten(), features[None])
-        logits = model.model.language_model(inputs_embeds=embeds).logits[0, :-1]
-        found.append(-F.cross_entropy(logits, wanted[1:], reduction="sum", ignore_index=-100))
+    for answer, wanted in zip(answers, labels, strict=True):
+        logits = model.model(pixels, torch.cat([prompt, answer], 1)).logits[0, prompt.shape[1] - 1 : -1]
+        found.append(-F.cross_entropy(logits, wanted[0], reduction="sum", ignore_index=-100))
     return found
-
-
-def figures_of(model, outputs):
-    return dict(zip(model.metric_names, outputs["metrics"].tolist(), strict=True))
 
 
 def test_log_probs_and_gradients_are_those_of_two_rows(build):
@@ -102,19 +88,13 @@ def test_the_reference_is_the_base_as_it_was(build, toy_base):
     Adapters are switched off, and only of what trains otherwise a copy is kept.
     """
     assert build({"orpo": 1.0}, **WHOLE)._reference is None
-    for settings, copied in (
-        (WHOLE, "projector llm"),
-        (ADAPTED, "projector"),
-        (dict(**ADAPTED, freeze_projector=True), ""),
-    ):
+    for settings, copied in ((WHOLE, ("projector", "llm")), (ADAPTED, ("projector",))):
         model = build(**settings)
-        parts = [part for name, part in model.parts().items() if name in copied.split()]
-        assert model._reference.num_bytes == sum(
-            p.nbytes for part in parts for n, p in part.named_parameters() if "lora" not in n
-        )
+        tensors = [tensor for name in copied for tensor in model.parts()[name].named_parameters()]
+        assert model._reference.num_bytes == sum(p.nbytes for name, p in tensors if "lora" not in name)
         samples = make_pairs(model)
         first = run(model, samples)
-        figures = figures_of(model, first)
+        figures = dict(zip(model.metric_names, first["metrics"].tolist(), strict=True))
         assert abs(first["loss"].item() - 0.6931472) < 1e-6 and abs(figures["reward_chosen"]) < 1e-6 > figures["kl"]
         untouched = batches.build(toy_base, **settings).eval()
         for parameter in model.parameters():
@@ -125,56 +105,50 @@ def test_the_reference_is_the_base_as_it_was(build, toy_base):
         wanted = torch.stack([value for sample in samples for value in two_rows(untouched, sample)])
         sums = torch.zeros(9).index_add(0, batch["row"].owners, expected).view(3, 3)[:, 1:].flatten()
         torch.testing.assert_close(sums, wanted.detach(), atol=1e-4, rtol=1e-5)
-        after = dict(model.named_parameters())
-        assert after.keys() == before.keys() and all(after[name] is before[name] for name in after)
-        moved = figures_of(model, run(model, samples))
-        assert moved["kl"] > 1e-5 and moved["reward_chosen"] != 0 and not expected.requires_grad
+        assert all(value is before[name] for name, value in model.named_parameters()) and not expected.requires_grad
+        moved = dict(zip(model.metric_names, run(model, samples)["metrics"].tolist(), strict=True))
+        assert moved["kl"] > 1e-5 and moved["reward_chosen"] != 0
 
 
-def test_each_image_is_encoded_once_and_each_prompt_read_once(build):
-    model = build(**ADAPTED).eval()
-    tiles, tokens = [], []
+def test_each_image_is_encoded_once_and_each_prompt_read_once(build, monkeypatch):
+    """By the model and by its reference, which leaves modes as they were without a visit to all modules."""
+    model = build(**ADAPTED, freeze_projector=True).train()
+    assert model._reference.num_bytes == 0
+    modes = [module.training for module in model.modules()]
+    monkeypatch.setattr(model, "train", None)
+    tiles, calls = [], []
     model.model.vision_model.embeddings.register_forward_pre_hook(lambda module, args: tiles.append(len(args[0])))
     decoder = getattr(model.model.language_model, model.llm.decoder)
-    decoder.register_forward_pre_hook(
-        lambda module, args, kwargs: tokens.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
-    )
+
+    def note(module, args, kwargs):
+        calls.append((kwargs["inputs_embeds"].shape[1], decoder.layers[0].self_attn.training))
+
+    decoder.register_forward_pre_hook(note, with_kwargs=True)
     samples = make_pairs(model)
     run(model, samples)
-    assert tiles == [3] and tokens == [sum(sum(sample["branches"]) for sample in samples)] * 2  # model and reference
-
-
-def step(model, batches):
-    model = copy.deepcopy(model)
-    MessageHub.get_current_instance().runtime_info.clear()
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    wrapper = OptimWrapper(SGD([p for p in model.parameters() if p.requires_grad], lr=0.1))
-    logged = run_step(model, wrapper, [collate_pairs(batch) for batch in batches])
-    return {name: before[name] - p.detach() for name, p in model.named_parameters() if name in before}, logged
+    length = sum(sum(sample["branches"]) for sample in samples)
+    assert tiles == [3] and calls == [(length, False), (length, True)]
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_a_step_is_the_mean_over_its_pairs_however_they_are_batched(build):
     model = build(MPO, **ADAPTED).eval()
-    samples = make_pairs(model, (1, 0, 2, 1))
+    samples, results = make_pairs(model, (1, 0, 2, 1)), []
     samples[2]["loss_weight"] = 3.0
-    whole, logged = step(model, [samples])
+    for batched in ([samples], [samples[:1], samples[1:3], samples[3:]], [samples, [filler_pair(model.tile_size)]]):
+        MessageHub.get_current_instance().runtime_info.clear()
+        trained = copy.deepcopy(model)
+        wrapper = OptimWrapper(SGD([p for p in trained.parameters() if p.requires_grad], lr=1.0))
+        assert trained._settings_now().reward_mean == 0
+        logged = run_step(trained, wrapper, [collate_pairs(batch) for batch in batched])
+        results.append((logged, trained.state_dict()))
+        mean = (logged["reward_chosen"] + logged["reward_rejected"]) / 2  # which bco_pair compares with in later steps
+        assert trained._settings_now().reward_mean == pytest.approx(mean, abs=1e-7)
+    (logged, whole), *others = results
     assert {"reward_chosen", "reward_rejected", "margin", "accuracy", "kl", "loss_dpo", "loss_sft"} <= logged.keys()
-    for batched in ([samples[:1], samples[1:3], samples[3:]], [samples, [filler_pair(model.tile_size)]]):
-        parts, also = step(model, batched)
-        assert_same(parts, whole, atol=1e-6, rtol=1e-4)
+    for also, parts in others:
+        assert_same(parts, whole, atol=1e-5, rtol=1e-5)
         assert logged["loss"] == pytest.approx(also["loss"], rel=1e-6) and logged["pairs"] == also["pairs"] == 4
-
-
-def test_bco_compares_with_the_mean_reward_of_earlier_steps(build):
-    model = build({"bco_pair": 1.0}, beta=0.5, **ADAPTED)
-    samples = make_pairs(model)
-    wrapper = OptimWrapper(torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3))
-    assert model._settings_now().reward_mean == 0
-    rewarded = []
-    for _ in range(3):
-        step = run_step(model, wrapper, [collate_pairs(samples)])
-        rewarded.append((step["reward_chosen"] + step["reward_rejected"]) / 2)
-        assert model._settings_now().reward_mean == pytest.approx(sum(rewarded) / len(rewarded), abs=1e-7)
 
 
 def test_unfit_settings_are_refused(build):
@@ -191,25 +165,59 @@ def test_unfit_settings_are_refused(build):
             build(**settings, **ADAPTED)
 
 
-def test_the_reference_leaves_modes_as_they_were_without_a_visit_to_all_modules(build, monkeypatch):
-    model = build(**ADAPTED).train()
-    modes = [module.training for module in model.modules()]
-    monkeypatch.setattr(model, "train", None)
-    during = []
-    model.model.mlp1.register_forward_hook(lambda module, inputs, output: during.append(module.training))
-    run(model, make_pairs(model))
-    assert during == [False, True] and [module.training for module in model.modules()] == modes
-
-
 @pytest.mark.slow
 def test_log_probs_under_zero_3_are_those_of_one_process(toy_base, tmp_path):
     """The head is gathered for the forward pass, and again for the backward pass, which makes its gradient."""
     path, images = write_dataset(tmp_path / "data", num_samples=8)
     data = path.with_name("pairs.jsonl"), images
     case = dict(config=edited_config(tmp_path, "toy_finetune_mpo_full", objectives={"orpo": 1.0}))
-    alone = train_forked(tmp_path / "alone", toy_base, data, **case)
-    split = train_forked(tmp_path / "split", toy_base, data, processes=2, deepspeed="deepspeed_zero3", **case)
-    assert alone.ok and split.ok, alone.output[-3000:] + split.output[-3000:]
+    for name, options in (("alone", {}), ("split", dict(processes=2, deepspeed="deepspeed_zero3"))):
+        done = train_forked(tmp_path / name, toy_base, data, **case, **options)
+        assert done.ok, done.output[-3000:]
     for key in ("loss", "grad_norm"):
         losses = logged(tmp_path / "alone", key)
         assert len(losses) == 2 and logged(tmp_path / "split", key) == pytest.approx(losses, rel=1e-5)
+
+
+def make_log_probs(count, slope=0.0):
+    """Pairs whose rewards have a part that goes along with their length."""
+    generator = torch.Generator().manual_seed(0)
+    chosen, rejected = torch.randint(2, 40, (2, count), generator=generator)
+    ratios = slope * torch.stack([chosen, rejected]) + torch.randn(2, count, generator=generator)
+    return PairLogProbs(*ratios, torch.zeros(count), torch.zeros(count), chosen, rejected)
+
+
+def sums(pairs, num_fillers=0):
+    counts = torch.arange(len(pairs.chosen)) < len(pairs.chosen) - num_fillers
+    losses = {"dpo": torch.arange(len(counts)).float()}
+    found = sums_of_pairs(pairs, Settings(beta=0.5), losses, counts, torch.full((len(counts),), 0.25))
+    return dict(zip((*FIGURES, "loss_dpo"), found.tolist(), strict=True))
+
+
+def test_means_are_those_of_the_pairs_that_count():
+    pairs = make_log_probs(6)
+    assert means_of_step(dict.fromkeys((*FIGURES, "loss_dpo"), 0.0)) == {} and reward_mean() == 0
+    means = means_of_step(sums(pairs, num_fillers=1))
+    margin = 0.5 * (pairs.chosen - pairs.rejected)[:5]
+    assert means["pairs"] == 5 and means["loss_dpo"] == 2 and means["kl"] == 0.25
+    assert means["margin"] == pytest.approx(margin.mean().item(), abs=1e-6)
+    assert means["accuracy"] == pytest.approx((margin > 0).float().mean().item())
+    assert means["tokens_chosen"] == pytest.approx(pairs.chosen_tokens[:5].float().mean().item())
+    assert "length_correlation" not in means
+    assert reward_mean() == pytest.approx(0.25 * (pairs.chosen + pairs.rejected)[:5].mean().item())
+
+
+def test_the_correlation_of_margin_and_length_fades():
+    """What is remembered is in the state that checkpoints keep."""
+    hub = MessageHub.get_current_instance()
+    for slope, least, most in ((1.0, 0.9, 1), (-1.0, -1, -0.9), (0.0, -0.3, 0.3)):
+        hub.runtime_info.clear()
+        pairs = make_log_probs(ENOUGH, slope)
+        found = means_of_step(sums(pairs))["length_correlation"]
+        margin, gap = pairs.chosen - pairs.rejected, pairs.chosen_tokens - pairs.rejected_tokens
+        assert found == pytest.approx(np.corrcoef(margin.numpy(), gap.numpy())[0, 1], abs=1e-4)
+        assert least < found < most and len(hub.state_dict()["runtime_info"]) == 2
+    for slope in (1.0, -1.0):
+        for _ in range(int(3 / (1 - FADE))):
+            last = means_of_step(sums(make_log_probs(ENOUGH, slope)))
+    assert last["length_correlation"] < -0.5

@@ -13,7 +13,7 @@ from tests.weights.training import chat_inputs, logits, save_pth, with_context, 
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import export
 from xtuner_plugins.families import llm_family
-from xtuner_plugins.models.quantization import build_quantization_config, linear_quantizer
+from xtuner_plugins.models.quantization import linear_quantizer
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.weights.loader import load_model
 
@@ -28,34 +28,34 @@ def load(base, **options):
     return model
 
 
-@pytest.mark.parametrize("double", [True, False])
-def test_loaded_into_4_bits(toy_base, double):
-    settings = {**SETTINGS, "bnb_4bit_use_double_quant": double}
-    plain = load(toy_base)
-    targets = llm_family(plain.config.llm_config.to_dict()).lora_targets
-    quantize = linear_quantizer("language_model", targets, settings, torch.float32)
-    unpacked = []
+def test_loaded_into_4_bits(toy_base, monkeypatch):
+    for double in (True, False):
+        plain, unpacked = load(toy_base), []
+        targets = llm_family(plain.config.llm_config.to_dict()).lora_targets
+        settings = {**SETTINGS, "bnb_4bit_use_double_quant": double}
+        quantize = linear_quantizer("language_model", targets, settings, torch.float32)
 
-    def watched(model, name):
-        quantize(model, name)
-        layers = [m for n, m in model.language_model.named_modules() if n.rsplit(".", 1)[-1] in targets]
-        unpacked.append(sum(type(m) is nn.Linear and not m.weight.is_meta for m in layers))
+        def watched(model, name, quantize=quantize, unpacked=unpacked, targets=targets):
+            quantize(model, name)
+            layers = [m for n, m in model.language_model.named_modules() if n.endswith(targets)]
+            unpacked.append(sum(type(m) is nn.Linear and not m.weight.is_meta for m in layers))
 
-    packed = load(toy_base, filled=watched)
-    assert max(unpacked) == 0
-    names = [n for n, m in packed.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
-    assert len(names) == len(targets) * plain.config.llm_config.num_hidden_layers
-    assert all(n.startswith("language_model.") for n in names)
-
-    inputs = chat_inputs(plain)
-    exact = logits(plain, inputs)
-    for name in names:  # the plain model, with the numbers that 4 bits can hold
-        weight = plain.get_submodule(name).weight
-        values, state = bnb.functional.quantize_4bit(weight.data, quant_type="nf4", compress_statistics=double)
-        weight.data = bnb.functional.dequantize_4bit(values, state)
-    # float32 products of the same numbers, summed in another order
-    torch.testing.assert_close(logits(packed, inputs), logits(plain, inputs), rtol=0, atol=1e-5)
-    assert (logits(packed, inputs) - exact).abs().max() > 1e-3
+        packed = load(toy_base, filled=watched)
+        names = [n for n, m in packed.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
+        assert max(unpacked) == 0 and len(names) == len(targets) * plain.config.llm_config.num_hidden_layers
+        assert all(n.startswith("language_model.") for n in names)
+        inputs = chat_inputs(plain)
+        exact, found = logits(plain, inputs), logits(packed, inputs)
+        for name in names:  # the plain model, with the numbers that 4 bits can hold
+            weight = plain.get_submodule(name).weight
+            values, state = bnb.functional.quantize_4bit(weight.data, quant_type="nf4", compress_statistics=double)
+            weight.data = bnb.functional.dequantize_4bit(values, state)
+        # float32 products of the same numbers, summed in another order
+        torch.testing.assert_close(found, logits(plain, inputs), rtol=0, atol=1e-5)
+        assert (found - exact).abs().max() > 1e-3
+    monkeypatch.setattr("xtuner_plugins.models.quantization.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="deepspeed_zero2"):
+        linear_quantizer("language_model", targets, SETTINGS, torch.float32)
 
 
 def test_qlora_trains_beside_four_bit_weights(toy_base):
@@ -67,9 +67,7 @@ def test_qlora_trains_beside_four_bit_weights(toy_base):
         assert layer.weight.dtype == torch.uint8 and layer.weight.numel() == 64 * 64 // 2
         assert model.model.language_model.lm_head.weight.dtype == torch.float32
         loss, gradients = backward(model, make_batch(model))
-        assert (
-            gradients.keys() == {n for n, p in model.named_parameters() if p.requires_grad} == set(model.state_dict())
-        )
+        assert gradients.keys() == set(model.state_dict())
         magnitudes = [gradient for name, gradient in gradients.items() if "magnitude" in name]
         assert bool(magnitudes) == is_dora and all(gradient.abs().max() > 0 for gradient in magnitudes)
         model.init_weights()  # the runner calls it before it trains; 4-bit weights have no mean
@@ -84,43 +82,22 @@ def test_qlora_trains_beside_four_bit_weights(toy_base):
     assert 0 < abs(losses[0] - exact) < 0.05 * exact and losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
-def test_refusals(monkeypatch):
-    for settings, message in (
-        (dict(load_in_8bit=True), "set load_in_4bit=True"),
-        (dict(load_in_4bit=True, load_in_8bit=True), "load_in_8bit"),
-        (dict(load_in_4bit=True, bits=8), "has no setting bits"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            build_quantization_config(settings)
-    monkeypatch.setattr("xtuner_plugins.models.quantization.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="deepspeed_zero2"):
-        linear_quantizer("language_model", ("q_proj",), SETTINGS, torch.float32)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(base, model trained with the toy QLoRA recipe's settings on one batch, its losses, its export)."""
-    root = tmp_path_factory.mktemp("qlora")
-    sizes = dict(hidden_size=256, intermediate_size=512)  # several scales per row, as in real layers
-    build_base(*write_random_parts(root / "parts", llm_overrides=sizes), root / "base", dtype="float32")
-    settings = dict(
-        llm_lora=LORA | dict(r=16, lora_alpha=32),
-        llm_quantization=dict(type=BitsAndBytesConfig, **SETTINGS),
-    )
-    model = build(root / "base", gradient_checkpointing=False, **settings)
-    losses = learn(model, make_batch(model), 12, torch.optim.AdamW, lr=1e-3)
-    config = write_config(root / "config.py", root / "base", **settings)
-    config.write_text("from transformers import BitsAndBytesConfig\n" + config.read_text())
-    export(config, save_pth(model, root / "iter_12.pth", config), root / "export")
-    return root / "base", model, losses, root / "export"
-
-
-def test_the_merged_export_keeps_what_was_learned(trained):
+def test_the_merged_export_keeps_what_was_learned(tmp_path):
     """Its gap to the model in 4 bits is that of the base's own 4 bits (docs/checkpoints.md), not more by the merge."""
-    base, model, losses, path = trained
-    assert losses[-1] < 0.1 * losses[0]  # from 7.6 to 0.23 when this was written
-    merged = build(path, gradient_checkpointing=False).eval()
-    assert run(merged, make_batch(model))["loss"] < 0.1 * losses[0]
+    sizes = dict(hidden_size=256, intermediate_size=512)  # several scales per row, as in real layers
+    base = tmp_path / "base"
+    build_base(*write_random_parts(tmp_path / "parts", llm_overrides=sizes), base, dtype="float32")
+    settings = dict(
+        llm_lora=LORA | dict(r=16, lora_alpha=32), llm_quantization=dict(type=BitsAndBytesConfig, **SETTINGS)
+    )
+    model = build(base, gradient_checkpointing=False, **settings)
+    losses = learn(model, make_batch(model), 12, torch.optim.AdamW, lr=1e-3)
+    config = write_config(tmp_path / "config.py", base, **settings)
+    config.write_text("from transformers import BitsAndBytesConfig\n" + config.read_text())
+    export(config, save_pth(model, tmp_path / "iter_12.pth", config), tmp_path / "export")
+    merged = build(tmp_path / "export", gradient_checkpointing=False).eval()
+    # From 7.6 to 0.23 when this was written
+    assert losses[-1] < 0.1 * losses[0] and run(merged, make_batch(model))["loss"] < 0.1 * losses[0]
 
     def gap(packed, plain):
         """Root mean square difference of logits, as a share of the root mean square logit."""
@@ -129,6 +106,5 @@ def test_the_merged_export_keeps_what_was_learned(trained):
         return ((exact - other).square().mean() / exact.square().mean()).sqrt().item()
 
     quantize = linear_quantizer("language_model", model.llm.lora_targets, SETTINGS, torch.float32)
-    of_base = gap(load(base, filled=quantize).train(), load(base))
-    of_export = gap(model.model, merged.model)
+    of_base, of_export = gap(load(base, filled=quantize).train(), load(base)), gap(model.model, merged.model)
     assert of_export < 0.35 and of_export == pytest.approx(of_base, rel=0.15)

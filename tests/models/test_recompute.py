@@ -8,10 +8,10 @@ from xtuner_plugins.models import recompute
 from xtuner_plugins.toy.models import write_random_parts
 
 from . import batches
-from .batches import LORA, WHOLE, assert_same, backward, kept_bytes, make_batch, run
+from .batches import LORA, WHOLE, assert_same, backward, make_batch, run
 
-KEEPS = dict(gradient_checkpointing=False)
-WAYS = {
+WAYS = {  # the first keeps all
+    "none": dict(gradient_checkpointing=False),
     "llm alone": dict(gradient_checkpointing=True, visual_encoder_checkpointing=False),
     "encoder alone": dict(gradient_checkpointing=False, visual_encoder_checkpointing=True),
     "all": dict(gradient_checkpointing=True),
@@ -30,50 +30,63 @@ def build(base, **settings):
     return batches.build(base, **{**WHOLE, **settings}).train()
 
 
+def kept_bytes(model, batch):
+    """Bytes of activations that the graph of a loss keeps, parameters aside."""
+    own, kept = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run(model, batch)
+        return sum(kept.values())
+
+
 def test_nothing_changes_but_what_is_kept(base):
-    """Bit for bit: the same operations run twice, dropout included."""
+    """Bit for bit: the same operations run twice, dropout included. A gradient passes through a frozen LLM, too."""
+    frozen = {"freeze_visual_encoder": True}
     for trains in (
         {"drop_path": 0.5},
-        {"freeze_visual_encoder": True, "visual_encoder_last_layers": 3},
-        {"freeze_visual_encoder": True, "visual_encoder_lora": LORA | {"lora_dropout": 0.2}},
+        {"visual_encoder_last_layers": 3, **frozen},
+        {"visual_encoder_lora": LORA | {"lora_dropout": 0.2}, **frozen},
+        {"freeze_llm": True, **frozen},
     ):
-        results = []
-        for settings in (KEEPS, *WAYS.values()):
+        results, kept = [], {}
+        for name, settings in WAYS.items():
             model = build(base, **trains, **settings)
+            batch = make_batch(model)
             torch.manual_seed(1)
-            results.append(backward(model, make_batch(model)))
-        for loss, found in results[1:]:
-            assert loss == results[0][0]
-            assert_same(found, results[0][1], rtol=0, atol=0)
+            results.append(backward(model, batch))
+            kept[name] = kept_bytes(model, batch)
+            assert results[-1][0] == results[0][0]
+            assert_same(results[-1][1], results[0][1], rtol=0, atol=0)
+        inputs = 2 * batch["attention_mask"].sum() * 64 * 4  # of two blocks of the LLM, 64 numbers of 4 bytes per token
+        assert kept["all"] <= kept["llm alone"] < kept["none"] - 4 * inputs
+        assert kept["encoder alone"] < kept["none"] or "freeze_llm" in trains
+        assert kept["all"] - kept["all, on the host"] >= inputs
 
 
-def test_each_part_keeps_less_by_itself(base):
-    batch = make_batch(build(base, **KEEPS))
-    kept = {name: kept_bytes(build(base, **settings), batch) for name, settings in {"none": KEEPS, **WAYS}.items()}
-    assert all(kept[name] < kept["none"] for name in WAYS)
-    assert kept["all"] < min(kept["llm alone"], kept["encoder alone"])
-    inputs = 2 * batch["attention_mask"].sum() * 64 * 4  # of two blocks of the LLM, 64 numbers of 4 bytes per token
-    assert kept["all"] - kept["all, on the host"] >= inputs
+def test_a_frozen_llm_has_no_dropout(base):
+    model = build(base, freeze_llm=True)
+    llm, batch = model.model.language_model, make_batch(model)
+    assert not llm.training and not any(m.training for n, m in llm.named_modules() if n.endswith(("self_attn", "mlp")))
+    for layer in llm.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    torch.testing.assert_close(run(model, batch)["loss"], run(model.eval(), batch)["loss"])
+
+
+def test_under_zero_3(base, monkeypatch):
+    """The LLM in the reentrant way, the encoder in the other one, but not with LoRA."""
     with pytest.raises(ValueError, match="offload_activations=True needs gradient_checkpointing=True"):
         build(base, gradient_checkpointing=False, offload_activations=True)
-
-
-def test_blocks_that_no_gradient_reaches_run_once(base):
-    model = build(base, freeze_visual_encoder=True, visual_encoder_last_layers=2)
-    calls = []
-    for index, block in enumerate(model.model.vision_model.encoder.layers):
-        block.register_forward_pre_hook(lambda _m, _i, index=index: calls.append(index))
-    run(model, make_batch(model))["loss"].backward()
-    assert calls == [0, 1, 2, 3, 4, 4, 3]
-
-
-def test_under_zero_3(base, monkeypatch, caplog):
-    """The LLM in the reentrant way, the encoder in the other one, but not with LoRA."""
-    ways, lora = [], dict(freeze_visual_encoder=True, visual_encoder_lora=LORA)
+    ways = []
     monkeypatch.setattr(recompute, "is_deepspeed_zero3_enabled", lambda: True)
     monkeypatch.setattr(recompute, "_enable", lambda part, reentrant: ways.append((type(part).__name__, reentrant)))
     model = build(base)
     assert ways == [("Qwen2ForCausalLM", True), ("InternVisionModel", False)]
     assert model.model.language_model.get_input_embeddings()(torch.tensor([1])).requires_grad
-    build(base, **lora)
+    build(base, freeze_visual_encoder=True, visual_encoder_lora=LORA)
     assert ways[2:] == [("Qwen2ForCausalLM", True)]

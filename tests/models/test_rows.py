@@ -1,43 +1,53 @@
+"""Batches of all forms become rows; and tiles become pixels."""
+
 import pytest
 import torch
+from mmengine.logging import MMLogger
+from PIL import Image
+from torchvision.transforms import Compose, Normalize, ToTensor
 
+from xtuner_plugins.datasets import ledger
+from xtuner_plugins.datasets.collate import collate
+from xtuner_plugins.datasets.ledger import TooManyBadSamples
+from xtuner_plugins.datasets.left_out import dropped_sample
+from xtuner_plugins.errors import RecordError
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.models.preprocessor import TilePreprocessor
 from xtuner_plugins.models.rows import check_counts, fill_row, make_row
 
 IMAGE = 7
+# Two samples of five and three tokens; the second has no image.
+PADDED = {
+    "input_ids": torch.tensor([[1, 7, 7, 2, 3], [4, 5, 6, 0, 0]]),
+    "labels": torch.tensor([[-100, -100, -100, 2, 3], [4, 5, -100, 9, 9]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]) > 0,
+}
+# The same in one row, with two tokens of padding.
+PACKED = {
+    "input_ids": torch.tensor([[1, 7, 7, 2, 3, 4, 5, 6, 0, 0]]),
+    "labels": torch.tensor([[-100, -100, -100, 2, 3, -100, 5, -100, -100, -100]]),
+    "cu_seqlens": torch.tensor([0, 5, 8], dtype=torch.int32),
+}
 
 
-def padded():
-    """Two samples of five and three tokens; the second has no image."""
-    ids = torch.tensor([[1, 7, 7, 2, 3], [4, 5, 6, 0, 0]])
-    labels = torch.tensor([[-100, -100, -100, 2, 3], [4, 5, -100, 9, 9]])
-    return {"input_ids": ids, "labels": labels, "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]) > 0}
+def test_a_padded_batch_and_a_pack_mean_the_same():
+    """The first token of a sample is predicted by nothing, not by the sample before it either; padding has no label.
 
-
-def packed():
-    """The same in one row, with two tokens of padding."""
-    return {
-        "input_ids": torch.tensor([[1, 7, 7, 2, 3, 4, 5, 6, 0, 0]]),
-        "labels": torch.tensor([[-100, -100, -100, 2, 3, -100, 5, -100, -100, -100]]),
-        "cu_seqlens": torch.tensor([0, 5, 8], dtype=torch.int32),
-    }
-
-
-def test_a_padded_batch_loses_its_padding():
-    """The first token of a sample is predicted by nothing: not by the sample before it either. Padding has no label."""
-    row = make_row(padded(), IMAGE)
-    assert row.input_ids.tolist() == [[1, 7, 7, 2, 3, 4, 5, 6]]
-    assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
-    assert row.segments.bounds == (0, 5, 8) and row.segments.longest == 5
-    assert row.segments.cu_seqlens.tolist() == [0, 5, 8] and row.segments.cu_seqlens.dtype == torch.int32
-    assert row.image_positions.tolist() == [1, 2]
-    assert (row.predicting.tolist(), row.targets.tolist(), row.num_supervised) == ([2, 3, 5], [2, 3, 5], 3)
-
-
-def test_a_packed_row_means_the_same_and_its_padding_is_a_segment():
-    row, expected = make_row(packed(), IMAGE), make_row(padded(), IMAGE)
-    assert row.segments.bounds == (0, 5, 8, 10) and row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1]]
-    for name in ("image_positions", "predicting", "targets"):
-        assert torch.equal(getattr(row, name), getattr(expected, name)), name
+    A target weighs what its sample weighs.
+    """
+    weights = {"loss_weights": torch.tensor([0.5, 4.0])}
+    for batch, ids, positions, bounds in (
+        (PADDED, [1, 7, 7, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 0, 1, 2], (0, 5, 8)),
+        (PACKED, [1, 7, 7, 2, 3, 4, 5, 6, 0, 0], [0, 1, 2, 3, 4, 0, 1, 2, 0, 1], (0, 5, 8, 10)),
+    ):
+        row = make_row({**batch, **weights}, IMAGE)
+        assert (row.input_ids.tolist(), row.position_ids.tolist()) == ([ids], [positions])
+        assert row.segments.bounds == bounds and row.segments.longest == 5
+        assert row.segments.cu_seqlens.tolist() == list(bounds) and row.segments.cu_seqlens.dtype == torch.int32
+        assert (row.image_positions.tolist(), row.num_supervised) == ([1, 2], 3)
+        assert (row.predicting.tolist(), row.targets.tolist()) == ([2, 3, 5], [2, 3, 5])
+        assert (row.weights.tolist(), row.owners.tolist()) == ([0.5, 0.5, 4.0], [0, 0, 1])
+        assert make_row(batch, IMAGE).weights is None
 
 
 def test_answers_go_on_from_their_prompt():
@@ -54,29 +64,21 @@ def test_answers_go_on_from_their_prompt():
     assert row.owners.tolist() == [1, 1, 2, 2, 2, 4] and row.segments.branches.follows == (-1, 0, 0, -1, 3, -1)
     filled = fill_row(row, 8)
     assert filled.segments.bounds[-2:] == (13, 16) and filled.segments.branches.follows == (-1, 0, 0, -1, 3, -1, -1)
-
-
-def test_a_target_weighs_what_its_sample_weighs():
-    for batch in (padded(), packed()):
-        row = make_row({**batch, "loss_weights": torch.tensor([0.5, 4.0])}, IMAGE)
-        assert row.weights.tolist() == [0.5, 0.5, 4.0] and row.owners.tolist() == [0, 0, 1]
+    assert filled.input_ids.shape == filled.position_ids.shape == (1, 16) and fill_row(row, 13) is row
 
 
 def test_without_labels_one_target_of_weight_zero_stands_in():
-    for batch in ({"input_ids": torch.tensor([[3]])}, {**padded(), "labels": torch.full((2, 5), -100)}):
+    for batch in ({"input_ids": torch.tensor([[3]])}, {**PADDED, "labels": torch.full((2, 5), -100)}):
         row = make_row(batch, IMAGE)
         assert row.num_supervised == 0 and row.weights.tolist() == [0.0]
         assert row.predicting.tolist() == [0] and row.targets.tolist() == [0]
 
 
-def test_impossible_boundaries_are_refused():
+def test_what_does_not_fit_is_refused():
     for bounds, rows in (([1, 3], 1), ([0, 3, 3], 1), ([0, 9], 1), ([0, 4], 2)):
         with pytest.raises(ValueError, match="boundaries"):
             make_row({"input_ids": torch.zeros(rows, 6, dtype=torch.int64), "cu_seqlens": torch.tensor(bounds)}, IMAGE)
-
-
-def test_counts_of_tokens_and_tiles_are_compared_per_sample():
-    row = make_row(padded(), IMAGE)
+    row = make_row(PADDED, IMAGE)
     check_counts(row, [1, 0], 2, ["a:1", "a:2"])
     with pytest.raises(ValueError, match=r"^2 image tokens in the text, but 4 image features \(2 .* at fault: a:1$"):
         check_counts(row, [2, 0], 2, ["a:1", "a:2"])
@@ -84,14 +86,44 @@ def test_counts_of_tokens_and_tiles_are_compared_per_sample():
         check_counts(row, [0, 1], 2, ["a:1", "a:2"])
 
 
-def test_a_row_is_filled_up_to_a_multiple():
-    for multiple, length in ((1, 9), (3, 9), (8, 16), (64, 64)):
-        bounds = torch.tensor([0, 4, 9], dtype=torch.int32)
-        row = make_row({"input_ids": torch.arange(1, 10)[None], "cu_seqlens": bounds}, IMAGE)
-        filled = fill_row(row, multiple)
-        assert filled.input_ids.shape == filled.position_ids.shape == (1, length)
-        assert filled.segments.bounds == ((0, 4, 9) if length == 9 else (0, 4, 9, length))
-        assert filled.segments.cu_seqlens.tolist() == list(filled.segments.bounds)
-        assert filled.segments.cu_seqlens.dtype == torch.int32
-        for name in ("image_positions", "predicting", "targets", "weights", "num_supervised"):
-            assert getattr(filled, name) is getattr(row, name)
+def batch_of(tiles):
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    return {"tiles": tiles, "input_ids": ids, "num_tiles": torch.tensor([len(tiles)]), "sources": ["a.jsonl:1"]}
+
+
+def test_normalization_equals_totensor_and_normalize():
+    """In float32: DeepSpeed casts the whole model, and a mean rounded to bfloat16 shifts every pixel."""
+    tiles = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
+    batch, preprocessor = batch_of(tiles), TilePreprocessor()
+    inputs = preprocessor(batch)
+    published = Compose([ToTensor(), Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    theirs = torch.stack([published(Image.fromarray(tile.permute(1, 2, 0).numpy())) for tile in tiles])
+    assert torch.equal(inputs["pixel_values"], theirs)
+    assert torch.equal(TilePreprocessor().bfloat16().normalize(tiles), theirs)
+    assert list(inputs) == ["row", "pixel_values"] and "tiles" in batch and inputs["row"].segments.bounds == (0, 4)
+    assert preprocessor(batch_of(tiles[:0]))["pixel_values"].shape == (0, 3, 28, 28)
+    with pytest.raises(ValueError, match="uint8"):
+        preprocessor(batch_of(theirs))
+    for std in ((0, 1, 1), (1, 1)):
+        with pytest.raises(ValueError, match="std"):
+            TilePreprocessor(std=std)
+    preprocessor.image_token, preprocessor.tokens_per_tile = 7, 4
+    with pytest.raises(ValueError, match=r"0 image tokens in the text, but 8 image features .* at fault: a.jsonl:1$"):
+        preprocessor(batch)
+
+
+def test_samples_left_out_are_counted_without_a_ledger(caplog, monkeypatch):
+    """A run without `LedgerHook`: the model gets none of it, the log has each, and the ceiling holds."""
+    monkeypatch.setattr(ledger, "MAX_BAD_SAMPLES", 1)
+
+    def batch(reason):
+        return collate([dropped_sample(RecordError(reason, "words", place="f:7"), "f:7", 28)])
+
+    preprocessor, logger = TilePreprocessor(), MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    for reason in ("image_missing", "too_long"):
+        assert "dropped" not in preprocessor(batch(reason))
+    logger.removeHandler(caplog.handler)
+    assert "(2 so far), too_long: f:7: words" in caplog.text and "LedgerHook" in caplog.text
+    with pytest.raises(TooManyBadSamples, match="2 samples can't be used, .* beyond 1 per"):
+        preprocessor(batch("json"))

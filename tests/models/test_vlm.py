@@ -5,9 +5,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xtuner_plugins.models import preprocessor
-from xtuner_plugins.models.rows import fill_row
+from xtuner_plugins.models.rows import fill_row, make_row
 
-from .batches import LORA, WHOLE, assert_same, backward, build, kept_bytes, make_batch, pack, run
+from .batches import LORA, WHOLE, assert_same, backward, build, learn, make_batch, pack, run
 
 
 def test_loss_equals_the_shipped_forward(toy_base):
@@ -28,20 +28,19 @@ def test_the_loss_of_each_sample_is_its_own(toy_base):
     """The sums add up to the loss, and each is the one of a batch of this sample alone; padding has none."""
     model = build(toy_base).eval()
     batch = make_batch(model)
+    tiles, alone = batch["tiles"].split(batch["num_tiles"].tolist()), []
+    for row in range(3):
+        outputs = run(model, {name: value[row : row + 1] for name, value in batch.items()} | {"tiles": tiles[row]})
+        alone.append(float(outputs["loss"] * outputs["num_supervised"]))
     for form in (dict, pack):
         together = run(model, form(batch))
-        assert together["sample_losses"].dtype == torch.float64 and together["num_tiles"] == 3
-        tiles = batch["tiles"].split(batch["num_tiles"].tolist())
-        for row, total in enumerate(together["sample_losses"][:3].tolist()):
-            alone = {key: value[row : row + 1] for key, value in batch.items()} | {"tiles": tiles[row]}
-            outputs = run(model, alone)
-            assert total == pytest.approx(float(outputs["loss"] * outputs["num_supervised"]), rel=1e-5)
-        assert together["sample_losses"][3:].tolist() in ([], [0.0])
-        mean = together["sample_losses"].sum() / together["num_supervised"]
-        assert float(together["loss"]) == pytest.approx(float(mean), rel=1e-6)
+        losses = together["sample_losses"]
+        assert losses.dtype == torch.float64 and together["num_tiles"] == 3
+        assert losses[:3].tolist() == pytest.approx(alone, rel=1e-5) and losses[3:].tolist() in ([], [0.0])
+        assert float(together["loss"]) == pytest.approx(float(losses.sum() / together["num_supervised"]), rel=1e-6)
 
 
-def test_packed_and_filled_rows_have_the_same_loss_and_gradients(toy_base):
+def test_packed_and_filled_rows_have_the_same_loss_and_gradients(toy_base, monkeypatch):
     """Filled up to a multiple of tokens as on CUDA. Samples that see each other would show in the loss."""
     for trains in (WHOLE, dict(llm_lora=LORA)):
         model = build(toy_base, **trains).train()
@@ -50,17 +49,14 @@ def test_packed_and_filled_rows_have_the_same_loss_and_gradients(toy_base):
         packed_loss, found = backward(model, packed)
         torch.testing.assert_close(packed_loss, loss, atol=1e-5, rtol=0)
         assert_same(found, expected, atol=1e-5, rtol=0)
-        inputs = model.data_preprocessor(batch)
-        filled = fill_row(inputs["row"], 128)
-        assert inputs["row"].input_ids.shape[1] % 128 and filled.input_ids.shape[1] % 128 == 0
-        model.zero_grad()
-        filled_loss = model(filled, inputs["pixel_values"])["loss"]
-        filled_loss.backward()
-        # Matrix products of other lengths sum float32 in another order.
-        torch.testing.assert_close(filled_loss.detach(), loss, rtol=1e-6, atol=0)
-        assert_same({name: dict(model.named_parameters())[name].grad for name in found}, expected, rtol=1e-5, atol=1e-7)
         one = {"cu_seqlens": packed["cu_seqlens"][[0, -1]], "num_tiles": packed["num_tiles"].sum()[None]}
         assert abs(run(model, {**packed, **one})["loss"] - loss) > 1e-3
+        with monkeypatch.context() as patch:
+            patch.setattr(preprocessor, "make_row", lambda *args: fill_row(make_row(*args), 128))
+            filled_loss, found = backward(model, batch)
+        # Matrix products of other lengths sum float32 in another order.
+        torch.testing.assert_close(filled_loss, loss, rtol=1e-6, atol=0)
+        assert_same(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_rows_are_filled_on_cuda_alone(toy_base, monkeypatch):
@@ -75,26 +71,27 @@ def test_rows_are_filled_on_cuda_alone(toy_base, monkeypatch):
     assert filled == [128]
 
 
-@pytest.mark.parametrize("tiles_of", [(2, 0, 1), (0, 0)])
-def test_a_step_never_asks_the_device(toy_base, tiles_of):
+def test_a_step_never_asks_the_device(toy_base):
     """Forward and backward run on tensors without content: nothing depends on values that a device holds."""
     model = build(toy_base, freeze_llm=False).train()
-    inputs = model.data_preprocessor({**make_batch(model, tiles_of), "loss_weights": torch.rand(len(tiles_of))})
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, inputs)
-    with mode:
-        loss = model(**fake, mode="loss", mean_weight=torch.ones(()))["loss"]
-        loss.backward()
-        with pytest.raises(RuntimeError):
-            loss.item()  # the test would see it
+    for tiles_of in ((2, 0, 1), (0, 0)):
+        inputs = model.data_preprocessor({**make_batch(model, tiles_of), "loss_weights": torch.rand(len(tiles_of))})
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        fake = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, inputs)
+        model.zero_grad()
+        with mode:
+            loss = model(**fake, mode="loss", mean_weight=torch.ones(()))["loss"]
+            loss.backward()
+            with pytest.raises(RuntimeError):
+                loss.item()  # the test would see it
 
 
 def test_autocast_is_decided_once_and_again_when_dtypes_change(toy_base, monkeypatch):
     """DeepSpeed changes them after the model is built. Visiting every parameter in each step took 9 ms of an 8B."""
     model = build(toy_base, dtype="bfloat16", freeze_llm=False)
     assert run(model, make_batch(model))["loss"].dtype == torch.float32
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    held = {(p.dtype, p.requires_grad) for p in model.parameters()}
+    assert held == {(torch.float32, True), (torch.bfloat16, False)}
     visits, parameters, cpu = [], model.parameters, torch.device("cpu")
     monkeypatch.setattr(model, "parameters", lambda recurse=True: visits.append(1) or parameters(recurse))
     with model.computing(cpu):
@@ -106,7 +103,6 @@ def test_autocast_is_decided_once_and_again_when_dtypes_change(toy_base, monkeyp
 def test_only_the_projector_trains_by_default(toy_base):
     """A frozen encoder keeps no activation."""
     model, outputs = build(toy_base), []
-    assert {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad} == {"mlp1"}
     model.model.vision_model.encoder.layers[0].register_forward_hook(lambda _m, _i, output: outputs.append(output))
     _, gradients = backward(model.train(), make_batch(model))
     assert gradients.keys() == model.state_dict().keys() and all(n.startswith("model.mlp1.") for n in gradients)
@@ -122,39 +118,14 @@ def test_batch_without_images_reaches_every_trained_parameter(toy_base):
     assert all(gradient.abs().max() == 0 for name, gradient in gradients.items() if "mlp1" in name)
 
 
-def test_count_mismatch_names_both_counts_and_the_sample(toy_base):
-    model = build(toy_base)
-    batch, n = make_batch(model), model.num_image_token
-    batch["input_ids"][2, 3] = 11
-    with pytest.raises(ValueError, match=rf"{3 * n - 1} image tokens.*{3 * n} image features.*data.jsonl:3"):
-        run(model, batch)
-
-
-def test_a_frozen_llm_recomputes_its_blocks(toy_base):
-    """Stage 1: a gradient passes through the frozen LLM, and what its blocks would keep is most of the memory."""
-    models = [build(toy_base, gradient_checkpointing=recomputes).train() for recomputes in (True, False)]
-    batch = make_batch(models[0])
-    few, many = (kept_bytes(model, batch) for model in models)
-    (_, found), (_, expected) = (backward(model, batch) for model in models)
-    assert_same(found, expected, rtol=0, atol=0)
-    # Recomputing keeps the input of each of two blocks (a hidden state of 64), keeping all of it is about ten.
-    assert (many - few) / (batch["input_ids"].numel() * 2 * 64 * 4) > 8
-    llm = models[0].model.language_model  # and no dropout is switched on
-    assert not llm.training and not any(m.training for n, m in llm.named_modules() if n.endswith(("self_attn", "mlp")))
-    for layer in llm.model.layers:
-        layer.self_attn.attention_dropout = 0.9
-    torch.testing.assert_close(run(models[0], batch)["loss"], run(models[0].eval(), batch)["loss"])
-
-
-def test_lora_by_part(toy_base):
-    """B starts at zero, so a fresh adapter changes nothing, and gets a gradient at once."""
-    plain = build(toy_base)
-    expected = run(plain, make_batch(plain))["loss"].detach()
-    for part, prefix in (("llm", "model.language_model."), ("visual_encoder", "model.vision_model.")):
-        model = build(toy_base, freeze_projector=True, **{f"{part}_lora": LORA}).train()
-        names = set(model.state_dict())
-        assert names and all(name.startswith(prefix) and "lora_" in name for name in names)
-        loss, gradients = backward(model, make_batch(model))
-        assert all(gradient.abs().max() > 0 for name, gradient in gradients.items() if "lora_B" in name)
-        assert gradients.keys() == names
-        torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
+@pytest.mark.gpu
+def test_on_a_gpu(toy_base, monkeypatch):
+    """The loss of the CPU in float32; in bfloat16 beside float32 masters, and with packed weights, it falls."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    on_cpu, on_gpu = build(toy_base).eval(), build(toy_base).eval().cuda()
+    batch = make_batch(on_cpu)
+    torch.testing.assert_close(run(on_gpu, batch)["loss"].cpu(), run(on_cpu, batch)["loss"], atol=1e-5, rtol=0)
+    for quantization in (None, dict(load_in_4bit=True, bnb_4bit_quant_type="nf4")):
+        model = build(toy_base, dtype="auto", llm_lora=LORA | dict(r=8), llm_quantization=quantization).cuda()
+        losses = learn(model, batch, 20, torch.optim.AdamW, lr=1e-3)
+        assert model.dtype == torch.bfloat16 and losses[-1] < 0.8 * losses[0]

@@ -1,9 +1,10 @@
 """Runs planned for one GPU: what is chosen fits, and what doesn't fit names something that does."""
 
-import itertools
 import json
 import re
 from dataclasses import replace
+from itertools import product
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from xtuner_plugins.planning.plan import plan_config
 from xtuner_plugins.planning.strategies import plain
 from xtuner_plugins.settings import SETTINGS, ConfigError, read_config
 
-SIZES = ("1B", "2B", "4B", "8B", "14B", "30B-A3B")
+MEMORIES, SIZES = (12, 16, 24, 40, 80), ("1B", "2B", "4B", "8B", "30B-A3B")
 STEPS = {"finetune_full": 128, "finetune_lora": 16, "finetune_qlora": 16}
 
 
@@ -27,21 +28,15 @@ def named(run, *names):
     return tuple(run.changes.get(SETTINGS[name].key) for name in names)
 
 
-@pytest.fixture(scope="module")
-def chosen():
-    """(GB, size, recipe) -> the run, or the refusal."""
-    found = {}
-    for memory, size, recipe in itertools.product((12, 16, 24, 40, 48, 80), SIZES, STEPS):
+def test_every_run_fits_or_is_refused_with_one_that_fits():
+    chosen = {}  # (GB, size, recipe) -> the run, or the refusal
+    for memory, size, recipe in product(MEMORIES, SIZES, STEPS):
         try:
-            found[memory, size, recipe] = choose(recipe, base_of(size), replace(GPUS["H100"], memory=memory))
+            chosen[memory, size, recipe] = choose(recipe, base_of(size), replace(GPUS["H100"], memory=memory))
         except ConfigError as error:
-            found[memory, size, recipe] = error
-    return found
-
-
-def test_every_run_fits_or_is_refused_with_one_that_fits(chosen):
-    for size, recipe in itertools.product(SIZES, STEPS):  # more memory is never refused what less memory holds
-        fits = [not isinstance(run, ConfigError) for key, run in chosen.items() if key[1:] == (size, recipe)]
+            chosen[memory, size, recipe] = error
+    for size, recipe in product(SIZES, STEPS):  # more memory is never refused what less memory holds
+        fits = [not isinstance(chosen[memory, size, recipe], ConfigError) for memory in MEMORIES]
         assert fits == sorted(fits)
     for (memory, size, recipe), run in chosen.items():
         if isinstance(run, ConfigError):
@@ -51,77 +46,58 @@ def test_every_run_fits_or_is_refused_with_one_that_fits(chosen):
         again = plan_config(read_config(recipe, run.changes)._to_lazy_dict(), plain(1))  # as `xtp plan` sees the file
         assert again.memory.total == run.memory.total <= SHARE * memory * GIB
         assert again.samples_per_step == STEPS[recipe]
-
-
-def test_what_known_cards_hold(chosen):
-    for (memory, size, recipe), *values in (
+    for key, *values in (
         ((16, "4B", "finetune_lora"), 12, 8192, 1, None),
         ((16, "1B", "finetune_full"), 12, 8192, 2, "AdamW8bit"),  # before resolution is lost
-        ((24, "4B", "finetune_lora"), 12, 8192, 2, None),
         ((24, "8B", "finetune_lora"), 12, 4096, 1, None),
         ((24, "30B-A3B", "finetune_qlora"), 12, 8192, 1, None),
         ((80, "2B", "finetune_full"), 12, 8192, 8, None),
-        ((80, "4B", "finetune_full"), 12, 8192, 4, "AdamW8bit"),
     ):
-        run = chosen[memory, size, recipe]
-        assert named(run, "max_tiles", "max_length", "batch_size", "optimizer") == tuple(values), (memory, size, recipe)
+        assert named(chosen[key], "max_tiles", "max_length", "batch_size", "optimizer") == tuple(values), key
     assert "the nearest that fits: finetune_lora with models/InternVL3_5-8B (" in str(chosen[80, "8B", "finetune_full"])
 
 
 def test_the_number_of_records_decides_epochs_and_intervals(tmp_path):
-    record, runs = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, {}
-    for count in (200, 5000):
-        path = tmp_path / f"{count}.jsonl"
-        path.write_text((json.dumps(record) + "\n") * count)
-        data = {SETTINGS["data_paths"].key: [str(path)], SETTINGS["image_folders"].key: [None]}
-        runs[count] = choose("finetune_lora", {**base_of("2B"), **data}, GPUS["4090"])
-    assert named(runs[200], "max_epochs", "save_steps", "val_interval") == (3, 8, 8)  # 38 steps
-    assert runs[200].plan.steps == 38 and runs[5000].plan.steps == 313
-    assert named(runs[5000], "max_epochs", "save_steps") == (None, 63)
+    record, path = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, tmp_path / "a"
+    data = {SETTINGS["data_paths"].key: [f"{path}.jsonl"], SETTINGS["image_folders"].key: [None]}
+    for count, steps, *intervals in ((200, 38, 3, 8, 8), (5000, 313, None, 63, 63)):
+        path.with_suffix(".jsonl").write_text((json.dumps(record) + "\n") * count)
+        run = choose("finetune_lora", {**base_of("2B"), **data}, GPUS["4090"])
+        assert run.plan.steps == steps
+        assert named(run, "max_epochs", "save_steps", "val_interval") == tuple(intervals), count
 
 
 def test_what_is_given_stays_and_the_rest_is_chosen_around_it():
     given = {**base_of("2B"), SETTINGS["batch_size"].key: 4, SETTINGS["max_tiles"].key: 3, "model.dtype": "float32"}
-    with pytest.raises(ConfigError, match="15.1 GiB at least, .* the same without the values of --set "):
-        choose("finetune_lora", given, GPUS["T4"])
     run = choose("finetune_lora", given, GPUS["4090"])
     assert given.items() <= run.changes.items()
     assert named(run, "max_length", "accumulative_counts") == (4096, 4)
-    assert choose("finetune_lora", base_of("2B"), GPUS["T4"]).changes["model.dtype"] == "float16"
     packed = choose("finetune_packed", base_of("1B"), GPUS["T4"])
     assert named(packed, "batch_size", "accumulative_counts") == (1, 32)  # packs of a step, as on 8 GPUs
-    assert named(packed, "pack_tokens", "pack_tiles") == named(packed, "max_length") + (26,)
-    with pytest.raises(ConfigError, match="the nearest that fits: finetune_dpo_lora with models/InternVL3_5-2B "):
-        choose("finetune_mpo_full", base_of("2B"), GPUS["4090"])
-    with pytest.raises(ConfigError, match="takes .* at least, .* nothing of this release fits"):
-        choose("pretrain_mlp", {}, find_gpu("4GB"))
+    assert named(packed, "pack_tokens", "pack_tiles", "dtype") == named(packed, "max_length") + (26, "float16")
+    for recipe, settings, gpu, words in (
+        ("finetune_lora", given, "T4", "15.1 GiB at least, .* the same without the values of --set "),
+        ("finetune_mpo_full", base_of("2B"), "4090", "fits: finetune_dpo_lora with models/InternVL3_5-2B "),
+        ("pretrain_mlp", {}, "4GB", "takes .* at least, .* nothing of this release fits"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            choose(recipe, settings, find_gpu(gpu))
 
 
 def test_words_that_name_a_gpu(monkeypatch):
-    assert find_gpu("4060ti-16") == GPUS["4060Ti-16"]
-    assert (find_gpu("24GB").teraflops, find_gpu("24 gib").memory) == (71, 24)  # the slowest with 24 GB
-    assert (find_gpu("12gb").teraflops, find_gpu("12gb").memory) == (0, 12)
+    # The slowest with 24 GB; no card has 12.
+    for words, *expected in (("4060ti-16", 44, 16), ("24GB", 71, 24), ("24 gib", 71, 24), ("12gb", 0, 12)):
+        assert [find_gpu(words).teraflops, find_gpu(words).memory] == expected
     with pytest.raises(ValueError, match="--gpu 4091: give memory as 24GB"):
         find_gpu("4091")
     here = find_gpu("auto")
     assert here.dtype == "float32" and here.memory > 1 and here.teraflops > 0  # on a machine without a GPU
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("card", (), {"total_memory": 15 * GIB}))
+    cuda = {"is_bf16_supported.return_value": False, "get_device_properties.return_value.total_memory": 15 * GIB}
+    monkeypatch.setattr(torch, "cuda", mock.Mock(**cuda))
     for name, teraflops in (("Tesla T4", 65), ("Quadro RTX 5000", 0)):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        torch.cuda.get_device_name.return_value = name
         here = find_gpu("auto")
         assert (here.dtype, here.memory, here.teraflops) == ("float16", 15, teraflops)
-    for device, gpu in {
-        "NVIDIA H100 80GB HBM3": "H100",
-        "A100-PCIE-40GB": "A100-40",
-        "NVIDIA RTX A6000": "A6000",
-        "NVIDIA GeForce RTX 4060 Ti": "4060Ti-16",
-        "Tesla T4": "T4",
-        # Another peak than the card whose name is in theirs.
-        "NVIDIA H100 80GB HBM3 MIG 3g.40gb": None,
-        "NVIDIA GeForce RTX 4090 Laptop GPU": None,
-        "NVIDIA A100X": None,
-    }.items():
-        found = gpu_of_device(device)
-        assert (found and found.name) == gpu, device
+    assert gpu_of_device("NVIDIA H100 80GB HBM3").name == "H100" and gpu_of_device("A100-PCIE-40GB").name == "A100-40"
+    for other in ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA GeForce RTX 4090 Laptop GPU"):  # with another peak
+        assert gpu_of_device(other) is None

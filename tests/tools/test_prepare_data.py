@@ -1,19 +1,12 @@
-import importlib.util
 import json
-import sys
 
-from tests.conftest import ROOT
+from tools import prepare_data
 from xtuner_plugins.audit.prepare import RECIPES
 
 
-def test_status_list_and_complaints(monkeypatch, capsys, tmp_path):
-    spec = importlib.util.spec_from_file_location("prepare_data", ROOT / "tools/prepare_data.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
+def test_status_list_and_complaints(capsys, tmp_path):
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, args)])
-        return tool.main(), capsys.readouterr()
+        return prepare_data.main(list(map(str, args))), capsys.readouterr()
 
     status, printed = run("--list")
     assert status == 0 and all(name in printed.out and row.files in printed.out for name, row in RECIPES.items())

@@ -11,81 +11,70 @@ from tests.conftest import HANGS_AFTER, ROOT
 from tests.golden import wrong_inputs
 
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
-LARGE = ("deepspeed", "peft", "torch", "torchvision", "transformers", "xtuner")
-# Runs a tool in a process of its own, and prints at its end which large libraries it has imported.
-PROBE = f"""
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
-    print("imported:", *[name for name in {LARGE!r} if name in sys.modules], file=sys.stderr)
+# Calls tools with words in turn, in one process, because each start takes a second; prints status, stderr and the
+# large libraries that were imported until then.
+IN_TURN = f"""
+import contextlib, io, json, runpy, sys
+large = "deepspeed", "peft", "torch", "torchvision", "transformers", "xtuner"
+for tool, words in json.load(sys.stdin):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            sys.argv = [tool, *words]
+            status = runpy.run_path({str(ROOT)!r} + "/tools/" + tool)["main"](words)
+        except SystemExit as stop:
+            status = stop.code
+    print(json.dumps([status, said.getvalue().splitlines(), [name for name in large if name in sys.modules]]))
 """
 
 
-def run(tool, *words, cwd=ROOT):
-    """(exit status, lines of stderr, large libraries that were imported)."""
-    command = [sys.executable, "-c", PROBE, str(ROOT / "tools" / tool), *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=HANGS_AFTER)
-    lines = done.stderr.splitlines()
-    assert lines and lines[-1].startswith("imported:"), done.stderr
-    return done.returncode, lines[:-1], lines[-1].split()[1:]
-
-
-def test_help_imports_nothing_large():
-    found = {tool: run(tool, "--help")[::2] for tool in TOOLS}
-    assert found == dict.fromkeys(TOOLS, (0, []))
-
-
-LEAF = "toy_finetune_lora"
-TEXT_ALONE = [
-    ("check_data.py", ["toy_finetune_lorra"], "did you mean toy_finetune_lora"),
-    ("check_data.py", [LEAF], "model directory 'work_dirs/quickstart/pretrain_mlp' isn't there"),
-    ("check_data.py", [LEAF, "--set", "max_tile=3"], "did you mean max_tiles"),
-    ("check_data.py", [LEAF, "--cfg-options", "lr=1"], "write optim_wrapper.optimizer.lr=..., or --set lr="),
-    ("convert_to_official.py", ["no_such", "a", "b"], "config no_such does not exist"),
-    ("convert_to_official.py", [LEAF, "a", "b", "--set", "max_tile=3"], "did you mean max_tiles"),
-    ("configs.py", ["no_such"], "config no_such does not exist"),
-    ("configs.py", [LEAF, "--set", "max_tile=3"], "did you mean max_tiles"),
-    ("configs.py", ["--family", "no_such"], "families: "),
-    (
-        "configs.py",
-        ["no_such", "--write", "out.py", "--base", "b", "--data", "d", "--images", "i"],
-        "config no_such does not",
-    ),
-]
+def in_turn(calls, cwd):
+    """A list (exit status, lines of stderr, large libraries imported so far) of calls (tool, words)."""
+    command, known = [sys.executable, "-c", IN_TURN], {"cwd": cwd, "input": json.dumps(calls)}
+    done = subprocess.run(command, **known, capture_output=True, text=True, timeout=HANGS_AFTER)
+    return list(map(json.loads, done.stdout.splitlines()))
 
 
 @pytest.fixture(scope="module")
 def places(toy_base, tmp_path_factory):
-    """What stands in braces above and in the table of wrong inputs."""
+    """What stands in braces in the table of wrong inputs."""
     return wrong_inputs.places(tmp_path_factory.mktemp("places"), toy_base)
 
 
-# Calls the tool's `main` with each row of words in turn, and prints status, stderr and the large libraries until then.
-IN_TURN = f"""
-import contextlib, io, json, runpy, sys
-main = runpy.run_path({str(ROOT / "tools" / "train.py")!r})["main"]
-for words in json.load(sys.stdin):
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        status = main(words)
-    print(json.dumps([status, said.getvalue().splitlines(), [name for name in {LARGE!r} if name in sys.modules]]))
-"""
-ROWS = {f"{row['config']} {row['words']}": row for row in wrong_inputs.rows()}
-OF_TEXT, OF_BUILD = ([name for name, row in ROWS.items() if row["seen"] == seen] for seen in ("text", "build"))
+LEAF = "toy_finetune_lora"
+TEXT_ALONE = [
+    ("check_data.py", "toy_finetune_lorra", "did you mean toy_finetune_lora"),
+    ("check_data.py", LEAF, "model directory 'work_dirs/quickstart/pretrain_mlp' isn't there"),
+    ("check_data.py", f"{LEAF} --set max_tile=3", "did you mean max_tiles"),
+    ("check_data.py", f"{LEAF} --cfg-options lr=1", "write optim_wrapper.optimizer.lr=..., or --set lr="),
+    ("convert_to_official.py", "no_such a b", "config no_such does not exist"),
+    ("convert_to_official.py", f"{LEAF} a b --set max_tile=3", "did you mean max_tiles"),
+    ("configs.py", "no_such", "config no_such does not exist"),
+    ("configs.py", f"{LEAF} --set max_tile=3", "did you mean max_tiles"),
+    ("configs.py", "--family no_such", "families: "),
+    ("configs.py", "no_such --write out.py --base b --data d --images i", "config no_such does not"),
+]
+MISSING = [
+    ("convert_to_official.py", f"{LEAF} a.pth out --set base=none"),
+    ("convert_to_official.py", "--from none out"),
+    ("build_base_model.py", "--vision none --llm none --out out"),
+    ("chat.py", "none --question What?"),
+    ("evaluate.py", "none --data none.jsonl --out out"),
+    ("check_data.py", "none.jsonl"),
+]
 
 
-def test_wrong_inputs_are_refused_before_anything_large_is_imported(places, tmp_path):
-    """In one process, because each start takes a second."""
-    words = json.dumps([wrong_inputs.command(ROWS[name], places) for name in OF_TEXT])
-    command = [sys.executable, "-c", IN_TURN]
-    done = subprocess.run(command, cwd=tmp_path, input=words, capture_output=True, text=True, timeout=HANGS_AFTER)
-    answers = dict(zip(OF_TEXT, map(json.loads, done.stdout.splitlines()), strict=True))
-    assert {
-        name: (status, lines, imported)
-        for name, (status, lines, imported) in answers.items()
-        if (status, len(lines), imported) != (2, 1, []) or not wrong_inputs.is_told(ROWS[name], places, lines[0])
-    } == {}
+def test_what_the_text_tells_is_refused_before_anything_large_is_imported(places, tmp_path):
+    rows = [row for row in wrong_inputs.rows() if row["seen"] == "text"]
+    calls = [(tool, ["--help"]) for tool in TOOLS]
+    calls += [(tool, words.split()) for tool, words, _ in TEXT_ALONE]
+    calls += [("train.py", wrong_inputs.command(row, places)) for row in rows]
+    told = [lambda line, message=message: message in line for *_, message in TEXT_ALONE]
+    told += [lambda line, row=row: wrong_inputs.is_told(row, places, line) for row in rows]
+    helps, found = len(TOOLS), in_turn(calls, tmp_path)
+    assert found[:helps] == [[0, [], []]] * helps
+    for call, is_told, (status, lines, imported) in zip(calls[helps:], told, found[helps:], strict=True):
+        assert (status, len(lines), imported) == (2, 1, []), (call, lines)
+        assert lines[0].startswith("error: ") and is_told(lines[0]), (call, lines)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,34 +82,16 @@ def test_wrong_inputs_are_refused_before_a_process_starts(places, tmp_path, monk
     """In this process, because the imports take seconds."""
     monkeypatch.chdir(tmp_path)
     main = runpy.run_path(str(ROOT / "tools" / "train.py"))["main"]
-    for name in OF_BUILD:
-        assert main(wrong_inputs.command(ROWS[name], places)) == 2, name
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert wrong_inputs.is_told(ROWS[name], places, line), (name, line)
+    for row in wrong_inputs.rows():
+        if row["seen"] == "build":
+            assert main(wrong_inputs.command(row, places)) == 2, row
+            (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+            assert wrong_inputs.is_told(row, places, line), (row, line)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_the_text_tells_is_refused_before_anything_large_is_imported(tmp_path):
-    for tool, words, message in TEXT_ALONE:
-        status, lines, imported = run(tool, *words, cwd=tmp_path)
-        assert (status, len(lines), imported) == (2, 1, []), (tool, words, lines, imported)
-        assert lines[0].startswith("error: ") and message in lines[0], lines
-    assert list(tmp_path.iterdir()) == []
-
-
-MISSING = [
-    ("convert_to_official.py", ["{leaf}", "a.pth", "out", "--set", "base=none"]),
-    ("convert_to_official.py", ["--from", "none", "out"]),
-    ("build_base_model.py", ["--vision", "none", "--llm", "none", "--out", "out"]),
-    ("chat.py", ["none", "--question", "What?"]),
-    ("evaluate.py", ["none", "--data", "none.jsonl", "--out", "out"]),
-]
 
 
 def test_what_is_missing_is_refused_with_pytorch_alone(tmp_path):
-    for tool, words in MISSING:
-        status, lines, imported = run(tool, *(word.format(leaf=LEAF) for word in words), cwd=tmp_path)
-        assert (status, imported) == (2, ["torch"]), (tool, words, lines)
-    status, lines, imported = run("check_data.py", "none.jsonl", cwd=tmp_path)
-    assert (status, imported) == (2, ["torch"]), lines
+    calls = [(tool, words.split()) for tool, words in MISSING]
+    for call, (status, lines, imported) in zip(calls, in_turn(calls, tmp_path), strict=True):
+        assert (status, imported) == (2, ["torch"]), (call, lines)
     assert lines[0].startswith("error: none.jsonl:1: the annotation file can't be read (No such file"), lines

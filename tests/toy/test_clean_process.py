@@ -1,10 +1,7 @@
 """The export's own code answers as this project does."""
 
 import json
-import subprocess
-import sys
 
-from tests.conftest import HANGS_AFTER
 from tests.weights.training import make_model, save_pth, write_config
 from xtuner_plugins.export.export import export
 from xtuner_plugins.inference.opening import open_session
@@ -13,15 +10,13 @@ from xtuner_plugins.toy.evaluate import answer, read_questions
 from xtuner_plugins.toy.quickstart import CLEAN_PROCESS
 
 
-def test_an_export_answers_as_the_trained_model(toy_base, tmp_path):
+def test_an_export_answers_as_the_trained_model(toy_base, run_tool, tmp_path):
     write_data(tmp_path, {"pretrain": 0, "train": 0, "test": 2}, workers=1)
     config = write_config(tmp_path / "c.py", toy_base)
     checkpoint = save_pth(make_model(toy_base), tmp_path / "iter_1.pth")
     export(config, checkpoint, tmp_path / "out", dtype="float32")
-    paths = [tmp_path / "out", tmp_path / "test.jsonl", tmp_path / "images", tmp_path / "answers.json"]
-    done = subprocess.run(
-        [sys.executable, "-I", CLEAN_PROCESS, *paths], cwd=tmp_path, capture_output=True, text=True, timeout=HANGS_AFTER
-    )
+    paths = [tmp_path / name for name in ("out", "test.jsonl", "images", "answers.json")]
+    done = run_tool("-I", CLEAN_PROCESS, *paths, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "transformers_modules" in done.stdout and "in 2 ways" in done.stdout  # the model's class is the export's
     session = open_session(config, checkpoint, device="cpu", dtype="float32")

@@ -9,21 +9,13 @@ from xtuner_plugins.toy.preference import AFTER, BEFORE, summarize, verdict
 from xtuner_plugins.toy.preference_data import UNREADABLE, UNREADABLE_KIND
 
 
-def questions(readable=10, small=10):
-    facts = [("number", str(10 + index)) for index in range(readable)] + [(UNREADABLE_KIND, UNREADABLE)] * small
-    return [
-        {"id": str(index), "image": f"{index}.jpg", "kind": kind, "question": "?", "answer": answer}
-        for index, (kind, answer) in enumerate(facts)
-    ]
-
-
 def test_verdict():
-    asked = questions()
-    right = {q["id"]: q["answer"] for q in asked}
-    before = {**right, **{q["id"]: "55" for q in asked if q["kind"] == UNREADABLE_KIND}}
-    for guessed, misread, reached in ((0, 0, [True, True]), (2, 0, [False, True]), (0, 1, [True, False])):
-        wrong = [q["id"] for q in asked[:misread]] + [q["id"] for q in asked[10 : 10 + guessed]]
-        result = summarize(asked, {BEFORE: before, AFTER: {**right, **dict.fromkeys(wrong, "55")}})
+    facts = [("number", str(10 + index)) for index in range(10)] + [(UNREADABLE_KIND, UNREADABLE)] * 10
+    asked = [{"id": str(index), "kind": kind, "answer": answer} for index, (kind, answer) in enumerate(facts)]
+    right = {question["id"]: question["answer"] for question in asked}
+    before = {name: "55" if answer == UNREADABLE else answer for name, answer in right.items()}
+    for wrong, reached in (([], [True, True]), ("10 11", [False, True]), ("0", [True, False])):
+        result = summarize(asked, {BEFORE: before, AFTER: {**right, **dict.fromkeys(wrong and wrong.split(), "55")}})
         assert [good for good, _ in verdict(result)] == reached
     assert "0.0% before" in verdict(result)[0][1] and result["accuracy"][BEFORE]["number"] == 1
     assert UNREADABLE_KIND in result["table"] and json.dumps(result)

@@ -1,6 +1,5 @@
 """The pre-training of the toy parts: it learns, and what it writes is the layout of the releases."""
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2ForCausalLM
@@ -9,30 +8,19 @@ from xtuner_plugins.toy import pretrain
 from xtuner_plugins.toy.models import vision_config, vision_shapes
 
 
-def losses(lines):
-    return [float(line.split("loss ")[1].split()[0]) for line in lines]
-
-
-@pytest.fixture
-def small(monkeypatch):
+def test_the_parts_have_the_layouts_of_the_releases_and_depend_on_the_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "VISION_BATCH", 4)
     monkeypatch.setattr(pretrain, "LLM_BATCH", 2)
-
-
-def test_the_encoder_is_a_function_of_its_seed(small, tmp_path):
-    lines = []
+    lines, held = [], []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         pretrain.pretrain_vision(tmp_path / name, steps=2, seed=seed, log=lines.append)
-    held = {name: load_file(tmp_path / name / "model.safetensors") for name in "abc"}
-    expected = vision_shapes(vision_config(pretrain.VISION))
-    assert {name: tuple(tensor.shape) for name, tensor in held["a"].items()} == expected
-    assert all(torch.equal(held["a"][name], held["b"][name]) for name in expected)
-    assert any(not torch.equal(held["a"][name], held["c"][name]) for name in expected)
-    assert len(lines) == 3 and lines[0].startswith("step 2/2  loss ") and "digits right" in lines[0]
+        held.append(load_file(tmp_path / name / "model.safetensors"))
+    shapes = vision_shapes(vision_config(pretrain.VISION))
+    assert {name: tuple(tensor.shape) for name, tensor in held[0].items()} == shapes
+    same = [all(torch.equal(held[0][name], other[name]) for name in shapes) for other in held[1:]]
+    assert same == [True, False] and lines[0].startswith("step 2/2  loss ") and "digits right" in lines[0]
 
-
-def test_the_llm_opens_in_transformers(small, tmp_path):
-    pretrain.pretrain_llm(tmp_path / "llm", steps=2, log=lambda line: None)
+    pretrain.pretrain_llm(tmp_path / "llm", steps=2, log=lines.append)
     model, info = Qwen2ForCausalLM.from_pretrained(tmp_path / "llm", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert len(AutoTokenizer.from_pretrained(tmp_path / "llm")) <= model.config.vocab_size
@@ -48,13 +36,13 @@ def test_a_step_lowers_the_loss_on_a_fixed_batch():
         return layer(batch).square().mean(), 1.0
 
     pretrain._optimize(list(layer.parameters()), loss_of, 200, 1e-2, lines.append)
-    assert seen[0] == 0 and seen[100] == 0.5 and losses(lines)[1] < losses(lines)[0] / 2
+    first, second = (float(line.split("loss ")[1].split()[0]) for line in lines)
+    assert seen[0] == 0 and seen[100] == 0.5 and second < first / 2
 
 
 def test_labels_are_the_answers_alone(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(pretrain.build_tokenizer(tmp_path))
-    encode = pretrain._Encoder(tokenizer)
-    ids, labels = encode(None, " . red47", [("What number?", "47"), ("Is it?", "no")])
+    ids, labels = pretrain._Encoder(tokenizer)(None, " . red47", [("What number?", "47"), ("Is it?", "no")])
     assert tokenizer.decode(ids) == (
         "<|im_start|>user\n . red47\nWhat number?<|im_end|>\n<|im_start|>assistant\n47<|im_end|>\n"
         "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 from transformers import AutoTokenizer, Qwen2Tokenizer, Qwen2TokenizerFast
 
 from xtuner_plugins.toy.language import corpus
@@ -15,12 +14,9 @@ from xtuner_plugins.toy.tokenizer import SPECIAL_TOKENS, build_tokenizer
 MIXED = "Read 4071 in the sign!\n\n你好，图中有3个★ — naïve café\t{'a': 1}  <img> 🙂 don't <|im_start|>user"
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-def test_it_is_a_qwen2_tokenizer_in_every_file(directory):
+def test_it_is_a_qwen2_tokenizer_in_every_file_and_always_the_same(tmp_path):
+    """A changed word of the corpus changes tokenizer and results; another process writes the same bytes."""
+    directory, again = build_tokenizer(tmp_path / "a"), tmp_path / "b"
     fast, slow = AutoTokenizer.from_pretrained(directory), Qwen2Tokenizer.from_pretrained(directory)
     assert isinstance(fast, Qwen2TokenizerFast)
     assert fast.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [len(fast) - 3, len(fast) - 2, len(fast) - 1]
@@ -34,11 +30,7 @@ def test_it_is_a_qwen2_tokenizer_in_every_file(directory):
     lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("#version") and lines[1:] == state["model"]["merges"]  # strings
 
-
-def test_it_is_always_the_same(directory, tmp_path):
-    """A changed word of the corpus changes tokenizer and results; another process writes the same bytes."""
     assert hashlib.sha256("\n".join(corpus()).encode()).hexdigest().startswith("fe29588bc3527ac8")
-    code = f"from xtuner_plugins.toy.tokenizer import build_tokenizer as b; b({str(tmp_path)!r})"
+    code = f"from xtuner_plugins.toy.tokenizer import build_tokenizer as b; b({str(again)!r})"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
-    for file in sorted(directory.iterdir()):
-        assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
+    assert [(again / file.name).read_bytes() == file.read_bytes() for file in directory.iterdir()] == [True] * 5

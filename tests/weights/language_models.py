@@ -47,25 +47,18 @@ def write_llm(family: str, folder: Path, tokenizer_dir: Path, *, own_vocabulary:
         tokenizer = load_tokenizer(own, complete=False)
         ids = dict(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     torch.manual_seed(0)
+    name, fields = CLASSES.get(family, ("Qwen2", dict(num_key_value_heads=4)) if family == "qwen" else ("Llama", {}))
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **ids, **fields})
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, float("norm" in name), 0.1)
     if family in CLASSES:
-        name, extra = CLASSES[family]
-        config = getattr(transformers, f"{name}Config")(**SIZES, **ids, **extra)
-        model = getattr(transformers, f"{name}ForCausalLM")(config)
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                torch.nn.init.normal_(parameter, 1.0, 0.1)
         model.save_pretrained(folder)
         return folder
-    LlamaForCausalLM, LlamaConfig = transformers.LlamaForCausalLM, transformers.LlamaConfig
-    held = LlamaForCausalLM(LlamaConfig(**SIZES, **ids)).state_dict()
-    if family == "internlm2":
-        mapping, config = internlm2.keys(SIZES), {**SIZES, **ids, **INTERNLM2}
-    else:
-        mapping, config = qwen1.KEYS, {**QWEN, "vocab_size": ids["vocab_size"], "tie_word_embeddings": False}
-        held = LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_key_value_heads": 4}, **ids)).state_dict()
-        biases = [f"model.layers.{index}.self_attn.{name}_proj.bias" for index in range(2) for name in "qkv"]
-        held |= {name: torch.randn(64) for name in biases}
-    held = {name: MemoryTensor(tensor) for name, tensor in held.items()}
-    save_file({k: v.read() for k, v in mapping.to_left(held).items()}, folder / "model.safetensors")
-    write_json(folder / "config.json", config)
+    mapping = internlm2.keys(SIZES) if family == "internlm2" else qwen1.KEYS
+    held = mapping.to_left({name: MemoryTensor(tensor) for name, tensor in model.state_dict().items()})
+    save_file({name: tensor.read() for name, tensor in held.items()}, folder / "model.safetensors")
+    own = {**SIZES, **ids, **INTERNLM2} if family == "internlm2" else {**QWEN, "vocab_size": ids["vocab_size"]}
+    write_json(folder / "config.json", {**own, "tie_word_embeddings": False})
     return folder

@@ -1,19 +1,17 @@
 """Nothing outside of a model directory is asked or run because of its JSON files; files that lie are refused."""
 
+import contextlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.conftest import ROOT
 from tests.weights.language_models import write_llm
-from tests.weights.training import LORA, make_model, save_pth, training_inputs, write_config
+from tests.weights.training import LORA, make_model, save_pth, training_inputs
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export
@@ -30,9 +28,7 @@ KERNEL = "someone/attention:forward"
 # What bitsandbytes asks for by itself, whatever the model, when PEFT imports it on a processor with AVX512-BF16.
 BITSANDBYTES = "kernels-community/quantization-bitsandbytes"
 FOREIGN = {
-    "_attn_implementation": KERNEL,
-    "_attn_implementation_internal": KERNEL,
-    "attn_implementation": KERNEL,
+    **dict.fromkeys(("_attn_implementation", "_attn_implementation_internal", "attn_implementation"), KERNEL),
     "attribute_map": {"hidden_size": "torch_dtype"},
     "auto_map": {"AutoModel": "someone/else--modeling.Model"},
     "custom_generate": "someone/loop",
@@ -44,6 +40,7 @@ FOREIGN = {
 def poisoned(base, to):
     """A copy of a model directory with foreign keys in every JSON file, at every level."""
     shutil.copytree(base, to)
+    (to / "export_manifest.json").unlink(missing_ok=True)
     for name in ("config.json", *FILES):
         fields = read_json(to / name, missing={})
         for each in (fields, *(fields[part] for part in ("llm_config", "vision_config") if part in fields)):
@@ -64,46 +61,32 @@ def test_foreign_keys_are_left_out_and_named(toy_base, tmp_path, caplog):
             text = path.read_text(encoding="utf-8")
             assert path.name == "tokenizer.json" or not any(f'"{key}"' in text for key in FOREIGN if key != "auto_map")
             assert "someone/" not in text, path
+    fields = {"rope_scaling": {"type": "dynamic", "factor": 2.0, "other": 1}, "rope_parameters": {"full_attention": {}}}
+    kept = language_fields({"model_type": "llama", **fields}, "config.json")
+    assert (kept["rope_scaling"], kept["rope_parameters"]) == ({"type": "dynamic", "factor": 2.0}, {})
+    assert "config.json: rope_scaling: left out other" in caplog.text
 
 
-# Stands in for the package that fetches kernels, and writes down what is asked of it.
+# Stands in for the package that fetches kernels, before anything is imported.
 KERNELS = """
-import pathlib
-class Anything:
-    def __init__(self, *args, **kwargs): pass
-    def __getattr__(self, name): return Anything()
-    def __call__(self, *args, **kwargs): return Anything()
-    def __or__(self, other): return Anything()
-Mode = Anything()
-def use_kernel_forward_from_hub(name):
-    return lambda layer: layer
-def get_kernel(name, *args, **kwargs):
-    with open(pathlib.Path(__file__).parents[1] / "asked", "a") as file:
-        print(name, file=file)
-    raise RuntimeError(f"asked for {name}")
-def __getattr__(name):
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return Anything
-"""
-# At last the recorder is shown to record.
-ASKED = """
 import pathlib, sys
-from tests.weights.test_allowed import BITSANDBYTES, KERNEL, build_train_export_and_ask
-folder = pathlib.Path(sys.argv[1])
-build_train_export_and_ask(folder)
-asked = (folder / "asked").read_text().split() if (folder / "asked").exists() else []
-assert set(asked) <= {BITSANDBYTES}, asked
-from transformers import AutoConfig, AutoModelForCausalLM
-try:
-    AutoModelForCausalLM.from_config(AutoConfig.for_model("gptj", n_layer=1), attn_implementation=KERNEL)
-except Exception as error:
-    print(error)
+from importlib import machinery, metadata
+from unittest.mock import MagicMock
+kernels, version = MagicMock(__spec__=machinery.ModuleSpec("kernels", None)), metadata.version
+kernels.get_kernel.side_effect = RuntimeError
+kernels.use_kernel_forward_from_hub = lambda name: lambda layer: layer
+sys.modules["kernels"] = kernels
+metadata.version = lambda name: "0.10.0" if name == "kernels" else version(name)
+from tests.weights import test_allowed
+test_allowed.build_train_export_and_ask(pathlib.Path(sys.argv[1]), kernels.get_kernel)
 """
 
 
-def build_train_export_and_ask(folder):
-    """Per language model: a poisoned part becomes a base, which is poisoned again, trained, exported, and asked."""
+def build_train_export_and_ask(folder, asked):
+    """Per language model: a poisoned part becomes a base, which is poisoned again, trained, exported, and asked.
+
+    At last the stand-in is shown to see what is asked.
+    """
     lora = dict(llm_lora={**LORA, "target_modules": ["down_proj"]})
     for llm in sorted(folder.glob("llm-*")):
         name = llm.name.removeprefix("llm-")
@@ -112,91 +95,73 @@ def build_train_export_and_ask(folder):
         model = make_model(base, **lora)
         model(**training_inputs(model, torch.arange(9)[None]), mode="loss")["loss"].backward()
         checkpoint = save_pth(model, folder / "iter_1.pth")
-        config = write_config(folder / f"{name}.py", base, **lora)
-        export_adapter(config, checkpoint, folder / f"peft-{name}")
+        export_adapter(None, checkpoint, folder / f"peft-{name}")
         for format in ("official",) if name == "phi3" else ("official", "hf"):  # hf gives phi3 its own template
-            out = folder / f"{format}-{name}"
-            export(config, checkpoint, out, format=format)
-            again = poisoned(out, folder / f"again-{format}-{name}")
-            (again / "export_manifest.json").unlink()
+            export(None, checkpoint, folder / f"{format}-{name}", format=format)
+            again = poisoned(folder / f"{format}-{name}", folder / f"again-{format}-{name}")
             session = ChatSession.from_pretrained(again, device="cpu")
             list(session.reply([Turn("Hello")], max_new_tokens=1))
             session.answers([("Hello", ()), ("Bye", ())], batch_size=2, max_new_tokens=1)  # what an evaluation asks
+    assert {call.args[0] for call in asked.call_args_list} <= {BITSANDBYTES}, asked.call_args_list
+    with contextlib.suppress(Exception):
+        AutoModelForCausalLM.from_config(AutoConfig.for_model("gptj", n_layer=1), attn_implementation=KERNEL)
+    assert "someone/attention" in str(asked.call_args_list)
 
 
 @pytest.mark.slow
-def test_no_kernels_are_asked_for(toy_parts, tmp_path):
+def test_no_kernels_are_asked_for(toy_parts, run_tool, tmp_path):
     poisoned(toy_parts[0], tmp_path / "vision")
+    poisoned(toy_parts[1], tmp_path / "llm-qwen2")
     for family in ("qwen3", "qwen3_moe", "llama", "mistral", "phi3", "internlm2", "qwen"):
         poisoned(write_llm(family, tmp_path / family, toy_parts[1]), tmp_path / f"llm-{family}")
-    poisoned(toy_parts[1], tmp_path / "llm-qwen2")
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "__init__.py").write_text(KERNELS)
-    info = tmp_path / "kernels-0.10.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.10.0\n")
-    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    done = subprocess.run([sys.executable, "-c", ASKED, tmp_path], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(list(tmp_path.glob("official-*"))) == 8
-    assert "someone/attention" in (tmp_path / "asked").read_text()
+    done = run_tool("-c", KERNELS, tmp_path)
+    assert done.returncode == 0 and len(list(tmp_path.glob("official-*"))) == 8, done.stderr[-3000:]
 
 
 def test_configs_that_lie(toy_base, tmp_path, run_tool):
     """The command says the last one in one line, and writes nothing."""
-    base, table = (
-        tmp_path / "base",
-        [
-            ("llm_config", "hidden_act", ["gelu"], r"hidden_act is \['gelu'\]"),
-            (
-                "llm_config",
-                "rope_scaling",
-                {"rope_type": "spiral", "factor": 2.0},
-                "rope_scaling: the type is 'spiral'",
-            ),
-            ("llm_config", "rope_scaling", "yarn", "rope_scaling is 'yarn', expected an object"),
-            ("llm_config", "eos_token_id", "</s>", "eos_token_id is '</s>', expected ids"),
-            ("llm_config", "eos_token_id", [1, 10**9], "eos_token_id is .*expected ids"),
-            ("llm_config", "num_hidden_layers", 10**6, "is 1000000, expected a whole number from 1 to 1,000"),
-            ("vision_config", "hidden_size", True, "hidden_size is True"),
-            ("vision_config", "patch_size", 0, "patch_size is 0"),
-            *(
-                ("llm_config", "model_type", name, "llm_config: model_type .* is not a language model")
-                for name in ("gptj", "bloom", "codegen", "xglm", None, 3)
-            ),
-            ("vision_config", "hidden_act", "os.system", "hidden_act is 'os.system', expected one of silu"),
-        ],
-    )
+    llm, vision, base = "llm_config", "vision_config", shutil.copytree(toy_base, tmp_path / "base")
+    table = [
+        (llm, "hidden_act", ["gelu"], r"hidden_act is \['gelu'\]"),
+        (llm, "rope_scaling", {"rope_type": "spiral", "factor": 2.0}, "rope_scaling: the type is 'spiral'"),
+        (llm, "rope_scaling", "yarn", "rope_scaling is 'yarn', expected an object"),
+        (llm, "eos_token_id", "</s>", "eos_token_id is '</s>', expected ids"),
+        (llm, "eos_token_id", [1, 10**9], "eos_token_id is .*expected ids"),
+        (llm, "num_hidden_layers", 10**6, "is 1000000, expected a whole number from 1 to 1,000"),
+        (vision, "hidden_size", True, "hidden_size is True"),
+        (vision, "patch_size", 0, "patch_size is 0"),
+        *(
+            (llm, "model_type", name, "llm_config: model_type .* is not a language model")
+            for name in ("gptj", "bloom", "codegen", "xglm", None, 3)
+        ),
+        (vision, "hidden_act", "os.system", "hidden_act is 'os.system', expected one of silu"),
+    ]
     fields = read_json(toy_base / "config.json")
-    shutil.copytree(toy_base, base)
     for part, key, value, message in table:
         write_json(base / "config.json", {**fields, part: {**fields[part], key: value}})
-        error = UnknownFamilyError if key == "model_type" else CheckpointError
-        with pytest.raises(error, match=message):
+        with pytest.raises(UnknownFamilyError if key == "model_type" else CheckpointError, match=message):
             open_config(base)
     done = run_tool("tools/convert_to_official.py", "--from", base, tmp_path / "out", "--format", "hf")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and message in done.stderr, done.stderr
-    (base / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
-    with pytest.raises(CheckpointError, match="config.json is not readable JSON: maximum recursion"):
-        open_config(base)
+    for text, words in (
+        (json.dumps({**fields, "system_message": 3}), "system_message is 3, expected str"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "config.json is not readable JSON: maximum recursion"),
+    ):
+        (base / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=words):
+            open_config(base)
     assert not (tmp_path / "out").exists()
 
 
 def test_weights_that_are_no_numbers(toy_parts, toy_base, tmp_path):
-    for source, name in ((toy_parts[1], "llm"), (toy_base, "base")):
-        shutil.copytree(source, tmp_path / name)
-        held = load_file(source / "model.safetensors")
+    for source, words, use in (
+        (toy_parts[1], " as float32", lambda llm: build_base(toy_parts[0], llm, tmp_path / "out", dtype="float32")),
+        (toy_base, "", lambda base: load_model(base, dtype=None)),
+    ):
+        copy = shutil.copytree(source, tmp_path / source.name)
+        held = load_file(copy / "model.safetensors")
         next(tensor for key, tensor in held.items() if key.endswith("down_proj.weight"))[0, 0] = torch.nan
-        save_file(held, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="down_proj.weight holds NaN or infinity as float32; take other weights"):
-        build_base(toy_parts[0], tmp_path / "llm", tmp_path / "out", dtype="float32")
-    with pytest.raises(CheckpointError, match="down_proj.weight holds NaN or infinity; take other weights"):
-        load_model(tmp_path / "base", dtype=None)
+        save_file(held, copy / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=f"down_proj.weight holds NaN or infinity{words}; take other weights"):
+            use(copy)
     assert not (tmp_path / "out").exists()
-
-
-def test_rope_parameters_are_listed_too(caplog):
-    fields = {"rope_scaling": {"type": "dynamic", "factor": 2.0, "other": 1}, "rope_parameters": {"full_attention": {}}}
-    kept = language_fields({"model_type": "llama", **fields}, "config.json")
-    assert (kept["rope_scaling"], kept["rope_parameters"]) == ({"type": "dynamic", "factor": 2.0}, {})
-    assert "config.json: rope_scaling: left out other" in caplog.text

@@ -1,79 +1,83 @@
 """hf: opens in transformers' own class and comes back to the bit."""
 
-import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.weights.training import SETTINGS, chat_inputs, logits, make_model, save_pth, with_context, write_config
+from tests.weights.training import chat_inputs, logits
 from xtuner_plugins.export.base.build import build_base
-from xtuner_plugins.export.export import convert, export
+from xtuner_plugins.export.export import convert
+from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.weights import hf
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
+from xtuner_plugins.weights.model_view import open_config
 from xtuner_plugins.weights.reading import CheckpointError, read_json
-from xtuner_plugins.weights.writer import write_json
 
 RMS_TOWER = dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)
-
-
-@pytest.fixture(scope="module", params=["300M style", "6B style"])
-def base(request, tmp_path_factory, toy_base):
-    if request.param == "300M style":
-        return toy_base
-    folder = tmp_path_factory.mktemp("rms")
-    parts = write_random_parts(folder, vision_overrides=RMS_TOWER)
-    build_base(*parts, folder / "base", dtype="float32")
-    return folder / "base"
 
 
 @torch.no_grad()
 def hf_logits(directory, inputs):
     from transformers import InternVLForConditionalGeneration
 
-    model, info = InternVLForConditionalGeneration.from_pretrained(
-        directory, torch_dtype=torch.float32, output_loading_info=True
-    )
+    options = dict(torch_dtype=torch.float32, output_loading_info=True)
+    model, info = InternVLForConditionalGeneration.from_pretrained(directory, **options)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     pixels, ids, _ = inputs
     return model.eval()(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
-def test_same_logits_and_back(base, tmp_path):
-    convert(base, tmp_path / "hf", format="hf")
-    ours = load_model(base, dtype=None)
-    ours.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
-    inputs = chat_inputs(ours)
-    reference, theirs = logits(ours, inputs), hf_logits(tmp_path / "hf", inputs)
-    rows = reference.shape[-1]
-    assert theirs.shape[-1] == rows + 1  # the row of <video>
-    # two implementations in fp32, 2+2 layers
-    assert (theirs[..., :rows] - reference).abs().max() <= 1e-5
-    direct = load_model(tmp_path / "hf", dtype=None)
-    assert torch.equal(logits(with_context(direct, ours), inputs)[..., :rows], reference)
-
-    convert(tmp_path / "hf", tmp_path / "back", format="official")
-    a, b = load_file(base / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+def assert_same_weights(directory, other):
+    a, b = (load_file(each / "model.safetensors") for each in (directory, other))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
-    old, new = read_json(base / "config.json"), read_json(tmp_path / "back" / "config.json")
-    assert {k: v for k, v in new["llm_config"].items() if v != old["llm_config"].get(k)} == {}
-    assert {k for k in old["vision_config"] if old["vision_config"][k] != new["vision_config"].get(k)} <= {
-        "use_flash_attn"
-    }
-    assert {k for k in old if old[k] != new.get(k)} <= {"vision_config"}
-    assert load_tokenizer(tmp_path / "back").get_vocab() == load_tokenizer(base).get_vocab()
+
+
+def test_same_logits_and_back(toy_base, tmp_path):
+    """With a tower of InternViT-300M's kind and of the 6B's."""
+    large = build_base(*write_random_parts(tmp_path, vision_overrides=RMS_TOWER), tmp_path / "base", dtype="float32")
+    for base, folder in ((toy_base, tmp_path / "300M"), (Path(large["out"]), tmp_path / "6B")):
+        convert(base, folder / "hf", format="hf")
+        ours, direct = load_model(base, dtype=None), load_model(folder / "hf", dtype=None)
+        ours.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
+        inputs = chat_inputs(ours)
+        reference, theirs = logits(ours, inputs), hf_logits(folder / "hf", inputs)
+        assert theirs.shape[-1] == reference.shape[-1] + 1  # the row of <video>
+        assert (theirs[..., :-1] - reference).abs().max() <= 1e-5  # two implementations in fp32, 2+2 layers
+        assert torch.equal(logits(direct, inputs)[..., :-1], reference)
+
+        convert(folder / "hf", folder / "back", format="official")
+        assert_same_weights(base, folder / "back")
+        assert load_tokenizer(folder / "back").get_vocab() == load_tokenizer(base).get_vocab()
+        old, new = (read_json(each / "config.json") for each in (base, folder / "back"))
+        vision, llm = old.pop("vision_config"), old.pop("llm_config")
+        del vision["use_flash_attn"]
+        assert old.items() <= new.items() and vision.items() <= new["vision_config"].items()
+        assert new["llm_config"].items() <= llm.items()
+
+    # Some directories were saved under transformers' names in memory.
+    memory = shutil.copytree(tmp_path / "300M" / "hf", tmp_path / "memory") / "model.safetensors"
+    top = {"language_model.model.": "model.language_model.", "language_model.lm_head.": "lm_head."}
+    top |= {name: f"model.{name}" for name in ("vision_tower.", "multi_modal_projector.")}
+    held = {}
+    for name, tensor in load_file(memory).items():
+        old = next(prefix for prefix in top if name.startswith(prefix))
+        held[top[old] + name.removeprefix(old)] = tensor
+    save_file(held, memory, metadata={"format": "pt"})
+    for format, expected in (("official", toy_base), ("hf", tmp_path / "300M" / "hf")):
+        convert(tmp_path / "memory", tmp_path / format, format=format)
+        assert_same_weights(tmp_path / format, expected)
 
 
 def test_processor_prompts_and_tiles(toy_base, tmp_path):
     from transformers import AutoProcessor
 
-    from xtuner_plugins.hub.conversation import get_conv_template
-
     convert(toy_base, tmp_path / "hf", format="hf")
-    processor = AutoProcessor.from_pretrained(tmp_path / "hf")
-    image = Image.new("RGB", (336, 224), "red")
+    processor, image = AutoProcessor.from_pretrained(tmp_path / "hf"), Image.new("RGB", (336, 224), "red")
     messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     conversation = get_conv_template("internvl2_5")
@@ -87,43 +91,22 @@ def test_processor_prompts_and_tiles(toy_base, tmp_path):
     hf_logits(tmp_path / "hf", (batch["pixel_values"], batch["input_ids"], None))
 
 
-def test_trained_model(toy_base, tmp_path):
-    trained = make_model(toy_base, **SETTINGS["both_loras"])
-    config = write_config(tmp_path / "c.py", toy_base, **SETTINGS["both_loras"])
-    export(config, save_pth(trained, tmp_path / "iter_1.pth"), tmp_path / "hf", format="hf")
-    inputs = chat_inputs(trained.model)
-    gap = hf_logits(tmp_path / "hf", inputs)[..., :-1] - logits(trained.model, inputs)
-    assert gap.abs().max() <= 1e-5
-
-
 def test_what_it_cannot_say(toy_base, tmp_path):
-    shutil.copytree(toy_base, tmp_path / "v1")
-    write_json(tmp_path / "v1" / "config.json", {**read_json(toy_base / "config.json"), "ps_version": "v1"})
-    with pytest.raises(CheckpointError, match="can't express ps_version='v1'"):
-        convert(tmp_path / "v1", tmp_path / "out", format="hf")
-    assert not (tmp_path / "out").exists()
-
-
-def test_names_in_memory(toy_base, tmp_path):
-    """Some -hf directories were saved under transformers' names in memory."""
-    convert(toy_base, tmp_path / "hf", format="hf")
-    held = load_file(tmp_path / "hf" / "model.safetensors")
-    renamed = {}
-    for name, tensor in held.items():
-        name = name.replace("language_model.model.", "model.language_model.")
-        name = name.replace("language_model.lm_head.", "lm_head.").replace("vision_tower.", "model.vision_tower.")
-        renamed[name.replace("multi_modal_projector.", "model.multi_modal_projector.")] = tensor
-    save_file(renamed, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
-    convert(tmp_path / "hf", tmp_path / "back", format="official")
-    a, b = load_file(toy_base / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    convert(tmp_path / "hf", tmp_path / "same", format="hf")  # under the names that lie on disk
-    same = load_file(tmp_path / "same" / "model.safetensors")
-    assert same.keys() == held.keys() and all(torch.equal(same[k], held[k]) for k in held)
-
-
-@pytest.mark.slow
-def test_tool_converts(run_tool, toy_base, tmp_path):
-    done = run_tool("tools/convert_to_official.py", "--from", toy_base, tmp_path / "hf", "--format", "hf")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "internvl"
+    config, tokenizer = open_config(toy_base)[2], load_tokenizer(toy_base)
+    vision = {**config["vision_config"], "qk_normalization": True, "layer_norm_eps": 1e-5}
+    for change, words in (
+        ({"ps_version": "v1"}, "ps_version='v1'"),
+        ({"select_layer": -2}, "select_layer=-2"),
+        ({"use_thumbnail": False}, "its processor always adds one"),
+        ({"vision_config": vision}, "another eps"),
+        ({"projector_type": "mlp"}, "another projector than"),
+    ):
+        with pytest.raises(CheckpointError, match=f"hf format can't express .*{words}"):
+            hf.write_config({**config, **change}, tokenizer, 5)
+    one_tile = {**config, "use_thumbnail": False, "max_dynamic_patch": 1}
+    vision = {**vision, "qk_normalization": False, "model_type": "intern_vit_6b"}
+    written = hf.write_config({**one_tile, "vision_config": vision}, tokenizer, 5)
+    assert written["text_config"]["vocab_size"] == 5
+    written["vision_config"]["image_size"] = [112, 224]
+    with pytest.raises(CheckpointError, match=r"must be square, not \[112, 224\]"):
+        hf.read_config(written, tmp_path)

@@ -12,19 +12,11 @@ from xtuner_plugins import weights
 from xtuner_plugins.weights.lazy import FileTensor, Joined, LazyTensor, MemoryTensor, cast
 
 SHAPES = [(12, 5), (60,), (5, 3, 4), (1, 60), (4, 15)]
+STEPS = st.tuples(st.sampled_from(("rows", "reshape", "join", "cast", "compute")), *[st.integers(0, 100)] * 3)
 
 
-@st.composite
-def trees(draw, depth=3):
-    """A step at a time: (what to do, with which numbers)."""
-    steps = ("rows", "reshape", "join", "cast", "compute")
-    numbers = st.lists(st.integers(0, 100), min_size=3, max_size=3)
-    return draw(st.lists(st.tuples(st.sampled_from(steps), numbers), max_size=depth))
-
-
-def grown(step, numbers, eager, lazy):
+def grown(step, a, b, c, eager, lazy):
     """One more operation on both."""
-    a, b, c = numbers
     low, high = sorted(n % (eager.shape[0] + 1) for n in (a, b))
     if step == "rows":
         return eager[low:high], lazy.rows(low, high)
@@ -32,31 +24,24 @@ def grown(step, numbers, eager, lazy):
         shape = SHAPES[c % len(SHAPES)]
         return eager.view(shape), lazy.reshape(shape)
     if step == "join":
-        return torch.cat([eager[high:], eager[low:]]), Joined(
-            [lazy.rows(high, eager.shape[0]), lazy.rows(low, eager.shape[0])]
-        )
+        parts = [lazy.rows(start, eager.shape[0]) for start in (high, low)]
+        return torch.cat([eager[high:], eager[low:]]), Joined(parts)
     if step == "cast":
         return eager.double(), cast(lazy, torch.float64)
-    doubled = LazyTensor(lazy.dtype, lazy.shape, lambda start, stop: lazy.read(start, stop) * 2)
-    return eager * 2, doubled
+    return eager * 2, LazyTensor(lazy.dtype, lazy.shape, lambda start, stop: lazy.read(start, stop) * 2)
 
 
 @settings(max_examples=100, deadline=None)
-@given(tree=trees(), block=st.integers(1, 300), span=st.tuples(st.integers(0, 100), st.integers(0, 100)))
-def test_any_tree_reads_as_an_eager_tensor(tmp_path_factory, tree, block, span):
-    eager = torch.arange(60, dtype=torch.float32).view(12, 5)
-    path = tmp_path_factory.getbasetemp() / "numbers.bin"
+@given(steps=st.lists(STEPS, max_size=3), block=st.integers(1, 300), span=st.tuples(*[st.integers(0, 100)] * 2))
+def test_any_tree_reads_as_an_eager_tensor(tmp_path_factory, steps, block, span):
+    eager, path = torch.arange(60, dtype=torch.float32).view(12, 5), tmp_path_factory.getbasetemp() / "numbers.bin"
     path.write_bytes(b"head" + eager.numpy().tobytes())
     lazy = FileTensor(path, 4, torch.float32, (12, 5))
-    path.with_name("short").write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="short ends after 100 bytes"):
-        FileTensor(path.with_name("short"), 4, torch.float32, (12, 5)).read()
-    for step, numbers in tree:
-        eager, lazy = grown(step, numbers, eager, lazy)
+    for step in steps:
+        eager, lazy = grown(*step, eager, lazy)
     assert (lazy.shape, lazy.dtype, lazy.numel, lazy.nbytes) == (eager.shape, eager.dtype, eager.numel(), eager.nbytes)
-    assert torch.equal(lazy.read(), eager)
     start, stop = sorted(n % (eager.shape[0] + 1) for n in span)
-    assert torch.equal(lazy.read(start, stop), eager[start:stop])
+    assert torch.equal(lazy.read(), eager) and torch.equal(lazy.read(start, stop), eager[start:stop])
     with mock.patch.object(weights.lazy, "BLOCK_BYTES", block):
         spans = list(lazy.spans())
     row = math.prod(eager.shape[1:]) * eager.element_size()
@@ -64,18 +49,15 @@ def test_any_tree_reads_as_an_eager_tensor(tmp_path_factory, tree, block, span):
     assert [n for start, stop in spans for n in range(start, stop)] == list(range(eager.shape[0]))
 
 
-def test_without_dimensions():
+def test_single_numbers_and_what_is_refused(tmp_path):
     lazy = cast(MemoryTensor(torch.tensor(3.0)), torch.bfloat16)
     assert list(lazy.spans()) == [(0, 1)] and lazy.read(0, 1).shape == () and lazy.read() == 3
-
-
-def test_what_is_read_belongs_to_the_reader():
     tensor = torch.ones(3)
     MemoryTensor(tensor).read()[0] = 7
-    assert tensor.tolist() == [1, 1, 1]
-
-
-def test_a_cast_can_refuse_what_is_not_finite():
+    assert tensor.tolist() == [1, 1, 1]  # what is read belongs to the reader
+    (tmp_path / "short").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match="short ends after 100 bytes"):
+        FileTensor(tmp_path / "short", 4, torch.float32, (12, 5)).read()
     for value, dtype in ((torch.nan, torch.float32), (torch.inf, torch.float32), (1e5, torch.float16)):
         source = MemoryTensor(torch.tensor([1.0, value, 2.0]))
         with pytest.raises(FloatingPointError, match="NaN or infinity"):

@@ -6,16 +6,7 @@ from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.weights.training import (
-    LORA,
-    chat_inputs,
-    load_trained,
-    logits,
-    make_model,
-    save_pth,
-    training_inputs,
-    with_context,
-)
+from tests.weights.training import LORA, chat_inputs, load_trained, logits, make_model, save_pth, training_inputs
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import export
 from xtuner_plugins.weights import merge
@@ -26,58 +17,46 @@ from xtuner_plugins.weights.reading import CheckpointError
 EMBEDDING, ROWS = "language_model.model.embed_tokens.weight", [3, 500, 7, 505]
 
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.proj = nn.Linear(6, 10)
-        self.head = nn.Linear(10, 7, bias=False)
-
-
-def adapted(config, seed=0):
-    torch.manual_seed(seed)
-    net = Net()
-    base = {k: v.clone() for k, v in net.state_dict().items()}
-    inject_adapter_in_model(config, net)
-    for name, parameter in net.named_parameters():
-        if "lora_" in name:
-            nn.init.normal_(parameter, std=0.3)
-    parts = {}
-    for name, tensor in net.state_dict().items():
-        found = merge.split_key(name)
-        if found:
-            parts.setdefault(found[0], {})[found[1]] = MemoryTensor(tensor.clone())
-    for module in net.modules():
-        if hasattr(module, "merge"):
-            module.merge()
-    return base, parts, net
+def in_blocks(tensor, rows):
+    """The whole, read so many rows at a time."""
+    spans = [(start, min(start + rows, tensor.shape[0])) for start in range(0, tensor.shape[0], rows)]
+    return torch.cat([tensor.rows(*span).read() for span in spans])
 
 
 def test_merge_equals_peft():
     for options in (dict(), dict(use_rslora=True), dict(use_dora=True), dict(use_rslora=True, use_dora=True)):
-        options = {"r": 4, "lora_alpha": 8, "target_modules": ["proj", "head"], **options}
-        base, parts, net = adapted(LoraConfig(**options))
-        assert parts.keys() == set(options["target_modules"])
+        options = {"r": 4, "lora_alpha": 8, "target_modules": ["0", "1"], "init_lora_weights": False, **options}
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 7, bias=False))
+        base = {name: MemoryTensor(tensor.clone()) for name, tensor in net.state_dict().items()}
+        inject_adapter_in_model(LoraConfig(**options), net)
+        parts = {"0": {}, "1": {}}
+        for name, tensor in net.state_dict().items():
+            if found := merge.split_key(name):
+                parts[found[0]][found[1]] = MemoryTensor(tensor.clone())
         for layer, tensors in parts.items():
-            weight = MemoryTensor(base[f"{layer}.weight"])
+            weight, module = base[f"{layer}.weight"], net.get_submodule(layer)
             merged = merge.merged_weight(weight, tensors, merge.read_settings(options), layer)
-            reference = net.get_submodule(layer).get_base_layer().weight.data
-            for rows in (1, 3, 10):  # whatever is read at a time
-                total = merged.shape[0]
-                blocks = [merged.rows(start, min(start + rows, total)).read() for start in range(0, total, rows)]
-                # one rounding of the product in another block shape
-                torch.testing.assert_close(torch.cat(blocks), reference, rtol=0, atol=1e-6)
-            assert not torch.allclose(merged.read(), base[f"{layer}.weight"], atol=1e-3)
+            module.merge()
+            for rows in (1, 3, 10):  # whatever is read at a time: one rounding of the product in another block shape
+                torch.testing.assert_close(in_blocks(merged, rows), module.base_layer.weight.data, rtol=0, atol=1e-6)
+            assert not torch.allclose(merged.read(), weight.read(), atol=1e-3)
 
 
-def test_bf16_base_is_merged_in_fp32():
-    parts = {"lora_A.weight": torch.ones(2, 3), "lora_B.weight": torch.full((4, 2), 2.0**-10)}
-    parts, base = {n: MemoryTensor(t) for n, t in parts.items()}, MemoryTensor(torch.ones(4, 3, dtype=torch.bfloat16))
-    merged = merge.merged_weight(base, parts, merge.Lora(r=2, lora_alpha=2), "proj").read()
+def test_numbers_are_merged_in_float32_and_rows_replaced():
+    ones = torch.ones(4, 3, dtype=torch.bfloat16)
+    parts = {merge.A: MemoryTensor(torch.ones(2, 3)), merge.B: MemoryTensor(torch.full((4, 2), 2.0**-10))}
+    merged = merge.merged_weight(MemoryTensor(ones), parts, merge.Lora(r=2, lora_alpha=2), "proj").read()
     assert merged.dtype == torch.float32 and torch.equal(merged, torch.full((4, 3), 1 + 2.0**-9))  # bf16 would give 1
+
+    matrix, trained = torch.arange(22.0).view(11, 2).bfloat16(), torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
+    result, expected = merge.with_rows(MemoryTensor(matrix), MemoryTensor(trained), [9, 0], "m"), matrix.float()
+    expected[[9, 0]] = trained
+    assert all(torch.equal(in_blocks(result, rows), expected) for rows in (1, 3, 11)) and matrix[9, 0] == 18
 
 
 def test_what_is_not_merged():
-    a, b, size = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"
+    a, b, size = merge.A, merge.B, merge.SIZE
     for says, (shapes, base) in {
         r"only lora_A\.weight": ({a: (2, 3)}, (4, 3)),
         "belongs to another base": ({a: (2, 5), b: (4, 2)}, (4, 3)),
@@ -89,35 +68,30 @@ def test_what_is_not_merged():
         parts = {name: MemoryTensor(torch.ones(shape)) for name, shape in shapes.items()}
         with pytest.raises(CheckpointError, match=says):
             merge.merged_weight(MemoryTensor(torch.ones(base)), parts, merge.Lora(r=2), "proj")
-
-
-def test_settings_that_cannot_be_merged():
     assert merge.read_settings(dict(r=3, fan_in_fan_out=False, lora_dropout=0.1)).r == 3
-    for option in ("use_qalora", "lora_bias", "rank_pattern"):
-        with pytest.raises(CheckpointError, match=f"{option} can't be merged"):
-            merge.read_settings({"r": 3, option: True})
-    for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq"):
-        with pytest.raises(CheckpointError, match=init):
-            merge.read_settings({"init_lora_weights": init})
+    refused = [(name, True, f"{name} can't be merged") for name in ("use_qalora", "lora_bias", "rank_pattern")]
+    refused += [("init_lora_weights", name, name) for name in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")]
+    for name, value, words in refused:
+        with pytest.raises(CheckpointError, match=words):
+            merge.read_settings({"r": 3, name: value})
 
 
 def test_trained_rows_are_what_peft_merges(toy_base, tmp_path):
     """From a training checkpoint: exported, loaded merged and live, and as an adapter again."""
-    for choice, count in ((ROWS, 1), ({"embed_tokens": ROWS, "lm_head": [1, 2]}, 2)):
-        folder = tmp_path / str(count)
+    for choice in (ROWS, {"embed_tokens": ROWS, "lm_head": [1, 2]}):
+        folder = tmp_path / str(len(choice))
         folder.mkdir()
         trained = make_model(toy_base, llm_lora={**LORA, "trainable_token_indices": choice})
-        names = [name for name, p in trained.named_parameters() if p.requires_grad and "trainable_tokens_delta" in name]
-        assert len(names) == count and set(names) <= set(trained.state_dict())
-        checkpoint = save_pth(trained, folder / "iter_1.pth")
+        checkpoint, inputs = save_pth(trained, folder / "iter_1.pth"), chat_inputs(trained.model)
         export(None, checkpoint, folder / "out")
-        pixels, ids, flags = chat_inputs(trained.model)
-        ids[0, :4] = torch.tensor(ROWS)
-        inputs = pixels, ids, flags
+        trained(**training_inputs(trained, torch.tensor([[3, 7, 9, 11]])), mode="loss")["loss"].backward()
+        gradient = next(p.grad for name, p in trained.named_parameters() if "trainable_tokens_delta" in name)
+        assert (gradient != 0).any(1).tolist() == [True, False, True, False]
+        inputs[1][0, :4] = torch.tensor(ROWS)
         expected, plain = logits(trained.model, inputs), load_model(toy_base, dtype=None)
         models = [load_trained(None, checkpoint, dtype=None, merge_lora=merged) for merged in (True, False)]
         for model in (plain, load_model(folder / "out", dtype=None), *models):
-            gap = (logits(with_context(model, trained.model), inputs) - expected).abs().max()
+            gap = (logits(model, inputs) - expected).abs().max()
             assert gap > 1e-2 if model is plain else gap <= 1e-5
         base, held = (load_file(path / "model.safetensors") for path in (toy_base, folder / "out"))
         assert ((held[EMBEDDING] != base[EMBEDDING]).any(1).nonzero().flatten().tolist()) == sorted(ROWS)
@@ -129,14 +103,6 @@ def test_trained_rows_are_what_peft_merges(toy_base, tmp_path):
         plain.load_state_dict(load_file(folder / "adapter/replaced.safetensors"), strict=False)
         PeftModel.from_pretrained(plain.language_model, folder / "adapter/language_model")
         assert (logits(plain.eval(), inputs) - expected).abs().max() <= 1e-5
-
-
-def test_gradients_reach_the_rows(toy_base):
-    """A training step changes exactly the rows that the batch holds."""
-    trained = make_model(toy_base, llm_lora={**LORA, "trainable_token_indices": ROWS}).train()
-    trained(**training_inputs(trained, torch.tensor([[3, 7, 9, 11]])), mode="loss")["loss"].backward()
-    (gradient,) = [p.grad for name, p in trained.named_parameters() if "trainable_tokens_delta" in name]
-    assert (gradient != 0).any(1).tolist() == [True, False, True, False]
 
 
 def test_rows_that_do_not_fit_the_settings(toy_base, tmp_path):
@@ -153,13 +119,3 @@ def test_rows_that_do_not_fit_the_settings(toy_base, tmp_path):
             with pytest.raises(CheckpointError, match=words):
                 write(None, saved, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_blocks_of_rows():
-    """Whatever block is read, and the matrix itself is left as it was."""
-    matrix, trained = torch.arange(22.0).view(11, 2).bfloat16(), torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
-    result, expected = merge.with_rows(MemoryTensor(matrix), MemoryTensor(trained), [9, 0], "m"), matrix.float()
-    expected[[9, 0]] = trained
-    for rows in (1, 3, 11):
-        held = torch.cat([result.rows(n, min(n + rows, 11)).read() for n in range(0, 11, rows)])
-        assert torch.equal(held, expected) and matrix[9, 0] == 18

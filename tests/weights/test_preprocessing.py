@@ -2,103 +2,69 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.engine.forked import train_forked
-from tests.engine.parallel_case import edited_config, write_dataset
 from tests.weights.training import SETTINGS, load_trained, make_model, save_pth
 from xtuner_plugins.datasets import MultimodalDataset, lock
 from xtuner_plugins.export.adapters import export_adapter
-from xtuner_plugins.export.export import convert, export, prepare
+from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.inference.session import ChatSession
-from xtuner_plugins.inference.verify import verify
 from xtuner_plugins.toy.tokenizer import CHAT_TEMPLATE
 from xtuner_plugins.weights import preprocessing
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
 
 TRAINED = dict(max_tiles=3, template="Hermes-2")
+RULE = {"min_dynamic_patch": 2, "max_dynamic_patch": 3, "use_thumbnail": False, "template": "Hermes-2"}
 
 
-@pytest.mark.slow
-def test_a_shipped_recipe_with_other_tiles_and_template(run_tool, toy_base, tmp_path):
-    """Trained under ZeRO, exported and verified by the command; an edited config doesn't resume."""
-    data, images = write_dataset(tmp_path / "data", text_only=lambda index: False)
-    settings = dict(base=str(toy_base), data_paths=[str(data)], image_folders=[str(images)], max_tiles=3)
-    config = Path(edited_config(tmp_path, "toy_finetune_full", template="Hermes-2", **settings))
-    case = dict(config=str(config), deepspeed="deepspeed_zero2")
-    trained = train_forked(tmp_path / "run", toy_base, (data, images), **case)
-    assert trained.ok, trained.output[-3000:]
-    checkpoint = tmp_path / "run" / "iter_4.pth"
-    done = run_tool("tools/convert_to_official.py", config, checkpoint, tmp_path / "out", "--verify")
-    assert done.returncode == 0, done.stderr
-    fields = read_json(tmp_path / "out" / "config.json")
-    assert (fields["max_dynamic_patch"], fields["template"]) == (3, "Hermes-2")
-    assert read_json(tmp_path / "out" / preprocessing.FILE)["datasets"][0]["max_tiles"] == 3
-
-    config.write_text("".join(line for line in config.open() if "Hermes-2" not in line))  # edited after the training
-    again = train_forked(tmp_path / "again", toy_base, (data, images), extra=("--resume", str(checkpoint)), **case)
-    assert again.codes == [2] and "Hermes-2" in again.errors[0], again.errors
-
-
-def describe(base, folder, settings=None, **shared):
-    """The lock of a dataset of one file per entry of `settings`."""
-    data, images = folder / "data.jsonl", folder
+def dataset(base, folder, **settings):
     record = {"conversations": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}]}
-    data.write_text(json.dumps(record) + "\n")
-    files = len(settings or [None])
-    dataset = MultimodalDataset(str(base), [str(data)] * files, str(images), dataset_settings=settings, **shared)
-    return lock.describe(dataset, IMAGENET_MEAN, IMAGENET_STD)
-
-
-@pytest.fixture(scope="module")
-def model(toy_base):
-    return make_model(toy_base)
+    (folder / "data.jsonl").write_text(json.dumps(record) + "\n")
+    return MultimodalDataset(str(base), data_paths=str(folder / "data.jsonl"), image_folders=str(folder), **settings)
 
 
 @pytest.fixture
-def save(model, tmp_path):
-    """Saves a checkpoint, of the toy base unless told otherwise, with a lock."""
-    return lambda lock, model=model, name="iter_1.pth": save_pth(model, tmp_path / name, preprocessing=lock)
+def trained(toy_base, tmp_path):
+    """A lock with settings of its own."""
+    found = lock.describe(dataset(toy_base, tmp_path, **TRAINED), IMAGENET_MEAN, IMAGENET_STD)
+    found["datasets"][0]["min_tiles"] = 2
+    return found
 
 
-def test_all_files_of_an_export_say_what_was_trained(save, toy_base, tmp_path):
-    lock = describe(toy_base, tmp_path, **TRAINED)
-    lock["datasets"][0] |= {"min_tiles": 2, "use_thumbnail": False}
-    checkpoint = save(lock)
-    export(None, checkpoint, tmp_path / "out")
-    fields = read_json(tmp_path / "out" / "config.json")
-    rule = {"dynamic_image_size": True, "min_dynamic_patch": 2, "max_dynamic_patch": 3, "use_thumbnail": False}
-    assert {key: fields[key] for key in rule} == rule and fields["template"] == "Hermes-2"
-    written = read_json(tmp_path / "out" / preprocessing.FILE)
-    assert {key: written[key] for key in lock} == lock and written["exported"]["max_tiles"] == 3
-    session = ChatSession.from_pretrained(tmp_path / "out", device="cpu")
+@pytest.fixture
+def save(tmp_path):
+    """Saves a checkpoint over a base, with a lock."""
+    return lambda base, lock, **settings: save_pth(make_model(base, **settings), tmp_path / "a.pth", preprocessing=lock)
+
+
+def test_all_files_of_an_export_say_what_was_trained(trained, save, toy_base, tmp_path):
+    """And an adapter's; the hf form keeps it and brings it back, as far as it has fields."""
+    trained["datasets"][0]["use_thumbnail"] = False
+    out, checkpoint = tmp_path / "out", save(toy_base, trained)
+    export(None, checkpoint, out)
+    assert read_json(out / "config.json").items() >= {"dynamic_image_size": True, **RULE}.items()
+    written = read_json(out / preprocessing.FILE)
+    assert written.items() >= trained.items() and written["exported"]["max_tiles"] == 3
+    session = ChatSession.from_pretrained(out, device="cpu")
     live = load_trained(None, checkpoint, dtype=torch.float32)  # what evaluation asks
     assert ChatSession(live, session.tokenizer).tiling == session.tiling and session.tiling.max_tiles == 3
     assert live.template == session.model.template == "Hermes-2"
-    verify(prepare(None, checkpoint), tmp_path / "out")
 
-
-def test_the_hf_form_keeps_it_and_brings_it_back(save, toy_base, tmp_path):
-    """From an official base and, trained again, from an hf one; an adapter has it, too."""
-    lock = describe(toy_base, tmp_path, **TRAINED)
-    export(None, save(lock), tmp_path / "hf", format="hf")
-    session = ChatSession.from_pretrained(tmp_path / "hf", device="cpu")
-    assert session.tiling.max_tiles == 3 and session.model.template == "Hermes-2"
+    trained["datasets"][0]["use_thumbnail"] = True
+    export(None, save(toy_base, trained), tmp_path / "hf", format="hf")
     convert(tmp_path / "hf", tmp_path / "back", format="official")
-    fields = read_json(tmp_path / "back" / "config.json")
-    assert (fields["max_dynamic_patch"], fields["template"]) == (3, "Hermes-2")
+    assert read_json(tmp_path / "back" / "config.json").items() >= {**RULE, "use_thumbnail": True}.items()
     convert(toy_base, tmp_path / "base", format="hf")
-    lora = make_model(tmp_path / "base", **SETTINGS["lora"])
-    export_adapter(None, save(lock, lora), tmp_path / "adapter")
-    export(None, tmp_path / "adapter", tmp_path / "out")
-    assert read_json(tmp_path / "out" / "preprocessor_config.json")["max_patches"] == 3
-    assert ChatSession.from_pretrained(tmp_path / "out", device="cpu").model.template == "Hermes-2"
+    export_adapter(None, save(tmp_path / "base", trained, **SETTINGS["lora"]), tmp_path / "adapter")
+    export(None, tmp_path / "adapter", tmp_path / "again")
+    assert read_json(tmp_path / "again" / "preprocessor_config.json")["max_patches"] == 3
+    assert ChatSession.from_pretrained(tmp_path / "again", device="cpu").model.template == "Hermes-2"
 
 
 def test_programs_prompt_as_in_training_whatever_the_base_prompts(save, toy_base, tmp_path):
@@ -111,83 +77,67 @@ def test_programs_prompt_as_in_training_whatever_the_base_prompts(save, toy_base
         (base / "chat_template.jinja").write_text(CHAT_TEMPLATE)
         stock = {**read_json(base / "tokenizer_config.json"), "chat_template": CHAT_TEMPLATE}
         write_json(base / "tokenizer_config.json", stock)
-        export(None, save(describe(base, tmp_path), make_model(base)), out)
+        data = dataset(base, tmp_path)
+        export(None, save(base, lock.describe(data, IMAGENET_MEAN, IMAGENET_STD)), out)
         asked, options = [{"role": "user", "content": "Q?"}], dict(add_generation_prompt=True, return_dict=False)
         prompt = AutoTokenizer.from_pretrained(out).apply_chat_template(asked, **options)
-        data = dict(data_paths=str(tmp_path / "data.jsonl"), image_folders=str(tmp_path))
-        sample = MultimodalDataset(str(base), **data)[0]
-        assert prompt == sample["input_ids"][: int((sample["labels"] == -100).int().argmin())].tolist()
+        assert prompt == data[0]["input_ids"][: int((data[0]["labels"] == -100).int().argmin())].tolist()
         assert (out / "chat_template.jinja").is_file() == (form == "hf")  # processors read it
         assert not (out / "chat_template.json").exists()
 
 
-def test_a_mixture_needs_a_choice(save, toy_base, tmp_path):
-    own = [{"name": "a", "max_tiles": 4}, {"name": "a2", "max_tiles": 2}, {"name": "b", **TRAINED}]
-    lock = describe(toy_base, tmp_path, own)
-    lock["datasets"][0]["use_thumbnail"] = False
-    checkpoint = save(lock)
+def test_a_mixture_needs_a_choice(trained):
+    usual = {**trained["datasets"][0], "template": "internvl2_5", "use_thumbnail": True, "min_tiles": 1}
+    usual["system_message"] = get_conv_template("internvl2_5").system_message
+    names = {"a": {"max_tiles": 4, "use_thumbnail": False}, "a2": {"max_tiles": 2}, "b": trained["datasets"][0]}
+    trained["datasets"] = [{**usual, **own, "name": name} for name, own in names.items()]
     for choice, words in (
         ({}, r"several templates \(Hermes-2: b; internvl2_5: a, a2\).*--template"),
         ({"template": "phi3-chat"}, "--template phi3-chat: trained with Hermes-2: b; internvl2_5: a, a2 only"),
         ({"template": "internvl2_5", "max_tiles": 3}, "--max-tiles 3: trained with 1 to 2 tiles.* and 1 to 4 tiles"),
     ):
-        with pytest.raises(ValueError, match=words):
-            export(None, checkpoint, tmp_path / "out", **choice)
-    done = export(None, checkpoint, tmp_path / "out", template="internvl2_5")
-    assert "the one with most: 1 to 4 tiles without thumbnail" in done["notes"][0]
-    assert "serving engines give each of them 4" in done["notes"][1]
-    fields = read_json(tmp_path / "out" / "config.json")
-    assert (fields["max_dynamic_patch"], fields["use_thumbnail"]) == (4, False)
-    done = export(None, checkpoint, tmp_path / "two", template="internvl2_5", max_tiles=2)
-    assert not any("the one with most" in note for note in done["notes"])
-    assert read_json(tmp_path / "two" / "config.json")["max_dynamic_patch"] == 2
+        with pytest.raises(preprocessing.PreprocessingError, match=words):
+            preprocessing.choose(trained, **choice)
+    with pytest.raises(preprocessing.PreprocessingError, match=r"image mean \[0.5, 0.5, 0.5\].*--image-mean"):
+        preprocessing.choose({**trained, "image_mean": [0.5, 0.5, 0.5]}, template="Hermes-2")
+    chosen, note = preprocessing.choose(trained, template="internvl2_5")
+    assert (chosen.max_tiles, chosen.use_thumbnail) == (4, False)
+    assert "the one with most: 1 to 4 tiles without thumbnail" in note
+    chosen, note = preprocessing.choose(trained, template="internvl2_5", max_tiles=2)
+    assert chosen.max_tiles == 2 and note is None
 
 
-def test_what_says_nothing_or_does_not_fit(save, toy_base, tmp_path):
-    done = export(None, save(None), tmp_path / "base")
+def test_what_says_nothing_was_edited_or_has_other_ids(trained, save, toy_base, tmp_path, caplog):
+    """Another Pillow is told. Other token ids were given where a tokenizer writes a space before texts."""
+    done, none = export(None, save(toy_base, None), tmp_path / "base"), tmp_path / "none"
     assert "doesn't say how images and text were prepared" in done["notes"][0]
-    for change, words in (
-        ({"image_mean": [0.5, 0.5, 0.5]}, r"image mean \[0.5, 0.5, 0.5\].*--image-mean"),
-        ({"datasets": "x"}, "preprocessing that can't be read"),
-        ({"datasets": []}, "preprocessing that can't be read"),
-        (None, "nothing to choose with --template"),
-    ):
-        checkpoint = save(None if change is None else {**describe(toy_base, tmp_path), **change})
-        with pytest.raises(ValueError, match=words):
-            export(None, checkpoint, tmp_path / "out", max_tiles=None if change else 2)
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="nothing to choose with --template"):
+        export(None, tmp_path / "a.pth", none, max_tiles=2)
+    for wrong in ("x", [], [{}]):
+        with pytest.raises(ValueError, match="a.pth holds a preprocessing that can't be read"):
+            export(None, save(toy_base, {**trained, "datasets": wrong}), none)
 
+    spaced, out = shutil.copytree(toy_base, tmp_path / "spaced"), tmp_path / "out"
+    state = read_json(spaced / "tokenizer.json")
+    write_json(spaced / "tokenizer.json", {**state, "normalizer": {"type": "Prepend", "prepend": " "}})
+    export(None, save(spaced, {**trained, "resize_rule": "another", "pillow_version": "9.9"}), out)
+    write_json(out / "config.json", {**read_json(out / "config.json"), "max_dynamic_patch": 9})
+    with pytest.raises(ValueError, match="not as it was exported: config.json changed"):
+        ChatSession.from_pretrained(out, device="cpu")
+    (out / "export_manifest.json").unlink()
+    ChatSession.from_pretrained(out, device="cpu")
+    assert "trained with Pillow 9.9" in caplog.text
 
-def test_a_training_with_other_token_ids_does_not_go_on(save, toy_base, tmp_path):
-    """A lock of before rule 2 is refused with a tokenizer that writes a space before texts, and with no other."""
-    base = shutil.copytree(toy_base, tmp_path / "base")
-    state = read_json(base / "tokenizer.json")
-    write_json(base / "tokenizer.json", {**state, "normalizer": {"type": "Prepend", "prepend": " "}})
-    lock = describe(base, tmp_path)
-    export(None, save(lock, make_model(base)), tmp_path / "old")
-    exported = read_json(tmp_path / "old" / preprocessing.FILE)
-    assert exported.pop("token_rules") == lock.pop("token_rules") == 2
-    (tmp_path / "old" / "export_manifest.json").unlink()
-    write_json(tmp_path / "old" / preprocessing.FILE, exported)
-    old = save(lock, make_model(base))
+    exported = read_json(out / preprocessing.FILE)
+    assert exported.pop("token_rules") == trained.pop("token_rules") == 2  # neither had them before rule 2
+    write_json(out / preprocessing.FILE, exported)
+    save(spaced, trained)
     for step in (
-        lambda: export(None, old, tmp_path / "no"),
-        lambda: convert(tmp_path / "old", tmp_path / "no", format="hf"),
-        lambda: ChatSession.from_pretrained(tmp_path / "old", device="cpu"),
+        lambda: export(None, tmp_path / "a.pth", none),
+        lambda: convert(out, none, format="hf"),
+        lambda: ChatSession.from_pretrained(out, device="cpu"),
     ):
         with pytest.raises(ValueError, match="trained by an older version.*or train anew"):
             step()
-    assert not (tmp_path / "no").exists()
-    export(None, save(lock), tmp_path / "usual")
-
-
-def test_an_edited_config_is_refused_and_another_pillow_told(save, toy_base, tmp_path, caplog):
-    lock = {**describe(toy_base, tmp_path, **TRAINED), "resize_rule": "another", "pillow_version": "9.9"}
-    export(None, save(lock), tmp_path / "out")
-    fields = read_json(tmp_path / "out" / "config.json")
-    write_json(tmp_path / "out" / "config.json", {**fields, "max_dynamic_patch": 9})
-    with pytest.raises(ValueError, match="not as it was exported: config.json changed"):
-        ChatSession.from_pretrained(tmp_path / "out", device="cpu")
-    (tmp_path / "out" / "export_manifest.json").unlink()
-    ChatSession.from_pretrained(tmp_path / "out", device="cpu")
-    assert "trained with Pillow 9.9" in caplog.text
+    export(None, save(toy_base, trained), tmp_path / "usual")
+    assert not none.exists()

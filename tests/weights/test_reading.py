@@ -1,4 +1,4 @@
-"""Readers: every kind of file gives the same tensors, and files that lie or attack are refused."""
+"""Readers: every kind of file gives the same tensors, and files that lie or attack are refused and run nothing."""
 
 import json
 import os
@@ -6,40 +6,37 @@ import pickle
 import struct
 import zipfile
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from xtuner_plugins.weights.reading import CheckpointError, load_pickle, open_safetensors, open_weights, read_json
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-DTYPES += [torch.int64, torch.uint8, torch.bool]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
 
 
 def example():
-    generator = torch.Generator().manual_seed(0)
-    tensors = {f"a.{str(d)[6:]}": (torch.rand(3, 4, generator=generator) * 8).to(d) for d in DTYPES}
-    return {**tensors, "scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4)}
+    """Tensors of every dtype and of odd shapes, and what looks at a part of another's storage."""
+    generator, whole = torch.Generator().manual_seed(0), torch.arange(12.0).view(3, 4)
+    tensors = {str(dtype): (torch.rand(3, 4, generator=generator) * 8).to(dtype) for dtype in DTYPES}
+    odd = {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4), "parameter": torch.nn.Parameter(torch.ones(4))}
+    return tensors | odd | {"t": whole.t(), "s": whole[1:, 2:], "w": whole, "e": whole[:0], "row": whole[1]}
 
 
-def same(lazy, tensor):
-    value = lazy.read()
-    if (value.dtype, value.shape) != (tensor.dtype, tensor.shape):
-        return False
-    found, expected = (part.contiguous().view(torch.uint8) if part.dim() else part for part in (value, tensor))
-    return torch.equal(found, expected)
+def assert_same(lazy, tensors):
+    assert lazy.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        value = lazy[name].read()
+        assert value.dtype == tensor.dtype and torch.equal(value, tensor), name
 
 
-def test_safetensors_and_views_in_pickles(tmp_path):
-    """Transposed tensors and slices are stored with the whole storage that they look at."""
-    save_file(example(), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    held = open_weights(tmp_path)
-    assert held.keys() == example().keys() and all(same(held[k], v) for k, v in example().items())
-    (tmp_path / "model.safetensors").unlink()
-    whole = torch.arange(12.0).view(3, 4)
-    tensors = {"t": whole.t(), "s": whole[1:, 2:], "w": whole, "e": whole[:0]}
-    torch.save(tensors, tmp_path / "pytorch_model.bin")
-    assert all(same(lazy, tensors[name]) for name, lazy in open_weights(tmp_path).items())
+def test_both_kinds_of_files(tmp_path):
+    torch.save(example(), tmp_path / "pytorch_model.bin")
+    assert_same(open_weights(tmp_path), example())
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in example().items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})  # which counts, then
+    assert_same(open_weights(tmp_path), tensors)
 
 
 def write_shards(folder, **changes):
@@ -53,8 +50,7 @@ def write_shards(folder, **changes):
 
 
 def test_shards_and_what_is_no_weights(tmp_path):
-    held = open_weights(write_shards(tmp_path / "whole"))
-    assert held["a"].read().tolist() == [1, 1] and held["b"].read().tolist() == [0, 0, 0]
+    assert_same(open_weights(write_shards(tmp_path / "whole")), {"a": torch.ones(2), "b": torch.zeros(3)})
     old, notes = tmp_path / "old", tmp_path / "notes"
     old.mkdir(), notes.mkdir()
     torch.save({"a": torch.ones(2)}, old / "pytorch_model.bin", _use_new_zipfile_serialization=False)
@@ -63,7 +59,7 @@ def test_shards_and_what_is_no_weights(tmp_path):
         ({"b": "model-00003-of-00002.safetensors"}, "lacks model-00003"),
         ({"c": "model-00001-of-00002.safetensors"}, "disagree about 1 tensors, such as c in model-00001"),
         ({"held": {"z": torch.zeros(1)}}, "disagree about 1 tensors, such as z"),
-        *(({"b": path}, "outside its own folder") for path in ("../other/model.safetensors", "/etc/passwd", 3)),
+        *(({"b": path}, "outside its own folder") for path in ("../other/model.safetensors", "/etc/passwd", "..", 3)),
         (old, "or one from before torch 1.6: load it there and save it again"),
         (notes, r"it holds: notes\.txt"),
         (tmp_path / "nowhere", "does not exist"),
@@ -71,6 +67,13 @@ def test_shards_and_what_is_no_weights(tmp_path):
     for case, message in table:
         with pytest.raises(CheckpointError, match=message):
             open_weights(write_shards(tmp_path / "case", **case) if isinstance(case, dict) else case)
+    (tmp_path / "case" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has no weight_map"):
+        open_weights(tmp_path / "case")
+    for content in ([1], {}, {"a": 1}, {"state_dict": [1]}, {"state_dict": None}, {"state_dict": {"a": "text"}}):
+        torch.save(content, old / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="pytorch_model.bin holds no state dict"):
+            open_weights(old)
 
 
 def header(b=None, **entry):
@@ -96,29 +99,28 @@ def test_lying_safetensors(tmp_path):
 
 
 class Attack:
-    def __init__(self, target):
-        self.target = target
+    """Unpickled, it calls a function."""
+
+    def __init__(self, function, *args):
+        self.called = function, args
 
     def __reduce__(self):
-        return os.system, (f"touch {self.target}",)
+        return self.called
 
 
-def test_plain_pickle_and_plain_zip(tmp_path):
-    (tmp_path / "a.pth").write_bytes(pickle.dumps(Attack(tmp_path / "owned")))
-    with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
+def test_nothing_that_a_pickle_names_is_called(tmp_path):
+    """A class of an allowed package gets a stand-in; any other, or another format than torch's, is refused."""
+    attack = Attack(os.system, f"touch {tmp_path / 'owned'}")
+    torch.save({"state_dict": {"a": torch.ones(1)}, "meta": attack}, tmp_path / "named.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(attack))
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
         archive.writestr("x", "y")
-    for name in ("a.pth", "b.pth"):
-        with pytest.raises(CheckpointError):
-            load_pickle(tmp_path / name)
-    assert not (tmp_path / "owned").exists()
-
-
-def test_torch_files_without_a_state_dict(tmp_path):
-    """What the entry holds is a stranger's choice."""
-    for content in ([1], {}, {"a": 1}, {"state_dict": [1]}, {"state_dict": None}, {"state_dict": {"a": "text"}}):
-        torch.save(content, tmp_path / "pytorch_model.bin")
-        with pytest.raises(CheckpointError, match="pytorch_model.bin holds no state dict"):
-            open_weights(tmp_path)
+    for name, words in (("named", r"wants to run posix\.system"), ("plain", "not a torch"), ("zip", "not a torch")):
+        with pytest.raises(CheckpointError, match=words):
+            load_pickle(tmp_path / f"{name}.pth")
+    torch.save({"a": torch.ones(1), "b": Attack(numpy.save, str(tmp_path / "owned"), 1)}, tmp_path / "a.pth")
+    assert load_pickle(tmp_path / "a.pth")["a"].read().tolist() == [1]
+    assert not list(tmp_path.glob("owned*"))
 
 
 def test_json(tmp_path):

@@ -1,6 +1,7 @@
 """Training checkpoints for the tests: a real training model, disturbed, saved as the strategies save it."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ SETTINGS = {
     "full": dict(freeze_llm=False, freeze_visual_encoder=False),
     "lora": dict(llm_lora=LORA),
     "both_loras": dict(llm_lora=LORA, visual_encoder_lora=VISION_LORA),
+    "last_layer": dict(visual_encoder_last_layers=1, train_head=True),
 }
 
 
@@ -42,18 +44,9 @@ def make_model(base, seed=0, **settings) -> VisionLanguageModel:
 
 def write_config(path: Path, base, **settings) -> Path:
     """A training config as a user writes it; only what the exporter reads."""
-
-    def text(value):
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{k!r}: {text(v)}" for k, v in value.items()) + "}"
-        return value.__name__ if isinstance(value, type) else repr(value)
-
-    body = ", ".join(f"{k}={text(v)}" for k, v in {"base": str(base), **settings}.items())
-    path.write_text(
-        "from peft import LoraConfig\n"
-        "from xtuner_plugins.models.vlm import VisionLanguageModel\n\n"
-        f"model = dict(type=VisionLanguageModel, {body})\n"
-    )
+    fields = re.sub(r"<class '[\w.]*\b(\w+)'>", r"\1", repr({"base": str(base), **settings}))
+    imports = "from peft import LoraConfig\nfrom xtuner_plugins.models.vlm import VisionLanguageModel\n"
+    path.write_text(f"{imports}\nmodel = dict(type=VisionLanguageModel, **{fields})\n")
     return path
 
 
@@ -65,7 +58,7 @@ def record_of(base, **settings) -> dict:
 
 
 def save_pth(model, path: Path, config: Path | None = None, *, state: dict | None = None, **others) -> Path:
-    """A checkpoint with what MMEngine stores beside the weights, and the record of the run.
+    """A checkpoint of MMEngine's, with the record of the run.
 
     Args:
         model: from `make_model`, or of the config.
@@ -74,19 +67,10 @@ def save_pth(model, path: Path, config: Path | None = None, *, state: dict | Non
         state: other tensors than the model's.
         **others: entries beside the weights.
     """
-    import numpy as np
-    from mmengine.config import ConfigDict
-    from mmengine.logging import HistoryBuffer
-
-    history = HistoryBuffer()
-    history.update(1.5)
-    extras = dict(
-        meta=dict(cfg="model = dict()", seed=1, epoch=np.float64(0), settings=ConfigDict(a=1)),
-        message_hub=dict(log_scalars={"train/loss": history}, runtime_info={"iter": 1}),
-    )
     settings = read_training_config(config).model if config else model.made_with
-    extras |= {record.KEY: record_of(**{k: v for k, v in dict.items(settings) if k != "type"}), **others}
-    torch.save(dict(state_dict=model.state_dict() if state is None else state, **extras), path)
+    kept = record_of(**{k: v for k, v in dict.items(settings) if k != "type"})
+    state = model.state_dict() if state is None else state
+    torch.save({"state_dict": state, "meta": {"iter": 1, "epoch": 0}, record.KEY: kept, **others}, path)
     return path
 
 
@@ -116,13 +100,10 @@ def run_ranks(module: str, *args, ranks: int) -> None:
 
 def chat_inputs(model, seed=0):
     """Token ids with the image tokens of two tiles, and the tiles: ``(pixel_values, input_ids, image_flags)``."""
-    generator = torch.Generator().manual_seed(seed)
-    config = model.config
-    context = model.img_context_token_id
-    side = config.force_image_size
+    generator, side = torch.Generator().manual_seed(seed), model.config.force_image_size
     pixels = torch.randn(2, 3, side, side, generator=generator)
     text = torch.randint(0, 500, (1, 12), generator=generator)
-    image = torch.full((1, 2 * model.num_image_token), context)
+    image = torch.full((1, 2 * model.num_image_token), model.img_context_token_id)
     return pixels, torch.cat([text[:, :6], image, text[:, 6:]], 1), torch.ones(2, 1, dtype=torch.long)
 
 
@@ -130,6 +111,7 @@ def chat_inputs(model, seed=0):
 def logits(model, inputs):
     """Logits ``[1, S, V]`` of a chat model."""
     pixels, ids, flags = inputs
+    model.img_context_token_id = int(ids[0, 6])  # see `chat_inputs`
     mask = torch.ones_like(ids)
     return model(pixel_values=pixels, input_ids=ids, attention_mask=mask, image_flags=flags).logits
 

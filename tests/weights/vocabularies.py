@@ -21,37 +21,21 @@ ADVERSE = ("<0x0A>", "<0x41><0x42>", "</s>", "<s>", "<unk>", "<|im_start|>", "<|
 
 def corpus() -> list[str]:
     """Lines of several scripts, with names of pieces in them that no text may grow together to."""
-    lines = [line for name in ("README.md", "README_zh-CN.md") for line in (ROOT / name).read_text().splitlines()]
-    lines += [" ".join(map(chr, range(33, 127)))] * 20  # every character of ASCII is a piece
-    code = (ROOT / "xtuner_plugins" / "families.py").read_text()
-    return [
-        *lines,
-        *code.split("\n\n"),
-        *SAMPLES[:20] * 5,
-        *[" ".join(ADVERSE[:4]) * 3] * 200,
-        "a  b    c        d\n\n\n" * 9,
-    ]
+    files = ("README.md", "README_zh-CN.md", "xtuner_plugins/families.py")
+    lines = [line for name in files for line in (ROOT / name).read_text().splitlines()]
+    letters = " ".join(map(chr, range(33, 127)))  # every character of ASCII is a piece
+    repeated = [letters, *SAMPLES[:20], "a  b    c        d", "\n\n"] * 20
+    return [*lines, *repeated, *[" ".join(ADVERSE[:4]) * 3] * 200]
 
 
 def sentencepiece_model(vocab_size=1200, **settings) -> bytes:
     """A BPE model with InternLM2's settings, trained here; the spare pieces are the last."""
     writer = io.BytesIO()
-    usual = dict(
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        allow_whitespace_only_pieces=True,
-        character_coverage=0.999,
-        user_defined_symbols=list(SPARE),
-        max_sentence_length=10**6,
-        minloglevel=2,
-    )
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_writer=writer, vocab_size=vocab_size, **{**usual, **settings}
-    )
+    usual = dict(model_type="bpe", byte_fallback=True, split_digits=True, add_dummy_prefix=False, minloglevel=2)
+    usual |= dict(remove_extra_whitespaces=False, normalization_rule_name="identity", character_coverage=0.999)
+    usual |= dict(allow_whitespace_only_pieces=True, user_defined_symbols=list(SPARE), max_sentence_length=10**6)
+    options = {**usual, "vocab_size": vocab_size, **settings}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(corpus()), model_writer=writer, **options)
     return writer.getvalue()
 
 
@@ -72,20 +56,19 @@ def write_internlm2(folder: Path, *, image_tokens=(), model: bytes | None = None
     numbers |= {new: processor.piece_to_id(old) for old, new in zip(SPARE, INTERNLM2_TOKENS, strict=True)}
     numbers |= {name: processor.get_piece_size() + n for n, name in enumerate(image_tokens)}
     flags = dict(lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
-    config = {
-        "added_tokens_decoder": {str(n): {"content": name, **flags} for name, n in numbers.items()},
-        "additional_special_tokens": [*INTERNLM2_TOKENS, *image_tokens],
-        "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "</s>",
-        "unk_token": "<unk>",
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 8192,
-        "tokenizer_class": "InternLM2Tokenizer",
-    }
-    write_json(folder / "tokenizer_config.json", {**config, **fields})
-    (folder / "tokenization_internlm2.py").write_text("raise RuntimeError('code from the directory ran')\n")
+    config = dict(bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>", model_max_length=8192)
+    config["added_tokens_decoder"] = {str(n): {"content": name, **flags} for name, n in numbers.items()}
+    config["additional_special_tokens"] = [*INTERNLM2_TOKENS, *image_tokens]
+    return write_tokenizer_config(folder, "InternLM2Tokenizer", **{**config, **fields})
+
+
+def write_tokenizer_config(folder: Path, name: str, **fields) -> Path:
+    """A tokenizer's config, and the code of its class, which must not run."""
+    module = f"tokenization_{name.removesuffix('Tokenizer').lower()}"
+    auto_map = {"AutoTokenizer": [f"{module}.{name}", None]}
+    fields |= {"auto_map": auto_map, "tokenizer_class": name, "clean_up_tokenization_spaces": False}
+    write_json(folder / "tokenizer_config.json", fields)
+    (folder / f"{module}.py").write_text("raise RuntimeError('code from the directory ran')\n")
     return folder
 
 
@@ -118,36 +101,19 @@ def write_qwen(folder: Path, ranks: dict[bytes, int]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
     (folder / "qwen.tiktoken").write_bytes(b"".join(lines))
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "model_max_length": 8192,
-            "tokenizer_class": "QWenTokenizer",
-            "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
-        },
-    )
-    (folder / "tokenization_qwen.py").write_text("raise RuntimeError('code from the directory ran')\n")
-    return folder
+    return write_tokenizer_config(folder, "QWenTokenizer", model_max_length=8192)
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:
     """Texts of many scripts, runs of one character, white space and control characters."""
-    generator = random.Random(seed)
-    blocks = (
-        *((0, 0x250), (0x370, 0x600), (0x900, 0x980), (0xE00, 0xE80), (0x1100, 0x1200), (0x2000, 0x2100)),
-        *((0x3040, 0x3100), (0x4E00, 0x5000), (0xAC00, 0xAD00), (0x1F300, 0x1F680), (0xFE00, 0xFE10)),
-    )
-    letters = [chr(n) for first, last in blocks for n in range(first, last)]
-    words = " ".join(corpus()).split(" ")
+    generator, blocks = random.Random(seed), ((0, 0x250), (0x370, 0x600), (0x900, 0x980), (0xE00, 0xE80))
+    blocks += ((0x1100, 0x1200), (0x2000, 0x2100), (0x3040, 0x3100), (0x4E00, 0x5000), (0xAC00, 0xAD00))
+    letters = [chr(n) for first, last in (*blocks, (0x1F300, 0x1F680), (0xFE00, 0xFE10)) for n in range(first, last)]
+    words = [word + " " for line in corpus() for word in line.split(" ")]
     spaces = [" ", "  ", "\n", "\t", "\r\n", "=", "-", "#", "a", "哈", "1", ".", "'s", "\x00"]
-    texts = []
+    pools = (letters, words, spaces, letters + spaces)
+    texts, lengths = [], [1] * 12 + [2, 3, 5, 9, 20]  # of runs
     for number in range(count):
-        if number % 4 == 0:
-            texts.append("".join(generator.choices(letters, k=generator.randint(1, 40))))
-        elif number % 4 == 1:
-            texts.append(" ".join(generator.choices(words, k=generator.randint(1, 30))))
-        elif number % 4 == 2:
-            texts.append("".join(generator.choice(spaces) * generator.randint(1, 9) for _ in range(6)))
-        else:
-            texts.append("".join(generator.choice(letters) * generator.randint(1, 20) for _ in range(4)))
+        drawn = generator.choices(pools[number % 4], k=generator.randint(1, 20))
+        texts.append("".join(each * generator.choice(lengths) for each in drawn))
     return texts

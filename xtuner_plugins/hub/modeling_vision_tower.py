@@ -1,8 +1,9 @@
-"""CLIP and SigLIP towers of transformers in place of InternViT."""
+"""CLIP, SigLIP and DINOv3 towers of transformers in place of InternViT."""
 
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,10 +17,11 @@ class TransformersTower(nn.Module):
 
     Only the modules are taken, not the class around them: its name, its nesting and the way it returns hidden states
     differ between releases, while embeddings, layers and names of weights stayed the same. Weights are under
-    `vision_model.*`, as in CLIP and SigLIP checkpoints; SigLIP's pooling head is left out.
+    `vision_model.*`, as in CLIP and SigLIP checkpoints, and DINOv3's blocks under `vision_model.encoder.layers.*`, too.
+    SigLIP's pooling head and DINOv3's mask token are left out.
 
     Args:
-        config: A `CLIPVisionConfig`, a `SiglipVisionConfig` or another one whose model has their structure.
+        config: A `CLIPVisionConfig`, `SiglipVisionConfig`, `DINOv3ViTConfig`, or one whose model is built like CLIP's.
 
     Raises:
         ValueError: The model of this config has another structure.
@@ -29,10 +31,16 @@ class TransformersTower(nn.Module):
         super().__init__()
         self.config = config
         model = vision_model_class(config)(config)
-        if not hasattr(getattr(getattr(model, "vision_model", model), "encoder", None), "layers"):
+        parts = dict(getattr(model, "vision_model", model).named_children())
+        if config.model_type == "dinov3_vit":
+            blocks = parts.pop("layer", None) or parts.pop("model").layer  # transformers 5: in an encoder
+            parts["encoder"] = nn.Module()
+            parts["encoder"].layers = blocks
+            del parts["embeddings"].mask_token
+        if not hasattr(parts.get("encoder"), "layers"):
             raise ValueError(f"vision_config: {config.model_type} is not built like CLIP's or SigLIP's vision tower")
         self.vision_model = nn.Module()
-        for name, child in getattr(model, "vision_model", model).named_children():
+        for name, child in parts.items():
             if name != "head":
                 self.vision_model.add_module(name, child)
         layer_arguments = inspect.signature(type(self.layers[0]).forward).parameters
@@ -62,10 +70,10 @@ class TransformersTower(nn.Module):
     def unused_modules(self, select_layer):
         """Modules that features of `select_layer` don't depend on: later blocks and the final norm."""
         unused = list(self.layers[num_used_layers(select_layer, len(self.layers)) :])
-        return [*unused, *(m for name, m in self.vision_model.named_children() if name == "post_layernorm")]
+        return [*unused, *(m for name, m in self.vision_model.named_children() if name in ("post_layernorm", "norm"))]
 
     def patch_features(self, pixel_values, select_layer=-1):
-        """Hidden state of the patches after a chosen block, without CLIP's class token; later blocks don't run.
+        """Hidden state of the patches after a chosen block, without class and register tokens; later blocks don't run.
 
         Args:
             pixel_values: [T, C, S, S], normalized.
@@ -81,18 +89,25 @@ class TransformersTower(nn.Module):
         embeddings, side = self.vision_model.embeddings, self.config.image_size
         if tuple(pixel_values.shape[-2:]) != (side, side):
             raise ValueError(f"tiles of {tuple(pixel_values.shape[-2:])} pixels for a vision tower of {side} x {side}")
-        # Not stored, and undefined after loading in newer releases.
-        embeddings.position_ids = torch.arange(embeddings.num_positions, device=pixel_values.device)[None]
+        options, rope = self.layer_options, getattr(self.vision_model, "rope_embeddings", None)
+        # These buffers are not stored, and undefined after loading in newer releases.
+        if rope is None:
+            embeddings.position_ids = torch.arange(embeddings.num_positions, device=pixel_values.device)[None]
+        else:
+            steps = torch.arange(0, 1, 4 / rope.head_dim, dtype=torch.float32, device=pixel_values.device)
+            rope.inv_freq = 1 / rope.base**steps
+            options = {**options, "position_embeddings": rope(pixel_values)}
         x = embeddings(pixel_values)
         if hasattr(self.vision_model, "pre_layrnorm"):
             x = self.vision_model.pre_layrnorm(x)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers[:num_layers]:
-            x = run_block(layer, x, recompute and not getattr(layer, "gradient_checkpointing", False), self._run_layer)
-        return x[:, 1:] if hasattr(embeddings, "class_embedding") else x
+            again = recompute and not getattr(layer, "gradient_checkpointing", False)
+            x = run_block(layer, x, again, partial(self._run_layer, options))
+        return x[:, x.shape[1] - (side // self.config.patch_size) ** 2 :]
 
-    def _run_layer(self, layer, x):
-        x = layer(x, **self.layer_options)
+    def _run_layer(self, options, layer, x):
+        x = layer(x, **options)
         return x[0] if isinstance(x, tuple) else x
 
     def forward(self, pixel_values, select_layer=-1):
@@ -101,5 +116,5 @@ class TransformersTower(nn.Module):
 
 
 def vision_model_class(config):
-    """The transformers class of a CLIP or SigLIP vision config."""
+    """The transformers class of a CLIP, SigLIP or DINOv3 vision config."""
     return MODEL_MAPPING[type(config)]

@@ -87,7 +87,7 @@ class Stack:
 
     def matching(self, targets: str | Sequence[str]) -> list[Linear]:
         """Linear layers of a block that PEFT's rules of `target_modules` match."""
-        match = target_matcher(targets)
+        match = target_matcher(".*" if targets == "all-linear" else targets)
         return [linear for linear in self.linears if match(f"{self.prefix}.0.{linear.name}")]
 
 
@@ -171,7 +171,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     family = encoder_family(vision)
     encoder = _encoder(vision, family.is_intern_vit)
     used = select_layer if select_layer >= 0 else encoder.layers + 1 + select_layer
-    has_class = family.model_type != "siglip_vision_model"
+    other_tokens = vision.get("num_register_tokens", 0) + (family.model_type != "siglip_vision_model")  # and the class
     return Shape(
         encoder=encoder,
         llm=_llm(llm),
@@ -179,7 +179,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         unused=0 if family.is_intern_vit else (encoder.layers - used) * encoder.block + 2 * encoder.width,
         vocab_size=llm["vocab_size"],
         tile_size=tile_size,
-        positions=(tile_size // vision["patch_size"]) ** 2 + has_class,
+        positions=(tile_size // vision["patch_size"]) ** 2 + other_tokens,
         tokens_per_tile=token_grid(tile_size, vision["patch_size"], ratio, projector_type) ** 2,
         projector_input=projector_input_width(encoder.width, ratio, projector_type),
         projector_norm=projector_type == PROJECTOR_TYPES[0],
@@ -203,6 +203,8 @@ def _encoder(fields: Mapping[str, Any], is_intern_vit: bool) -> Stack:
         prefix, outside = "encoder.layers", 3 * width  # bias; the class token and its position
         linears = [Linear("attn.qkv", width, 3 * width, fields.get("qkv_bias", True))]
         linears.append(Linear("attn.proj", width, width, True))
+    elif fields["model_type"] == "dinov3_vit":
+        return _dinov3(fields)
     else:  # the norm behind the blocks; SigLIP's bias, or CLIP's norm before them, class token and its position
         prefix, outside = "vision_model.encoder.layers", (6 if "clip" in fields["model_type"] else 3) * width
         linears = [Linear(f"self_attn.{name}_proj", width, width, True) for name in ("q", "k", "v", "out")]
@@ -211,6 +213,26 @@ def _encoder(fields: Mapping[str, Any], is_intern_vit: bool) -> Stack:
     norms += 2 * width * (1 + normalized) * is_intern_vit  # layer scales; of queries and keys
     sizes = dict(block_norms=norms, outside=patches + outside, rms_norm=rms, qk_norm=normalized)
     return _stack(fields, prefix, linears, **sizes)
+
+
+def _dinov3(fields: Mapping[str, Any]) -> Stack:
+    width, inner = fields["hidden_size"], fields["intermediate_size"]
+    attention = {"q": "query_bias", "k": "key_bias", "v": "value_bias", "o": "proj_bias"}
+    linears = [Linear(f"attention.{name}_proj", width, width, fields[bias]) for name, bias in attention.items()]
+    into = ("gate", "up") if fields["use_gated_mlp"] else ("up",)
+    linears += [Linear(f"mlp.{name}_proj", width, inner, fields["mlp_bias"]) for name in into]
+    linears.append(Linear("mlp.down_proj", inner, width, fields["mlp_bias"]))
+    # Patch embedding with bias, class and register tokens, the norm behind the blocks; two norms and scales in a block
+    outside = (3 * fields["patch_size"] ** 2 + 4 + fields["num_register_tokens"]) * width
+    return _stack(
+        fields,
+        "vision_model.encoder.layers",
+        linears,
+        block_norms=6 * width,
+        outside=outside,
+        rms_norm=False,
+        qk_norm=False,
+    )
 
 
 def _llm(fields: Mapping[str, Any]) -> Stack:

@@ -31,7 +31,8 @@ _HF = (
 _VISION = (
     "attention_dropout dropout drop_path_rate attention_bias use_qk_norm hidden_dropout_prob layer_scale_init_value "
     "projection_dropout projection_dim use_absolute_position_embeddings use_mask_token use_mean_pooling "
-    "vision_use_head initializer_factor initializer_range norm_type"
+    "vision_use_head initializer_factor initializer_range norm_type pos_embed_shift pos_embed_jitter pos_embed_rescale "
+    "layerscale_value apply_layernorm reshape_hidden_states stage_names out_features out_indices"
 ).split()
 _LLM = (
     "use_cache attention_dropout initializer_range attention_bias mlp_bias bias use_sliding_window sliding_window "

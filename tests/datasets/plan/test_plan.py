@@ -21,19 +21,11 @@ def read_other_file_on_rank_1(path, other):
 @pytest.mark.parametrize("recipe", ["toy_finetune_full", "toy_finetune_packed"])
 def test_another_number_of_records(toy_base, tmp_path, recipe):
     path, images = write_dataset(tmp_path / "data")
-    lines = path.read_text().splitlines(keepends=True)
     other = path.with_name("older.jsonl")
-    other.write_text("".join(lines[:9]))
-    run = train_forked(
-        tmp_path / "run",
-        toy_base,
-        (path, images),
-        processes=2,
-        config=f"configs/toy/{recipe}.py",
-        options={"train_dataloader.batch_size": 1},
-        prepare=partial(read_other_file_on_rank_1, path, other),
-    )
+    other.write_text("".join(path.read_text().splitlines(keepends=True)[:9]))
+    case = dict(processes=2, config=f"configs/toy/{recipe}.py", options={"train_dataloader.batch_size": 1})
+    case["prepare"] = partial(read_other_file_on_rank_1, path, other)
+    run = train_forked(tmp_path / "run", toy_base, (path, images), **case)
     assert run.codes == [1, 1], run.output[-2000:]
     [line] = run.errors
-    assert "the ranks don't find the same data" in line
-    assert "error" not in run.others
+    assert "the ranks don't find the same data" in line and "error" not in run.others

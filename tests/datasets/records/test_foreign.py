@@ -1,26 +1,95 @@
 """Records of other trainers mean what the same conversation means in our form; marks of loss are obeyed or refused."""
 
-import base64
+import copy
+import json
 import random
 
 import pytest
 
-from tests.datasets.records.other_trainers import WRITERS, check_equal, check_mutated
-from xtuner_plugins.datasets.images.media import Blob
+from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.foreign import renamed
+from xtuner_plugins.datasets.records.json_index import parse_json
 from xtuner_plugins.datasets.records.records import parse_record
-from xtuner_plugins.errors import RecordError
+from xtuner_plugins.errors import DataError, RecordError
 
 OURS = {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
 TALK = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+WORDS = ["What", "is it?", "中文", "e\u0301", "👩\u200d👧", "\n", " ", "1 < 2", "<b>bold</b>", "<|im_end|>", "\r\n"]
+VALUES = [None, True, 0, -1, 1.5, 1e400, "", "x", [], {}, ["x"], {"a": 1}, [None], [[]], "human", "data:", "<image>"]
+VALUES += ["\ud800", "data:image/png;base64,AAAA", "data:image/png;base64,AAA"]
+ROLES = [("human", "bot"), ("USER", "ASSISTANT"), ("user", "chatgpt"), ("Human", "bing"), ("user", "model")]
+BOX = "<ref>it</ref><box>[[100, 100, 500, 500]]</box>"
 
 
-def test_each_form_gives_the_same_turns():
-    for write in WRITERS:
-        rng = random.Random(write.__name__)
-        for _ in range(100):
-            check_equal(write, rng)
-        assert sum(check_mutated(write, rng) for _ in range(100)), "every changed record is refused"
+def turns(texts, key="role", value="content", roles=("user", "assistant")):
+    return [{key: roles[at % 2], value: text} for at, text in enumerate(texts)]
+
+
+def conversation(rng):
+    """A random conversation in our form, and in each of the others."""
+    texts = ["x" + " ".join(rng.choices(WORDS, k=rng.randrange(6))) for _ in range(2 * rng.randrange(1, 4))]
+    shared = {"images": ["a.png", "b.png"]} | ({"system": "Be brief."} if rng.random() < 0.3 else {})
+    places = sorted(2 * rng.randrange(len(texts) // 2) for _ in range(2))  # perhaps both in one turn
+    for place in places:
+        texts[place] = "<image>" + texts[place]
+    texts[-2:] = f"{texts[-2]}\nmore", texts[-1] + BOX
+    pairs, roles = [texts[at : at + 2] for at in range(0, len(texts), 2)], rng.choice(ROLES)
+    alpaca = {"instruction": texts[-2].removesuffix("\nmore"), "input": "more", "output": texts[-1]}
+    box, kind = rng.choice([([64, 48, 320, 240], "real"), ([0.1, 0.1, 0.5, 0.5], "norm1")])
+    objects = {"ref": ["it"], "bbox": [box], "bbox_type": kind, "image_id": [1]}
+    parted = turns(texts)
+    for place in set(places):
+        media = [
+            {"type": "image_url", "image_url": {"url": "ab"[at] + ".png"}} for at in range(2) if places[at] == place
+        ]
+        parted[place]["content"] = [*media, {"type": "text", "text": texts[place].replace("<image>", "")}]
+    others = [
+        {"messages": turns(texts)},
+        {"messages": turns(texts, "from", "value", roles)},
+        {"conversations": turns(texts, "from", "value", roles)},
+        {"conversations": turns(texts, "role", "content", roles)},
+        {"query": texts[-2], "response": texts[-1], "history": pairs[:-1]},
+        {**alpaca, "history": pairs[:-1]},
+        {"conversation": [{"human": question, "assistant": answer} for question, answer in pairs]},
+        {"texts": [{"user": question, "assistant": answer} for question, answer in pairs]},
+        {"messages": turns([text.replace(BOX, "<ref-object><bbox>") for text in texts]), "objects": objects},
+    ]
+    ours = {**shared, "conversations": turns(texts, "from", "value", ("human", "gpt"))}
+    return ours, [{**each, **shared} for each in others] + [{"messages": parted, "system": shared.get("system")}]
+
+
+def meaning(raw):
+    """What is trained of a record, whose images have 640x480 pixels."""
+    record = normalize_boxes(parse_record(raw, "f:1"), lambda place: (640, 480))
+    return record.turns, record.system
+
+
+def changed(value, rng):
+    """The value with a few places changed."""
+    if rng.random() < 0.03:
+        return copy.deepcopy(rng.choice(VALUES))
+    if isinstance(value, dict):
+        return {key if rng.random() > 0.01 else "image": changed(part, rng) for key, part in value.items()}
+    if isinstance(value, list):
+        return [changed(part, rng) for part in value for _ in range(rng.choice([0, 2] + [1] * 50))]
+    return value
+
+
+def test_each_form_gives_the_same_turns_and_a_wrong_one_our_errors():
+    rng, fates = random.Random(0), []
+    for _ in range(100):
+        ours, others = conversation(rng)
+        for theirs in others:
+            before = copy.deepcopy(theirs)
+            assert meaning(theirs) == meaning(ours), (theirs, ours)
+            assert theirs == before, "the record was changed"
+            try:
+                meaning(parse_json(json.dumps(changed(theirs, rng)).encode(), "f:1"))
+                fates.append(True)
+            except DataError as error:
+                assert str(error).startswith("f:1: ") and error.reason and error.remedy, error
+                fates.append(False)
+    assert 0.1 < sum(fates) / len(fates) < 0.9
     alpaca = {"instruction": "", "input": "Q", "output": "A"}
     assert parse_record(alpaca, "f:1").turns == parse_record(OURS, "f:1").turns
 
@@ -39,26 +108,11 @@ def test_columns_call_keys_otherwise():
     assert renamed(raw, {}) is raw and renamed([1], {"a": "b"}) == [1]
 
 
-def test_images_that_a_record_holds_itself():
-    url = "data:image/png;base64," + base64.b64encode(b"bytes").decode()
-    part = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Q"}]
-    held = [{"image": each, **OURS} for each in (url, b"bytes", {"bytes": b"bytes", "path": "a.jpg"})]
-    for raw in (*held, {"messages": [{"role": "user", "content": part}, TALK[1]]}):
-        (medium,) = parse_record(raw, "f:1").media
-        assert isinstance(medium.name, Blob) and medium.name.data == b"bytes" and len(str(medium.name)) < 80
-    assert parse_record({"image": {"bytes": None, "path": "a.jpg"}, **OURS}, "f:1").media[0].name == "a.jpg"
-    for broken in ("data:", "data:image/png,abc", "data:image/png;base64,@@@@"):
-        with pytest.raises(RecordError, match="data URL that isn't whole base64"):
-            parse_record({"image": broken, **OURS}, "f:1")
-
-
-def learned(*marks):
-    """Whether each answer is learned, of turns with these other keys."""
-    turns = [turn for mark in marks for turn in (TALK[0], {**TALK[1], **mark})]
-    return [turn.supervised for turn in parse_record({"messages": turns}, "f:1").turns[1::2]]
-
-
 def test_answers_that_are_not_to_be_learned():
+    def learned(*marks):
+        said = [turn for mark in marks for turn in (TALK[0], {**TALK[1], **mark})]
+        return [turn.supervised for turn in parse_record({"messages": said}, "f:1").turns[1::2]]
+
     for key in ("loss", "weight", "loss_scale", "train", "training"):
         marks = [{}, {key: False}, {key: 0}, {key: 0.0}, {key: 1}, {key: None}]
         assert learned(*marks) == [True] + [False] * 3 + [True] * 2
@@ -66,19 +120,18 @@ def test_answers_that_are_not_to_be_learned():
     assert learned({}, {"train_detail": spans}, {"train_detail": [{"train": True}]}) == [True, False, True]
     with pytest.raises(RecordError, match="turn 2 has train_detail"):
         learned({"train_detail": [*spans, {"train": True}]})
-    raw, rng = {**OURS, "loss": True, "score": 2, "image": "a.jpg", "weight": 0}, random.Random(0)
-    for _ in range(10):  # the order of keys decides nothing
+    for marks in ({"loss": True, "weight": 0}, {"weight": 0, "loss": True}):  # the order of keys decides nothing
         with pytest.raises(RecordError, match="no answer is learned"):
-            parse_record({key: raw[key] for key in rng.sample(list(raw), len(raw))}, "f:1")
+            parse_record({**marks, **OURS, "score": 2, "image": "a.jpg"}, "f:1")
 
 
 def test_any_other_key_is_a_warning_by_name():
     part = {"type": "image", "image": "a.jpg", "max_pixels": 9}
     answer = {**TALK[1], "reasoning_content": "hm", "tool_calls": [], "name": None, "id": 7}
-    turns = [{"role": "user", "content": [part, {"type": "text", "text": "Q"}]}, answer]
-    raw = {"messages": turns, "tools": "[]", "score": 0.5, "image_path": "b.jpg", "id": 7, "source": "x", "label": 3}
-    names = ("max_pixels", "reasoning_content", "score", "image_path", "label")
+    said = [{"role": "user", "content": [part, {"type": "text", "text": "Q"}]}, answer]
+    raw = {"messages": said, "tools": "[]", "score": 0.5, "image_path": "b.jpg", "id": 7, "source": "x", "label": 3}
     found = {warning.reason for warning in parse_record(raw, "f:1").warnings}
+    names = ("max_pixels", "reasoning_content", "score", "image_path", "label")
     assert found == {f"unread_key:{name}" for name in names}
     plain = {"id": 1, "width": 3, "source": "x", "objects": None, "image_path": "", "tools": []}
     assert not parse_record(OURS | plain, "f:1").warnings

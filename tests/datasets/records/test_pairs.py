@@ -10,7 +10,7 @@ ASKED = [{"role": "user", "content": "<image>\nWhat?"}]
 CAT, DOG = ({"role": "assistant", "content": f"A {name}."} for name in ("cat", "dog"))
 HI = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 TEXTS = {"chosen": "A cat.", "rejected": "A dog."}
-TURNS = {"chosen": {"from": "gpt", "value": "A cat."}, "rejected": {"from": "gpt", "value": "A dog."}}
+TURNS = {side: {"from": "gpt", "value": text} for side, text in TEXTS.items()}
 QUERY = {"query": "<image>\nWhat?", "history": [["Hi", "Hello"]], "response": "A cat.", "rejected_response": "A dog."}
 PARTS = DOG | {"content": [{"type": "text", "text": "A dog."}]}
 FORMS = {
@@ -23,24 +23,6 @@ FORMS = {
     "swift query": QUERY,
     "trl": {"chosen": [*ASKED, CAT], "rejected": [*ASKED, PARTS]},
 }
-
-
-def test_every_form_gives_the_same_pair():
-    for name, form in FORMS.items():
-        raw = {"image": "a.jpg", "system": "Be short.", **form}
-        before = repr(raw)
-        record = parse_pair(raw, "a.jsonl:1")
-        assert isinstance(record, PairRecord) and repr(raw) == before, name
-        *history, question, chosen, rejected = record.turns
-        assert chosen.supervised and rejected.supervised and not any(turn.supervised for turn in history)
-        assert [part for part in question.parts if isinstance(part, Medium)] == [Medium("image", "a.jpg")]
-        assert question.text.strip() == "What?" and len(record.media) == 1
-        assert [turn.text for turn in history] == (["Hi", "Hello"] if name in ("ranking", "swift query") else [])
-        for side, answer in zip(record.sides(), ("A cat.", "A dog."), strict=True):
-            assert side.turns[-1].text == answer and side.turns[:-1] == record.turns[:-2]
-            assert side.system == "Be short."
-
-
 BAD = {
     "no_pair": {"prompt": "a", "chosen": "b"},
     "empty_answer": {"prompt": "a", "chosen": "b", "rejected": " "},
@@ -57,7 +39,19 @@ BAD = {
 }
 
 
-def test_unusable_pairs_are_refused_with_their_place():
+def test_every_form_gives_the_same_pair_and_others_are_refused_with_their_place():
+    for name, form in FORMS.items():
+        raw = {"image": "a.jpg", "system": "Be short.", **form}
+        before = repr(raw)
+        record = parse_pair(raw, "a.jsonl:1")
+        assert isinstance(record, PairRecord) and repr(raw) == before, name
+        *history, question, chosen, rejected = record.turns
+        assert chosen.supervised and rejected.supervised and not any(turn.supervised for turn in history)
+        assert record.media == [Medium("image", "a.jpg")] and question.text.strip() == "What?"
+        assert [turn.text for turn in history] == (["Hi", "Hello"] if name in ("ranking", "swift query") else [])
+        for side, answer in zip(record.sides(), TEXTS.values(), strict=True):
+            assert side.turns[-1].text == answer and side.turns[:-1] == record.turns[:-2]
+            assert side.system == "Be short."
     for reason, raw in BAD.items():
         with pytest.raises(RecordError) as refused:
             parse_pair(raw, "b.jsonl:7")

@@ -1,6 +1,6 @@
 """Forms of other projects' data: each is an error, a warning, or done; what only looks like one passes."""
 
-import ast
+import re
 
 import pytest
 
@@ -16,41 +16,30 @@ from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.hub.chat_methods import ChatMethods
 from xtuner_plugins.hub.conversation import TEMPLATES
 
-WARNED = {
-    "foreign_form": [
-        dict(question="Is <Image> a React component?"),
-        dict(question="How do I close <audio> in HTML?"),
-        dict(question="<image>\nIs that <image_1>?", image="a.jpg"),
-        dict(question="What is <bbox> in KITTI's XML?"),
-        dict(answer="Write <img>a.jpg</img>."),
-        dict(answer="<|image_pad|>"),
-        dict(answer="<|box_start|>(1,2),(3,4)<|box_end|>"),
-    ],
-    "media_role": [dict(question="<image>\nTag?", answer="Write <image> in RSS.", image="a.jpg")],
-    "grounding": [dict(answer=text) for text in ("<box>nothing</box>", "<ref>it", "<box>[[0.1, 0.2, 0.5, 0.6]]</box>")],
-    "unread_key:audio": [dict(image="a.jpg", audio="a.wav")],
-    "unread_key:tools": [dict(tools="[{}]")],
-}
-PLAIN = [
-    dict(question="<b>bold</b> <video controls> <img src='a.png'> <input> a < b > c <ref> </ref>"),
-    dict(question="<image>\n<image>", image=["a.jpg", "b.jpg"], width=3, height=4),
-    dict(answer="<ref>it</ref><box>[[0, 0, 1000, 1000]]</box><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>"),
-    dict(answer="<|im_end|> ends a turn", id="7", audio=None, loss=None),
-    dict(system="", image_path=""),
+WARNED = [
+    ("foreign_form", dict(question="Is <Image> a React component?")),
+    ("foreign_form", dict(question="How do I close <audio> in HTML?")),
+    ("foreign_form", dict(question="<image>\nIs that <image_1>?", image="a.jpg")),
+    ("foreign_form", dict(question="What is <bbox> in KITTI's XML?")),
+    ("foreign_form", dict(answer="Write <img>a.jpg</img>.")),
+    ("foreign_form", dict(answer="<|image_pad|>")),
+    ("foreign_form", dict(answer="<|box_start|>(1,2),(3,4)<|box_end|>")),
+    ("media_role", dict(question="<image>\nTag?", answer="Write <image> in RSS.", image="a.jpg")),
+    ("unread_key:audio", dict(image="a.jpg", audio="a.wav")),
+    ("unread_key:tools", dict(tools="[{}]")),
+    (None, dict(question="<b>bold</b> <video controls> <img src='a.png'> <input> a < b > c <ref> </ref>")),
+    (None, dict(question="<image>\n<image>", image=["a.jpg", "b.jpg"], width=3, height=4)),
+    (None, dict(answer="<ref>it</ref><box>[[0, 0, 1000, 1000]]</box><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>")),
+    (None, dict(answer="<|im_end|> ends a turn", id="7", audio=None, loss=None)),
+    (None, dict(system="", image_path="")),
 ]
 
 
 def test_what_may_be_text_is_a_warning_with_its_place(qa):
-    def warnings_of(record):
-        return normalize_boxes(parse_record(qa(**record), "f:7")).warnings
-
-    for reason, records in WARNED.items():
-        for record in records:
-            warnings = warnings_of(record)
-            assert reason in [warning.reason for warning in warnings], record
-            assert all(str(warning).startswith("f:7: ") and warning.remedy for warning in warnings)
-    for record in PLAIN:
-        assert warnings_of(record) == (), record
+    for reason, record in WARNED:
+        warnings = normalize_boxes(parse_record(qa(**record), "f:7")).warnings
+        assert {warning.reason for warning in warnings} == ({reason} if reason else set()), record
+        assert all(str(warning).startswith("f:7: ") and warning.remedy for warning in warnings)
 
 
 def talk(*answers):
@@ -74,9 +63,8 @@ def test_an_answer_without_loss_is_context_as_in_chat(data_base, write_data):
         conversation = get_template(template).conversation
         expected = conversation.answer_prefix + "No." + conversation.stop_token
         assert learned(dataset, silent) == expected != learned(dataset, loud)
-        lengths = dataset.lengths(0, num_workers=0)
-        assert lengths.supervised.tolist() == [int((s["labels"] >= 0).sum()) for s in (loud, silent)]
-        assert lengths.text_tokens.tolist() == [len(loud["input_ids"])] * 2
+        supervised = dataset.lengths(0, num_workers=0).supervised.tolist()
+        assert supervised == [int((sample["labels"] >= 0).sum()) for sample in (loud, silent)]
 
 
 def test_empty_answers_never_stop_a_run_and_are_counted(data_base, write_data, qa):
@@ -94,21 +82,15 @@ def test_empty_answers_never_stop_a_run_and_are_counted(data_base, write_data, q
 
 def test_system_messages_are_those_of_chat(hf_tokenizer, qa):
     """No system, an empty key, an empty turn and a message: training's prompt is what chat builds of the same."""
-    turns, turn = qa("What?", "A bus.")["conversations"], [{"from": "system", "value": ""}]
-    for template, (_, default, *_) in TEMPLATES.items():
-        for raw, message in [
-            ({"conversations": turns}, default),
-            ({"conversations": turns, "system": ""}, default),
-            ({"conversations": turns, "system": "  "}, default),
-            ({"conversations": turn + turns}, ""),
-            ({"conversations": turn + turns, "system": ""}, ""),
-            ({"conversations": turns, "system": "Be brief."}, "Be brief."),
-        ]:
-            model = ChatMethods()
-            model.template, model.system_message, model.num_image_token = template, message, 16
-            prompt = model.build_prompt_ids(hf_tokenizer, "What?")
-            record = parse_record(raw, "f:1")
-            ids = encode(record, get_template(template), TextTokenizer(hf_tokenizer)).input_ids.tolist()
+    talk, turn = qa("What?", "A bus."), {"from": "system", "value": ""}
+    empty, model = {"conversations": [turn, *talk["conversations"]]}, ChatMethods()
+    for model.template, (_, default, *_) in TEMPLATES.items():
+        cases = [(talk, default), (talk | {"system": ""}, default), (talk | {"system": "  "}, default)]
+        cases += [(empty, ""), (empty | {"system": ""}, ""), (talk | {"system": "Be brief."}, "Be brief.")]
+        for raw, message in cases:
+            model.system_message, model.num_image_token = message, 16
+            prompt, record = model.build_prompt_ids(hf_tokenizer, "What?"), parse_record(raw, "f:1")
+            ids = encode(record, get_template(model.template), TextTokenizer(hf_tokenizer)).input_ids.tolist()
             assert ids[: len(prompt)] == prompt, raw
             assert [warning.reason for warning in record.warnings] == (["empty_system"] if message == "" else [])
 
@@ -116,10 +98,6 @@ def test_system_messages_are_those_of_chat(hf_tokenizer, qa):
 def test_the_table_of_reasons_has_all_of_the_code_and_is_that_of_the_pages():
     for page in ("docs/data.md", "docs/data_zh-CN.md"):
         assert reasons_table() in (ROOT / page).read_text(encoding="utf-8"), "python -m ...records.record_checks"
-    found = set()
-    for path in (ROOT / "xtuner_plugins/datasets/records").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("fail", "warn", "RecordError"):
-                words = [arg.value for arg in node.args[:3] if isinstance(arg, ast.Constant)]
-                found |= {word for word in words[:1] if word.isidentifier()}
-    assert len(found) > 30 and found - {*REASONS, "open_files", "image_size", "image_unreadable"} == set()
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "xtuner_plugins/datasets/records").glob("*.py"))
+    found = set(re.findall(r'\b(?:fail|warn|RecordError)\((?:[\w.]+, )*"(\w+)"', code))
+    assert len(found) > 30 and found <= {*REASONS, "open_files", "image_size", "image_unreadable"}

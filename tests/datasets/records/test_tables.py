@@ -1,14 +1,12 @@
 """Tables and tar shards: rows of every layout as records, copies, and what can't be read."""
 
-import io
 import json
 import os
 import shutil
-from collections import namedtuple
+from types import SimpleNamespace
 
 import datasets
 import pytest
-from PIL import Image
 
 from tests.datasets.source_kinds import write_table, write_tar
 from xtuner_plugins.datasets.records import tables
@@ -29,11 +27,11 @@ LAYOUTS = [
 
 @pytest.fixture
 def table(tmp_path):
-    """table(rows, name) -> the path of a table of them."""
+    """table(rows, group) -> the path of a table of them."""
 
-    def write(rows, name="a.parquet", group=100):
-        write_table(rows, tmp_path / name, group)
-        return tmp_path / name
+    def write(rows, group=100):
+        write_table(rows, tmp_path / "a.parquet", group)
+        return tmp_path / "a.parquet"
 
     return write
 
@@ -58,49 +56,18 @@ def test_layouts_of_rows(table, monkeypatch):
 def test_a_copy_is_announced_once_and_refused_without_room(table, monkeypatch, capfd):
     monkeypatch.setattr(tables, "IN_PLACE", 10)
     path = table([{**TALK, "id": str(number)} for number in range(250)])
-    with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda place: namedtuple("usage", "free")(1))
-        with pytest.raises(SettingError, match=r"no room for a copy of .*a.parquet \(.* GB are free\); name a cache"):
-            open_records(path)
+    free = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1))
+    with pytest.raises(SettingError, match=r"no room for a copy of .*a.parquet \(.* GB are free\); name a cache"):
+        open_records(path)
+    monkeypatch.setattr(shutil, "disk_usage", free)
     prints = []
-    for time in (None, None, 1):
-        if time:
-            os.utime(path, ns=(time, time))
+    for time in (1, 1, 2):
+        os.utime(path, ns=(time, time))
         records = open_records(path)
         assert [records.parse(row)["id"] for row in (0, 101, 249)] == ["0", "101", "249"]
         prints.append((records.fingerprint(), "copying" in capfd.readouterr().err))
     assert prints[0][0] == prints[1][0] != prints[2][0] and [said for _, said in prints] == [True, False, True]
-
-
-def test_files_that_change_or_are_damaged(table, tmp_path):
-    records = open_records(table([TALK] * 30, group=1))
-    assert records.parse(0) == TALK
-    table([TALK] * 20)
-    with pytest.raises(SourceError, match="a.parquet: the file has changed"):
-        records.parse(1)
-    (tmp_path / "c.parquet").write_bytes(b"PAR1" + bytes(100))
-    rows = datasets.Dataset.from_list([TALK])
-    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
-    for path, words in {
-        tmp_path / "c.parquet": "c.parquet: can't be read as parquet",
-        table([], "d.parquet"): "holds no rows",
-        tmp_path / "saved": r"several splits \(train, test\); name one of them: .*saved/train",
-    }.items():
-        with pytest.raises(SettingError, match=words):
-            open_records(path)
-    assert open_records(tmp_path / "saved" / "test").parse(0) == TALK
-
-
-@pytest.fixture
-def open_members(tmp_path):
-    """open_members({name: bytes or record}) -> records of a shard."""
-
-    def open_members(files):
-        files = {name: data if isinstance(data, bytes) else json.dumps(data).encode() for name, data in files.items()}
-        write_tar(tmp_path / "a.tar", files)
-        return open_records(tmp_path / "a.tar")
-
-    return open_members
 
 
 THREE = {f"x/1.{place}.jpg": str(place).encode() for place in (0, 10, 1)}
@@ -116,7 +83,14 @@ SAMPLES = [  # members, names in the record, its images
 ]
 
 
-def test_images_and_captions_of_samples(open_members):
+def test_images_and_captions_of_samples(tmp_path):
+    def open_members(files):
+        write_tar(
+            tmp_path / "a.tar",
+            {name: json.dumps(of).encode() if isinstance(of, dict) else of for name, of in files.items()},
+        )
+        return open_records(tmp_path / "a.tar")
+
     for files, named, found in SAMPLES:
         key = next(iter(files), "1.jpg").partition(".")[0]
         record = {"conversations": [{"from": "human", "value": "<image>" * len(found)}, TURNS[1]], **named}
@@ -132,23 +106,26 @@ def test_images_and_captions_of_samples(open_members):
         assert refused.value.reason == reason
 
 
-def test_damaged_shards_are_refused(open_members, tmp_path, cache):
-    open_members({"1.txt": b"one", "2.txt": b"two"})
-    whole = (tmp_path / "a.tar").read_bytes()
-    for damaged in (whole[:2048], whole[:1024] + b"\xff" * 6 + whole[1030:]):
-        shutil.rmtree(cache)
-        (tmp_path / "a.tar").write_bytes(damaged)
-        with pytest.raises(SettingError, match="a.tar: can't be read as tar .*damaged or cut off"):
-            open_records(tmp_path / "a.tar")
-
-
-def test_images_are_written_as_they_are(tmp_path):
-    for kind, suffix in (("JPEG", "jpg"), ("PNG", "png")):
-        Image.new("RGB", (8, 6), "red").save(buffer := io.BytesIO(), kind)
-        for _ in range(2):
-            name = tables.write_image(buffer.getvalue(), tmp_path, "f:1")
-            assert name.endswith(f".{suffix}") and (tmp_path / name).read_bytes() == buffer.getvalue()
-        assert len(list(tmp_path.rglob(f"*.{suffix}"))) == 1
-    for data in (b"", b"no image", None):
-        with pytest.raises(RecordError, match="f:7: its image can't be read"):
-            tables.write_image(data, tmp_path, "f:7")
+def test_files_that_change_or_are_damaged(table, tmp_path):
+    records = open_records(table([TALK] * 30, group=1))
+    assert records.parse(0) == TALK
+    path = table([TALK] * 20)
+    with pytest.raises(SourceError, match="a.parquet: the file has changed"):
+        records.parse(1)
+    rows = datasets.Dataset.from_list([TALK])
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(saved := tmp_path / "saved")
+    assert open_records(saved / "test").parse(0) == TALK
+    write_tar(tar := tmp_path / "a.tar", {"1.txt": b"one", "2.txt": b"two"})
+    whole, cut = tar.read_bytes(), "a.tar: can't be read as tar .*damaged or cut off"
+    for source, content, words in [
+        (path, b"PAR1" + bytes(100), "a.parquet: can't be read as parquet"),
+        (saved, None, r"several splits \(train, test\); name one of them: .*saved/train"),
+        (tar, whole[:2048], cut),
+        (tar, whole[:1024] + b"\xff" * 6 + whole[1030:], cut),
+    ]:
+        if content:
+            source.write_bytes(content)
+        with pytest.raises(SettingError, match=words):
+            open_records(source)
+    with pytest.raises(SettingError, match="holds no rows"):
+        open_records(table([]))

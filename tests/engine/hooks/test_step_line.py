@@ -29,28 +29,23 @@ def test_learning_rates_by_what_learns_with_them():
 
 
 def test_a_line_has_everything_in_one_order():
-    figures = {"eta": 7384.2, "loss": 1.23456, "grad_norm": 0.98765, "tokens_per_second": 12345.6}
-    figures |= {"samples_per_second": 8.25, "padding": 0.0312, "peak_memory_gib": 61.234}
-    line = step_line(40, 1200, figures, {"": (1e-3, 1e-3)})
+    figures = {"eta": 90061.2, "loss": 1.23456, "grad_norm": 0.98765, "tokens_per_second": 12345.6, "margin": 2}
+    figures |= {"samples_per_second": 8.25, "padding": 0.0312, "peak_memory_gib": 61.234, "accuracy": 0.5}
+    line = step_line(40, 1200, figures, {"encoder": (1e-6, 2e-5), "llm": (1e-3, 1e-3)})
     assert STEP_LINE.search("INFO - " + line).groupdict() == {"step": "40", "last": "1200", "loss": "1.2346"}
     assert line == (
-        "step   40/1200  eta 2:03:04  loss 1.2346  grad norm 0.988  lr 1.00e-03  12,346 tokens/s  8.2 samples/s  "
-        "padding 3.1%  memory 61.23 GiB"
-    )
-    rates = {"encoder": (1e-6, 2e-5), "llm": (1e-3, 1e-3)}
-    assert step_line(1, 2, {"loss": 1.0, "eta": 90061, "accuracy": 0.5, "margin": 2}, rates) == (
-        "step 1/2  eta 1 day, 1:01:01  loss 1.0000  accuracy 50%  margin 2  lr encoder 1.00e-06..2.00e-05, llm 1.00e-03"
+        "step   40/1200  eta 1 day, 1:01:01  loss 1.2346  accuracy 50%  margin 2  grad norm 0.988  lr encoder "
+        "1.00e-06..2.00e-05, llm 1.00e-03  12,346 tokens/s  8.2 samples/s  padding 3.1%  memory 61.23 GiB"
     )
 
 
 def test_padding_counts_no_token_and_fillers_no_sample():
     window, mask = _Window(), torch.tensor([[True, True, True, False], [True, False, False, False]])
-    window.count([{"input_ids": torch.zeros(2, 4), "attention_mask": mask, "sources": ["a:1", "a:2"]}])
-    window.count([{"input_ids": torch.zeros(1, 4), "sources": [FILLER]}])
+    padded = {"input_ids": torch.zeros(2, 4), "attention_mask": mask, "sources": ["a:1", "a:2"]}
+    window.count([padded, {"input_ids": torch.zeros(1, 4), "sources": [FILLER]}])
     window.seconds = 2.0
-    figures = window.figures()
-    assert figures.pop("peak_memory_gib") > 0.05
-    assert figures == {"tokens_per_second": 4.0, "samples_per_second": 1.0, "padding": pytest.approx(1 / 3)}
+    speeds = {"tokens_per_second": 4.0, "samples_per_second": 1.0, "padding": pytest.approx(1 / 3)}
+    assert window.figures().items() >= speeds.items()
 
 
 LINE = re.compile(

@@ -11,25 +11,20 @@ import pytest
 
 from tests.conftest import HANGS_AFTER
 from xtuner_plugins.engine.watch import stopping
-from xtuner_plugins.engine.watch.stopping import (
-    ONE_REQUEST_SECONDS,
-    StopRequests,
-    agree_to_stop,
-    command_to_go_on,
-    exit_status,
-    watching,
-)
+from xtuner_plugins.engine.watch.stopping import ONE_REQUEST_SECONDS, StopRequests, command_to_go_on, watching
 from xtuner_plugins.processes import PARENT_ENDED
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 
 from ..started import OURS, XTUNER
 
 
-def in_a_child(do) -> int:
-    """The status of a forked process that does this and then exits with 7; negative for a signal."""
+def in_a_child(do, *more) -> int:
+    """The status of a forked process that does this, gets signals, and exits with 7; negative for a signal."""
     child = os.fork()
     if child == 0:
         do()
+        for number in more:
+            signal.raise_signal(number)
         os._exit(7)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -44,41 +39,35 @@ def requests(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, PARENT_ENDED])
 def test_a_second_request_ends_at_once_and_a_copy_of_the_first_does_not(number, requests, monkeypatch, capfd):
-    assert not agree_to_stop()
+    assert not stopping.agree_to_stop()
     with watching():
         for each in (number, number, PARENT_ENDED):
             signal.raise_signal(each)
         noted = signal.SIGTERM if number == PARENT_ENDED else number
-        assert agree_to_stop() and requests.agreed == noted and exit_status() == 128 + noted
+        assert stopping.agree_to_stop() and requests.agreed == noted and stopping.exit_status() == 128 + noted
         now = time.monotonic() + ONE_REQUEST_SECONDS
         for seconds, each, status in ((0, number, 7), (0.5, PARENT_ENDED, 7), (0.5, signal.SIGINT, 130)):
             monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda at=now + seconds: at))
             requests._since = now - ONE_REQUEST_SECONDS
-
-            def again(each=each):
-                signal.signal(each, requests.receive)  # which a child leaves to its parent
-                signal.raise_signal(each)
-
-            assert in_a_child(again) == status, (seconds, each)
+            # A child leaves signals to its parent.
+            assert in_a_child(lambda each=each: signal.signal(each, requests.receive), each) == status, (seconds, each)
     said = capfd.readouterr().err
     assert said.startswith(f"{signal.Signals(noted).name}: dropping the unfinished step") and said.count("ends at") == 1
     assert said.count("second signal: ended at once") == 1
 
 
 def test_workers_leave_signals_to_their_parent_and_handlers_come_and_go(requests):
+    """That the parent has ended may be told after the save; a second request still ends the run then."""
     before = signal.getsignal(signal.SIGTERM)
     with watching():
-        assert in_a_child(lambda: [signal.raise_signal(signal.SIGTERM) for _ in range(2)]) == 7
+        assert in_a_child(int, signal.SIGTERM, signal.SIGTERM) == 7
     assert signal.getsignal(signal.SIGTERM) is before and requests.first is None
 
-    def told_late():
-        """Its parent's end, after the save; a second request still ends it."""
+    def told():
         with watching():
             signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(PARENT_ENDED)
 
-    assert in_a_child(told_late) == 7
-    assert in_a_child(lambda: (told_late(), signal.raise_signal(signal.SIGTERM))) == -signal.SIGTERM
+    assert in_a_child(told, PARENT_ENDED) == 7 and in_a_child(told, PARENT_ENDED, signal.SIGTERM) == -signal.SIGTERM
 
 
 def test_the_command_that_goes_on_has_one_more_resume(monkeypatch):

@@ -1,70 +1,153 @@
-"""Vision towers: read from every kind of directory, cut after the layer that is used."""
+"""Vision towers: their features are those of transformers' own models, whatever form of directory they come from."""
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import transformers
+from safetensors.torch import load_file, save_file
 
 from tests.vision_towers import NORMALIZATION, write_tower
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.base.towers import is_unused, read_vision
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.models.encoders import freeze_unused
+from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.weights.loader import load_model
-from xtuner_plugins.weights.reading import CheckpointError
+from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
 
-
-def test_select_layer_cuts_the_tower(toy_parts, tmp_path):
-    vision, llm = toy_parts
-    build_base(vision, llm, tmp_path / "full", dtype="float32")
-    build_base(vision, llm, tmp_path / "cut", dtype="float32", select_layer=-2)
-    full = load_model(tmp_path / "full", dtype=torch.float32)
-    cut = load_model(tmp_path / "cut", dtype=torch.float32)
-    assert (len(full.vision_model.encoder.layers), len(cut.vision_model.encoder.layers)) == (2, 1)
-    pixels = torch.randn(1, 3, 112, 112)
-    with torch.no_grad():
-        reference = full.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
-        assert torch.equal(cut.vision_model(pixel_values=pixels).last_hidden_state, reference)
+IMAGENET = IMAGENET_MEAN, IMAGENET_STD
+SIZES = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
+DINOV2 = dict(**SIZES, image_size=70, patch_size=14, mlp_ratio=3)
+DINOV3 = dict(**SIZES, intermediate_size=128, image_size=224)
 
 
-def test_tower_of_an_official_directory(toy_parts, toy_base, tmp_path):
-    build_base(toy_base, toy_parts[1], tmp_path / "again", dtype="float32")
-    a, b = (load_file(d / "model.safetensors") for d in (toy_base, tmp_path / "again"))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def normalized(pixels, mean, std):
+    return (pixels - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
 
-@pytest.mark.parametrize("kind", NORMALIZATION)
-def test_tower_of_a_whole_model(kind, tmp_path):
-    """The text side and SigLIP's pooling head are left out; normalization comes from the preprocessor's config."""
-    write_tower(tmp_path / "tower", kind)
-    write_tower(tmp_path / "whole", kind, whole=True)
-    tower, whole = (read_vision(tmp_path / name) for name in ("tower", "whole"))
-    assert tower.tensors.keys() == whole.tensors.keys() and not any(".head." in name for name in whole.tensors)
-    assert all(torch.equal(tower.tensors[name].read(), whole.tensors[name].read()) for name in whole.tensors)
-    assert whole.config == tower.config and (whole.select_layer, whole.projector_type) == (-2, "mlp")
-    assert tuple(map(tuple, whole.normalization)) == NORMALIZATION[kind]
-    write_json(tmp_path / "tower" / "preprocessor_config.json", {"image_mean": [0.1] * 3})  # half of it: the default
-    assert tuple(map(tuple, read_vision(tmp_path / "tower").normalization)) == NORMALIZATION[kind]
+def write(folder, name, **config):
+    """A random model of transformers whose parameters all differ from what they begin with."""
+    kind, torch_rng = getattr(transformers, name), torch.manual_seed(0)
+    model = kind(kind.config_class(**config)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch_rng)
+    model.save_pretrained(folder)
+    return getattr(model, "dinov2", model)
+
+
+# Class of transformers and its config, side of a tile, tokens before those of patches.
+TOWERS = {
+    "clip": ("", {}, 112, 1),
+    "siglip": ("", {}, 112, 0),
+    "dinov2": ("Dinov2Model", DINOV2, 56, 1),
+    "classifier": ("Dinov2ForImageClassification", {**DINOV2, "qkv_bias": False}, 84, 1),
+    # As the releases: small ones with four registers, the largest with gated layers
+    "dinov3": ("DINOv3ViTModel", {**DINOV3, "num_register_tokens": 4}, 96, 5),
+    "gated": ("DINOv3ViTModel", {**DINOV3, "use_gated_mlp": True, "key_bias": True}, 96, 1),
+}
+
+
+@torch.no_grad()
+def test_features_equal_those_of_transformers(toy_parts, tmp_path):
+    """For pixels by ImageNet's numbers those that the tower has for pixels by its own; also while it trains."""
+    for name, (kind, config, size, before) in TOWERS.items():
+        tower, base, own = tmp_path / name, tmp_path / f"{name}-base", NORMALIZATION.get(name, IMAGENET)
+        theirs = write(tower, kind, **config) if kind else write_tower(tower, name)
+        build_base(tower, toy_parts[1], base, dtype="float32", tile_size=size)
+        model, pixels = load_model(base, dtype=None).train(), torch.rand(2, 3, size, size)
+        most, layer = (12, -1) if kind else (1, -2)
+        hidden = theirs(normalized(pixels, *own), output_hidden_states=True).hidden_states[layer][:, before:]
+        found = model.encode_tiles(normalized(pixels, *IMAGENET))
+        # fp32 rounding of folded weights and of sums over 588 products, through two layers
+        assert (found - hidden).abs().max() <= 1e-5 * hidden.abs().max(), name
+        read = model.config.max_dynamic_patch, model.config.select_layer, model.config.force_image_size
+        assert read == (most, layer, size) and model.config.vision_config.num_hidden_layers == 3, name
+        if kind == "DINOv3ViTModel":
+            freeze_unused(model.vision_model, -1)
+            parameters, fields = dict(model.vision_model.named_parameters()), read_json(base / "config.json")
+            frozen = {name for name in parameters if not parameters[name].requires_grad}
+            assert frozen == {"vision_model.norm.weight", "vision_model.norm.bias"}
+            assert frozen == {name for name in parameters if is_unused(f"vision_model.{name}", fields)}
+            assert model.extract_feature(pixels).shape[:2] == (2, model.num_image_token) == (2, 9)
+            shape, num_parameters = shape_of(fields), sum(parameter.numel() for parameter in parameters.values())
+            planned = shape.part("visual_encoder"), shape.positions, shape.tokens_per_tile
+            assert planned == (num_parameters, 36 + before, 9)
+
+
+@torch.no_grad()
+def test_an_intern_vit_is_cut_and_folded(toy_parts, tmp_path):
+    mean, std = NORMALIZATION["clip"]
+    for name, options in {
+        "plain": {},
+        "cut": {"select_layer": -2},
+        "same": {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
+        "folded": {"image_mean": mean, "image_std": std},
+    }.items():
+        build_base(*toy_parts, tmp_path / name, dtype="float32", **options)
+    plain, cut, same, folded = (
+        load_model(tmp_path / name, dtype=None).vision_model for name in ("plain", "cut", "same", "folded")
+    )
+    pixels = torch.rand(2, 3, 112, 112)
+    given = normalized(pixels, *IMAGENET)
+    reference = plain(pixel_values=given, output_hidden_states=True)
+    assert torch.equal(cut(pixel_values=given).last_hidden_state, reference.hidden_states[-2])
+    assert len(cut.encoder.layers) == 1 and torch.equal(same(given).last_hidden_state, reference.last_hidden_state)
+    expected = plain(normalized(pixels, mean, std)).last_hidden_state
+    assert (folded(given).last_hidden_state - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (reference.last_hidden_state - expected).abs().max() > 1e-3
+
+
+def test_other_forms_of_clip_and_siglip_give_the_same_base(toy_parts, tmp_path):
+    """Within a whole model, without its text side and SigLIP's pooling head; and as the newest transformers save it."""
+    for kind in NORMALIZATION:
+        tower, whole, flat = (tmp_path / f"{kind}-{form}" for form in ("tower", "whole", "flat"))
+        for folder in (tower, whole, flat):
+            write_tower(folder, kind, whole=folder == whole)
+        held = load_file(flat / "model.safetensors")
+        held = {name.removeprefix("vision_model."): tensor for name, tensor in held.items()}
+        save_file(held, flat / "model.safetensors", metadata={"format": "pt"})
+        write_json(flat / "preprocessor_config.json", {"image_mean": [0.1] * 3})  # half of it: the default
+        files = []
+        for folder in (tower, whole, flat):
+            notes = build_base(folder, toy_parts[1], base := folder.with_suffix(".base"), dtype="float32")["notes"]
+            assert any("own model code only" in note and "--format llava" in note for note in notes)
+            files.append([(base / name).read_bytes() for name in ("config.json", "model.safetensors")])
+        assert files[0] == files[1] == files[2]
+
+
+def test_a_dinov2_keeps_positions_of_its_own_size_and_is_cut(tmp_path):
+    theirs = write(tmp_path / "dinov2", "Dinov2Model", **{**DINOV2, "image_size": 56})
+    found = read_vision(tmp_path / "dinov2", tile_size=56).tensors["vision_model.embeddings.position_embedding"]
+    assert torch.equal(found.read(), theirs.embeddings.position_embeddings)
+    write_json(tmp_path / "dinov2/preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    part = read_vision(tmp_path / "dinov2", select_layer=-2)
+    assert part.config["num_hidden_layers"] == 2 and part.config["image_size"] == 448
+    assert part.normalization == ([0.5] * 3, [0.5] * 3)
 
 
 def test_refusals(toy_parts, tmp_path):
+    for name in ("odd", "short", "registers"):
+        write(tmp_path / name, "Dinov2Model", **DINOV2)
+    write(tmp_path / "gated", "Dinov2Model", **DINOV2, use_swiglu_ffn=True)
+    write(tmp_path / "dinov3", "DINOv3ViTModel", **DINOV3)
     write_tower(tmp_path / "tower", "clip")
-    for directory, select_layer in ((tmp_path / "tower", -4), (toy_parts[0], -3), (toy_parts[0], 0)):
-        with pytest.raises(ValueError, match=f"select_layer = {select_layer} is outside -1"):
-            read_vision(directory, select_layer=select_layer)
-    (tmp_path / "tower" / "model.safetensors").write_bytes((toy_parts[1] / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="says clip_vision_model, but holds no such weights"):
-        read_vision(tmp_path / "tower")
-
-
-@pytest.mark.parametrize("select_layer, first_unused", [(-1, 3), (-2, 2), (1, 1)])
-def test_unused(select_layer, first_unused):
-    config = {
-        "vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 3},
-        "select_layer": select_layer,
-    }
-    tower = "vision_model.vision_model."
-    unused = [n for n in range(3) if is_unused(f"{tower}encoder.layers.{n}.layer_norm1.weight", config)]
-    assert unused == list(range(first_unused, 3)) and is_unused(f"{tower}post_layernorm.weight", config)
-    assert not is_unused(f"{tower}embeddings.class_embedding", config)
-    assert not is_unused("language_model.model.layers.2.mlp.up_proj.weight", config)
-    intern_vit = {**config, "vision_config": {"model_type": "intern_vit_6b", "num_hidden_layers": 3}}
-    assert not is_unused("vision_model.encoder.layers.2.ls1", intern_vit)
+    write_tower(tmp_path / "empty", "clip")
+    (tmp_path / "empty/model.safetensors").write_bytes((toy_parts[1] / "model.safetensors").read_bytes())
+    fields = read_json(tmp_path / "odd/config.json")
+    write_json(tmp_path / "short/config.json", {**fields, "num_hidden_layers": 4})
+    write_json(tmp_path / "registers/config.json", {**fields, "model_type": "dinov2_with_registers"})
+    assert read_vision(tmp_path / "dinov3").config["image_size"] == 448
+    for directory, options, words in (
+        (tmp_path / "odd", {"tile_size": 70}, "tile_size = 70 must be a multiple of 28"),
+        (tmp_path / "dinov3", {"tile_size": 80}, "tile_size = 80 must be a multiple of 32"),
+        (toy_parts[0], {"tile_size": 224}, "tile_size = 224: this tower takes 112 pixels"),
+        (tmp_path / "gated", {}, "has SwiGLU layers"),
+        (tmp_path / "short", {}, "has no tensor 'encoder.layer.3"),
+        (tmp_path / "registers", {}, "known are"),
+        (tmp_path / "tower", {"select_layer": -4}, "select_layer = -4 is outside -1 .. -3"),
+        (toy_parts[0], {"select_layer": -3}, "select_layer = -3 is outside -1 .. -2"),
+        (toy_parts[0], {"select_layer": 0}, "select_layer = 0 is outside -1 .. -2"),
+        (tmp_path / "empty", {}, "says clip_vision_model, but holds no such weights"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read_vision(directory, **options)

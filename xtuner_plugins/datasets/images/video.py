@@ -97,9 +97,7 @@ def _opened(path: MediaSource):
     try:
         file = io.BytesIO(path.data) if isinstance(path, Blob) else f"file:{path}"
         with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
-            # the cover of a song is a video stream, too
-            cover = av.stream.Disposition.attached_pic
-            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+            streams = container.streams.video
             if not streams:
                 raise MediaError("video_unreadable", "no moving images in it, only sound", "name a video", str(path))
             width, height = streams[0].codec_context.width, streams[0].codec_context.height

@@ -74,8 +74,8 @@ def build_base(
       directory. With ``select_layer=-k`` the last ``k - 1`` layers are dropped and ``-1`` is written; this is exact,
       as InternViT has no final norm, and consumers support nothing else.
     * DINOv2 becomes an InternViT, which has the same blocks (see `dinov2`).
-    * CLIP and SigLIP (a bare tower, or the one inside a whole model) stay whole, ``select_layer`` is written, and their
-      own pixel normalization is folded in. Only our own model code runs such a directory.
+    * CLIP, SigLIP (a bare tower, or the one inside a whole model) and DINOv3 stay whole, ``select_layer`` is written,
+      and their own pixel normalization is folded in. Only our own model code runs such a directory.
     * Language model: the nine tokens are appended. Embedding and head are cut to the tokenizer's size (Qwen3 keeps its
       padding rows, as its releases do); every new row is the mean of the old ones. A tied head is stored as a copy.
     * Projector: from a file, or fresh: LayerNorm at ones and zeros; weights and biases of linear layers uniform in
@@ -94,10 +94,10 @@ def build_base(
         projector: model directory, or safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh
             one.
         projector_type: ``pixel_shuffle_mlp`` (InternVL's), ``mlp`` (LLaVA's, no merging of patches) or
-            ``bilinear_mlp`` (the patch grid halved bilinearly); None takes the first for InternViT, the second for CLIP
-            and SigLIP.
-        select_layer: negative index of the layer whose output is used; None is -1 for InternViT, -2 for the others.
-        tile_size: side of a tile in pixels, for DINOv2 alone; None is 448.
+            ``bilinear_mlp`` (the patch grid halved bilinearly); None takes the first, or for
+            CLIP and SigLIP the second.
+        select_layer: negative index of the layer whose output is used; None is -2 for CLIP and SigLIP, else -1.
+        tile_size: side of a tile in pixels, for DINOv2 and DINOv3; None is 448.
         image_mean: per channel, that the tower was trained with; folded into its first layer. None is ImageNet's
             (InternViT) or what its directory says (CLIP, SigLIP).
         image_std: per channel, likewise.

@@ -15,7 +15,6 @@ from ...weights.lazy import Joined, LazyTensor, MemoryTensor
 from ...weights.reading import CheckpointError, open_weights, read_json
 
 MODEL_TYPE = "dinov2"
-TILE_SIZE = 448  # as InternVL's; 1024 patches, 256 tokens
 # Name in a layer of InternViT: name in DINOv2.
 LAYER_NAMES = {
     **{
@@ -30,12 +29,18 @@ LAYER_NAMES = {
 }
 
 
-def read_dinov2(directory: Path, tile_size: int | None) -> tuple[dict, dict[str, LazyTensor]]:
+def check_tile_size(size: int, patch_size: int, directory: Path) -> None:
+    """Raises `ValueError` where a tile isn't a whole number of two patches, which the projector joins."""
+    if size % (2 * patch_size):
+        raise ValueError(f"tile_size = {size} must be a multiple of {2 * patch_size}: two patches of {directory}")
+
+
+def read_dinov2(directory: Path, size: int) -> tuple[dict, dict[str, LazyTensor]]:
     """Fields of InternViT's config, and tensors by its names (without prefix).
 
     Args:
         directory: of a `Dinov2Model`, or of a model around it.
-        tile_size: side of a tile in pixels, a multiple of two patches; None is `TILE_SIZE`.
+        size: side of a tile in pixels, a multiple of two patches.
 
     Raises:
         CheckpointError: another feed-forward layer than InternViT's, or tensors are missing.
@@ -43,16 +48,13 @@ def read_dinov2(directory: Path, tile_size: int | None) -> tuple[dict, dict[str,
     """
     from transformers import Dinov2Config
 
-    stored, size = read_json(directory / "config.json"), tile_size or TILE_SIZE
+    stored = read_json(directory / "config.json")
     config = Dinov2Config(**{name: value for name, value in stored.items() if name in Dinov2Config().to_dict()})
     if config.use_swiglu_ffn:
         raise CheckpointError(
             f"vision tower: {directory} has SwiGLU layers, which InternViT lacks; take a smaller DINOv2"
         )
-    if size % (2 * config.patch_size):
-        raise ValueError(
-            f"tile_size = {size} must be a multiple of {2 * config.patch_size}: two patches of {directory}"
-        )
+    check_tile_size(size, config.patch_size, directory)
     held = {name.removeprefix("dinov2."): tensor for name, tensor in open_weights(directory).items()}
     try:
         tensors = _embeddings(held, size // config.patch_size)

@@ -19,7 +19,12 @@ import torch
 from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from ...weights.lazy import LazyTensor, MemoryTensor
 
-EMBEDDINGS = ("vision_model.embeddings.", "vision_model.vision_model.embeddings.")  # InternViT; CLIP, SigLIP
+# The patch convolution of InternViT, of CLIP and SigLIP, and of DINOv3
+CONVOLUTIONS = (
+    "vision_model.embeddings.patch_embedding",
+    "vision_model.vision_model.embeddings.patch_embedding",
+    "vision_model.vision_model.embeddings.patch_embeddings",
+)
 
 
 def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, LazyTensor]:
@@ -40,16 +45,17 @@ def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence
     own_mean, own_std, given_mean, given_std = (
         torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (mean, std, IMAGENET_MEAN, IMAGENET_STD)
     )
-    embeddings = next(prefix for prefix in EMBEDDINGS if f"{prefix}patch_embedding.weight" in tensors)
-    name = f"{embeddings}patch_embedding.weight"
+    convolution = next(each for each in CONVOLUTIONS if f"{each}.weight" in tensors)
+    name = f"{convolution}.weight"
     weight = tensors[name].read().double()
     result = dict(tensors)
     result[name] = MemoryTensor((weight * given_std / own_std).float())
     shift = (weight * (given_mean - own_mean) / own_std).sum((1, 2, 3))
-    name = f"{embeddings}patch_embedding.bias"
+    name = f"{convolution}.bias"
     if name in tensors:
         result[name] = MemoryTensor((tensors[name].read().double() + shift).float())
         return result
+    embeddings = convolution.removesuffix("patch_embedding")
     name = f"{embeddings}position_embedding.weight"
     positions = tensors[name].read().double()
     positions[1 if f"{embeddings}class_embedding" in tensors else 0 :] += shift

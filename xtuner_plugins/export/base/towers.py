@@ -1,7 +1,8 @@
-"""Reads the vision tower that an assembly starts from: InternViT, DINOv2, CLIP or SigLIP."""
+"""Reads the vision tower that an assembly starts from: InternViT, DINOv2, DINOv3, CLIP or SigLIP."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,13 @@ from ...weights import allowed
 from ...weights.lazy import LazyTensor
 from ...weights.reading import CheckpointError, open_weights, read_json
 from . import dinov2
+from .normalization import CONVOLUTIONS
 
 PREFIX = "vision_model."  # of the tower in our model; names of a CLIP or SigLIP tower itself begin with it, too
-# A buffer that old releases saved, and SigLIP's pooling head
-_NOT_STORED = ("vision_model.embeddings.position_ids", "vision_model.head.")
+# A buffer that old releases saved, SigLIP's pooling head, and what DINOv3's training masked patches with
+_NOT_STORED = ("vision_model.embeddings.position_ids", "vision_model.head.", "vision_model.embeddings.mask_token")
+_DINOV3_LAYER = re.compile(r"^vision_model\.(model\.)?layer\.")
+TILE_SIZE = 448  # as InternVL's, for encoders that take any
 
 
 @dataclass
@@ -41,12 +45,13 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
     """A vision tower from a standalone tower, a whole CLIP or SigLIP model, or an official directory.
 
     Of a whole model the text encoder, the projections and SigLIP's pooling head are left out. InternViT is cut after
-    ``select_layer``; CLIP and SigLIP keep all layers and the final norm, as the llava format holds the whole tower.
+    ``select_layer``; the others keep all layers and the final norm, as the llava format holds the whole tower.
 
     Args:
         directory: of the tower.
         select_layer: as `VisionPart`; None takes the family's.
-        tile_size: as `dinov2.read_dinov2`; other towers have theirs.
+        tile_size: side of a tile in pixels for DINOv2 and DINOv3, a multiple of two patches; None is `TILE_SIZE`.
+            Other towers have theirs.
 
     Raises:
         UnknownFamilyError: an encoder without a row in ``families``.
@@ -56,7 +61,7 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
     stored, where = read_json(directory / "config.json"), f"vision tower {directory}"
     is_official, normalization = "llm_config" in stored, None
     if stored.get("model_type") == dinov2.MODEL_TYPE:
-        fields, held = dinov2.read_dinov2(directory, tile_size)
+        fields, held = dinov2.read_dinov2(directory, tile_size or TILE_SIZE)
         family, normalization = encoder_family(fields), _normalization(directory, IMAGENET_MEAN, IMAGENET_STD)
     else:
         fields, held = stored["vision_config"] if is_official else stored, open_weights(directory)
@@ -64,16 +69,19 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
         if fields.get("model_type") == family.whole_type:
             fields = {**(fields.get("vision_config") or fields), "model_type": family.model_type}
         fields = allowed.vision_fields(fields, where)
-        if tile_size not in (None, fields.get("image_size")):
-            raise ValueError(
-                f"tile_size = {tile_size}: DINOv2 alone takes another size than {fields.get('image_size')} pixels"
-            )
+        if family.model_type == "dinov3_vit" and not is_official:
+            fields["image_size"] = tile_size or TILE_SIZE
+            dinov2.check_tile_size(fields["image_size"], fields.get("patch_size", 16), directory)
+        elif tile_size not in (None, fields.get("image_size")):
+            own = fields.get("image_size")
+            raise ValueError(f"tile_size = {tile_size}: this tower takes {own} pixels; DINOv2 and DINOv3 take any")
     tensors = {name: tensor for name, tensor in held.items() if name.startswith(PREFIX)}
     tensors = tensors or {PREFIX + name: tensor for name, tensor in held.items()}  # the newest transformers' names
+    tensors = {_DINOV3_LAYER.sub("vision_model.encoder.layers.", name): tensor for name, tensor in tensors.items()}
     if not (family.is_intern_vit or is_official):
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_STORED)}
         normalization = _normalization(directory, family.image_mean, family.image_std)
-    if not any(name.endswith("embeddings.patch_embedding.weight") for name in tensors):
+    if not any(f"{each}.weight" in tensors for each in CONVOLUTIONS):
         raise CheckpointError(f"{where} says {family.model_type}, but holds no such weights")
     config = _vision_config(family, fields)
     select_layer, layers = family.select_layer if select_layer is None else select_layer, config["num_hidden_layers"]
@@ -122,7 +130,7 @@ def is_unused(name: str, config: Mapping) -> bool:
     """Whether no feature depends on this tensor (official name): a layer after ``select_layer``, or the final norm."""
     if encoder_family(config["vision_config"]).is_intern_vit or not name.startswith(PREFIX):
         return False
-    return "post_layernorm" in name.split(".") or _layer_of(name) >= _num_used(config)
+    return not {"post_layernorm", "norm"}.isdisjoint(name.split(".")) or _layer_of(name) >= _num_used(config)
 
 
 def is_in_last_layers(name: str, config: Mapping, count: int) -> bool:

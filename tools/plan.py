@@ -110,10 +110,11 @@ def print_plan(args, planned, available, others, lines, took) -> None:
     holding = [gpu for gpu in GPUS.values() if planned.memory.fits(gpu.memory * GIB)]
     least = min((gpu.memory for gpu in holding), default=0)
     smallest = ", ".join(gpu.name for gpu in holding if gpu.memory == least)
+    work, step = planned.work.total / 1e12, planned.samples_per_step
     report.show(
         f"smallest cards that hold it: {smallest} ({least} GB)" if holding else "no card holds it",
         *lines,
-        report.work_table(planned.work, planned.samples_per_step),
+        f"operations, 10**12: {work:,.2f} per sample, {step * work:,.0f} per step of {step:,} samples",
         lengths.source,
     )
     if took is None:

@@ -2,9 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
-from xtuner_plugins.datasets import PlanSampler
+from xtuner_plugins.datasets import PlanSampler, SettingError
 from xtuner_plugins.datasets.plan.plan import Plan
 from xtuner_plugins.engine.run.loops import PlanChanged, PlanIterator
 
@@ -86,14 +86,9 @@ def test_no_epoch_goes_on_with_other_data():
         assert take(changed, 1)
 
 
-def test_other_samplers_are_iterated_as_they_are_and_told_the_epoch():
-    iterator = PlanIterator(DataLoader(Numbers(4), batch_size=2, collate_fn=list))
-    assert not iterator.plan.is_seekable and take(iterator, 3) == [[0, 1], [2, 3], [0, 1]]
-    sampler = DistributedSampler(Numbers(6), num_replicas=1, rank=0, seed=1)
-    iterator = PlanIterator(DataLoader(Numbers(6), batch_size=3, sampler=sampler, collate_fn=list))
-    first, second = sum(take(iterator, 2), []), sum(take(iterator, 2), [])
-    assert sampler.epoch == 1 and sorted(first) == sorted(second) and first != second
-    assert iterator.count_steps(2) == 4
+def test_other_samplers_are_refused():
+    with pytest.raises(SettingError, match="PlannedTrainLoop can't plan a SequentialSampler; set sampler="):
+        PlanIterator(DataLoader(Numbers(4), batch_size=2, collate_fn=list))
 
 
 class Packs(Plan):

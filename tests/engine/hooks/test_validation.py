@@ -20,7 +20,6 @@ from ..forked import fault, send
 from ..parallel_case import contents, require_equal, write_dataset
 
 # 16 samples in 4 steps of 2 micro-batches, with dropout.
-SUMS = ("sums", "tokens")
 LORA = dict(leaf="toy_finetune_lora", lora_dropout=0.1, batch_size=2, accumulative_counts=2)
 
 
@@ -75,19 +74,23 @@ def over(model, dataset, rank=0, ranks=1, batch_size=2, stop=lambda: False):
 def test_each_supervised_token_counts_once_on_any_number_of_ranks(toy_base, files):
     """As one sample at a time has them; with as many forward passes on each rank, also on more than samples."""
     model, dataset = build(toy_base).eval(), MultimodalDataset(str(toy_base), *files, max_length=512)
-    passes, parts = [], []
+    passes, sums, expected = [], {"five": 0.0, "two": 0.0}, {}
     model.register_forward_hook(lambda *_: passes.append(1))
     for rank in range(8):
-        parts.append(over(model, dataset, rank, 8))
-        assert len(passes) == rank + 1
-    sums, tokens = ({key: sum(getattr(part, kind)[key] for part in parts) for key in ("five", "two")} for kind in SUMS)
-    assert min(tokens.values()) > 0 and sum(part.left_out.get("too_long", 0) for part in parts) == 1
-    expected = {f"val_loss_by_dataset/{name}": sums[name] / tokens[name] for name in sums}
-    expected["val_loss"] = sum(sums.values()) / sum(tokens.values())
+        part = over(model, dataset, rank, 8)
+        assert len(passes) == rank + 1 and ("too_long" in part.text) == (rank == 4)
+        count = int(re.search(r"over (\d+) ", part.text)[1])
+        for name in [name for name in sums if f"val_loss_by_dataset/{name}" in part.scalars]:
+            sums[name] += part.scalars["val_loss"] * count
+            expected[name] = expected.get(name, 0) + count
+    total = sum(expected.values())
+    means = {f"val_loss_by_dataset/{name}": sums[name] / expected[name] for name in sums}
     for batch_size in (1, 2, 7):
         whole = over(model, dataset, batch_size=batch_size)
-        assert whole.means() == pytest.approx(expected, rel=1e-6)
-        assert whole.tokens == tokens and whole.left_out == {"too_long": 1}
+        assert whole.scalars == pytest.approx({**means, "val_loss": sum(sums.values()) / total}, rel=1e-6)
+        assert re.fullmatch(
+            rf"loss \S+ \(five \S+, two \S+\) over {total} sup.* tokens; left out: 1 too_long", whole.text
+        )
     asked = []
     assert over(model, dataset, stop=lambda: asked.append(1) or len(asked) == 3) is None and len(asked) == 3
     own = dict(type="D", base="b", max_tiles=6, data_paths=["v"], image_folders=None)
@@ -127,7 +130,7 @@ def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
     _, four = (line["val/own/cer"] for line in scalars(validated, "val/own/cer"))
     assert len(measured.items) == 5 and four == pytest.approx(measured.headline, rel=1e-6)
     assert "left out of own: " in validated.output and "none.png" in validated.output
-    told = f"benchmarks after step 4: own cer {measured.headline:.1f} of 5, asked 1 answers; left out: 1"
+    told = f"s): own cer {measured.headline:.1f} of 5, asked 1 answers; left out: 1"
     assert told in validated.output
     rows = answers(validated)
     assert list(rows) == ["iter_2.jsonl", "iter_4.jsonl"] and [len(each) for each in rows.values()] == [6, 6]

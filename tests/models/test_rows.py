@@ -13,7 +13,7 @@ from xtuner_plugins.datasets.left_out import dropped_sample
 from xtuner_plugins.errors import RecordError
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.models.preprocessor import TilePreprocessor
-from xtuner_plugins.models.rows import check_counts, fill_row, make_row
+from xtuner_plugins.models.rows import check_counts, make_row
 
 IMAGE = 7
 # Two samples of five and three tokens; the second has no image.
@@ -48,23 +48,6 @@ def test_a_padded_batch_and_a_pack_mean_the_same():
         assert (row.predicting.tolist(), row.targets.tolist()) == ([2, 3, 5], [2, 3, 5])
         assert (row.weights.tolist(), row.owners.tolist()) == ([0.5, 0.5, 4.0], [0, 0, 1])
         assert make_row(batch, IMAGE).weights is None
-
-
-def test_answers_go_on_from_their_prompt():
-    """Prompt 1 7 7 2, chosen 3 4, rejected 5 6 5; a second prompt 1 with the answer 2; two tokens of padding."""
-    batch = {
-        "input_ids": torch.tensor([[1, 7, 7, 2, 3, 4, 5, 6, 5, 1, 2, 0, 0]]),
-        "labels": torch.tensor([[-100, -100, -100, -100, 3, 4, 5, 6, 5, -100, 2, -100, -100]]),
-        "cu_seqlens": torch.tensor([0, 4, 6, 9, 10, 11], dtype=torch.int32),
-        "follows": torch.tensor([-1, 0, 0, -1, 3]),
-    }
-    row = make_row(batch, IMAGE)
-    assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5, 6, 0, 1, 0, 1]]
-    assert row.predicting.tolist() == [3, 4, 3, 6, 7, 9] and row.targets.tolist() == [3, 4, 5, 6, 5, 2]
-    assert row.owners.tolist() == [1, 1, 2, 2, 2, 4] and row.segments.branches.follows == (-1, 0, 0, -1, 3, -1)
-    filled = fill_row(row, 8)
-    assert filled.segments.bounds[-2:] == (13, 16) and filled.segments.branches.follows == (-1, 0, 0, -1, 3, -1, -1)
-    assert filled.input_ids.shape == filled.position_ids.shape == (1, 16) and fill_row(row, 13) is row
 
 
 def test_without_labels_one_target_of_weight_zero_stands_in():

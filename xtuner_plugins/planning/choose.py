@@ -27,19 +27,12 @@ _BATCH = SETTINGS["batch_size"].key
 
 @dataclass(frozen=True)
 class OneGPU:
-    """A run that one GPU holds.
+    """A run that one GPU holds."""
 
-    Attributes:
-        changes: keys of the runner with their values, those that were given among them.
-        memory: of the largest batch that the settings allow.
-        plan: of the run, with measured lengths where the cache has them.
-        gpu: whose memory and speed are planned.
-    """
-
-    changes: Mapping[str, Any]
-    memory: Plan
-    plan: RunPlan
-    gpu: GPU
+    changes: Mapping[str, Any]  # keys of the runner with their values, those that were given among them
+    memory: Plan  # of the largest batch that the settings allow
+    plan: RunPlan  # with measured lengths where the cache has them
+    gpu: GPU  # whose memory and speed are planned
 
 
 def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:

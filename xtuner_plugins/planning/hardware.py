@@ -14,23 +14,15 @@ UTILIZATION = 0.4  # share of the peak that a run is taken to reach, recomputati
 
 @dataclass(frozen=True)
 class GPU:
-    """A card.
+    """A card."""
 
-    Attributes:
-        name: as given to `--gpu`.
-        memory: GB of its memory, 2**30 bytes each.
-        teraflops: dense peak of its matrix units, 10**12 operations a second, in `dtype` with float32 sums; 0 where it
-            isn't known.
-        devices: how `torch.cuda.get_device_name` ends for cards with this peak. What follows a name tells a slower
-            card: `H100 PCIe`, `RTX 4090 Laptop GPU`, a `MIG` slice.
-        dtype: the half precision that it has.
-    """
-
-    name: str
-    memory: int
-    teraflops: float
+    name: str  # as given to `--gpu`
+    memory: int  # GB, 2**30 bytes each
+    teraflops: float  # dense peak in `dtype` with float32 sums, 10**12 operations a second; 0 where it isn't known
+    # How `torch.cuda.get_device_name` ends for cards with this peak. What follows a name tells a slower card:
+    # `H100 PCIe`, `RTX 4090 Laptop GPU`, a `MIG` slice.
     devices: tuple[str, ...]
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # the half precision that it has
 
 
 GPUS = {

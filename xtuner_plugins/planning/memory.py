@@ -30,19 +30,12 @@ FRAGMENTATION = 0.05
 
 @dataclass(frozen=True)
 class Plan:
-    """What a rank needs.
+    """What a rank needs, in bytes."""
 
-    Attributes:
-        moment: when it needs most, a key of `moments`.
-        parts: bytes by part at that moment.
-        moments: bytes of tensors at each moment, without what only a GPU adds.
-        host: bytes per rank in the CPU's memory.
-    """
-
-    moment: str
-    parts: Mapping[str, int]
-    moments: Mapping[str, int]
-    host: int
+    moment: str  # when it needs most, a key of `moments`
+    parts: Mapping[str, int]  # at that moment
+    moments: Mapping[str, int]  # tensors at each moment, without what only a GPU adds
+    host: int  # in the CPU's memory
 
     @property
     def total(self) -> int:

@@ -56,7 +56,7 @@ def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
     records = count_records(settings["train_dataloader"]["dataset"])
     if records and records < FEW_RECORDS and not settings["model"].get("objectives"):
         chosen |= _keys(max_epochs=EPOCHS)
-    plan = plan_config(_with(settings, {**chosen, **given}), plain(1), records)
+    plan = plan_config(_with(settings, {**chosen, **given}), plain(1, gpu.is_cpu), records)
     for key, times in _keys(**TIMES).items():
         if plan.steps and value_at(settings, key):
             chosen[key] = min(-(-plan.steps // times), value_at(settings, key))
@@ -94,7 +94,7 @@ def _largest(
     def planned(values: Mapping[str, Any], size: int) -> tuple[dict[str, Any], Plan]:
         keys = _keys(**values, batch_size=size, accumulative_counts=max(step // size, 1))
         keys = {key: value for key, value in keys.items() if key not in given}
-        return keys, plan_memory(job_of(_with(settings, keys), shape), plain(1))
+        return keys, plan_memory(job_of(_with(settings, keys), shape), plain(1, gpu.is_cpu))
 
     for values in _resolutions(leaf, gpu):
         found, size = planned(values, least), 2 * least

@@ -148,3 +148,4 @@ class Strategy:
     prefetch: int = 50_000_000  # elements of weights that ZeRO-3 gathers ahead
     overlap: bool = False  # gradients are reduced while others are computed, from two buckets
     gradient_size: int = 2  # bytes of a gradient that DeepSpeed sums
+    on_cpu: bool = False

@@ -39,18 +39,13 @@ def first_limit(max_tiles: int, num_images: int, sharing: str = "equal") -> int:
 class TileBudget:
     """The rules above with their settings.
 
-    Args:
-        tokens_per_tile: N.
-        max_length: most tokens of a sample.
-        may_cut: whether the end of a text may be cut off.
-
     Raises:
         SettingError: a length that can't be used.
     """
 
-    tokens_per_tile: int
-    max_length: int
-    may_cut: bool = True
+    tokens_per_tile: int  # N
+    max_length: int  # most tokens of a sample
+    may_cut: bool = True  # whether the end of a text may be cut off
 
     def __post_init__(self):
         check_whole("max_length", self.max_length, 1)

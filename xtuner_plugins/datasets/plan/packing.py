@@ -26,20 +26,13 @@ REGION = 64  # cells among which packs are sorted by work: few, so that the orde
 
 @dataclass(frozen=True)
 class Packs:
-    """The packs of an epoch.
+    """The packs of an epoch."""
 
-    Attributes:
-        order: int32 `[samples]`, indices of samples, pack by pack.
-        ends: int64 `[packs]`, where each pack ends in `order`.
-        tokens, tiles: int64 `[packs]`.
-        work: float64 `[packs]`, operations of the forward pass.
-    """
-
-    order: np.ndarray
-    ends: np.ndarray
-    tokens: np.ndarray
-    tiles: np.ndarray
-    work: np.ndarray
+    order: np.ndarray  # int32 `[samples]`, indices of samples, pack by pack
+    ends: np.ndarray  # int64 `[packs]`, where each pack ends in `order`
+    tokens: np.ndarray  # int64 `[packs]`
+    tiles: np.ndarray  # int64 `[packs]`
+    work: np.ndarray  # float64 `[packs]`, operations of the forward pass
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -32,7 +32,6 @@ class OneGPU:
     changes: Mapping[str, Any]  # keys of the runner with their values, those that were given among them
     memory: Plan  # of the largest batch that the settings allow
     plan: RunPlan  # with measured lengths where the cache has them
-    gpu: GPU  # whose memory and speed are planned
 
 
 def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
@@ -60,7 +59,7 @@ def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
     for key, times in _keys(**TIMES).items():
         if plan.steps and value_at(settings, key):
             chosen[key] = min(-(-plan.steps // times), value_at(settings, key))
-    return OneGPU({**given, **chosen, **given}, memory, plan, gpu)
+    return OneGPU({**given, **chosen, **given}, memory, plan)
 
 
 def _keys(**values: Any) -> dict[str, Any]:

@@ -292,11 +292,7 @@ class MultimodalDataset(Dataset):
         return Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.parse)
 
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `sizes`; every sample that is read from then on is compared with them: packs and groups rely on them.
-
-        Args:
-            options: `num_workers` and `progress` of `lengths`.
-        """
+        """As `sizes`; every sample that is read from then on is compared with them: packs and groups rely on them."""
         self._plan = self.sizes(**options)
         lengths = map(self.lengths, range(len(self.sources)))
         self._plan_files = [(each.path, each.stamp) for each in lengths]
@@ -319,10 +315,7 @@ class MultimodalDataset(Dataset):
         return tuple(map(np.concatenate, zip(*columns, strict=True)))
 
     def usable(self, fates: np.ndarray) -> np.ndarray:
-        """Indices of the samples that a plan contains.
-
-        Args:
-            fates: from `layout`.
+        """Indices of the samples that a plan contains, by the fates of `layout`.
 
         Raises:
             RecordError: with on_bad_sample='raise', unusable records: how many, and the first of them.

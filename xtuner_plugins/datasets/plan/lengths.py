@@ -124,8 +124,7 @@ def _count_tiles(sizes: np.ndarray, limits: np.ndarray, tiling: DynamicTiling, b
 def report_change(path: Path, stamp: tuple[int, ...]) -> None:
     """Let the next start measure a whole file again, because the length of a record has changed.
 
-    Args:
-        path, stamp: of the outdated `LengthIndex`; where it has already been replaced, nothing happens.
+    Nothing happens where the `LengthIndex` of this path and stamp has been replaced.
 
     Raises:
         SettingError: the cache can't be written.

@@ -63,8 +63,7 @@ def pack_samples(
     """Pack samples; `arrange` orders the packs for a number of ranks.
 
     Args:
-        indices: `[n]`, the samples' indices.
-        tokens, tiles: `[n]`, of each of them.
+        indices, tokens, tiles: `[n]`, of the samples.
         max_tokens, max_tiles: budgets of a pack; None means no limit on tiles.
         seed: decides packs and their order, together with sizes and budgets.
         work_rates: of a sample's squared tokens, tokens and tiles in its work.
@@ -125,13 +124,7 @@ def _pack_windows(
 
 
 def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:
-    """The same packs in the order in which `num_ranks` ranks take them, one per rank and step.
-
-    Args:
-        packs: of an epoch.
-        num_ranks: packs of a cell.
-        seed: decides the order.
-    """
+    """The packs of an epoch in the order in which `num_ranks` ranks take them, one per rank and step."""
     rng = np.random.default_rng([seed, num_ranks])
     order = rng.permutation(len(packs))
     num_cells = len(packs) // num_ranks

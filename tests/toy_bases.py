@@ -24,7 +24,7 @@ def kind(base: Base) -> tuple[str, str, str | None, str, bool, bool]:
     vision, name = ENCODERS[base.encoder].config, LLMS[base.llm].name
     encoder = vision["model_type"] + ("_rms" if vision.get("norm_type") == "rms_norm" else "")
     llm = "internlm2" if "internlm2" in name else "qwen" if "Qwen-7B" in name else LLMS[base.llm].config["model_type"]
-    tiled = "--max-tiles" in base.options
+    tiled = base.name.endswith("-tiled")
     return (
         encoder,
         llm,
@@ -50,14 +50,13 @@ def write_tiny_base(base: Base, folder: Path) -> Path:
         tokenizer = load_tokenizer(toy_llm, complete=False)
         tokenizer.add_tokens(["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"], special_tokens=True)
         tokenizer.save_pretrained(toy_llm)
-    max_tiles = int(base.options.partition("--max-tiles ")[2] or 0) or None
     build_base(
         vision,
         toy_llm,
         folder / "base",
         template=template,
         projector_type=base.projector_type,
-        max_tiles=max_tiles,
+        max_tiles=6 if base.name.endswith("-tiled") else None,
         dtype="float32",
         flash=flash,
     )

@@ -81,13 +81,9 @@ def run(args: argparse.Namespace) -> None:
     else:
         choice = dict(template=args.template, max_tiles=args.max_tiles)
         job = export.prepare(config, checkpoint, format=args.format, dtype=dtype, **choice)
-    with tqdm(unit="B", unit_scale=True, desc="exporting", disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done)
-
-        done = export.write(job, out, max_shard_size=args.max_shard_size, force=args.force, progress=progress)
+    options = dict(max_shard_size=args.max_shard_size, force=args.force)
+    with tqdm(total=job.draft.num_bytes, unit="B", unit_scale=True, desc="exporting", disable=None) as bar:
+        done = export.write(job, out, **options, progress=bar.update)
     trained = "" if args.source else f" ({done['num_replaced']} trained, {done['num_merged']} adapters merged)"
     text = f"wrote {done['out']}: {done['num_tensors']} tensors{trained}, {done['num_bytes'] / 1e9:.2f} GB in "
     notes = (f"note: {note}" for note in done["notes"])
@@ -95,7 +91,8 @@ def run(args: argparse.Namespace) -> None:
     if args.verify:
         from xtuner_plugins.inference.verify import verify
 
-        print(report := verify(job, done["out"]))
+        report = verify(job, done["out"])
+        print(report.text)
         if not args.source:
             card.fill(out, "tensors", changed=report.changed)
 

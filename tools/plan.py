@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     holding = [card for card in GPUS.values() if memory.fits(card.memory * GIB)]
     least = min((card.memory for card in holding), default=0)
     smallest = ", ".join(card.name for card in holding if card.memory == least)
-    largest = job.batches[0]
+    largest, work, step = job.batches[0], planned.work.total / 1e12, planned.samples_per_step
     report.show(
         f"{planned.model}: {job.shape.parameters:,} parameters, {job.trained:,} trained",
         f"largest micro-batch: {largest.tokens:,} tokens ({largest.supervised:,} supervised), {largest.tiles} tiles",
@@ -79,14 +79,14 @@ def run(args: argparse.Namespace) -> int:
         report.strategies_table(others, available),
         f"smallest cards that hold it: {smallest} ({least} GB)" if holding else "no card holds it",
         *advise(values, memory, available, lambda pairs: plan_config(read(pairs)._to_lazy_dict(), strategy).memory),
-        report.work_table(planned.work, planned.samples_per_step),
+        f"operations, 10**12: {work:,.2f} per sample, {step * work:,.0f} per step of {step:,} samples",
         planned.lengths.source,
     )
     took = planned.seconds(gpu.teraflops, args.mfu)
     if took is None:
         report.show("no time: nobody has counted the samples; give --samples, or run tools/check_data.py first")
     else:
-        samples, most = planned.steps * planned.samples_per_step, "" if planned.lengths.is_measured else "at most "
+        samples, most = planned.steps * step, "" if planned.lengths.is_measured else "at most "
         report.show(
             f"planned, not measured: {planned.steps:,} steps, {samples:,} samples, {most}{report.duration(took)} on "
             f"{gpus} x {args.gpu} ({gpu.teraflops:g} TFLOPS each) at {args.mfu:.0%} of their peak"

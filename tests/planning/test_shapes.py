@@ -42,7 +42,7 @@ def test_shapes_are_those_of_the_classes():
             model = InternVLChatModel(config)
         for part, (tower, _, _) in PARTS.items():
             assert shape.part(part) == count(model.get_submodule(tower)), (name, part)
-        assert shape.mlp2 == (count(model.mlp2) if shape.flash else 0) and shape.parameters == count(model)
+        assert shape.part("mlp2") == (count(model.mlp2) if shape.flash else 0) and shape.parameters == count(model)
         assert shape.tokens_per_tile == model.num_image_token
         assert shape.projector_input == next(m.in_features for m in model.mlp1.modules() if hasattr(m, "in_features"))
         unused = getattr(model.vision_model, "unused_modules", lambda layer: [])(model.select_layer)

@@ -35,7 +35,7 @@ def test_a_recipe_without_its_model(run_tool, plan, tmp_path):
         "fits",
         "DDP",
         "deepspeed_zero3_offload",
-        "LLM, forward",
+        "operations, 10**12: ",
         "hours on 8 x H100 (989 TFLOPS each) at 40% of their peak",
     ):
         assert words in done.stdout, words

@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.weights.language_models import write_llm
@@ -19,7 +18,6 @@ from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.inference.session import ChatSession, Turn
 from xtuner_plugins.weights.allowed import FILES, language_fields
 from xtuner_plugins.weights.errors import CheckpointError
-from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.model_view import open_config
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
@@ -118,7 +116,7 @@ def test_no_kernels_are_asked_for(toy_parts, run_tool, tmp_path):
     assert done.returncode == 0 and len(list(tmp_path.glob("official-*"))) == 8, done.stderr[-3000:]
 
 
-def test_configs_that_lie(toy_base, tmp_path, run_tool):
+def test_configs_that_lie(toy_base, tmp_path, run_tool, refused):
     """The command says the last one in one line, and writes nothing."""
     llm, vision, base = "llm_config", "vision_config", shutil.copytree(toy_base, tmp_path / "base")
     table = [
@@ -130,38 +128,17 @@ def test_configs_that_lie(toy_base, tmp_path, run_tool):
         (llm, "num_hidden_layers", 10**6, "is 1000000, expected a whole number from 1 to 1,000"),
         (vision, "hidden_size", True, "hidden_size is True"),
         (vision, "patch_size", 0, "patch_size is 0"),
-        *(
-            (llm, "model_type", name, "llm_config: model_type .* is not a language model")
-            for name in ("gptj", "bloom", "codegen", "xglm", None, 3)
-        ),
+        *((llm, "model_type", name, "is not a language") for name in ("gptj", "bloom", "codegen", "xglm", None, 3)),
         (vision, "hidden_act", "os.system", "hidden_act is 'os.system', expected one of silu"),
     ]
     fields = read_json(toy_base / "config.json")
-    for part, key, value, message in table:
-        write_json(base / "config.json", {**fields, part: {**fields[part], key: value}})
-        with pytest.raises(UnknownFamilyError if key == "model_type" else CheckpointError, match=message):
-            open_config(base)
-    done = run_tool("tools/convert_to_official.py", "--from", base, tmp_path / "out", "--format", "hf")
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and message in done.stderr, done.stderr
-    for text, words in (
-        (json.dumps({**fields, "system_message": 3}), "system_message is 3, expected str"),
-        ('{"a":' * 100_000 + "1" + "}" * 100_000, "config.json is not readable JSON: maximum recursion"),
-    ):
+    lies = [({**fields, part: {**fields[part], key: value}}, words) for part, key, value, words in table]
+    texts = [('{"a":' * 100_000 + "1" + "}" * 100_000, "config.json is not readable JSON: maximum recursion")]
+    lies.insert(0, ({**fields, "system_message": 3}, "system_message is 3, expected str"))
+    texts += [(json.dumps(lie), words) for lie, words in lies]
+    for text, words in texts:
         (base / "config.json").write_text(text)
-        with pytest.raises(CheckpointError, match=words):
-            open_config(base)
-    assert not (tmp_path / "out").exists()
-
-
-def test_weights_that_are_no_numbers(toy_parts, toy_base, tmp_path):
-    for source, words, use in (
-        (toy_parts[1], " as float32", lambda llm: build_base(toy_parts[0], llm, tmp_path / "out", dtype="float32")),
-        (toy_base, "", lambda base: load_model(base, dtype=None)),
-    ):
-        copy = shutil.copytree(source, tmp_path / source.name)
-        held = load_file(copy / "model.safetensors")
-        next(tensor for key, tensor in held.items() if key.endswith("down_proj.weight"))[0, 0] = torch.nan
-        save_file(held, copy / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(CheckpointError, match=f"down_proj.weight holds NaN or infinity{words}; take other weights"):
-            use(copy)
+        refused(words, open_config, base, error=(CheckpointError, UnknownFamilyError))
+    done = run_tool("tools/convert_to_official.py", "--from", base, tmp_path / "out", "--format", "hf")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and words in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()

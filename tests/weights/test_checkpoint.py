@@ -1,4 +1,4 @@
-"""What training leaves at a path, opened whatever it is; in a work directory, the newest that is whole."""
+"""What training leaves at a path, opened whatever it is, DeepSpeed's directories too; the newest that is whole."""
 
 import os
 
@@ -8,11 +8,15 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
+from tests.engine.forked import train_forked
+from tests.small_data import write_dataset
 from tests.weights.test_reading import assert_same, example
+from xtuner_plugins.export.export import export
 from xtuner_plugins.weights.checkpoint import open_checkpoint
-from xtuner_plugins.weights.reading import CheckpointError
+from xtuner_plugins.weights.partition import over_ranks, partition_dtype
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.weights.writer import write_json
+from xtuner_plugins.weights.zero import open_optimizer
 
 
 def test_what_is_opened(tmp_path):
@@ -30,25 +34,21 @@ def test_what_is_opened(tmp_path):
         assert_same(opened.tensors, {"a": torch.ones(2)})
 
 
-def test_refusals(tmp_path):
+def test_refusals(tmp_path, refused):
     (tmp_path / "adapter").mkdir()
     write_json(tmp_path / "adapter" / "adapter_config.json", {"peft_type": "LORA"})
-    torch.save({"state_dict": {"a": 3}}, tmp_path / "x.pth")
-    for name, words in {
-        "adapter": "is a PEFT adapter; .*merge_and_unload",
-        "nowhere": "does not exist",
-        "x.pth": "a is not a tensor",
-        ".": r"it holds: adapter, x\.pth",
-    }.items():
-        with pytest.raises(CheckpointError, match=words):
-            open_checkpoint(tmp_path / name)
-    for content in ({"state_dict": {}}, {"state_dict": {}, "meta": [7]}, [7]):
-        torch.save(content, tmp_path / "x.pth")
-        with pytest.raises(CheckpointError, match="x.pth was not written by a training run"):
-            read_checkpoint(tmp_path / "x.pth")
-    for name, words in {"nowhere": "does not exist", "adapter": "is a directory without"}.items():
-        with pytest.raises(CheckpointError, match=words):
-            read_checkpoint(tmp_path / name)
+    for name, content in {"x": {"state_dict": {"a": 3}}, "y": {"state_dict": {}, "meta": [7]}, "z": [7]}.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+    for call, name, words in (
+        (open_checkpoint, "adapter", "is a PEFT adapter; .*merge_and_unload"),
+        (open_checkpoint, "nowhere", "does not exist"),
+        (open_checkpoint, "x.pth", "a is not a tensor"),
+        (open_checkpoint, ".", r"it holds: adapter, x\.pth"),
+        (read_checkpoint, "nowhere", "does not exist"),
+        (read_checkpoint, "adapter", "is a directory without"),
+        *((read_checkpoint, name, f"{name} was not written by a training") for name in ("x.pth", "y.pth", "z.pth")),
+    ):
+        refused(words, call, tmp_path / name)
 
 
 def write(path, seconds=0):
@@ -70,3 +70,87 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     for share in (0.99, 0.5, 0.0):
         os.truncate(older, int(older.stat().st_size * share))
         assert newest_checkpoint(tmp_path) == newer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, leaf", [(1, "lora"), (2, "full"), (3, "lora")])
+def test_real_directories(toy_base, tmp_path, stage, leaf):
+    """Two ranks train, and DeepSpeed's own script is asked for the weights in float32; they are exported, too."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    case = dict(processes=2, config=f"configs/toy/toy_finetune_{leaf}.py", deepspeed=f"deepspeed_zero{stage}")
+    run = train_forked(tmp_path / "run", toy_base, write_dataset(tmp_path / "data"), **case)
+    assert run.ok, run.output[-3000:]
+    opened = open_checkpoint(run.work_dir / "iter_4.pth")
+    theirs = get_fp32_state_dict_from_zero_checkpoint(run.work_dir, "iter_4.pth", exclude_frozen_parameters=True)
+    assert opened.kind == "deepspeed" and opened.record is not None and theirs
+    for name, value in theirs.items():
+        read = opened.tensors[name].read()
+        assert read.dtype == torch.float32 and torch.equal(read, value), name
+    done = export(None, opened.path, tmp_path / "out")
+    assert bool(done["num_merged"]) == (leaf == "lora") and (tmp_path / "out" / "config.json").is_file()
+
+
+SHAPES = [{"a": torch.Size([2, 2])}, {"b": torch.Size([3])}]
+# By rank; at stages 1 and 2 a vector per group, padded, and at stage 3 the pieces of each parameter.
+VECTORS = {
+    1: [[[0, 1], [4, 5]], [[2, 3], [6, -1]]],
+    2: [[[0, 1, 2, 3], [4, 5]], [[-1, -1, -1], [6, -1]]],
+    3: [[[0, 1], [4, 5]], [[2, 3], [6, -1]]],
+}
+
+
+def write_zero(folder, stage, vectors, shapes=SHAPES, count=None, **others):
+    """The files of a directory, without the optimizer's moments; ``c`` is frozen."""
+    folder.mkdir()
+    key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
+    model = {"module": {"buffer": torch.ones(2)}, "param_shapes": shapes, "shared_params": {"tied": "a"}}
+    model["frozen_param_shapes"] = {"c": torch.Size([2])}
+    for rank, flat in enumerate(vectors):
+        state = {"zero_stage": stage, "partition_count": count or len(vectors), key: list(map(torch.Tensor, flat))}
+        torch.save({"optimizer_state_dict": state}, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        model["frozen_param_fragments"] = {"c": torch.tensor([7.0 + rank] if stage == 3 else [7.0, 8.0])}
+        if stage == 3 or rank == 0:
+            prefix = f"zero_pp_rank_{rank}_" if stage == 3 else ""
+            torch.save(model | others, folder / f"{prefix}mp_rank_00_model_states.pt")
+    return folder
+
+
+def test_layouts(tmp_path):
+    """The order of ranks is that of their numbers."""
+    for stage, vectors in VECTORS.items():
+        opened = open_checkpoint(write_zero(tmp_path / str(stage), stage, vectors))
+        read = {name: tensor.read().tolist() for name, tensor in opened.tensors.items()}
+        assert stage == 3 or read.pop("buffer") == [1, 1]
+        assert read == {"a": [[0, 1], [2, 3]], "b": [4, 5, 6], "c": [7, 8], "tied": [[0, 1], [2, 3]]}
+    ten = write_zero(
+        tmp_path / "ten", 3, [[[n], [n]] for n in range(11)], [{"a": torch.Size([11]), "b": torch.Size([11])}]
+    )
+    assert open_checkpoint(ten).tensors["b"].read().tolist() == list(range(11))
+
+
+def test_what_is_no_whole_save(tmp_path, refused):
+    short, long = [{"a": torch.Size([2])}], [{"a": torch.Size([2, 2]), "b": torch.Size([30])}]
+    table = [
+        *((stage, dict(shapes=short), "numbers are there, the parameters have .* different saves") for stage in (2, 3)),
+        *((stage, dict(shapes=long), "the numbers end before b") for stage in (1, 3)),
+        *((stage, dict(count=3), r"saved by 3 ranks but holds 2 \*_optim_states") for stage in (1, 3)),
+        (1, dict(frozen_param_fragments={}), "the frozen parameter c is listed but its numbers are missing"),
+    ]
+    for number, (stage, changes, words) in enumerate(table):
+        refused(words, open_checkpoint, write_zero(tmp_path / str(number), stage, VECTORS[stage], **changes))
+    whole = write_zero(tmp_path / "whole", 3, VECTORS[3])
+    (tmp_path / "latest").write_text("../whole")
+    refused("names '../whole', but", open_checkpoint, tmp_path)
+    for path in whole.glob("*optim_states.pt"):
+        path.unlink()
+    refused(r"ZeRO-3 checkpoint without \*_optim_states.pt", open_checkpoint, whole)
+    torch.save({"module": {}}, tmp_path / "mp_rank_00_model_states.pt")
+    refused("holds no ZeRO optimizer state", open_optimizer, tmp_path)
+
+
+def test_the_dtype_that_deepspeed_computes_in(refused):
+    on, off = {"enabled": True}, {"enabled": False}
+    table = [({"bf16": on}, torch.bfloat16), ({"fp16": on, "bf16": off}, torch.float16), ({"bf16": off}, torch.float32)]
+    assert [partition_dtype(config) for config, _ in table] == [dtype for _, dtype in table]
+    refused("stage is 2", over_ranks, {"zero_optimization": {"stage": 2}}, error=ValueError)

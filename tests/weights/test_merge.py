@@ -1,6 +1,5 @@
 """Merging one layer at a time gives what PEFT's whole-model merge gives, whatever the block size; token rows, too."""
 
-import pytest
 import torch
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from safetensors.torch import load_file
@@ -12,7 +11,6 @@ from xtuner_plugins.export.export import export
 from xtuner_plugins.weights import merge
 from xtuner_plugins.weights.lazy import MemoryTensor
 from xtuner_plugins.weights.loader import load_model
-from xtuner_plugins.weights.reading import CheckpointError
 
 EMBEDDING, ROWS = "language_model.model.embed_tokens.weight", [3, 500, 7, 505]
 
@@ -55,7 +53,7 @@ def test_numbers_are_merged_in_float32_and_rows_replaced():
     assert all(torch.equal(in_blocks(result, rows), expected) for rows in (1, 3, 11)) and matrix[9, 0] == 18
 
 
-def test_what_is_not_merged():
+def test_what_is_not_merged(refused):
     a, b, size = merge.A, merge.B, merge.SIZE
     for says, (shapes, base) in {
         r"only lora_A\.weight": ({a: (2, 3)}, (4, 3)),
@@ -66,56 +64,44 @@ def test_what_is_not_merged():
         "proj is no linear layer, .*trainable_token_indices": ({"lora_embedding_A": (2, 4)}, (4, 3)),
     }.items():
         parts = {name: MemoryTensor(torch.ones(shape)) for name, shape in shapes.items()}
-        with pytest.raises(CheckpointError, match=says):
-            merge.merged_weight(MemoryTensor(torch.ones(base)), parts, merge.Lora(r=2), "proj")
+        refused(says, merge.merged_weight, MemoryTensor(torch.ones(base)), parts, merge.Lora(r=2), "proj")
+    rows, named = MemoryTensor(torch.ones(2, 3)), merge.Lora(trainable_token_indices={"embed_tokens": [1, 2]})
+    assert merge.token_indices(named, "model.embed_tokens", "a.pth") == [1, 2]
+    for indices, words in (
+        ([1], r"m: the trained rows are \[2, 3\], but 1 rows of \[4, 3\]"),
+        *((each, "are not different rows of 4") for each in ([1, 4], [-1, 1], [3, 3])),
+    ):
+        refused(words, merge.with_rows, MemoryTensor(torch.ones(4, 3)), rows, indices, "m")
+    for config, layer in ((None, "model.embed_tokens"), (merge.Lora(), "model.embed_tokens"), (named, "lm_head")):
+        refused(f"holds trained rows of {layer}, but the LoRA", merge.token_indices, config, layer, "a.pth")
     assert merge.read_settings(dict(r=3, fan_in_fan_out=False, lora_dropout=0.1)).r == 3
-    refused = [(name, True, f"{name} can't be merged") for name in ("use_qalora", "lora_bias", "rank_pattern")]
-    refused += [("init_lora_weights", name, name) for name in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")]
-    for name, value, words in refused:
-        with pytest.raises(CheckpointError, match=words):
-            merge.read_settings({"r": 3, name: value})
+    table = [(name, True, f"{name} can't be merged") for name in ("use_qalora", "lora_bias", "rank_pattern")]
+    table += [("init_lora_weights", name, name) for name in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")]
+    for name, value, words in table:
+        refused(words, merge.read_settings, {"r": 3, name: value})
 
 
 def test_trained_rows_are_what_peft_merges(toy_base, tmp_path):
     """From a training checkpoint: exported, loaded merged and live, and as an adapter again."""
-    for choice in (ROWS, {"embed_tokens": ROWS, "lm_head": [1, 2]}):
-        folder = tmp_path / str(len(choice))
-        folder.mkdir()
-        trained = make_model(toy_base, llm_lora={**LORA, "trainable_token_indices": choice})
-        checkpoint, inputs = save_pth(trained, folder / "iter_1.pth"), chat_inputs(trained.model)
-        export(None, checkpoint, folder / "out")
-        trained(**training_inputs(trained, torch.tensor([[3, 7, 9, 11]])), mode="loss")["loss"].backward()
-        gradient = next(p.grad for name, p in trained.named_parameters() if "trainable_tokens_delta" in name)
-        assert (gradient != 0).any(1).tolist() == [True, False, True, False]
-        inputs[1][0, :4] = torch.tensor(ROWS)
-        expected, plain = logits(trained.model, inputs), load_model(toy_base, dtype=None)
-        models = [load_trained(None, checkpoint, dtype=None, merge_lora=merged) for merged in (True, False)]
-        for model in (plain, load_model(folder / "out", dtype=None), *models):
-            gap = (logits(model, inputs) - expected).abs().max()
-            assert gap > 1e-2 if model is plain else gap <= 1e-5
-        base, held = (load_file(path / "model.safetensors") for path in (toy_base, folder / "out"))
-        assert ((held[EMBEDDING] != base[EMBEDDING]).any(1).nonzero().flatten().tolist()) == sorted(ROWS)
+    trained = make_model(toy_base, llm_lora={**LORA, "trainable_token_indices": {"embed_tokens": ROWS, "lm_head": [1]}})
+    checkpoint, inputs = save_pth(trained, tmp_path / "iter_1.pth"), chat_inputs(trained.model)
+    export(None, checkpoint, tmp_path / "out")
+    trained(**training_inputs(trained, torch.tensor([[3, 7, 9, 11]])), mode="loss")["loss"].backward()
+    gradient = next(p.grad for name, p in trained.named_parameters() if "trainable_tokens_delta" in name)
+    assert (gradient != 0).any(1).tolist() == [True, False, True, False]
+    inputs[1][0, :4] = torch.tensor(ROWS)
+    expected, plain = logits(trained.model, inputs), load_model(toy_base, dtype=None)
+    models = [load_trained(None, checkpoint, dtype=None, merge_lora=merged) for merged in (True, False)]
+    for model in (plain, load_model(tmp_path / "out", dtype=None), *models):
+        gap = (logits(model, inputs) - expected).abs().max()
+        assert gap > 1e-2 if model is plain else gap <= 1e-5
+    base, held = (load_file(path / "model.safetensors") for path in (toy_base, tmp_path / "out"))
+    assert ((held[EMBEDDING] != base[EMBEDDING]).any(1).nonzero().flatten().tolist()) == sorted(ROWS)
 
-        export_adapter(None, checkpoint, folder / "adapter")
-        export(None, folder / "adapter", folder / "again")
-        again = load_file(folder / "again" / "model.safetensors")
-        assert all(torch.equal(again[name], held[name]) for name in held)
-        plain.load_state_dict(load_file(folder / "adapter/replaced.safetensors"), strict=False)
-        PeftModel.from_pretrained(plain.language_model, folder / "adapter/language_model")
-        assert (logits(plain.eval(), inputs) - expected).abs().max() <= 1e-5
-
-
-def test_rows_that_do_not_fit_the_settings(toy_base, tmp_path):
-    for trained, said, words in (
-        (ROWS, None, "the LoRA settings name none"),
-        (None, ROWS, "holds none of them"),
-        (ROWS, [1, 2], r"the trained rows are \[4, 64\], but 2"),
-        *((ROWS, rows, "are not different rows of") for rows in ([1, 2, 3, 99999], [1, 2, 3, -1], [1, 2, 3, 3])),
-    ):
-        model = make_model(toy_base, llm_lora={**LORA, "trainable_token_indices": trained})
-        model.made_with["llm_lora"] = {**LORA, "trainable_token_indices": said}
-        saved = save_pth(model, tmp_path / "iter_1.pth")
-        for write in (export, export_adapter):  # the second merges nothing
-            with pytest.raises(CheckpointError, match=words):
-                write(None, saved, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    export_adapter(None, checkpoint, tmp_path / "adapter")
+    export(None, tmp_path / "adapter", tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[name], held[name]) for name in held)
+    plain.load_state_dict(load_file(tmp_path / "adapter/replaced.safetensors"), strict=False)
+    PeftModel.from_pretrained(plain.language_model, tmp_path / "adapter/language_model")
+    assert (logits(plain.eval(), inputs) - expected).abs().max() <= 1e-5

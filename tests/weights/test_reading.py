@@ -7,11 +7,12 @@ import struct
 import zipfile
 
 import numpy
-import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 
-from xtuner_plugins.weights.reading import CheckpointError, load_pickle, open_safetensors, open_weights, read_json
+from xtuner_plugins.weights import writer
+from xtuner_plugins.weights.lazy import MemoryTensor
+from xtuner_plugins.weights.reading import load_pickle, open_safetensors, open_weights, read_json
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
 
@@ -31,49 +32,61 @@ def assert_same(lazy, tensors):
         assert value.dtype == tensor.dtype and torch.equal(value, tensor), name
 
 
-def test_both_kinds_of_files(tmp_path):
+def test_files_are_read_as_they_were_written(tmp_path):
     torch.save(example(), tmp_path / "pytorch_model.bin")
     assert_same(open_weights(tmp_path), example())
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in example().items()}
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})  # which counts, then
-    assert_same(open_weights(tmp_path), tensors)
+    seen, tensors = [], {name: tensor.detach().clone().contiguous() for name, tensor in example().items()}
+    plan = {name: MemoryTensor(tensor) for name, tensor in tensors.items()}
+    writer.write_weights(tmp_path, plan, max_shard_size=10**9, advance=seen.append)
+    assert sum(seen) == sum(tensor.nbytes for tensor in tensors.values())
+    assert_same(open_weights(tmp_path), tensors)  # of two kinds the newer counts
+    held = load_file(tmp_path / "model.safetensors")
+    assert held.keys() == tensors.keys() and all(torch.equal(held[name], tensors[name]) for name in held)
 
 
-def write_shards(folder, **changes):
+INDEX = "model.safetensors.index.json"
+
+
+def write_shards(folder, sizes=(200, 300), limit=800, **changes):
+    """Tensors of so many numbers, each full of its own number; the index gets other entries."""
     folder.mkdir(exist_ok=True)
-    first, second = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
-    save_file({"a": torch.ones(2)}, folder / first)
-    save_file({"b": torch.zeros(3), **changes.pop("held", {})}, folder / second)
-    index = {"weight_map": {"a": first, "b": second, **changes}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
+    tensors = {f"t{n}": torch.full((size,), float(n)) for n, size in enumerate(sizes)}
+    plan = {name: MemoryTensor(tensor) for name, tensor in tensors.items()}
+    files = writer.write_weights(folder, plan, max_shard_size=limit)
+    where = read_json(folder / INDEX)
+    where["weight_map"] |= changes
+    writer.write_json(folder / INDEX, where)
+    return tensors, [file.name for file in files]
 
 
-def test_shards_and_what_is_no_weights(tmp_path):
-    assert_same(open_weights(write_shards(tmp_path / "whole")), {"a": torch.ones(2), "b": torch.zeros(3)})
-    old, notes = tmp_path / "old", tmp_path / "notes"
+def test_shards_and_what_is_no_weights(tmp_path, refused):
+    tensors, files = write_shards(tmp_path / "five", [100] * 5)
+    assert files == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    assert_same(open_weights(tmp_path / "five"), tensors)
+    _, files = write_shards(tmp_path / "large", [900, 1])  # too large for any shard: alone in one
+    assert [list(open_safetensors(tmp_path / "large" / file)) for file in files] == [["t0"], ["t1"]]
+    old, notes, case = (tmp_path / name for name in ("old", "notes", "case"))
     old.mkdir(), notes.mkdir()
     torch.save({"a": torch.ones(2)}, old / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     (notes / "notes.txt").write_text("x")
     table = [
-        ({"b": "model-00003-of-00002.safetensors"}, "lacks model-00003"),
-        ({"c": "model-00001-of-00002.safetensors"}, "disagree about 1 tensors, such as c in model-00001"),
-        ({"held": {"z": torch.zeros(1)}}, "disagree about 1 tensors, such as z"),
-        *(({"b": path}, "outside its own folder") for path in ("../other/model.safetensors", "/etc/passwd", "..", 3)),
         (old, "or one from before torch 1.6: load it there and save it again"),
         (notes, r"it holds: notes\.txt"),
         (tmp_path / "nowhere", "does not exist"),
+        ({"t1": "model-00003-of-00002.safetensors"}, "lacks model-00003"),
+        ({"c": "model-00001-of-00002.safetensors"}, "disagree about 1 tensors, such as c in model-00001"),
+        ({"t1": "model-00001-of-00002.safetensors"}, "disagree about 1 tensors, such as t1 in model-00001"),
+        *(({"t1": path}, "outside its own folder") for path in ("../other/model.safetensors", "/etc/passwd", "..", 3)),
     ]
-    for case, message in table:
-        with pytest.raises(CheckpointError, match=message):
-            open_weights(write_shards(tmp_path / "case", **case) if isinstance(case, dict) else case)
-    (tmp_path / "case" / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="has no weight_map"):
-        open_weights(tmp_path / "case")
+    for given, words in table:
+        if isinstance(given, dict):
+            write_shards(case, **given)
+        refused(words, open_weights, case if isinstance(given, dict) else given)
+    (case / INDEX).write_text("{}")
+    refused("has no weight_map", open_weights, case)
     for content in ([1], {}, {"a": 1}, {"state_dict": [1]}, {"state_dict": None}, {"state_dict": {"a": "text"}}):
         torch.save(content, old / "pytorch_model.bin")
-        with pytest.raises(CheckpointError, match="pytorch_model.bin holds no state dict"):
-            open_weights(old)
+        refused("pytorch_model.bin holds no state dict", open_weights, old)
 
 
 def header(b=None, **entry):
@@ -82,7 +95,7 @@ def header(b=None, **entry):
     return struct.pack("<Q", len(text)) + text
 
 
-def test_lying_safetensors(tmp_path):
+def test_lying_safetensors(tmp_path, refused):
     for content in (
         b"",
         b"\xff" * 12,
@@ -94,8 +107,7 @@ def test_lying_safetensors(tmp_path):
         *(header(**entry) + bytes(16) for entry in ({"shape": [-4]}, {"dtype": "F8_E4M3"}, {"dtype": "Q3"})),
     ):
         (tmp_path / "m.safetensors").write_bytes(content)
-        with pytest.raises(CheckpointError, match="m.safetensors (is not a whole|holds numbers of)"):
-            open_safetensors(tmp_path / "m.safetensors")
+        refused("m.safetensors (is not a whole|holds numbers of)", open_safetensors, tmp_path / "m.safetensors")
 
 
 class Attack:
@@ -108,7 +120,7 @@ class Attack:
         return self.called
 
 
-def test_nothing_that_a_pickle_names_is_called(tmp_path):
+def test_nothing_that_a_pickle_names_is_called(tmp_path, refused):
     """A class of an allowed package gets a stand-in; any other, or another format than torch's, is refused."""
     attack = Attack(os.system, f"touch {tmp_path / 'owned'}")
     torch.save({"state_dict": {"a": torch.ones(1)}, "meta": attack}, tmp_path / "named.pth")
@@ -116,21 +128,25 @@ def test_nothing_that_a_pickle_names_is_called(tmp_path):
     with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
         archive.writestr("x", "y")
     for name, words in (("named", r"wants to run posix\.system"), ("plain", "not a torch"), ("zip", "not a torch")):
-        with pytest.raises(CheckpointError, match=words):
-            load_pickle(tmp_path / f"{name}.pth")
+        refused(words, load_pickle, tmp_path / f"{name}.pth")
     torch.save({"a": torch.ones(1), "b": Attack(numpy.save, str(tmp_path / "owned"), 1)}, tmp_path / "a.pth")
     assert load_pickle(tmp_path / "a.pth")["a"].read().tolist() == [1]
     assert not list(tmp_path.glob("owned*"))
 
 
-def test_json(tmp_path):
-    path = tmp_path / "a.json"
-    with pytest.raises(CheckpointError, match=r"a\.json does not exist"):
-        read_json(path)
-    assert read_json(path, missing={"a": 1}) == {"a": 1}
-    for text, message in (("{", "not readable JSON"), ("[1]", "holds a JSON list, expected an object")):
-        path.write_text(text)
-        with pytest.raises(CheckpointError, match=message):
-            read_json(path, missing={})
-    with pytest.raises(CheckpointError, match="not readable JSON: .*too long"):
-        read_json(tmp_path / ("x" * 300))
+def test_json_and_sizes(tmp_path, refused):
+    assert read_json(tmp_path / "a.json", missing={"a": 1}) == {"a": 1}
+    (tmp_path / "torn.json").write_text("{")
+    (tmp_path / "list.json").write_text("[1]")
+    for name, words in (
+        ("a.json", r"a\.json does not exist"),
+        ("torn.json", "not readable JSON"),
+        ("list.json", "holds a JSON list, expected an object"),
+        ("x" * 300, "not readable JSON: .*too long"),
+    ):
+        refused(words, read_json, tmp_path / name, missing=None if name == "a.json" else {})
+    table = {"4GB": 4 * 10**9, "2GiB": 2**31, "500mb": 5 * 10**8, 77: 77, "8 b": 8, ".5KiB": 512}
+    assert {text: writer.parse_size(text) for text in table} == table
+    for text in ("", "GB", "-1GB", "4 apples", "0", "4K", "4iB", "4KI"):
+        refused("is not a size", writer.parse_size, text, error=ValueError)
+    assert [writer.format_size(size) for size in (999, 1000, 2.5e6, 4.1e9)] == ["999 B", "1.0 kB", "2.5 MB", "4.1 GB"]

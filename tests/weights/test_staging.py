@@ -2,18 +2,17 @@
 
 import errno
 import itertools
+import multiprocessing
 import os
 import shutil
 import signal
-
-import pytest
+from unittest import mock
 
 from xtuner_plugins.weights import staging
-from xtuner_plugins.weights.reading import CheckpointError
 
 
-def write(out, text="new", act=lambda stage: None):
-    with staging.staged_directory(out, {"made": text}, num_bytes=0) as stage:
+def write(out, text="new", act=lambda stage: None, num_bytes=0):
+    with staging.staged_directory(out, {"made": text}, num_bytes) as stage:
         (stage / "weights").write_text(text)
         act(stage)
 
@@ -26,47 +25,41 @@ def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_child(work):
-    """Runs `work` in a forked process that must die of its own SIGKILL."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+def killed(out, **options):
+    """Writes in a forked process that must die of its own SIGKILL."""
+    child = multiprocessing.get_context("fork").Process(target=write, args=(out,), kwargs=options)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
 def full(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
+    with open("/dev/full", "w") as file:
+        file.write("x")
 
 
-def test_a_broken_change_of_places_hides_nothing(tmp_path, monkeypatch, caplog):
+def test_a_broken_change_of_places_hides_nothing(tmp_path, monkeypatch, caplog, refused):
     """At the first rename or the second: an error brings the old directory back at once, a kill at the next start."""
     out, rename = tmp_path / "out", os.rename
     for ends, at in itertools.product((full, kill), (1, 2)):
         write(out, "old")
-        steps = iter([rename] * (at - 1) + [ends] + [rename] * 2)
+        steps = iter([*[rename] * (at - 1), ends, rename])
         with monkeypatch.context() as patched:
             patched.setattr(os, "rename", lambda *paths, steps=steps: next(steps)(*paths))
             if ends is kill:
-                killed_child(lambda: write(out))
+                killed(out)
             else:
-                with pytest.raises(CheckpointError, match="out can't be written: the disk is full .*nothing was chang"):
-                    write(out)
-                assert names(tmp_path) == ["out"]
+                refused("out can't be written: the disk is full .*nothing was chang", write, out)
         assert out.exists() == (ends is full or at == 1)
         caplog.clear()
         assert staging.check_target(out, force=True, inputs={}) == out
         assert ("out is back as it was: a run that was" in caplog.text) == (ends is kill and at == 2)
         assert (out / "weights").read_text() == "old" and (out / "config.json").exists()
-    write(out)
-    assert (out / "weights").read_text() == "new" and names(tmp_path) == ["out"]
 
 
 def test_what_is_found_beside_a_directory(tmp_path):
     """A replaced one comes back where it is whole and the other isn't; what a killed run had begun is removed."""
-    out, hidden = tmp_path / "out", tmp_path / ".out.replaced-1-x"
+    out, hidden, other = (tmp_path / name for name in ("out", ".out.replaced-1-x", f".out.partial-{os.getpid()}-x"))
     for state, expected in (("whole", "new"), ("torn", "old"), (None, "old")):
         write(out)
         write(hidden, "old")
@@ -74,42 +67,35 @@ def test_what_is_found_beside_a_directory(tmp_path):
             shutil.rmtree(out) if state is None else (out / "config.json").unlink()
         staging.recover(out)
         assert (out / "weights").read_text() == expected and names(tmp_path) == ["out"]
-    hidden.mkdir()
     shutil.rmtree(out)
+    hidden.mkdir()
     staging.recover(out)
     assert names(tmp_path) == []
 
-    killed_child(lambda: write(out, act=kill))
-    left = tmp_path / names(tmp_path)[0]
+    killed(out, act=kill)
+    (left,) = tmp_path.iterdir()
     assert left.name.startswith(".out.partial-") and not (left / "config.json").exists()
-    (tmp_path / f".out.partial-{os.getpid()}-x").mkdir()  # of a run that goes on
+    other.mkdir()  # of a run that goes on
     write(out)
-    assert names(tmp_path) == [f".out.partial-{os.getpid()}-x", "out"] and names(out) == ["config.json", "weights"]
+    assert names(tmp_path) == [other.name, "out"] and names(out) == ["config.json", "weights"]
 
 
-def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch, refused):
     """Some network file systems can't flush directories; another error counts."""
-    fsync, rename, events = os.fsync, os.rename, []
+    out, fsync, rename, events = tmp_path / "out", os.fsync, os.rename, []
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    monkeypatch.setattr(os, "rename", lambda a, b: (events.append(("renamed", str(b))), rename(a, b)))
-    out, stages = tmp_path / "out", []
-    write(out, act=lambda stage: (stages.append(stage), (stage / "part").mkdir(), (stage / "part" / "x").touch()))
-    named = events.index(("renamed", str(out)))
-    written = {os.path.relpath(path, stages[0]) for path in events[:named]}
-    assert written == {".", "part", "part/x", "weights", "config.json"} and events[named + 1 :] == [str(tmp_path)]
-
-    def failing(fd):
-        raise OSError(number, "no")
-
-    monkeypatch.setattr(os, "fsync", failing)
-    number = errno.EINVAL
+    monkeypatch.setattr(os, "rename", lambda a, b: (events.append((a, b)), rename(a, b)))
+    write(out, act=lambda stage: ((stage / "part").mkdir(), (stage / "part" / "x").touch()))
+    (stage, named), *after = events[-2:]
+    written = {os.path.relpath(path, stage) for path in events[:-2]}
+    assert written == {".", "part", "part/x", "weights", "config.json"} and (named, after) == (out, [str(tmp_path)])
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.EINVAL, "no")))
     write(out)
-    number = errno.EIO
-    with pytest.raises(CheckpointError, match=r"can't be written: \[Errno 5\] no; nothing was changed"):
-        write(out)
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.EIO, "no")))
+    refused(r"can't be written: \[Errno 5\] no; nothing was changed", write, out)
 
 
-def test_what_must_never_be_replaced(tmp_path, monkeypatch):
+def test_what_must_never_be_replaced(tmp_path, monkeypatch, refused):
     """Given and meant by any names: links, parents, what lies inside; and what is no model directory."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "models" / "base", "base")
@@ -120,33 +106,24 @@ def test_what_must_never_be_replaced(tmp_path, monkeypatch):
     links = {"link": "models", "direct": "models/base", "far/models": "../models", "deep": "far/below", "gone": "no"}
     for name, target in {**links, "away": "home"}.items():
         os.symlink(target, name)
-    refused = {
+    outputs = {
         # The last is of the link's own parent, not of this folder.
         "overwrite the base": "link/base link/base/ models/../models/base link models deep/../models/base",
         "lie inside": "models/base/x link/base/x models/base/new/deeper models/base/part",
         "not a plain directory": "file away/ gone",
         "--force replaces only those": "home",
     }
-    table = [(out, "models/base", words) for words, outs in refused.items() for out in outs.split()]
+    table = [(out, "models/base", words) for words, outs in outputs.items() for out in outs.split()]
     table += [("link/base", given, "overwrite the base") for given in ("direct", "models/base/weights")]
     for out, given, words in table:
-        with pytest.raises(CheckpointError, match=words):
-            staging.check_target(out, force=True, inputs={"base": given, "data": "none"})
+        refused(words, staging.check_target, out, force=True, inputs={"base": given, "data": "none"})
     assert names(tmp_path / "home") == ["letters.txt"]
     for out in ("models/base2", "models/bas", "out"):
         assert staging.check_target(out, force=True, inputs={"base": "models/base"}) == tmp_path / out
 
 
-def test_too_little_space_leaves_nothing(tmp_path):
-    """Said before anything is written; or met on the way, as here by a file on a device that is always full."""
-    with pytest.raises(CheckpointError, match="out needs 1000000000.* GB but only .* are free on"):
-        with staging.staged_directory(tmp_path / "out", {}, num_bytes=10**18):
-            pytest.fail("began")
-
-    def fill(stage):
-        os.symlink("/dev/full", stage / "more")
-        (stage / "more").write_text("x")
-
-    with pytest.raises(CheckpointError, match="out can't be written: the disk is full"):
-        write(tmp_path / "out", act=fill)
+def test_too_little_space_leaves_nothing(tmp_path, refused):
+    """Said before anything is written; or met on the way, by a device that is always full."""
+    refused("out needs 1000000000.* GB but only .* are free on", write, tmp_path / "out", act=kill, num_bytes=10**18)
+    refused("out can't be written: the disk is full", write, tmp_path / "out", act=full)
     assert names(tmp_path) == []

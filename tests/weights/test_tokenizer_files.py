@@ -4,11 +4,10 @@ import pytest
 from jinja2 import TemplateError
 
 from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM, TEMPLATES, get_conv_template
+from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 from xtuner_plugins.weights import tokenizer_files
-from xtuner_plugins.weights.reading import CheckpointError, read_json
+from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.tokenizer_files import load_tokenizer
-from xtuner_plugins.weights.writer import write_json
 
 
 @pytest.fixture
@@ -69,48 +68,20 @@ def test_tokens_added_saved_and_dropped_again(bare, tmp_path):
     assert "<video>" not in "".join(path.read_text() for path in tmp_path.glob("*.json"))
 
 
-def test_refusals(toy_parts, tmp_path):
-    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"})
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "tokenizer.json").write_text("{")
-    table = {
-        tmp_path / "nowhere": "holds no tokenizer",
-        tmp_path / "torn": "torn: the tokenizer can't be loaded",
-        toy_parts[1]: "lacks <img>",
-        tmp_path: "offers only a slow tokenizer",
-    }
-    for folder, words in table.items():
-        with pytest.raises(CheckpointError, match=words):
-            load_tokenizer(folder)
-
-
 def test_the_models_own_template_and_system_message_are_found(bare):
     """Or told with both renderings, where no row of the table can express it."""
-    begin = "{% if loop.first and m.role != 'system' %}<|im_start|>system\nSYSTEM<|im_end|>\n{% endif %}"
-    form = (
-        "{% for m in messages %}BEGIN{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    for system in ("You are Q.", None, "", INTERNVL2_5_SYSTEM):
-        bare.chat_template = form.replace("BEGIN", "" if system is None else begin.replace("SYSTEM", system))
-        found = tokenizer_files.own_conversation(bare)
-        assert (found.name, found.system_message) == ("internvl2_5", system)
     for name in TEMPLATES:  # those that render alike have one name: the first
-        asked = get_conv_template(name, system_message="Be brief.")
-        bare.chat_template = tokenizer_files.chat_template(bare, asked)
-        found = tokenizer_files.own_conversation(bare)
-        assert found.system_message == "Be brief." and found.get_parts()[1:] == asked.get_parts()[1:]
-
-    bare.eos_token, known = "<|endoftext|>", get_conv_template("internvl2_5")
-    for own, expected in (
-        (None, []),
-        (tokenizer_files.chat_template(bare, known), []),
-        ("[INST]{{ messages[0]['content'] }}", ["'[INST]Q'"]),
-        ("{{ raise_exception('no') }}", ["TemplateError: no"]),
-    ):
+        for system in ("Be brief.", None, "", get_conv_template(name).system_message):
+            asked = get_conv_template(name, system_message=system)
+            bare.chat_template = tokenizer_files.chat_template(bare, asked)
+            found = tokenizer_files.own_conversation(bare)
+            assert (found.system_message or "") == (system or "")
+            assert found.get_parts()[1:] == asked.get_parts()[1:], (name, system)
+    known, bare.eos_token = get_conv_template("internvl2_5"), "<|endoftext|>"
+    end = "answers end with '<|im_end|>'; the tokenizer ends texts with '<|endoftext|>'"
+    for own, words in ((None, None), ("[INST]{{ messages[0].content }}", "'[INST]Q'"), ("{{ a.b.c }}", "Undefined")):
         bare.chat_template = own
-        assert (tokenizer_files.own_conversation(bare) is None) == (not own or bool(expected))
-        ours, *theirs, end = tokenizer_files.describe_prompt(bare, known)
+        ours, *theirs = tokenizer_files.describe_prompt(bare, known)
+        assert tokenizer_files.own_conversation(bare) is None and theirs.pop() == end
         assert ours.startswith("prompt with template internvl2_5: '<|im_start|>system") and ours.endswith(" tokens)")
-        assert len(theirs) == len(expected) and all(text in line for text, line in zip(expected, theirs, strict=True))
-        assert end == "answers end with '<|im_end|>'; the tokenizer ends texts with '<|endoftext|>'"
+        assert (words in theirs[0] and len(theirs) == 1) if words else not theirs

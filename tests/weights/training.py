@@ -1,16 +1,11 @@
 """Training checkpoints for the tests: a real training model, disturbed, saved as the strategies save it."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
 
-from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.export.trained import attach_adapters, build_trained, lay_over, read_training_config
 from xtuner_plugins.models.rows import make_row
 from xtuner_plugins.models.vlm import VisionLanguageModel
@@ -58,15 +53,7 @@ def record_of(base, **settings) -> dict:
 
 
 def save_pth(model, path: Path, config: Path | None = None, *, state: dict | None = None, **others) -> Path:
-    """A checkpoint of MMEngine's, with the record of the run.
-
-    Args:
-        model: from `make_model`, or of the config.
-        path: of the file.
-        config: that of the run; None takes what `make_model` was given.
-        state: other tensors than the model's.
-        **others: entries beside the weights.
-    """
+    """A checkpoint of MMEngine's, with the record of a run of ``config`` (None: of what `make_model` was given)."""
     settings = read_training_config(config).model if config else model.made_with
     kept = record_of(**{k: v for k, v in dict.items(settings) if k != "type"})
     state = model.state_dict() if state is None else state
@@ -82,20 +69,6 @@ def load_trained(cfg, checkpoint, *, dtype=torch.bfloat16, merge_lora=True):
     model = build(plan.view.config, plan.tensors(merged=False), "live", dtype=dtype)
     attach_adapters(model, plan)
     return model.eval()
-
-
-def run_ranks(module: str, *args, ranks: int) -> None:
-    """Runs a module as the processes of one group over gloo, each of which must end well."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(ranks)}
-    shared |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", module, *map(str, args)]
-    options = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    environments = [{**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    for process in [subprocess.Popen(command, env=env, **options) for env in environments]:
-        text, _ = process.communicate(timeout=HANGS_AFTER)
-        assert process.returncode == 0, text[-3000:]
 
 
 def chat_inputs(model, seed=0):

@@ -222,8 +222,7 @@ class MultimodalDataset(Dataset):
         Raises:
             RecordError: the record or one of its images can't be used, or (`too_long`) it doesn't fit.
         """
-        source = self.sources[number]
-        record = self.record(number, row)
+        source, record = self.sources[number], self.record(number, row)
         try:
             opened, sample, fate = self._fit(record, source)
         except MediaError as error:

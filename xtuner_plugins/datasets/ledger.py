@@ -21,7 +21,6 @@ from ..files import write_whole
 from .left_out import ON_PURPOSE
 
 MAX_BAD_SAMPLES = 100  # of an epoch; more stop the run
-NO_SAMPLE, EARLIER = -1, -2  # in place of a sample's index: a line of sums, a line of an earlier epoch
 
 
 class TooManyBadSamples(ValueError):
@@ -100,21 +99,34 @@ class Ledger:
         if epoch == 0 and not len(taken):  # of another run in the same folder
             os.replace(self.path, self.path.with_name("ledger.previous.jsonl"))
             return
-        lines, indices = [], []  # up to this epoch
+        before, lines = set(np.asarray(taken).tolist()), []
         for line in self.path.read_text(encoding="utf-8").split("\n"):
             try:
                 entry = json.loads(line)
             except ValueError:  # the end of the file, or a line that a crash cut off
                 continue
-            if entry["epoch"] <= epoch:
-                lines.append(line)
-                indices.append(EARLIER if entry["epoch"] < epoch else entry.get("index", NO_SAMPLE))
-        earlier = np.array(indices, np.int64) == EARLIER
-        behind = np.isin(indices, taken)  # of millions of samples, perhaps
-        kept = [line for line, keep in zip(lines, earlier | behind, strict=True) if keep]
-        self.dropped[epoch] = int(behind.sum())
+            is_met = entry["epoch"] == epoch and entry.get("index") in before
+            self.dropped[epoch] += is_met
+            lines += [f"{line}\n"] * (is_met or entry["epoch"] < epoch)
         self.trained[epoch] = len(taken) - self.dropped[epoch]
-        write_whole(self.path, lambda target: target.write_text("".join(f"{line}\n" for line in kept), "utf-8"))
+        write_whole(self.path, lambda target: target.write_text("".join(lines), "utf-8"))
+
+    def take_from(self, batch: dict) -> None:
+        """Enter and log what `dropped` of a batch names, and remove it; the ceiling is then that of the whole run.
+
+        For runs without `LedgerHook`, which takes it before.
+
+        Raises:
+            TooManyBadSamples: more than `MAX_BAD_SAMPLES`.
+        """
+        for sample in batch.pop("dropped", ()):
+            self.account(0, 0, [sample])
+            print_log(
+                f"sample left out ({self.dropped[0]} so far), {sample['dropped']}: {sample['message']}; with "
+                "custom_hooks=[dict(type=LedgerHook)] every one is in work_dir/ledger.jsonl",
+                "current",
+                logging.WARNING,
+            )
 
     def _write(self, entry: dict) -> None:
         if self.path is None:
@@ -126,28 +138,3 @@ class Ledger:
             os.write(handle, line)
         finally:
             os.close(handle)
-
-
-class Unrecorded:
-    """Counts and logs the samples left out of each batch in a run without `LedgerHook`.
-
-    The ceiling holds here too, but for this process alone and over the whole run.
-    """
-
-    def __init__(self):
-        self._ledger = Ledger(None)
-
-    def take_from(self, batch: dict) -> None:
-        """Remove `dropped` from a batch, if `LedgerHook` hasn't done so.
-
-        Raises:
-            TooManyBadSamples: more than `MAX_BAD_SAMPLES`.
-        """
-        for sample in batch.pop("dropped", ()):
-            self._ledger.account(0, 0, [sample])
-            print_log(
-                f"sample left out ({self._ledger.dropped[0]} so far), {sample['dropped']}: {sample['message']}; with "
-                "custom_hooks=[dict(type=LedgerHook)] every one is in work_dir/ledger.jsonl",
-                "current",
-                logging.WARNING,
-            )

@@ -24,7 +24,6 @@ from ..files import array_hash, text_hash
 from ..settings import ConfigError
 from .dataset import MultimodalDataset
 from .left_out import FILLER_INDEX, describe, left_out
-from .plan.lengths import FATES, FITS
 from .plan.packing import Packs, arrange, efficiency, pack_samples
 from .plan.plan import Plan, PlannedIndex
 
@@ -198,10 +197,9 @@ class PackBatchSampler(Plan):
         """The packs of an epoch, over all ranks, in the order in which they are taken."""
         cell = self.sampler.cell if epoch == self.sampler.epoch else self.sampler.num_ranks
         if self._packs is None or self._packs[0] != (epoch, cell):
-            seed = self._seed(epoch)
-            budgets = dict(max_tokens=self.max_tokens, max_tiles=self.max_tiles)
-            rates = self.sampler.dataset.work_rates
-            packs = pack_samples(*self._samples(), **budgets, seed=seed, work_rates=rates)
+            seed = int(np.random.default_rng([self.sampler.seed, epoch]).integers(1 << 62))
+            options = dict(max_tokens=self.max_tokens, max_tiles=self.max_tiles, seed=seed)
+            packs = pack_samples(*self._samples(), **options, work_rates=self.sampler.dataset.work_rates)
             self._packs = (epoch, cell), arrange(packs, cell, seed)
         return self._packs[1]
 
@@ -210,21 +208,13 @@ class PackBatchSampler(Plan):
         indices, (tokens, tiles, _) = self.sampler.usable(), self.sampler.layout()
         return indices, tokens[indices], tiles[indices]
 
-    def _seed(self, epoch: int) -> int:
-        return int(np.random.default_rng([self.sampler.seed, epoch]).integers(1 << 62))
-
     def describe(self, packs: Packs) -> str:
         """One line with the figures of the packing."""
         figures = efficiency(packs, self.max_tokens, self.sampler.num_ranks)
-        fates = np.bincount(self.sampler.layout()[2], minlength=len(FATES))
-        changed = ", ".join(
-            f"{count} {name}" for name, count in zip(FATES[FITS + 1 :], fates[FITS + 1 :], strict=True) if count
-        )
         return (
             f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
             f"({figures['samples_per_pack']:.2f} samples per pack, {figures['padded']:.2%} of the budget empty, "
             f"{self.sampler.num_ranks} ranks wait {figures['waiting']:.2%} of the time)"
-            + (f"; {changed}" if changed else "")
         )
 
     copies, num_ranks, cell = (property(attrgetter(f"sampler.{name}")) for name in ("copies", "num_ranks", "cell"))

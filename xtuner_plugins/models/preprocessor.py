@@ -10,7 +10,7 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from torch.utils._pytree import tree_map_only
 
-from ..datasets.ledger import Unrecorded
+from ..datasets.ledger import Ledger
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from .rows import Row, check_counts, fill_row, make_row
 from .sequence_parallel import cut, size_of
@@ -44,7 +44,7 @@ class TilePreprocessor(BaseDataPreprocessor):
         # No buffers: DeepSpeed in half precision rounds every buffer of the model.
         self.mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
-        self._unrecorded = Unrecorded()
+        self._left_out = Ledger(None)
         self.image_token, self.tokens_per_tile, self.row_multiple = -1, 0, 1  # the model sets them
         self.group = None  # this, too
 
@@ -73,7 +73,7 @@ class TilePreprocessor(BaseDataPreprocessor):
             ValueError: Image tokens and tiles don't match (names both counts and the samples).
         """
         batch = dict(data)
-        self._unrecorded.take_from(batch)
+        self._left_out.take_from(batch)
         row = make_row(batch, self.image_token)
         num_tiles, sources = batch["num_tiles"].tolist(), list(batch.get("sources", ()))
         if "follows" in batch:  # the images of a preference pair are in its prompt

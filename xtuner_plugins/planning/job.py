@@ -124,7 +124,7 @@ class Job:
         """Parameters of which the reference keeps a frozen copy: adapters are switched off instead."""
         if not self.reference:
             return 0
-        return self.trained - self.adapter_parameters - self.shape.mlp2 * ("mlp2" in self.whole)
+        return self.trained - self.adapter_parameters - self.shape.part("mlp2") * ("mlp2" in self.whole)
 
     @property
     def packed(self) -> int:

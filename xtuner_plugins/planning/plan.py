@@ -54,24 +54,22 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
         batches: measured micro-batches; None takes the largest that the config allows.
 
     Raises:
-        ConfigError: A config of another model class, or a key is missing.
+        ConfigError: Nothing would train, or a key is missing.
     """
-    ours, wrapper = settings.get("model") or {}, settings.get("optim_wrapper") or {}
-    if "freeze_llm" not in ours and "base" not in ours:
-        raise ConfigError("model: only configs of VisionLanguageModel (with base and freeze_llm) can be planned")
+    ours, wrapper = settings["model"], settings.get("optim_wrapper") or {}
     kinds = {"vision_config": {"model_type": shape.encoder.kind}, "llm_config": {"model_type": shape.llm.kind}}
     families = families_of(kinds)
+    lora = {part: ours[f"{part}_lora"] for part in families if ours.get(f"{part}_lora")}
     flash = next((part for kind, part in FLASH.items() if kind in str(ours.get("type"))), None)
-    recompute, of_encoder = ours.get("gradient_checkpointing", True), ours.get("visual_encoder_checkpointing")
     whole = {part for part, row in PARTS.items() if not ours.get(f"freeze_{part}", row.is_frozen)}
-    whole = {flash} if flash == "router" else whole | ({flash} if flash else set())  # the router trains alone
+    recompute, of_encoder = ours.get("gradient_checkpointing", True), ours.get("visual_encoder_checkpointing")
+    # Moments of 8 bits have a scale per block.
+    moments = MOMENTS / 4 + MOMENTS / BLOCK if "8bit" in str(value_at(wrapper, "optimizer.type")) else MOMENTS
     job = Job(
         shape=shape,
-        whole=frozenset(whole),
+        whole=frozenset({flash} if flash == "router" else whole | {flash} - {None}),  # the router trains alone
         batches=batches or largest_batches(settings, shape),
-        adapters={
-            p: _adapters(ours[f"{p}_lora"], r.lora_targets) for p, r in families.items() if ours.get(f"{p}_lora")
-        },
+        adapters={part: _adapters(own, families[part].lora_targets) for part, own in lora.items()},
         quantized={part: row.packed_linears for part, row in families.items() if ours.get(f"{part}_quantization")},
         last_layers=ours.get("visual_encoder_last_layers") or 0,
         train_head=ours.get("train_head", False),
@@ -80,8 +78,7 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
         on_host=ours.get("offload_activations", False),
         half=ours.get("dtype", "auto") != "float32",
         accumulation=wrapper.get("accumulative_counts", 1),
-        # In 8 bits with a scale per block, else in float32.
-        moments=MOMENTS / 4 + MOMENTS / BLOCK if "8bit" in str(value_at(wrapper, "optimizer.type")) else MOMENTS,
+        moments=moments,
         pairs=bool(ours.get("objectives")) or flash == "mlp2",
         reference=(_needs_reference(ours) or flash == "mlp2") and not ours.get("precomputed_reference"),
         sharing=ours.get("sequence_parallel", 1),
@@ -156,14 +153,13 @@ def lengths_of(settings: Mapping[str, Any], shape: Shape, samples: int | None = 
         samples: of an epoch, where it is known otherwise.
     """
     batches, loader = largest_batches(settings, shape), settings["train_dataloader"]
-    data, packs = loader["dataset"], "max_tokens" in (loader.get("batch_sampler") or {})
-    paths = data.get("data_paths") or ()
+    data, paths = loader["dataset"], loader["dataset"].get("data_paths") or ()
     paths = [paths] if isinstance(paths, str) else paths
-    measured = _measured(data, paths, pairs="objectives" in (settings.get("model") or {}))
+    measured = _measured(data, paths, pairs="objectives" in settings["model"])
     if measured is not None:
-        mean = Batch(*(int(column.mean()) for column in measured))
+        mean, tiles = Batch(*(int(column.mean()) for column in measured)), measured[1].mean()
         longest = Batch(*(int(column[: loader["batch_size"]].sum()) for column in measured))
-        number, tiles = len(measured[0]), measured[1].mean()
+        number, packs = len(measured[0]), "max_tokens" in (loader.get("batch_sampler") or {})
         source = f"lengths measured: {number:,} samples of {mean.tokens:,} tokens and {tiles:.1f} tiles on average"
         return Lengths(number, mean, batches if packs else (longest,), source, is_measured=True)
     tiles = _tiles_of_sample(data, shape)
@@ -193,10 +189,9 @@ def _measured(data: Mapping[str, Any], paths: Sequence[str], pairs: bool) -> lis
     if not dataset.is_measured():
         return None
     tokens, tiles, fates = dataset.layout()
-    rows = np.flatnonzero(fates < DROPPED)
     supervised = np.concatenate([dataset.lengths(n).supervised[pick] for n, pick in enumerate(dataset.picks)])
-    columns = [np.sort(column[rows])[::-1].astype(np.int64) for column in (tokens, tiles, supervised)]
-    return columns if len(rows) else None
+    columns = [column[fates < DROPPED].astype(np.int64) for column in (tokens, tiles, supervised)]
+    return [np.sort(column)[::-1] for column in columns] if len(columns[0]) else None
 
 
 def count_records(data: Mapping[str, Any]) -> int | None:
@@ -264,15 +259,6 @@ def plan_config(settings: Mapping[str, Any], strategy: Strategy, samples: int | 
     if problem := obstacle(job, strategy):
         raise ConfigError(problem)
     name = base if Path(base, "config.json").is_file() else known_base(base).name
-    memory, work = plan_memory(job, strategy), work_of(under(job, strategy), lengths.mean)
-    per_step, steps = _steps(settings, job, strategy, lengths)
-    before = _needs_reference(settings["model"]) and not job.reference
-    operations = steps and steps * per_step * work.total + before * (lengths.samples or 0) * work.forward
-    return RunPlan(name, job, strategy, lengths, memory, work, per_step, steps, operations)
-
-
-def _steps(settings: Mapping[str, Any], job: Job, strategy: Strategy, lengths: Lengths) -> tuple[int, int | None]:
-    """Samples of an optimizer step, and the steps of the run."""
     loader, train = settings["train_dataloader"], settings.get("train_cfg") or {}
     packs = value_at(loader, "batch_sampler.max_tokens")
     rows = packs / lengths.mean.tokens if packs else loader["batch_size"]
@@ -280,7 +266,11 @@ def _steps(settings: Mapping[str, Any], job: Job, strategy: Strategy, lengths: L
     limits = [train["max_iters"]] if train.get("max_iters") else []
     if lengths.samples is not None and train.get("max_epochs"):
         limits.append(math.ceil(lengths.samples * train["max_epochs"] / per_step))
-    return per_step, min(limits, default=None)
+    steps, work = min(limits, default=None), work_of(under(job, strategy), lengths.mean)
+    # A precomputed reference reads each sample once before the run.
+    before = (lengths.samples or 0) * work.forward * (_needs_reference(settings["model"]) and not job.reference)
+    operations = steps and steps * per_step * work.total + before
+    return RunPlan(name, job, strategy, lengths, plan_memory(job, strategy), work, per_step, steps, operations)
 
 
 def advise(

@@ -29,7 +29,6 @@ class Base:
         vocab_size: token rows of the directory, the nine image tokens included.
         hub: `org/model` of a published whole model; None for one that is assembled from its parts.
         projector_type: of `build_base_model.py --projector-type`; None takes the encoder's own.
-        options: further options of `build_base_model.py`.
         template: conversation template of the published directory.
         flash: it has the second projector and the router of a Flash model.
     """
@@ -40,7 +39,6 @@ class Base:
     vocab_size: int
     hub: str | None = None
     projector_type: str | None = None
-    options: str = ""
     template: str = "internvl2_5"
     select_layer: int = -1
     flash: bool = False
@@ -113,9 +111,8 @@ LLMS: dict[str, Part] = {
 _QWEN2, _QWEN2_5, _QWEN3, _INTERNLM2, _PHI3 = 151655, 151674, 151936, 92553, 32020
 
 
-def _siglip(name: str, options: str = "") -> Base:
-    options = f" --projector-type bilinear_mlp{options}"
-    return Base(name, "SigLIP-so400m", "Qwen2.5-0.5B", _QWEN2_5, None, "bilinear_mlp", options, select_layer=-2)
+def _siglip(name: str) -> Base:
+    return Base(name, "SigLIP-so400m", "Qwen2.5-0.5B", _QWEN2_5, None, "bilinear_mlp", select_layer=-2)
 
 
 def _llava(name: str, encoder: str, llm: str, vocab_size: int = _QWEN2_5) -> Base:
@@ -131,7 +128,7 @@ BASES: dict[str, Base] = {
     for base in (
         Base("InternViT-300M-Qwen2.5-1.5B", "300M-V2_5", "Qwen2.5-1.5B", _QWEN2_5),
         _siglip("SigLIP-Qwen2.5-0.5B"),
-        _siglip("SigLIP-Qwen2.5-0.5B-tiled", " --max-tiles 6"),
+        _siglip("SigLIP-Qwen2.5-0.5B-tiled"),  # built with --max-tiles 6
         _llava("CLIP-Qwen-7B", "CLIP-L", "Qwen-7B", 151860),
         _llava("CLIP-Qwen2.5-7B", "CLIP-L", "Qwen2.5-7B"),
         _llava("SigLIP-Qwen2.5-7B", "SigLIP-so400m", "Qwen2.5-7B"),
@@ -193,10 +190,6 @@ def released_rate(base: str, *, has_lora: bool) -> float | None:
 
     For the whole LLM it is that of the authors' second fine-tuning; InternVL3.5, which has no scripts, takes that of
     InternVL3. LoRA learns best at several times as much.
-
-    Args:
-        base: a config's `model.base`.
-        has_lora: whether the LLM learns through LoRA.
     """
     row = known_base(base)
     if row is None or not row.hub:
@@ -210,12 +203,7 @@ def released_rate(base: str, *, has_lora: bool) -> float | None:
 
 
 def other_rate(model: Mapping[str, Any], rate: float) -> float | None:
-    """The rate for a config's base where it isn't ``rate``; None where it is, and where no rate is known.
-
-    Args:
-        model: a config's `model`.
-        rate: its learning rate.
-    """
+    """The rate for the base of a config's `model` where it isn't ``rate``; None where it is, or none is known."""
     if "objectives" in model or not (model.get("llm_lora") or model.get("freeze_llm") is False):
         return None
     known = released_rate(model["base"], has_lora=bool(model.get("llm_lora")))

@@ -10,7 +10,6 @@ from rich.table import Table
 from .hardware import GPU, UTILIZATION
 from .memory import GIB, Plan, Strategy
 from .plan import RunPlan
-from .work import Work
 
 MOMENTS = {
     "encoding": "while the frozen encoder reads the tiles",
@@ -54,50 +53,29 @@ def verdict(plan: Plan, available: int) -> str:
 def memory_table(plan: Plan, strategy: Strategy, available: int) -> Table:
     """Part by part, the sum, what is free, and the verdict."""
     rows = [(part, gib(amount)) for part, amount in plan.parts.items() if gib(amount) != "0.0"]
-    sums = [
-        (f"sum, {MOMENTS[plan.moment]}", gib(plan.total)),
-        (f"free of {gib(available)}", gib(available - plan.total)),
-    ]
+    sums = [(f"sum, {MOMENTS[plan.moment]}", gib(plan.total))]
+    sums += [(f"free of {gib(available)}", gib(available - plan.total))]
     sums += [("beside it, in the CPU's memory", gib(plan.host))] if plan.host else []
-    gpus = f"{strategy.gpus} GPU{'s' * (strategy.gpus > 1)}"
-    title = f"Memory of one rank, {strategy.name} on {gpus}"
+    title = f"Memory of one rank, {strategy.name} on {strategy.gpus} GPU{'s' * (strategy.gpus > 1)}"
     return _table(title, ["part", "GiB"], rows, [*sums, ("verdict", verdict(plan, available))])
 
 
 def strategies_table(plans: Iterable[tuple[Strategy, Plan]], available: int) -> Table:
     """All strategies, one row each."""
-    rows = [
-        (strategy.name, gib(plan.total), gib(plan.host) if plan.host else "", verdict(plan, available))
-        for strategy, plan in plans
-    ]
-    return _table("All strategies", ["strategy", "GPU, GiB", "CPU, GiB", "verdict"], rows)
-
-
-def work_table(work: Work, samples: int) -> Table:
-    """Operations of a sample and of an optimizer step, in 10**12."""
-    rows = {
-        "encoder, forward": work.encoder,
-        "projector, forward": work.projector,
-        "LLM, forward": work.llm,
-        "  of it attention between tokens": work.attention,
-        "backward": work.backward,
-        "recomputed": work.recomputed,
-        "reference, forward": work.reference,
-        "all": work.total,
-    }
-    shown = [(name, f"{each / 1e12:,.2f}", f"{samples * each / 1e12:,.0f}") for name, each in rows.items() if each]
-    return _table("Operations, 10**12", ["pass", "per sample", f"per step of {samples:,} samples"], shown)
+    columns, rows = ["strategy", "GPU, GiB", "CPU, GiB", "verdict"], []
+    for strategy, plan in plans:
+        rows.append((strategy.name, gib(plan.total), gib(plan.host) if plan.host else "", verdict(plan, available)))
+    return _table("All strategies", columns, rows)
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[tuple], sums: Iterable[tuple] = ()) -> Table:
     table = Table(title=title, title_justify="left", min_width=len(title))
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index and name != "verdict" else "left")
-    for row in rows:
-        table.add_row(*row)
-    table.add_section()
-    for row in sums:
-        table.add_row(*row)
+    for part in (rows, sums):
+        for row in part:
+            table.add_row(*row)
+        table.add_section()
     return table
 
 

@@ -7,7 +7,7 @@ Weights, LoRA adapters, 4-bit weights, activations and floating-point operations
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..families import encoder_family, llm_family, target_matcher
@@ -121,32 +121,22 @@ class Shape:
     flash: bool = False
 
     @property
-    def mlp2(self) -> int:
-        """Parameters of a Flash model's second projector."""
-        wide, width = 4 * self.projector_input, self.llm.width
-        return (2 * wide + (wide + 1) * 2 * width + (2 * width + 1) * 3 * width) * self.flash
-
-    @property
-    def router(self) -> int:
-        """Parameters of a Flash model's router: four attentions, four blocks, the gate, and their norms."""
-        width = self.encoder.width
-        return (4 * (4 * width + 6) * width + 4 * (8 * width + 7) * width + 5 * width + 2) * self.flash
-
-    @property
-    def projector(self) -> int:
-        """Parameters of the projector."""
-        wide, width = self.projector_input, self.llm.width
-        return 2 * wide * self.projector_norm + (wide + 1) * width + (width + 1) * width
-
-    @property
     def table(self) -> int:
         """Weights of the head, and of the embedding."""
         return self.vocab_size * self.llm.width
 
     def part(self, name: str) -> int:
-        """Parameters of `visual_encoder`, `projector`, `llm`, `mlp2` or `router`."""
-        stacks = {"visual_encoder": self.encoder, "llm": self.llm}
-        return stacks[name].parameters if name in stacks else getattr(self, name)
+        """Parameters of `visual_encoder`, `projector`, `llm`; of a Flash model of `mlp2` and `router`."""
+        wide, width, seen = self.projector_input, self.llm.width, self.encoder.width
+        merged = 4 * wide  # the second projector takes four vectors for one token
+        return {
+            "visual_encoder": self.encoder.parameters,
+            "projector": 2 * wide * self.projector_norm + (wide + 1) * width + (width + 1) * width,
+            "llm": self.llm.parameters,
+            "mlp2": (2 * merged + (merged + 1) * 2 * width + (2 * width + 1) * 3 * width) * self.flash,
+            # Four attentions, four blocks, the gate, and their norms
+            "router": (4 * (4 * seen + 6) * seen + 4 * (8 * seen + 7) * seen + 5 * seen + 2) * self.flash,
+        }[name]
 
     @property
     def parameters(self) -> int:
@@ -169,7 +159,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     projector_type, select_layer = config.get("projector_type") or PROJECTOR_TYPES[0], config.get("select_layer", -1)
     tile_size = config.get("force_image_size") or vision["image_size"]
     family = encoder_family(vision)
-    encoder = _encoder(vision, family.is_intern_vit)
+    encoder = _encoder(vision)
     used = select_layer if select_layer >= 0 else encoder.layers + 1 + select_layer
     other_tokens = vision.get("num_register_tokens", 0) + (family.model_type != "siglip_vision_model")  # and the class
     return Shape(
@@ -187,76 +177,59 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     )
 
 
-def _stack(fields: Mapping[str, Any], prefix: str, linears: Sequence[Linear], **others: Any) -> Stack:
+_SIZES = ("model_type", "hidden_size", "intermediate_size")
+
+
+def _stack(fields: Mapping[str, Any], prefix: str, linears: Mapping[str, tuple], **others: Any) -> Stack:
+    kind, width, inner = (fields[key] for key in _SIZES)
     heads = fields["num_attention_heads"]
-    sizes = dict(inner=fields["intermediate_size"], kv_heads=fields.get("num_key_value_heads") or heads)
-    sizes |= dict(head_dim=fields.get("head_dim") or fields["hidden_size"] // heads)
-    named = dict(kind=fields["model_type"], prefix=prefix, width=fields["hidden_size"], heads=heads)
-    return Stack(**named, layers=fields["num_hidden_layers"], linears=tuple(linears), **{**sizes, **others})
+    sizes = dict(kind=kind, prefix=prefix, width=width, inner=inner, heads=heads)
+    sizes |= dict(kv_heads=fields.get("num_key_value_heads") or heads, layers=fields["num_hidden_layers"])
+    layers = tuple(Linear(name, *each) for name, each in linears.items())
+    return Stack(head_dim=fields.get("head_dim") or width // heads, linears=layers, **{**sizes, **others})
 
 
-def _encoder(fields: Mapping[str, Any], is_intern_vit: bool) -> Stack:
-    width, inner, patch = fields["hidden_size"], fields["intermediate_size"], fields["patch_size"]
+def _encoder(fields: Mapping[str, Any]) -> Stack:
+    kind, width, inner, patch = (fields[key] for key in (*_SIZES, "patch_size"))
     rms, normalized = fields.get("norm_type") == "rms_norm", fields.get("qk_normalization", False)
-    patches = (3 * patch**2 + (fields["image_size"] // patch) ** 2) * width  # embedding without bias, and positions
-    if is_intern_vit:
-        prefix, outside = "encoder.layers", 3 * width  # bias; the class token and its position
-        linears = [Linear("attn.qkv", width, 3 * width, fields.get("qkv_bias", True))]
-        linears.append(Linear("attn.proj", width, width, True))
-    elif fields["model_type"] == "dinov3_vit":
-        return _dinov3(fields)
+    pixels, positions = 3 * patch**2, (fields["image_size"] // patch) ** 2  # of a patch embedding without bias
+    prefix, mlp = "vision_model.encoder.layers", {"mlp.fc1": (width, inner, True), "mlp.fc2": (inner, width, True)}
+    # In widths: what stands outside the blocks, and a block's norms and layer scales.
+    if encoder_family(fields).is_intern_vit:
+        prefix, outside = "encoder.layers", pixels + positions + 3  # bias; the class token and its position
+        norms = 2 * (1 if rms else 2) + 2 * (1 + normalized)
+        attention = {"attn.qkv": (width, 3 * width, fields.get("qkv_bias", True)), "attn.proj": (width, width, True)}
+    elif kind == "dinov3_vit":
+        outside, norms = pixels + 4 + fields["num_register_tokens"], 6  # bias, class token, the norm behind the blocks
+        names = {"q": "query_bias", "k": "key_bias", "v": "value_bias", "o": "proj_bias"}
+        attention = {f"attention.{name}_proj": (width, width, fields[bias]) for name, bias in names.items()}
+        into = ("gate", "up") if fields["use_gated_mlp"] else ("up",)
+        mlp = {f"mlp.{name}_proj": (width, inner, fields["mlp_bias"]) for name in into}
+        mlp["mlp.down_proj"] = (inner, width, fields["mlp_bias"])
     else:  # the norm behind the blocks; SigLIP's bias, or CLIP's norm before them, class token and its position
-        prefix, outside = "vision_model.encoder.layers", (6 if "clip" in fields["model_type"] else 3) * width
-        linears = [Linear(f"self_attn.{name}_proj", width, width, True) for name in ("q", "k", "v", "out")]
-    linears += [Linear("mlp.fc1", width, inner, True), Linear("mlp.fc2", inner, width, True)]
-    norms = 2 * width * (1 if rms else 2)
-    norms += 2 * width * (1 + normalized) * is_intern_vit  # layer scales; of queries and keys
-    sizes = dict(block_norms=norms, outside=patches + outside, rms_norm=rms, qk_norm=normalized)
-    return _stack(fields, prefix, linears, **sizes)
-
-
-def _dinov3(fields: Mapping[str, Any]) -> Stack:
-    width, inner = fields["hidden_size"], fields["intermediate_size"]
-    attention = {"q": "query_bias", "k": "key_bias", "v": "value_bias", "o": "proj_bias"}
-    linears = [Linear(f"attention.{name}_proj", width, width, fields[bias]) for name, bias in attention.items()]
-    into = ("gate", "up") if fields["use_gated_mlp"] else ("up",)
-    linears += [Linear(f"mlp.{name}_proj", width, inner, fields["mlp_bias"]) for name in into]
-    linears.append(Linear("mlp.down_proj", inner, width, fields["mlp_bias"]))
-    # Patch embedding with bias, class and register tokens, the norm behind the blocks; two norms and scales in a block
-    outside = (3 * fields["patch_size"] ** 2 + 4 + fields["num_register_tokens"]) * width
-    return _stack(
-        fields,
-        "vision_model.encoder.layers",
-        linears,
-        block_norms=6 * width,
-        outside=outside,
-        rms_norm=False,
-        qk_norm=False,
-    )
+        outside, norms = pixels + positions + (6 if "clip" in kind else 3), 4
+        attention = {f"self_attn.{name}_proj": (width, width, True) for name in ("q", "k", "v", "out")}
+    sizes = dict(block_norms=norms * width, outside=outside * width, rms_norm=rms, qk_norm=normalized)
+    return _stack(fields, prefix, {**attention, **mlp}, **sizes)
 
 
 def _llm(fields: Mapping[str, Any]) -> Stack:
-    kind, width, inner = llm_family(fields).model_type, fields["hidden_size"], fields["intermediate_size"]
-    empty = _stack(fields, "model.layers", (), block_norms=0, outside=0, rms_norm=True, qk_norm="qwen3" in kind)
-    queries, keys = empty.heads * empty.head_dim, empty.kv_heads * empty.head_dim
+    _, width, inner = (fields[key] for key in _SIZES)
+    kind, heads = llm_family(fields).model_type, fields["num_attention_heads"]
+    head_dim, qk_norm = fields.get("head_dim") or width // heads, "qwen3" in kind
+    queries, keys = heads * head_dim, (fields.get("num_key_value_heads") or heads) * head_dim
     bias = kind == "qwen2" or bool(fields.get("attention_bias"))
-    path, experts, active, sizes = "mlp", 1, 1, {"q": queries, "k": keys, "v": keys}
+    path, copies, active, attention = "mlp", 1, 1, {"q": queries, "k": keys, "v": keys}
     into = {"gate": inner, "up": inner}
     if kind == "phi3":
-        sizes, into = {"qkv": queries + 2 * keys}, {"gate_up": 2 * inner}
-    linears = [Linear(f"self_attn.{name}_proj", width, size, bias) for name, size in sizes.items()]
-    linears.append(Linear("self_attn.o_proj", queries, width, bias and kind != "qwen2"))
+        attention, into = {"qkv": queries + 2 * keys}, {"gate_up": 2 * inner}
+    linears = {f"self_attn.{name}_proj": (width, size, bias) for name, size in attention.items()}
+    linears["self_attn.o_proj"] = (queries, width, bias and kind != "qwen2")
     if kind == "qwen3_moe":
-        inner, experts, active = fields["moe_intermediate_size"], fields["num_experts"], fields["num_experts_per_tok"]
-        linears.append(Linear("mlp.gate", width, experts))
-        path, into = "mlp.experts.0", {"gate": inner, "up": inner}
-    linears += [Linear(f"{path}.{name}_proj", width, size, False, experts, active) for name, size in into.items()]
-    linears.append(Linear(f"{path}.down_proj", inner, width, False, experts, active))
+        inner, copies, active = fields["moe_intermediate_size"], fields["num_experts"], fields["num_experts_per_tok"]
+        linears["mlp.gate"], path, into = (width, copies), "mlp.experts.0", {"gate": inner, "up": inner}
+    linears |= {f"{path}.{name}_proj": (width, size, False, copies, active) for name, size in into.items()}
+    linears[f"{path}.down_proj"] = (inner, width, False, copies, active)
     tables = 1 if fields.get("tie_word_embeddings") else 2
-    return replace(
-        empty,
-        inner=inner * active,
-        linears=tuple(linears),
-        block_norms=2 * width + 2 * empty.head_dim * empty.qk_norm,
-        outside=tables * fields["vocab_size"] * width + width,
-    )
+    sizes = dict(block_norms=2 * width + 2 * head_dim * qk_norm, outside=(tables * fields["vocab_size"] + 1) * width)
+    return _stack(fields, "model.layers", linears, inner=inner * active, rms_norm=True, qk_norm=qk_norm, **sizes)

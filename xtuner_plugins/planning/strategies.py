@@ -30,35 +30,21 @@ def strategy_named(name: str | None, gpus: int) -> Strategy:
 def from_deepspeed(name: str, settings: Mapping[str, Any], gpus: int) -> Strategy:
     """The strategy of a DeepSpeed JSON file; what it doesn't say is DeepSpeed's own default.
 
-    Args:
-        name: as in reports.
-        settings: content of the file.
-        gpus: processes of the run.
-
     Raises:
         ValueError: ZeRO's stage is none of 1, 2, 3.
     """
     zero = settings.get("zero_optimization") or {}
-    if zero.get("stage") not in (1, 2, 3):
-        raise ValueError(f"{name}: zero_optimization.stage is {zero.get('stage')!r}; plans are made for 1, 2 and 3")
-    sums = (settings.get("data_types") or {}).get("grad_accum_dtype")
-    defaults = Strategy(name, gpus)
-
-    def is_offloaded(part: str) -> bool:
-        return (zero.get(part) or {}).get("device", "none") != "none"
-
-    return Strategy(
-        name=name,
-        gpus=gpus,
-        stage=zero["stage"],
-        offload_optimizer=is_offloaded("offload_optimizer"),
-        offload_weights=is_offloaded("offload_param"),
-        bucket=int(zero.get("reduce_bucket_size", defaults.bucket)),
-        live=int(zero.get("stage3_max_live_parameters", defaults.live)),
-        prefetch=int(zero.get("stage3_prefetch_bucket_size", defaults.prefetch)),
-        overlap=zero.get("overlap_comm", zero["stage"] == 3),
-        gradient_size=FLOAT if sums == "fp32" else 2,
+    stage = zero.get("stage")
+    if stage not in (1, 2, 3):
+        raise ValueError(f"{name}: zero_optimization.stage is {stage!r}; plans are made for 1, 2 and 3")
+    keys = dict(bucket="reduce_bucket_size", live="stage3_max_live_parameters", prefetch="stage3_prefetch_bucket_size")
+    sizes = {field: int(zero[key]) for field, key in keys.items() if key in zero}
+    optimizer, weights = (
+        (zero.get(f"offload_{part}") or {}).get("device", "none") != "none" for part in ("optimizer", "param")
     )
+    sums = (settings.get("data_types") or {}).get("grad_accum_dtype")
+    overlap, size = zero.get("overlap_comm", stage == 3), FLOAT if sums == "fp32" else 2
+    return Strategy(name, gpus, stage, optimizer, weights, **sizes, overlap=overlap, gradient_size=size)
 
 
 def obstacle(job: Job, strategy: Strategy) -> str:

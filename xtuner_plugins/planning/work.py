@@ -1,4 +1,4 @@
-"""Floating-point operations of a sample, and the time of a run."""
+"""Floating-point operations of a sample: a multiplication and an addition are two."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from .shapes import Stack
 
 @dataclass(frozen=True)
 class Work:
-    """Operations (a multiplication and an addition are two).
+    """Operations of the forward pass of each part, attention included, and of what runs beside it.
 
     Attributes:
-        encoder, projector, llm: forward pass of each part, attention included.
-        attention: of the LLM's forward pass, what grows with the square of a sample's length.
         backward: of all parts.
         recomputed: forward passes that run again.
         reference: forward pass of the model as it was before training, on preference pairs.
@@ -23,10 +21,9 @@ class Work:
     encoder: float
     projector: float
     llm: float
-    attention: float
     backward: float
     recomputed: float
-    reference: float = 0.0
+    reference: float
 
     @property
     def forward(self) -> float:
@@ -40,12 +37,7 @@ class Work:
 
 
 def work_of(job: Job, sample: Batch) -> Work:
-    """Operations of one sample.
-
-    Args:
-        job: what trains.
-        sample: its tokens, tiles and supervised tokens.
-    """
+    """Operations of one sample."""
     shape = job.shape
     attention = 2 * sample.tokens**2 * shape.llm.heads * shape.llm.head_dim * shape.llm.layers  # causal: half of it
     blocks = 2 * sample.tokens * shape.llm.layers * _active(shape.llm) + attention
@@ -53,16 +45,15 @@ def work_of(job: Job, sample: Batch) -> Work:
     llm = blocks + head
     per_tile = 2 * _active(shape.encoder) + 4 * shape.positions * shape.encoder.width
     encoder = sample.tiles * shape.positions * shape.used_layers * per_tile
-    projector = 2 * sample.tiles * shape.tokens_per_tile * shape.projector
+    projector = 2 * sample.tiles * shape.tokens_per_tile * shape.part("projector")
     # The gradient of the inputs takes one forward pass, that of the weights another.
     reached = encoder * job.encoder_blocks / shape.used_layers
-    backward = llm + projector + reached
+    backward = llm + projector + reached + reached * (job.encoder_whole > 0)
     backward += llm * ("llm" in job.whole) + head * job.train_head + projector * ("projector" in job.whole)
-    backward += reached * (job.encoder_whole > 0)
     recomputed = blocks * job.recompute + reached * job.recompute_encoder + head * job.pairs
     # A frozen encoder's output serves both models.
     reference = (llm + projector + encoder * (job.encoder_blocks > 0)) * job.reference
-    return Work(encoder, projector, llm, attention, backward, recomputed, reference)
+    return Work(encoder, projector, llm, backward, recomputed, reference)
 
 
 def _active(stack: Stack) -> int:

@@ -65,7 +65,13 @@ class Shards:
 
     def unflatten(self, flat: list[list[LazyTensor]]) -> dict[str, LazyTensor]:
         """Parameters by name. Args: ``flat[rank][group]``, a 1-D share of the weights or of one moment."""
-        return (_stage_3 if self.stage == 3 else _stage_1_2)(flat, self.groups, self.path)
+        if self.stage == 3:
+            shapes = {name: shape for group in self.groups for name, shape in group.items()}
+            return _cut([Joined(parts) for parts in flat], shapes, self.path)
+        tensors, padding = {}, 2 * len(flat) - 1  # vectors are aligned to two elements per rank
+        for group, shapes in enumerate(self.groups):
+            tensors |= _cut([Joined([rank[group] for rank in flat])], shapes, self.path, padding)
+        return tensors
 
 
 def read_shards(path: Path) -> Shards:
@@ -120,7 +126,7 @@ def open_deepspeed(path: Path) -> Checkpoint:
     if not shards.optims:
         return opened
     held, key = (module, "single_partition_of_fp32_groups") if stage <= 2 else ({}, "fp32_flat_groups")
-    tensors = held | _frozen(states, path, stage) | shards.unflatten([optim[key] for optim in shards.optims])
+    tensors = held | _frozen(shards) | shards.unflatten([optim[key] for optim in shards.optims])
     shared = states[0].get("shared_params") or {}
     for alias, name in shared.items() if isinstance(shared, dict) else shared:
         if name in tensors:
@@ -151,63 +157,42 @@ def open_optimizer(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dic
     for key, example in ranks[0]["state"][0].items():
         if isinstance(example, LazyTensor) and len(example.shape) == 1:
             moments = shards.unflatten([[rank["state"][number][key] for number in numbers] for rank in ranks])
-            for name in states:
-                states[name][key] = moments[name]
-            continue
-        for number in numbers:
-            value = ranks[0]["state"][number][key]
-            for name in shards.groups[number]:
-                states[name][key] = value.read() if isinstance(value, LazyTensor) else value
+        else:  # a counter, one per group
+            held = [ranks[0]["state"][number][key] for number in numbers]
+            values = [each.read() if isinstance(each, LazyTensor) else each for each in held]
+            moments = {name: value for value, group in zip(values, shards.groups, strict=True) for name in group}
+        for name, state in states.items():
+            state[key] = moments[name]
     options = {}
     for group in ranks[0]["param_groups"]:
         own = {key: value for key, value in group.items() if key != "params"}
-        options.update({name: own for number in group["params"] for name in shards.groups[number]})
+        options |= {name: own for number in group["params"] for name in shards.groups[number]}
     return states, options
 
 
-def _frozen(states: list[dict], path: Path, stage: int) -> dict[str, LazyTensor]:
-    result = {}
+def _frozen(shards: Shards) -> dict[str, LazyTensor]:
+    tensors, states = {}, shards.models if shards.stage == 3 else shards.models[:1]
     for name, shape in (states[0].get("frozen_param_shapes") or {}).items():
-        parts = [(s.get("frozen_param_fragments") or {}).get(name) for s in (states if stage == 3 else states[:1])]
+        parts = [(state.get("frozen_param_fragments") or {}).get(name) for state in states]
         if None in parts:
-            raise CheckpointError(f"{path}: the frozen parameter {name} is listed but its numbers are missing")
+            raise CheckpointError(f"{shards.path}: the frozen parameter {name} is listed but its numbers are missing")
         vector = Joined([part.reshape((part.numel,)) for part in parts])
-        result[name] = _piece(vector, 0, math.prod(shape), name, path).reshape(shape)
-    return result
+        tensors |= _cut([vector], {name: shape}, shards.path, vector.numel)
+    return tensors
 
 
-def _stage_1_2(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> dict[str, LazyTensor]:
-    """Args: ``flat[rank][group]`` a 1-D partition; ``groups[group]`` name to shape in the order of the vector."""
-    result = {}
-    for index, shapes in enumerate(groups):
-        vector, offset = Joined([rank[index] for rank in flat]), 0
-        for name, shape in shapes.items():
-            result[name] = _piece(vector, offset, math.prod(shape), name, path).reshape(shape)
-            offset += math.prod(shape)
-        _check_end(vector, offset, 2 * len(flat) - 1, path)  # aligned to two elements per rank
-    return result
-
-
-def _stage_3(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> dict[str, LazyTensor]:
-    ranks, result, offset = [Joined(parts) for parts in flat], {}, 0
-    for name, shape in ((n, s) for group in groups for n, s in group.items()):
-        share = -(-math.prod(shape) // len(ranks))  # the last one ends in padding
-        whole = Joined([_piece(rank, offset, share, name, path) for rank in ranks])
-        result[name] = whole.rows(0, math.prod(shape)).reshape(shape)
-        offset += share
-    for rank in ranks:
-        _check_end(rank, offset, 0, path)
-    return result
-
-
-def _piece(vector: LazyTensor, start: int, count: int, name: str, path: Path) -> LazyTensor:
-    if start + count > vector.numel:
-        raise CheckpointError(f"{path}: the numbers end before {name}; files of different saves are mixed")
-    return vector.rows(start, start + count)
-
-
-def _check_end(vector: LazyTensor, used: int, padding: int, path: Path) -> None:
-    if vector.numel - used > padding:
+def _cut(vectors: list[LazyTensor], shapes: dict, path: Path, padding: int = 0) -> dict[str, LazyTensor]:
+    """Parameters that lie one after another in vectors, an equal share of each parameter in each vector."""
+    tensors, used = {}, 0
+    for name, shape in shapes.items():
+        share = -(-math.prod(shape) // len(vectors))  # the last one ends in padding
+        if used + share > min(vector.numel for vector in vectors):
+            raise CheckpointError(f"{path}: the numbers end before {name}; files of different saves are mixed")
+        pieces = [vector.rows(used, used + share) for vector in vectors]
+        tensors[name] = Joined(pieces).rows(0, math.prod(shape)).reshape(shape)
+        used += share
+    if (most := max(vector.numel for vector in vectors)) > used + padding:
         raise CheckpointError(
-            f"{path}: {vector.numel} numbers are there, the parameters have {used}; files of different saves are mixed"
+            f"{path}: {most} numbers are there, the parameters have {used}; files of different saves are mixed"
         )
+    return tensors

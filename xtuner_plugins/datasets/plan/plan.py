@@ -24,14 +24,12 @@ class Plan(Sampler):
     """The items of each epoch (samples, or packs of samples) in one order over all ranks; a position is an integer.
 
     Attributes:
-        is_seekable: whether a run can resume within an epoch without fetching again what it has trained on.
         num_ranks: ranks that take items in turn; those that get the same items count as one.
         copies: ranks that get the same items, because they share rows of tokens.
         cell: number of ranks for which the current epoch was ordered.
         digest: hash of everything that decides the items and their order, except for the number of ranks.
     """
 
-    is_seekable = True
     copies = 1
     num_ranks: int
     cell: int
@@ -62,41 +60,18 @@ class Plan(Sampler):
         raise NotImplementedError
 
 
-class ForeignPlan(Plan):
-    """Wraps a sampler that is no `Plan`: it can begin an epoch, and a resumed run fetches everything again.
-
-    Args:
-        loader: whose batches are the items.
-    """
-
-    is_seekable = False
-    num_ranks = cell = 1
-    digest = ""
-
-    def __init__(self, loader: DataLoader):
-        self._loader = loader
-        self._begin = getattr(loader.sampler, "set_epoch", lambda epoch: None)
-
-    def seek(self, epoch: int, position: int = 0, cell: int | None = None) -> None:
-        self._begin(epoch)
-
-    def num_steps(self, epoch: int) -> int:
-        return len(self._loader)
-
-    def taken(self, epoch: int, position: int) -> Sequence[int]:
-        return ()
-
-    def left_out(self) -> list[dict]:
-        return []
-
-    def describe_data(self) -> str:
-        return f"data: {len(self._loader.dataset):,} samples, in the order of {type(self._loader.sampler).__name__}"
-
-
 def plan_of(loader: DataLoader) -> Plan:
-    """The plan of a loader: its batch sampler, the sampler inside that, or a `ForeignPlan`."""
+    """The plan of a loader: its batch sampler, or the sampler inside that.
+
+    Raises:
+        SettingError: a loader without one.
+    """
     inside = getattr(loader.batch_sampler, "sampler", None)
-    return next((found for found in (loader.batch_sampler, inside) if isinstance(found, Plan)), ForeignPlan(loader))
+    found = next((each for each in (loader.batch_sampler, inside) if isinstance(each, Plan)), None)
+    if found is None:
+        remedy = "set sampler=dict(type=PlanSampler), or train with MMEngine's IterBasedTrainLoop"
+        raise SettingError("sampler", f"PlannedTrainLoop can't plan a {type(inside).__name__}", remedy)
+    return found
 
 
 def require_agreement(plan: Plan) -> None:

@@ -106,7 +106,7 @@ def _describe_run(runner, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "ranks": runner.world_size // loop.dataloader_iterator.plan.copies,
         "micro_batches": loop.micro_batches,
         "micro_batches_per_epoch": len(loader),
-        "batch_size": loader.batch_sampler.batch_size if loop.dataloader_iterator.plan.is_seekable else None,
+        "batch_size": loader.batch_sampler.batch_size,
         "seed": runner.seed,
         "tokens": round(mean * sum(each["samples"] for each in files) * epochs) if seen else None,
     }

@@ -40,9 +40,7 @@ class StateHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Adds all three to what is saved."""
-        iterator = planned_loop(runner).dataloader_iterator
-        if iterator.plan.is_seekable:
-            checkpoint["plan"] = iterator.position()
+        checkpoint["plan"] = planned_loop(runner).dataloader_iterator.position()
         dataset = runner.train_dataloader.dataset
         if isinstance(dataset, MultimodalDataset):
             pixels = unwrap(runner.model).data_preprocessor

@@ -52,7 +52,7 @@ class PlanIterator:
     or decoded, and the number of ranks may have changed.
 
     Args:
-        dataloader: Its sampler is a `Plan` (`PlanSampler`, `PackBatchSampler`); any other is iterated as MMEngine does.
+        dataloader: Its sampler is a `Plan` (`PlanSampler`, `PackBatchSampler`); `SettingError` where it isn't.
         micro_batches: Batches per step.
 
     Attributes:
@@ -65,7 +65,7 @@ class PlanIterator:
         self.plan = plan_of(dataloader)
         self._dataloader = dataloader
         self._micro_batches = micro_batches
-        self._batch_size = dataloader.batch_sampler.batch_size if self.plan.is_seekable else 1  # in the plan's items
+        self._batch_size = dataloader.batch_sampler.batch_size  # in the plan's items
         self._iterator: Iterator | None = None
         self._start = 0
         self.epoch, self.batches = 0, 0
@@ -278,8 +278,8 @@ class PlannedTrainLoop(IterBasedTrainLoop):
     def _go_on(self) -> None:
         """Moves to the checkpoint's position, and plans the rest of the run."""
         iterator = self.dataloader_iterator
-        if self.resume_at is None or not iterator.plan.is_seekable:
-            print_log(f"fetching {self._iter} steps again: this sampler or checkpoint knows no place", "current")
+        if self.resume_at is None:
+            print_log(f"fetching {self._iter} steps again: this checkpoint knows no place", "current")
             for _ in range(self._iter):
                 next(iterator)
             return

@@ -1,0 +1,191 @@
+"""Formats: tables of names are bijections; hf opens in transformers' own class, and all come back to the bit."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from tests.toy_bases import LARGE, as_internlm2
+from tests.weights.language_models import QWEN, write_llm
+from tests.weights.training import LORA, chat_inputs, load_trained, logits, make_model, save_pth
+from tests.weights.vocabularies import write_internlm2
+from xtuner_plugins.export import llava
+from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.export.export import convert, export
+from xtuner_plugins.hub.constants import ADDED_TOKENS
+from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.weights import hf, internlm2, qwen1
+from xtuner_plugins.weights.lazy import MemoryTensor
+from xtuner_plugins.weights.loader import load_model, load_tokenizer
+from xtuner_plugins.weights.mapping import inside
+from xtuner_plugins.weights.model_view import open_config
+from xtuner_plugins.weights.reading import read_json
+from xtuner_plugins.weights.writer import write_json
+
+INTERNLM2 = internlm2.keys(dict(num_attention_heads=4, num_key_value_heads=2))
+ALL = (hf.KEYS, INTERNLM2, qwen1.KEYS, llava.KEYS, inside(INTERNLM2))
+
+
+def tensors(*names, shape=(24, 1)):
+    return {name: MemoryTensor(torch.ones(shape)) for name in names}
+
+
+def test_the_groups_of_internlm2():
+    fused, name = torch.randn(64, 32), "model.layers.1.attention.wqkv.weight"
+    llama = INTERNLM2.to_right({name: MemoryTensor(fused)})
+    heads = fused.view(2, 4, 8, 32)  # [kv heads, 2 q + k + v, dim, D]
+    for part, expected in (("q", heads[:, :2]), ("k", heads[:, 2]), ("v", heads[:, 3])):
+        assert torch.equal(llama[f"model.layers.1.self_attn.{part}_proj.weight"].read(), expected.reshape(-1, 32))
+    assert torch.equal(INTERNLM2.to_left(llama)[name].read(), fused)
+
+
+def test_qwen_as_qwen2():
+    """Its w2 is the gate; its config counts both halves of the MLP, and stores no rope_theta but a base."""
+    gate = {"transformer.h.0.mlp.w2.weight": MemoryTensor(torch.ones(1))}
+    assert list(qwen1.KEYS.to_right(gate)) == ["model.layers.0.mlp.gate_proj.weight"]
+    config = qwen1.read_config({**QWEN, "vocab_size": 9})
+    expected = {"intermediate_size": 96, "rope_theta": 10000.0, "max_position_embeddings": 512}
+    assert config.items() >= {**expected, "num_key_value_heads": 4, "tie_word_embeddings": False}.items()
+
+
+def test_tables_are_bijections():
+    """Filled templates: each left name leads to right names that all lead back to it, and no two rows share a name."""
+    for table in ALL:
+        seen = set()
+        for row in table.rows:
+            for p in ("weight", "bias") if "{p}" in row.left else ("weight",):
+                fill = dict(i="3", p=p, rest="model.layers.3.x.weight")
+                left, rights = row.left.format(**fill), [right.format(**fill) for right in row.rights]
+                renamed = table.to_right(tensors(left))
+                assert list(renamed) == rights and list(table.to_left(renamed)) == [left]
+                assert not seen & {("left", left), *rights}
+                seen |= {("left", left), *rights}
+
+
+def test_names_in_memory():
+    """Some directories of transformers were saved under them."""
+    table = {"model.language_model.x": "language_model.model.x", "lm_head.weight": "language_model.lm_head.weight"}
+    table |= {
+        f"model.{name}": name for name in ("vision_tower.embeddings.cls_token", "multi_modal_projector.linear_1.bias")
+    }
+    for name, listed in table.items():
+        left = [hf.KEYS.to_left(tensors(each)).keys() for each in (name, listed)]
+        assert left[0] == left[1] and hf.KEYS.listed(listed) == listed
+
+
+def test_uncovered_and_incomplete(refused):
+    q, k, v = (f"vision_tower.encoder.layer.0.attention.{n}_proj.weight" for n in "qkv")
+    pair, alike = tensors(q, k, shape=(2, 1)), "tensors that belong together"
+    for change, held, words in (
+        (hf.KEYS.to_right, tensors("odd.weight"), "odd.weight is not a tensor of the official InternVL format"),
+        (hf.KEYS.to_left, tensors("odd.weight"), "odd.weight is not a tensor of the transformers InternVL format"),
+        (hf.KEYS.to_left, tensors(q, v), r"qkv\.weight can't be put together: .*k_proj"),
+        (hf.KEYS.to_left, pair | tensors(v, shape=(5, 1)), alike),
+        (hf.KEYS.to_left, pair | tensors(v, shape=(2, 3)), alike),
+        (hf.KEYS.to_left, pair | {v: MemoryTensor(torch.ones(2, 1).half())}, alike),
+        (hf.KEYS.to_left, pair | tensors(v, shape=(3, 1)), "7 rows can't be cut"),
+        (
+            INTERNLM2.to_right,
+            tensors("model.layers.0.attention.wqkv.weight", shape=(65, 1)),
+            "65 rows can't be cut in 2 groups of the shares",
+        ),
+    ):
+        refused(words, change, held)
+
+
+@torch.no_grad()
+def hf_logits(directory, inputs):
+    from transformers import InternVLForConditionalGeneration
+
+    options = dict(torch_dtype=torch.float32, output_loading_info=True)
+    model, info = InternVLForConditionalGeneration.from_pretrained(directory, **options)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    pixels, ids, _ = inputs
+    return model.eval()(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+def assert_same_weights(directory, other):
+    a, b = (load_file(each / "model.safetensors") for each in (directory, other))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def test_same_logits_and_back(toy_base, tmp_path):
+    """With a tower of InternViT-300M's kind and of the 6B's."""
+    large = build_base(*write_random_parts(tmp_path, vision_overrides=LARGE), tmp_path / "base", dtype="float32")
+    for base, folder in ((toy_base, tmp_path / "300M"), (Path(large["out"]), tmp_path / "6B")):
+        convert(base, folder / "hf", format="hf")
+        ours, direct = load_model(base, dtype=None), load_model(folder / "hf", dtype=None)
+        ours.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
+        inputs = chat_inputs(ours)
+        reference, theirs = logits(ours, inputs), hf_logits(folder / "hf", inputs)
+        assert theirs.shape[-1] == reference.shape[-1] + 1  # the row of <video>
+        assert (theirs[..., :-1] - reference).abs().max() <= 1e-5  # two implementations in fp32, 2+2 layers
+        assert torch.equal(logits(direct, inputs)[..., :-1], reference)
+
+        convert(folder / "hf", folder / "back", format="official")
+        assert_same_weights(base, folder / "back")
+        assert load_tokenizer(folder / "back").get_vocab() == load_tokenizer(base).get_vocab()
+        old, new = (read_json(each / "config.json") for each in (base, folder / "back"))
+        vision, llm = old.pop("vision_config"), old.pop("llm_config")
+        del vision["use_flash_attn"]
+        assert old.items() <= new.items() and vision.items() <= new["vision_config"].items()
+        assert new["llm_config"].items() <= llm.items()
+
+
+def test_what_it_cannot_say(toy_base, tmp_path, refused):
+    config, tokenizer = open_config(toy_base)[2], load_tokenizer(toy_base)
+    vision = {**config["vision_config"], "qk_normalization": True, "layer_norm_eps": 1e-5}
+    for change, words in (
+        ({"ps_version": "v1"}, "ps_version='v1'"),
+        ({"select_layer": -2}, "select_layer=-2"),
+        ({"use_thumbnail": False}, "its processor always adds one"),
+        ({"vision_config": vision}, "another eps"),
+        ({"projector_type": "mlp"}, "another projector than"),
+    ):
+        refused(f"hf format can't express .*{words}", hf.write_config, {**config, **change}, tokenizer, 5)
+    one_tile = {**config, "use_thumbnail": False, "max_dynamic_patch": 1}
+    vision = {**vision, "qk_normalization": False, "model_type": "intern_vit_6b"}
+    written = hf.write_config({**one_tile, "vision_config": vision}, tokenizer, 5)
+    assert written["text_config"]["vocab_size"] == 5
+    written["vision_config"]["image_size"] = [112, 224]
+    refused(r"must be square, not \[112, 224\]", hf.read_config, written, tmp_path)
+
+
+def test_a_published_directory_is_trained_and_stays_what_it_is(toy_parts, tmp_path, refused):
+    """Without tokenizer.json and with its own code, as releases are; without that code it isn't written."""
+    llm = write_llm("internlm2", tmp_path / "llm", toy_parts[1], own_vocabulary=True)
+    build_base(toy_parts[0], llm, tmp_path / "llama", template="internlm2-chat", dtype="float32")
+    base, out = as_internlm2(tmp_path / "llama", tmp_path / "base"), tmp_path / "out"
+    for path in [*base.glob("*token*")]:
+        path.unlink()
+    write_internlm2(base, image_tokens=ADDED_TOKENS, model=(llm / "tokenizer.model").read_bytes())
+    prompt = "<|im_start|>user\n<img><IMG_CONTEXT></img>\n你好 2 cats<|im_end|><|im_start|>assistant\n"
+
+    settings = dict(llm_lora={**LORA, "type": LoraConfig, "target_modules": ["q_proj", "o_proj", "up_proj"]})
+    trained = make_model(base, **settings)
+    checkpoint, inputs = save_pth(trained, tmp_path / "iter_1.pth"), chat_inputs(trained.model)
+    export(None, checkpoint, out)
+    old, new = (load_file(each / "model.safetensors") for each in (base, out))
+    assert old.keys() == new.keys() and all(old[k].shape == new[k].shape for k in old)
+    changed = {k.split("layers.0.")[1] for k in old if not torch.equal(old[k], new[k]) and "model.layers.0." in k}
+    assert changed == {"attention.wqkv.weight", "attention.wo.weight", "feed_forward.w3.weight"}
+    assert read_json(out / "config.json") == read_json(base / "config.json")
+    assert (out / "modeling_internlm2.py").read_text() == "# the release's own code\n"
+    assert (out / "tokenizer.model").read_bytes() == (base / "tokenizer.model").read_bytes()
+    written = read_json(out / "tokenizer_config.json")
+    assert written.pop("chat_template") and written == read_json(base / "tokenizer_config.json")
+    for model in (load_model(out, dtype=None), load_trained(None, checkpoint, dtype=None)):
+        assert (logits(model, inputs) - logits(trained.model, inputs)).abs().max() <= 1e-5
+    export(None, checkpoint, tmp_path / "hf", format="hf")
+    assert (hf_logits(tmp_path / "hf", inputs)[..., :-1] - logits(trained.model, inputs)).abs().max() <= 1e-5
+    ids = [load_tokenizer(tmp_path / name)(prompt).input_ids for name in ("llama", "base", "hf")]
+    assert ids[0] == ids[1] == ids[2] and ids[0][0] == 1 and trained.model.img_context_token_id in ids[0]
+
+    fields = read_json(base / "config.json")
+    write_json(base / "config.json", {k: v for k, v in fields.items() if k != "auto_map"})
+    checkpoint = save_pth(trained, tmp_path / "iter_2.pth")
+    for words in (r"without the code that runs it \(auto_map\)", r"\(modeling_internlm2.py\); download it"):
+        refused(words, export, None, checkpoint, tmp_path / "none")
+        (base / "modeling_internlm2.py").unlink(missing_ok=True)
+    assert not (tmp_path / "none").exists()

@@ -58,8 +58,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if folder is None:
             raise CheckpointError(f"{path} is a directory without *_model_states.pt, so no DeepSpeed checkpoint")
         files = open_deepspeed(folder).files
-        content = load_pickle(files[0])
-        has_optimizer = any("optim_states" in file.name for file in files)
+        content, has_optimizer = load_pickle(files[0]), "optim_states" in files[-1].name
     else:
         content = load_pickle(path)
         content = content if isinstance(content, Mapping) else {}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 def _name_safetensors() -> None:
@@ -41,6 +42,53 @@ def _stand_in_for_onebit() -> None:
         sys.modules[name] = ModuleType(name, "Empty classes for MMEngine's registry.")
         for each in ("OnebitAdam", "OnebitLamb", "ZeroOneAdam"):
             setattr(sys.modules[name], each, type(each, (), {"__module__": name}))
+
+
+def builds_tokenizers_anew() -> bool:
+    """Whether transformers takes the vocabulary alone from ``tokenizer.json``, and the rest from a class of its own.
+
+    Release 5 does. What the file says of spaces, digits and normal forms is lost, and Llama's classes read a
+    ``tokenizer.model`` otherwise than sentencepiece. Ends when a release reads both as they are.
+    """
+    import transformers
+
+    return int(transformers.__version__.partition(".")[0]) >= 5
+
+
+def separate_experts(model: Any) -> Any:
+    """Gives the experts of Qwen3-MoE linear layers again, as transformers 4 had them and checkpoints name them.
+
+    Transformers 5 holds all experts of a block in two tensors. LoRA, 4 bits, plans and checkpoints of training know
+    linear layers. Ends with transformers 4, when all of them know the two tensors.
+
+    Args:
+        model: The hub's chat model; its weights are not filled yet.
+
+    Returns:
+        The same model.
+    """
+    blocks = [each for each in model.modules() if type(each).__name__ == "Qwen3MoeSparseMoeBlock"]
+    if not blocks or not hasattr(blocks[0].experts, "gate_up_proj"):
+        return model
+    import torch
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeMLP
+
+    class Experts(torch.nn.ModuleList):
+        """Each on its own tokens; those without any run, too, so that ranks agree on what runs."""
+
+        def forward(self, x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+            """Sum over the experts of each token of ``x`` [N, D]; ``chosen`` and their ``shares`` are [N, K]."""
+            total = torch.zeros_like(x)
+            for number, expert in enumerate(self):
+                token, place = torch.where(chosen == number)
+                total.index_add_(0, token, expert(x[token]) * shares[token, place, None])
+            return total
+
+    config = model.language_model.config
+    for block in blocks:
+        experts = (Qwen3MoeMLP(config, config.moe_intermediate_size) for _ in range(config.num_experts))
+        block.experts = Experts(experts)
+    return model
 
 
 # The module before whose import a difference is made up for.

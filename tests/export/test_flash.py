@@ -33,9 +33,12 @@ def test_a_flash_directory_is_built_converted_and_asked(toy_base, tmp_path):
     session, read = ChatSession.from_pretrained(flash, device="cpu", dtype="float32"), []
     with torch.no_grad():
         session.model.gating.gate[1].bias[:] = torch.tensor([9.0, 0.0])  # above the absolute threshold
-    session.model.language_model.model.register_forward_pre_hook(
-        lambda _, __, given: read.append(given["attention_mask"].sum(1).tolist()), with_kwargs=True
-    )
+
+    def watch(_, __, given):
+        mask = given["attention_mask"]  # None where nothing is padded, in transformers 5
+        read.append(None if mask is None else mask.sum(1).tolist())
+
+    session.model.language_model.model.register_forward_pre_hook(watch, with_kwargs=True)
     items = [("What is it?", [Image.effect_noise(size, 80).convert("RGB")]) for size in ((336, 224), (112, 112))]
     items.append(("Hello.", []))
     answers = session.answers(items, batch_size=3, max_new_tokens=4)

@@ -77,8 +77,8 @@ def prepare(folder: Path) -> None:
 HEAD = "from mmengine.config import read_base\nwith read_base():\n"
 
 
-def train(folder: Path, name: str) -> None:
-    """The command ``xtuner train``, in this process."""
+def train(folder: Path, name: str, *words: str) -> None:
+    """The command ``xtuner train``, in this process; ``words`` follow its options."""
     from xtuner.tools import train
 
     leaf, own = RUNS[name]
@@ -86,7 +86,7 @@ def train(folder: Path, name: str) -> None:
     recorder = f"default_hooks.recorder = dict(type='tests.golden.recorder.StepRecorder', out={str(out)!r})"
     path.write_text(f"{HEAD}    from xtp_configs.toy.{leaf} import *\n{recorder}\n")
     given = [f"{key}={value}" for key, value in {**options(folder, name), **own}.items()]
-    sys.argv = ["train", str(path), "--work-dir", str(folder / name), "--seed", "7", "--cfg-options", *given]
+    sys.argv = ["train", str(path), "--work-dir", str(folder / name), "--seed", "7", "--cfg-options", *given, *words]
     train.main()
 
 

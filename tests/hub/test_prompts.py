@@ -9,6 +9,7 @@ import random
 
 import numpy as np
 import pytest
+import transformers
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, LlamaTokenizer
 
@@ -170,13 +171,14 @@ def test_where_one_text_differs(tmp_path):
 def test_slow_tokenizers(tokenizer_dir, tmp_path):
     """As fast ones; Llama's writes a space after every control token (`legacy`), or at the start only."""
     slow, fast = (AutoTokenizer.from_pretrained(tokenizer_dir, use_fast=flag) for flag in (False, True))
-    assert not slow.is_fast and fast.is_fast
+    has_slow = transformers.__version__ < "5"
+    assert fast.is_fast and slow.is_fast != has_slow
     model = make_model(make_config(vocab_size=len(fast)))
     for _, turns, _ in conversations(100, seed=1):
         ids = [model.build_prompt_ids(each, turns[-1][0], (), turns[:-1]) for each in (slow, fast)]
         assert ids[0] == ids[1], turns
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(add_dummy_prefix=True))
-    for legacy, template in itertools.product((True, False), ("internvl2_5", "vicuna_v1.1")):
+    for legacy, template in itertools.product((True, False) * has_slow, ("internvl2_5", "vicuna_v1.1")):
         slow = LlamaTokenizer(str(tmp_path / "tokenizer.model"), legacy=legacy)
         slow.add_tokens([*ADDED_TOKENS, "<|im_start|>", "<|im_end|>"], special_tokens=True)
         conversation = conversation_of(template, None, TURNS[1:])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ..datasets.images.media import display_name, load_image
+from ..datasets.images.media import load_image
 from ..datasets.images.video import load_frames
 from ..datasets.plan.measure import Measure
 from ..datasets.records.boxes import COLOR, find_boxes
@@ -92,7 +92,7 @@ def pictures(task: Measure, record: Record) -> list[tuple[str, str]]:
         size = f"{image.width}×{image.height}"
         if len(record.media) == 1:
             image = _with_boxes(image, record)
-        found.append((f"{display_name(path).rpartition('/')[2]} {size}", embed(image)))
+        found.append((f"{str(path).rpartition('/')[2]} {size}", embed(image)))
     return found
 
 

@@ -107,19 +107,13 @@ Checked = MultimodalDataset | PlainFiles
 
 @dataclass
 class FileReport:
-    """The findings in one annotation file.
+    """The findings in one annotation file."""
 
-    Attributes:
-        source: the file with its settings.
-        found: complaints and warnings, in the order of records.
-        records, images: tables of usable records and their images (see `facts`).
-        tokens, tiles, supervised, fates: of every record, as training plans them; None without a model.
-    """
-
-    source: Source
-    found: list[Complaint] = field(default_factory=list)
-    records: np.ndarray | None = None
+    source: Source  # the file with its settings
+    found: list[Complaint] = field(default_factory=list)  # complaints and warnings, in the order of records
+    records: np.ndarray | None = None  # tables of usable records and their images (see `facts`)
     images: np.ndarray | None = None
+    # of every record, as training plans them; None without a model
     tokens: np.ndarray | None = None
     tiles: np.ndarray | None = None
     supervised: np.ndarray | None = None

@@ -27,21 +27,13 @@ Place = tuple[int, int, int]  # data (0: training, from 1 on: validation), file,
 
 @dataclass
 class Finding:
-    """Something that was found.
+    """Something that was found."""
 
-    Attributes:
-        kind: key of `WORDS`.
-        count: records or images that it is about.
-        total: how many were looked at.
-        where: names of files (or of two files) -> count.
-        examples: records that belong together.
-    """
-
-    kind: str
-    count: int
-    total: int
-    where: Counter = field(default_factory=Counter)
-    examples: list[list[Place]] = field(default_factory=list)
+    kind: str  # key of `WORDS`
+    count: int  # records or images that it is about
+    total: int  # how many were looked at
+    where: Counter = field(default_factory=Counter)  # names of files (or of two files) -> count
+    examples: list[list[Place]] = field(default_factory=list)  # records that belong together
 
 
 # Titles and remedies by the kind of finding, in English and Chinese
@@ -84,19 +76,12 @@ Held = Sequence[tuple[Checked, Sequence[FileReport]]]
 
 @dataclass(frozen=True)
 class _Table:
-    """The records or the images of all data, those of the training data first.
+    """The records or the images of all data, those of the training data first."""
 
-    Attributes:
-        rows: of a table of `facts`.
-        files: (data, number, name) of each file.
-        of: index in `files`, for each row.
-        num_train: how many rows are training data's.
-    """
-
-    rows: np.ndarray
-    files: Sequence[tuple[int, int, str]]
-    of: np.ndarray
-    num_train: int
+    rows: np.ndarray  # of a table of `facts`
+    files: Sequence[tuple[int, int, str]]  # (data, number, name) of each file
+    of: np.ndarray  # index in `files`, for each row
+    num_train: int  # how many rows are training data's
 
     @classmethod
     def join(cls, name: str, data: Held) -> "_Table":
@@ -207,24 +192,16 @@ def near_pairs(looks: np.ndarray) -> np.ndarray:
     bits = np.unpackbits(looks[rows].view(np.uint8), axis=1)
     found = [np.zeros((0, 2), np.int64)]
     for part in np.array_split(np.arange(BITS), BANDS):
-        keys = np.zeros(len(rows), np.uint64)
-        for bit in part:
-            keys = (keys << np.uint64(1)) | bits[:, bit].astype(np.uint64)
+        keys = bits[:, part] @ (1 << np.arange(len(part)))
         order = np.lexsort((looks[rows, 1], looks[rows, 0], keys))
-        for left, right in _neighbors(keys[order]):
-            pairs = np.column_stack([rows[order[left]], rows[order[right]]])
+        for distance in range(1, WINDOW + 1):
+            left = np.flatnonzero(keys[order[distance:]] == keys[order[:-distance]])
+            if not len(left):
+                break
+            pairs = np.column_stack([rows[order[left]], rows[order[left + distance]]])
             different = np.bitwise_count(looks[pairs[:, 0]] ^ looks[pairs[:, 1]]).sum(1)
             found.append(np.sort(pairs[different <= NEAR], axis=1))
     return np.unique(np.concatenate(found), axis=0)
-
-
-def _neighbors(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places in a sorted column, paired with others of the same key up to `WINDOW` places on."""
-    for distance in range(1, WINDOW + 1):
-        left = np.flatnonzero(keys[distance:] == keys[:-distance])
-        if not len(left):
-            return
-        yield left, left + distance
 
 
 def _frequent(answers: np.ndarray, files: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import DataError
 from .check import Checked
@@ -11,28 +11,22 @@ from .check import Checked
 SHOWN = 5  # names of each kind
 
 
-@dataclass(frozen=True)
-class FolderCount:
-    """An image folder beside the names in records.
-
-    Attributes:
-        missing: names that no file has.
-        superfluous: files that no record names.
-    """
+class FolderCount(NamedTuple):
+    """An image folder beside the names in records."""
 
     folder: str
     num_files: int
     num_named: int
-    missing: list[str]
-    superfluous: list[str]
+    missing: list[str]  # names that no file has
+    superfluous: list[str]  # files that no record names
 
     def __str__(self) -> str:
         counts = f"{len(self.missing):,} of them missing; {len(self.superfluous):,} superfluous"
-        lines = [f"{self.folder}: {self.num_files:,} files; records name {self.num_named:,} different ones, {counts}"]
-        for kind in ("missing", "superfluous"):
-            if names := getattr(self, kind):
-                lines.append(f"  {kind}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}")
-        return "\n".join(lines)
+        said = f"{self.folder}: {self.num_files:,} files; records name {self.num_named:,} different ones, {counts}"
+        for kind, names in (("missing", self.missing), ("superfluous", self.superfluous)):
+            if names:
+                said += f"\n  {kind}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+        return said
 
 
 def count_folders(dataset: Checked, progress: Callable[[int], None] = lambda done: None) -> list[FolderCount]:

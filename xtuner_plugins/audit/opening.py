@@ -7,13 +7,14 @@ check that was killed goes on where it stopped, and a second one opens only what
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import PIL
 
-from ..datasets.images.media import Blob, MediaSource, display_name, image_size, load_image
+from ..datasets.images.media import Blob, MediaSource, image_size, load_image
 from ..datasets.images.video import load_frames
 from ..datasets.plan.lengths import read_part, save_part
 from ..datasets.plan.measure import Complaint, Measure
@@ -29,21 +30,16 @@ CHUNK = 128  # records that a worker takes at a time, and a crash can lose
 REDUCED = 240  # pixels that both sides of a reduced image keep; with fewer, fewer scaled copies are found
 
 
+@dataclass
 class Look:
-    """Decodes the images of usable records, and takes down their facts.
+    """Decodes the images of usable records, and takes down their facts."""
 
-    Attributes:
-        records, images: rows of the tables of `facts`.
-        seen: complaints about images that can't be decoded, and warnings.
-        stamps: path -> state of each image file; None where an image isn't a file, whose state nobody knows.
-    """
-
-    def __init__(self, task: Measure):
-        self.task = task
-        self.records: list[tuple] = []
-        self.images: list[tuple] = []
-        self.seen: list[Complaint] = []
-        self.stamps: dict[str, str | None] = {}
+    task: Measure
+    records: list[tuple] = field(default_factory=list)  # rows of the tables of `facts`
+    images: list[tuple] = field(default_factory=list)
+    seen: list[Complaint] = field(default_factory=list)  # about images that can't be decoded, and warnings
+    # path -> state of each image file; None where an image isn't a file, whose state nobody knows
+    stamps: dict[str, str | None] = field(default_factory=dict)
 
     def __call__(self, row: int, record: Record) -> None:
         """Look at a record as `Measure.rows` gives it."""
@@ -68,7 +64,7 @@ class Look:
             path, in_record = self.task.folder.resolve(medium.name), isinstance(medium.name, Blob)
             state = stamp(path) if isinstance(path, str) else None
             if not in_record:
-                self.stamps[display_name(path)] = state
+                self.stamps[str(path)] = state
             if medium.kind == "frame":
                 videos.add(medium.name)
                 frame = load_frames(path, self.task.num_frames)[0]
@@ -77,7 +73,7 @@ class Look:
                 facts = _look_at(path)
             else:
                 facts = _look_at_file(path, state)
-            name = f"{display_name(path)} {row if in_record else ''}"  # names inside of records are alike
+            name = f"{str(path)} {row if in_record else ''}"  # names inside of records are alike
             images.append((row, *facts[:2], hash_text(name), *facts[2:]))
         return images
 
@@ -104,8 +100,7 @@ def stamp(path: str) -> str:
 
 def open_rows(task: Measure, rows: Sequence[int]) -> dict:
     """What `Measure.rows` finds, with what `Look` has taken down of the same records."""
-    look = Look(task)
-    found = task.rows(rows, look)
+    found = task.rows(rows, look := Look(task))
     tables = {"records": np.array(look.records, RECORD), "images": np.array(look.images, IMAGE)}
     return found | tables | {"seen": look.seen, "stamps": look.stamps}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..datasets.images.media import Blob
 from ..datasets.records.opening import open_records
@@ -103,20 +103,12 @@ def _talk(image: str, question: str, answer: str, name: str) -> dict:
     return {"id": name, "image": image, "conversations": turns}
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A data set.
+class Recipe(NamedTuple):
+    """A data set."""
 
-    Attributes:
-        convert: (raw record, its index) -> our records.
-        files: what to name as the source.
-        images: where its images are.
-        is_pair: whether records are preference pairs.
-    """
-
-    convert: Callable[[dict, int], Iterable[dict]]
-    files: str
-    images: str
+    convert: Callable[[dict, int], Iterable[dict]]  # (raw record, its index) -> our records
+    files: str  # what to name as the source
+    images: str  # where its images are
     is_pair: bool = False
 
 
@@ -157,34 +149,27 @@ def prepare(
     """
     if name not in RECIPES:
         raise SettingError("name", f"{name!r} is unknown", f"known are {', '.join(RECIPES)}")
-    result, reads = Prepared(), _read_basic(source) if name == "basic-vlm" else _read(source)
+    recipe, result = RECIPES[name], Prepared()
+    parse = parse_pair if recipe.is_pair else parse_record
 
     def write(target: Path) -> None:
         with open(target, "w", encoding="utf-8") as file:
-            file.writelines(_lines(RECIPES[name], reads, image_folder, result))
+            for place, read in _read_basic(source) if name == "basic-vlm" else _read(source):
+                if result.num_read == GIVE_UP_AFTER:
+                    _check_some(result, recipe)
+                result.num_read += 1
+                try:
+                    for record in _convert(recipe, read, result.num_read - 1, place):
+                        record = _with_files(record, image_folder, place)
+                        parse(record, place)
+                        result.num_written += 1
+                        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                except RecordError as error:
+                    result.complaints.append(str(error))
+        _check_some(result, recipe)
 
     write_whole(Path(out), write)
     return result
-
-
-def _lines(
-    recipe: Recipe, reads: Iterable[tuple[str, Callable]], images: str | os.PathLike | None, result: Prepared
-) -> Iterator[str]:
-    """The records that train, as lines; `result` counts them."""
-    parse = parse_pair if recipe.is_pair else parse_record
-    for place, read in reads:
-        if result.num_read == GIVE_UP_AFTER:
-            _check_some(result, recipe)
-        result.num_read += 1
-        try:
-            for record in _convert(recipe, read, result.num_read - 1, place):
-                record = _with_files(record, images, place)
-                parse(record, place)
-                result.num_written += 1
-                yield json.dumps(record, ensure_ascii=False) + "\n"
-        except RecordError as error:
-            result.complaints.append(str(error))
-    _check_some(result, recipe)
 
 
 def _check_some(result: Prepared, recipe: Recipe) -> None:
@@ -227,9 +212,8 @@ def _read_basic(folder: str | os.PathLike) -> Iterator[tuple[str, Callable[[], A
 
 def _with_files(record: dict, folder: str | os.PathLike | None, place: str) -> dict:
     """The record with its images as names of files: bytes are written, names are looked for."""
-    images = record.get("image")
-    names = []
-    for image in images if isinstance(images, list) else [] if images is None else [images]:
+    images, names = record.get("image") or [], []
+    for image in images if isinstance(images, list) else [images]:
         name = read_name(image, "an image", place)
         if isinstance(name, Blob):
             if folder is None:

@@ -1,9 +1,8 @@
 """What is in a batch as the model gets it: its samples with their tokens, labels, tiles and weights."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,28 +15,18 @@ from .cards import embed_tiles, token_runs
 PAIR = 3  # segments of a preference pair: prompt, chosen, rejected
 
 
-@dataclass(frozen=True)
-class Part:
-    """One sample of a batch.
+class Part(NamedTuple):
+    """One sample of a batch."""
 
-    Attributes:
-        source, dataset: 'file:line' and name of its file; `FILLER` where a rank has no sample left.
-        row, first: where it begins.
-        segments: lengths of the parts that attend only to themselves (of a pair: prompt, chosen, rejected answer).
-        ids, labels: int64 `[s]`.
-        tiles: uint8 `[T, 3, S, S]`.
-        weight: of its loss.
-    """
-
-    source: str
-    dataset: str
+    source: str  # 'file:line'; `FILLER` where a rank has no sample left
+    dataset: str  # name of its file
     row: int
-    first: int
-    segments: tuple[int, ...]
-    ids: torch.Tensor
+    first: int  # where it begins in the row
+    segments: tuple[int, ...]  # lengths of the parts that attend only to themselves, see `PAIR`
+    ids: torch.Tensor  # int64 `[s]`, as `labels`
     labels: torch.Tensor
-    tiles: torch.Tensor
-    weight: float
+    tiles: torch.Tensor  # uint8 `[T, 3, S, S]`
+    weight: float  # of its loss
 
     def describe(self) -> str:
         """Such as "from 120: a.jsonl:7 [a] 64 tokens (12 learned), 5 tiles"."""

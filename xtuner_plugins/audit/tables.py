@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,12 @@ def what_if(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
     if not isinstance(dataset, MultimodalDataset):
         return []
     own, current = max(source.tiling.max_tiles for source in dataset.sources), dataset.budget.max_length
+    lengths = sorted({max(1, int(current * factor)) for factor in FACTORS})
     rows = []
-    for max_length in sorted({max(1, int(current * factor)) for factor in FACTORS}):
-        for max_tiles in sorted({*TILES, own}):
-            limits = {"max_length": max_length, "max_tiles": max_tiles}
-            is_current = (max_length, max_tiles) == (current, own)
-            rows.append({**limits, "is_current": is_current, **_epoch_with(dataset, max_length, max_tiles, own)})
+    for max_length, max_tiles in product(lengths, sorted({*TILES, own})):
+        setting = {"max_length": max_length, "max_tiles": max_tiles}
+        setting["is_current"] = (max_length, max_tiles) == (current, own)
+        rows.append(setting | _epoch_with(dataset, max_length, max_tiles, own))
     return rows
 
 

@@ -117,7 +117,7 @@ def compare_names(datasets: Sequence, path: str | None) -> int:
         print("error: no image folder is on this machine, so there is nothing to compare names with", file=sys.stderr)
         return 2
     if path:
-        _write_json(path, {"folders": [vars(folder) for folder in folders]})
+        _write_json(path, {"folders": [folder._asdict() for folder in folders]})
     return int(any(folder.missing for folder in folders))
 
 

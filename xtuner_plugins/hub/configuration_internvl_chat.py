@@ -191,6 +191,8 @@ def _use_lasting_names(fields):
     if dtype is not None:
         fields["torch_dtype"] = str(dtype).replace("torch.", "")
 
+    if fields.get("model_type") == "qwen3_moe" and "num_local_experts" in fields:
+        fields["num_experts"] = fields.pop("num_local_experts")
     rope = fields.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         rope = dict(fields.pop("rope_parameters"))

@@ -38,3 +38,5 @@ def recompute_blocks(model: nn.Module, llm: bool, encoder: bool) -> None:
 
 def _enable(part: nn.Module, reentrant: bool) -> None:
     part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    if not reentrant and hasattr(part, "_require_grads_hook"):  # set by transformers 5 whether needed or not
+        part.disable_input_require_grads()  # embeddings that don't train would be kept, and have a gradient

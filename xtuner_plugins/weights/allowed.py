@@ -108,6 +108,8 @@ def _with_own_code(fields: dict[str, Any]) -> dict[str, Any]:
 def language_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     """As ``config_fields``, of a language model's own config; without ``model_type`` it is Qwen2's (transformers)."""
     model_type = fields.get("model_type", "qwen2")
+    if model_type == "qwen3_moe":  # transformers 5 writes another name
+        fields = {"num_experts" if key == "num_local_experts" else key: value for key, value in fields.items()}
     own = () if model_type in _LANGUAGES else llm_family({**fields, "model_type": model_type}, where).fields
     base = llm_family({"model_type": "llama"}).fields
     kept = _keep(fields, (*_COMMON, *base, *own, *_LANGUAGES.get(model_type, _LLM)), where)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+from ..stack import builds_tokenizers_anew
 from .reading import CheckpointError, read_json
 
 QWEN_PATTERN = (
@@ -52,21 +53,36 @@ def load_fast_tokenizer(directory: str | Path):
         CheckpointError: a vocabulary that can't be converted exactly.
         Exception: what transformers raises for a directory without a tokenizer, or with a damaged one.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
     directory = Path(directory)
     config = read_json(directory / "tokenizer_config.json", missing={})
-    if convert := CONVERTERS.get(str(config.get("tokenizer_class")).removesuffix("Fast")):
-        if not (directory / "tokenizer.json").is_file():
+    path, kind = directory / "tokenizer.json", str(config.get("tokenizer_class")).removesuffix("Fast")
+    if kind == "LlamaTokenizer" and not path.is_file() and builds_tokenizers_anew():
+        return _from_sentencepiece(directory, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **config})
+    if convert := CONVERTERS.get(kind):
+        if not path.is_file():
             return convert(directory, config)
         return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     # If config.json names no release of transformers (official ones don't), 4.57 takes any tokenizer for Mistral's and
     # warns of wrong ids, unless this option is given.
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(directory), use_fast=True, trust_remote_code=False, local_files_only=True, fix_mistral_regex=False
-    )
+    options = dict(use_fast=True, trust_remote_code=False, local_files_only=True, fix_mistral_regex=False)
+    if read_json(directory / "config.json", missing={}).get("model_type") == "internvl_chat":
+        options["config"] = PretrainedConfig()  # transformers 5 warns that it doesn't know the directory's own
+    tokenizer = AutoTokenizer.from_pretrained(str(directory), **options)
     tokenizer.init_kwargs.pop("fix_mistral_regex", None)
+    if path.is_file() and builds_tokenizers_anew() and not _agrees(tokenizer, Tokenizer.from_file(str(path))):
+        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     return tokenizer
+
+
+def _agrees(tokenizer, other) -> bool:
+    """Whether a tokenizer of transformers gives the ids of one of the library below it."""
+    return all(
+        tokenizer(text, add_special_tokens=False).input_ids == other.encode(text, add_special_tokens=False).ids
+        for text in SAMPLES
+    )
 
 
 def _from_tiktoken(directory: Path, config: Mapping):
@@ -89,7 +105,10 @@ def _from_tiktoken(directory: Path, config: Mapping):
             vocab = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
             return vocab, generate_merges(vocab, None)
 
-    converted = Converter(pattern=QWEN_PATTERN, additional_special_tokens=list(QWEN_TOKENS)).converted()
+    converter = Converter(pattern=QWEN_PATTERN)
+    converter.additional_special_tokens = list(QWEN_TOKENS)  # an argument in transformers 4, where None fails
+    converted = converter.converted()
+    converted.add_special_tokens(list(QWEN_TOKENS))
     converted.normalizer = normalizers.NFC()
     encoding = tiktoken.Encoding("qwen", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens={})
     _check(converted, lambda text: encoding.encode(unicodedata.normalize("NFC", text)), path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..stack import separate_experts
 from . import model_view
 from .lazy import LazyTensor
 from .reading import CheckpointError, read_json
@@ -44,7 +45,7 @@ def empty_model(config) -> nn.Module:
     from ..hub.modeling_internvl_chat import InternVLChatModel
 
     with init_empty_weights(include_buffers=False):
-        return InternVLChatModel(config)
+        return separate_experts(InternVLChatModel(config))
 
 
 def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -> nn.Module:

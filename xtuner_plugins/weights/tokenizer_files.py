@@ -205,19 +205,35 @@ def write_generation_config(stage: Path, tokenizer, config, release: str) -> Non
 def save_tokenizer(tokenizer, out: Path, template: str, *, processor: bool = False, **fields) -> None:
     """Writes the tokenizer's files with a chat template, and further fields of ``tokenizer_config.json``."""
     tokenizer.save_pretrained(str(out))
-    config = read_json(out / "tokenizer_config.json")
-    config.pop("extra_special_tokens", None)
+    config, state = read_json(out / "tokenizer_config.json"), read_json(out / "tokenizer.json")
+    _write_older_files(tokenizer, out, config, state)
     config = allowed.file_fields("tokenizer_config.json", config, "the tokenizer's config")
     # Fast classes of newer releases save e.g. Qwen2TokenizerFast; the plain name lets old and new pick slow or fast.
     name = type(tokenizer).__name__
     config["tokenizer_class"] = name if name == "PreTrainedTokenizerFast" else name.removesuffix("Fast")
     write_json(out / "tokenizer_config.json", {**config, **fields})
     write_template(out, template, processor=processor)
-    state = read_json(out / "tokenizer.json")
     merges = state["model"].get("merges")
     if merges and not isinstance(merges[0], str):
         state["model"]["merges"] = [" ".join(merge) for merge in merges]
         write_json(out / "tokenizer.json", state)
+
+
+def _write_older_files(tokenizer, out: Path, config: dict, state: Mapping) -> None:
+    """Adds what transformers 4 and its slow tokenizers read, and transformers 5 no longer writes."""
+    extra = config.pop("extra_special_tokens", None)
+    if "added_tokens_decoder" in config:
+        return
+    added = {each["content"]: each["id"] for each in state["added_tokens"]}
+    config["added_tokens_decoder"] = {
+        str(each["id"]): {key: value for key, value in each.items() if key != "id"} for each in state["added_tokens"]
+    }
+    config["additional_special_tokens"] = list(extra or [])
+    names = ("bos_token", "eos_token", "unk_token", "pad_token", "additional_special_tokens")
+    write_json(out / "special_tokens_map.json", {name: config[name] for name in names if config.get(name)})
+    if "merges_file" in tokenizer.vocab_files_names and state["model"]["type"] == "BPE":
+        tokenizer.backend_tokenizer.model.save(str(out))
+        write_json(out / "added_tokens.json", {k: n for k, n in added.items() if k not in state["model"]["vocab"]})
 
 
 def write_template(out: Path, template: str, *, processor: bool) -> None:
@@ -240,7 +256,8 @@ def drop_last_token(directory: Path, token: str) -> None:
     if last.get("content") != token:
         return
     write_json(directory / "tokenizer.json", {**state, "added_tokens": kept})
-    named = (token, "video_token", "start_image_token", "end_image_token", "context_image_token", "processor_class")
+    named = [token, "processor_class", "model_specific_special_tokens"]  # the last by transformers 5
+    named += ["video_token", "start_image_token", "end_image_token", "context_image_token"]
     for path in map(directory.joinpath, ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")):
         fields = {key: value for key, value in read_json(path, missing={}).items() if key not in named}
         fields.get("added_tokens_decoder", {}).pop(str(last["id"]), None)

@@ -10,15 +10,14 @@ from xtuner_plugins.errors import RecordError
 
 A, B, C, X, Y = (Medium("image", name) for name in "abcxy")
 PART = [{"type": "image"}, {"type": "image_url", "image_url": {"url": "y"}}, "end <image>"]
+VIDEO = Medium("video", "v.mp4")
 PLACES = [  # questions, media, parts of the questions
     (["<image>\nWhat?"], {"image": "a"}, [(A, "\nWhat?")]),
     (["What?"], {"image": "a"}, [(A, "\n", "What?")]),
     (["Hi", "See <image> here"], {"image": "a"}, [("Hi",), ("See ", A, " here")]),
     (["<image><image>1", "<image>"], {"images": list("abc")}, [(A, B, "1"), (C,)]),
-    (["An HTML <video>?"], {}, [("An HTML <video>?",)]),
-    (["<video>\nWhat?"], {"video": "v.mp4"}, [(Medium("video", "v.mp4"), "\nWhat?")]),
-    (["a"], {"image": None}, [("a",)]),
-    (["a"], {"image": []}, [("a",)]),
+    (["<video>\nWhat?"], {"video": "v.mp4"}, [(VIDEO, "\nWhat?")]),
+    *((["An HTML <video>?"], media, [("An HTML <video>?",)]) for media in ({}, {"image": None}, {"image": []})),
     ([PART], {"image": "x"}, [(X, Y, "end <image>")]),
 ]
 

@@ -27,10 +27,10 @@ LAYOUTS = [
 
 @pytest.fixture
 def table(tmp_path):
-    """table(rows, group) -> the path of a table of them."""
+    """table(rows) -> the path of a table of them, in groups of one row."""
 
-    def write(rows, group=100):
-        write_table(rows, tmp_path / "a.parquet", group)
+    def write(rows):
+        write_table(rows, tmp_path / "a.parquet", 1)
         return tmp_path / "a.parquet"
 
     return write
@@ -55,19 +55,17 @@ def test_layouts_of_rows(table, monkeypatch):
 
 def test_a_copy_is_announced_once_and_refused_without_room(table, monkeypatch, capfd):
     monkeypatch.setattr(tables, "IN_PLACE", 10)
-    path = table([{**TALK, "id": str(number)} for number in range(250)])
-    free = shutil.disk_usage
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1))
-    with pytest.raises(SettingError, match=r"no room for a copy of .*a.parquet \(.* GB are free\); name a cache"):
-        open_records(path)
-    monkeypatch.setattr(shutil, "disk_usage", free)
-    prints = []
+    path, prints = table([{**TALK, "id": str(number)} for number in range(250)]), []
     for time in (1, 1, 2):
         os.utime(path, ns=(time, time))
         records = open_records(path)
         assert [records.parse(row)["id"] for row in (0, 101, 249)] == ["0", "101", "249"]
         prints.append((records.fingerprint(), "copying" in capfd.readouterr().err))
     assert prints[0][0] == prints[1][0] != prints[2][0] and [said for _, said in prints] == [True, False, True]
+    os.utime(path, ns=(3, 3))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1))
+    with pytest.raises(SettingError, match=r"no room for a copy of .*a.parquet \(.* GB are free\); name a cache"):
+        open_records(path)
 
 
 THREE = {f"x/1.{place}.jpg": str(place).encode() for place in (0, 10, 1)}
@@ -84,22 +82,17 @@ SAMPLES = [  # members, names in the record, its images
 
 
 def test_images_and_captions_of_samples(tmp_path):
-    def open_members(files):
-        write_tar(
-            tmp_path / "a.tar",
-            {name: json.dumps(of).encode() if isinstance(of, dict) else of for name, of in files.items()},
-        )
-        return open_records(tmp_path / "a.tar")
-
+    path = tmp_path / "a.tar"
     for files, named, found in SAMPLES:
         key = next(iter(files), "1.jpg").partition(".")[0]
         record = {"conversations": [{"from": "human", "value": "<image>" * len(found)}, TURNS[1]], **named}
-        records = open_members({"__meta__.json": {}, f"{key}.json": record, **files})
-        assert len(records) == 1 and images_of(records.parse(0)) == found
-    caption = {"1.jpg": b"one", "1.txt": "A cat, 猫.\n".encode(), "1.json": {"url": "u"}}
-    records = open_members({**caption, "2.txt": b"\xff", "3.jpg": b"x"})
+        write_tar(path, {"__meta__.json": b"{}", f"{key}.json": json.dumps(record).encode(), **files})
+        assert [images_of(each) for each in map(open_records(path).parse, [0])] == [found]
+    caption = {"1.jpg": b"one", "1.txt": "A cat, 猫.\n".encode(), "1.json": b'{"url": "u"}'}
+    write_tar(path, {**caption, "2.txt": b"\xff", "3.jpg": b"x"})
+    records = open_records(path)
     assert parse_record(records.parse(0), "f:1").turns[1].text == "A cat, 猫."
-    assert images_of(records.parse(0)) == [b"one"]
+    assert images_of(records.parse(0)) == [b"one"] and len(records) == 3
     for row, reason in ((1, "encoding"), (2, "sample")):
         with pytest.raises(RecordError, match=f"a.tar:{row + 1}: ") as refused:
             records.parse(row)
@@ -107,7 +100,7 @@ def test_images_and_captions_of_samples(tmp_path):
 
 
 def test_files_that_change_or_are_damaged(table, tmp_path):
-    records = open_records(table([TALK] * 30, group=1))
+    records = open_records(table([TALK] * 30))
     assert records.parse(0) == TALK
     path = table([TALK] * 20)
     with pytest.raises(SourceError, match="a.parquet: the file has changed"):
@@ -115,17 +108,14 @@ def test_files_that_change_or_are_damaged(table, tmp_path):
     rows = datasets.Dataset.from_list([TALK])
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(saved := tmp_path / "saved")
     assert open_records(saved / "test").parse(0) == TALK
+    with pytest.raises(SettingError, match=r"several splits \(train, test\); name one of them: .*saved/train"):
+        open_records(saved)
     write_tar(tar := tmp_path / "a.tar", {"1.txt": b"one", "2.txt": b"two"})
     whole, cut = tar.read_bytes(), "a.tar: can't be read as tar .*damaged or cut off"
-    for source, content, words in [
-        (path, b"PAR1" + bytes(100), "a.parquet: can't be read as parquet"),
-        (saved, None, r"several splits \(train, test\); name one of them: .*saved/train"),
-        (tar, whole[:2048], cut),
-        (tar, whole[:1024] + b"\xff" * 6 + whole[1030:], cut),
-    ]:
-        if content:
-            source.write_bytes(content)
+    damaged = [(path, b"PAR1" + bytes(100), "a.parquet: can't be read as parquet"), (tar, whole[:2048], cut)]
+    for file, content, words in [*damaged, (tar, whole[:1024] + b"\xff" * 6 + whole[1030:], cut)]:
+        file.write_bytes(content)
         with pytest.raises(SettingError, match=words):
-            open_records(source)
+            open_records(file)
     with pytest.raises(SettingError, match="holds no rows"):
         open_records(table([]))

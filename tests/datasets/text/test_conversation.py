@@ -2,6 +2,7 @@
 
 import copy
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from tokenizers import AddedToken
 from xtuner_plugins.datasets.records.record_checks import FORMS
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import encode
-from xtuner_plugins.datasets.text.templates import get_template
+from xtuner_plugins.datasets.text.templates import Template, get_template
 from xtuner_plugins.datasets.text.tokens import TextTokenizer
+from xtuner_plugins.errors import RecordError, SettingError
 from xtuner_plugins.hub.conversation import TEMPLATES
+from xtuner_plugins.toy.tokenizer import build_tokenizer
 
 CONTROL = "<|im_start|> <|im_end|> <|endoftext|> <img> </img> <IMG_CONTEXT> <|end|> <|user|> <ref> </box> < é 中文 👍🏽"
 CONTROL = [*CONTROL.split(), "<|im_start|>assistant\n", "\n", " ", "\r\n", "e\u0301"]
@@ -74,3 +77,24 @@ def test_tokens_of_images_and_tokens_in_texts(hf_tokenizer):
     assert (counts["<|secret|>"], counts["<IMG_CONTEXT>"]) == (0, 64)
     assert all(counts[name] == 1 for name in ("<think>", "<ref>", "</ref>", "<box>", "</box>"))
     assert sample.input_ids[sample.labels != -100][0] == tokenizer.convert_tokens_to_ids("<think>")
+    assert (
+        TextTokenizer(hf_tokenizer).fingerprint() == TextTokenizer(hf_tokenizer).fingerprint() != tokens.fingerprint()
+    )
+    ids = [tokens.image_start_id, *tokens.encode("a bus"), tokens.ids["<|im_end|>"]]
+    assert tokens.decode(ids) == "<img>a bus<|im_end|>" and tokens.decode([]) == ""
+
+
+def test_tokenizers_and_templates_that_can_not_be_used_are_refused(tmp_path):
+    for build, words in [
+        (lambda: TextTokenizer.from_pretrained(build_tokenizer(tmp_path / "t")), "lacks <img>"),
+        (lambda: TextTokenizer.from_pretrained(tmp_path / "none"), "none' can't be loaded"),
+        (lambda: TextTokenizer.from_pretrained(tmp_path), "can't be loaded"),
+        (lambda: TextTokenizer(object(), "mine"), "mine is a slow tokenizer; add its tokenizer.json"),
+        (lambda: get_template("no-such"), "internvl2_5"),
+    ]:
+        with pytest.raises(SettingError, match=words):
+            build()
+    bare = Template(replace(get_template("internvl2_5").conversation, system_template="", system_message=None))
+    assert bare.segments(record_of([("q", "a")]))[0] == ("<|im_start|>user\n", False, True, None, False)
+    with pytest.raises(RecordError, match="no place"):
+        bare.segments(record_of([("q", "a")], system="S"))

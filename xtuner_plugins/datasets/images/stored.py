@@ -34,7 +34,7 @@ class StoredImage(Blob):
         return self.store.read(self.key)
 
     def head(self) -> bytes | None:
-        """As `Blob.head`.
+        """The first bytes, where reading only these is faster; None: `data` is here, or as fast.
 
         Raises:
             MediaError, SourceError: as `Store.read`.

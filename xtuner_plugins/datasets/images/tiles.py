@@ -3,7 +3,7 @@
 | value | decoding and resizing | pixels |
 |---|---|---|
 | False | Pillow | equal to the published algorithm |
-| True | torchvision decodes plain JPEG and PNG, and resizes all as uint8 | few are a level off, rarely two |
+| True | torchvision decodes plain JPEG and PNG, and resizes all as uint8 | few are one level off, rarely two |
 | "auto" | as True, but as False where that is as fast: nothing to resize, or a processor without AVX2 | as either |
 """
 

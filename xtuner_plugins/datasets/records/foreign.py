@@ -26,19 +26,12 @@ TURN_KEYS = (("from", "value"), ("role", "content"))
 
 
 class RawTurn(NamedTuple):
-    """A turn as it is written.
+    """A turn as it is written."""
 
-    Attributes:
-        role: 'user', 'assistant' or 'system'.
-        content: its text, or with `role` and `content` a list of parts.
-        has_parts: whether a list is allowed.
-        rest: its other keys.
-    """
-
-    role: str
-    content: Any
-    has_parts: bool = False
-    rest: Mapping[str, Any] = {}
+    role: str  # 'user', 'assistant' or 'system'
+    content: Any  # its text, or with `role` and `content` a list of parts
+    has_parts: bool = False  # whether a list is allowed
+    rest: Mapping[str, Any] = {}  # its other keys
 
 
 def renamed(raw: object, columns: Mapping[str, str]) -> object:
@@ -95,10 +88,9 @@ def history(pairs: object, source: str) -> list[RawTurn]:
 
 def _of_list(name: str, raw: dict, source: str) -> list[RawTurn]:
     turns = raw[name]
-    if not isinstance(turns, list):
-        fail(source, "conversations_type", f"{name!r} is {kind_of(turns)}")
-    if not turns:
-        fail(source, "no_conversations", f"{name!r} is empty")
+    if not isinstance(turns, list) or not turns:
+        reason = "no_conversations" if turns == [] else "conversations_type"
+        fail(source, reason, f"{name!r} is {'empty' if turns == [] else kind_of(turns)}")
     if name not in LISTS_OF_PAIRS:
         return [_turn(turn, number, source) for number, turn in enumerate(turns, 1)]
     found = [turn for number, pair in enumerate(turns, 1) for turn in _of_pair(pair, number, source)]

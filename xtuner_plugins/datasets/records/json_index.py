@@ -32,21 +32,13 @@ FORM = "one JSON object per line, without commas between the lines, or one JSON 
 
 @dataclass(frozen=True)
 class OffsetIndex:
-    """Offsets of the records of one file; a `RecordSource` (see `opening`).
+    """Offsets of the records of one file; a `RecordSource` (see `opening`)."""
 
-    Attributes:
-        path: the annotation file, as messages call it.
-        file: where its content is, uncompressed.
-        spans: int64 `[3, R]`: the byte at which each record starts, its length, and its line, counted from 1.
-        stamp: of the file when it was indexed, see `stamp_of`.
-        columns: names here -> names in the records, see `foreign.renamed`.
-    """
-
-    path: str
-    file: str
-    spans: np.ndarray
-    stamp: tuple[int, ...]
-    columns: Mapping[str, str]
+    path: str  # the annotation file, as messages call it
+    file: str  # where its content is, uncompressed
+    spans: np.ndarray  # int64 `[3, R]`: the byte at which each record starts, its length, and its line, from 1
+    stamp: tuple[int, ...]  # of the file when it was indexed, see `stamp_of`
+    columns: Mapping[str, str]  # names here -> names in the records, see `foreign.renamed`
 
     def __len__(self) -> int:
         return self.spans.shape[1]

@@ -132,6 +132,18 @@ def _unpack(path: str, named: str, kind: str) -> str:
     Raises:
         SettingError: the file is damaged or cut off, or the cache can't be written.
     """
+    import pyarrow  # heavy; it reads zstd, which Python itself doesn't before 3.14
+
+    def decompress(beside: Path) -> None:
+        try:
+            with pyarrow.input_stream(path, compression=kind) as packed, open(beside, "wb") as out:
+                shutil.copyfileobj(packed, out, 1 << 22)
+        except OSError as error:
+            if error.errno is not None:  # of the disk, which `writing` explains
+                raise
+            problem, remedy = f"can't be unpacked ({str(error)[:120]})", "fetch the file again; it seems to be damaged"
+            raise SettingError("annotation_file", problem, remedy, f"{named}:1") from None
+
     folder = get_cache_dir() / "unpacked" / text_hash(os.path.realpath(path), str(stamp_of(path)))
     target = folder / stem_of(path)
     with locked(folder.with_suffix(".lock")):
@@ -139,18 +151,5 @@ def _unpack(path: str, named: str, kind: str) -> str:
             size = f"{os.path.getsize(path) / 1e6:,.1f} MB"
             print(f"unpacking {named} ({size}) into {target}", file=sys.stderr, flush=True)
             with writing(target):
-                write_whole(target, lambda beside: _decompress(path, named, kind, beside))
+                write_whole(target, decompress)
     return str(target)
-
-
-def _decompress(path: str, named: str, kind: str, target: Path) -> None:
-    import pyarrow  # heavy; it reads zstd, which Python itself doesn't before 3.14
-
-    try:
-        with pyarrow.input_stream(path, compression=kind) as packed, open(target, "wb") as out:
-            shutil.copyfileobj(packed, out, 1 << 22)
-    except OSError as error:
-        if error.errno is not None:  # of the disk, which `writing` explains
-            raise
-        problem, remedy = f"can't be unpacked ({str(error)[:120]})", "fetch the file again; it seems to be damaged"
-        raise SettingError("annotation_file", problem, remedy, f"{named}:1") from None

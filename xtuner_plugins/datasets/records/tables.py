@@ -129,11 +129,7 @@ class TableRecords:
 
 
 class ParquetRows:
-    """Rows of Parquet files, read in place by groups.
-
-    Attributes:
-        largest, num_bytes: bytes of the largest group and of all, decoded.
-    """
+    """Rows of Parquet files, read in place by groups; `largest`, `num_bytes`: of the largest group and all, decoded."""
 
     def __init__(self, files: Sequence[str]):
         import pyarrow.parquet as parquet
@@ -210,9 +206,9 @@ def _sample_batches(files: Sequence[str]) -> Iterator[Any]:
     """The samples of tar shards as record batches of {json, txt, names, images}."""
     import pyarrow
 
-    texts, names, images = pyarrow.binary(), pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.large_binary())
-    schema = pyarrow.schema({"json": texts, "txt": texts, "names": names, "images": images})
-    samples = (sample for file in files for sample in _samples(file))
+    text, names, images = pyarrow.binary(), pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.large_binary())
+    schema = pyarrow.schema({"json": text, "txt": text, "names": names, "images": images})
+    samples = itertools.chain.from_iterable(map(_samples, files))
     while rows := list(itertools.islice(samples, ROWS)):
         yield pyarrow.RecordBatch.from_pylist(rows, schema)
 
@@ -221,12 +217,11 @@ def _samples(path: str) -> Iterator[dict]:
     with tarfile.open(path, "r:") as archive:
         members = (info for info in archive if info.isfile())
         for key, group in itertools.groupby(members, lambda info: _split(info.name)[:2]):
-            if key[1][:2] in ("", "__"):
-                continue
-            found = {_split(info.name)[2].lower(): archive.extractfile(info).read() for info in group}
-            names = sorted((name for name in found if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=natural)
-            images = {"names": [f"{key[1]}.{name}" for name in names], "images": [found[name] for name in names]}
-            yield {"json": found.get("json"), "txt": found.get("txt"), **images}
+            if key[1][:2] not in ("", "__"):
+                found = {_split(info.name)[2].lower(): archive.extractfile(info).read() for info in group}
+                names = sorted((name for name in found if f".{name}".endswith(IMAGE_SUFFIXES)), key=natural)
+                images = {"names": [f"{key[1]}.{name}" for name in names], "images": [found[name] for name in names]}
+                yield {"json": found.get("json"), "txt": found.get("txt"), **images}
         archive.fileobj.seek(archive.offset)
         if any(archive.fileobj.read(tarfile.BLOCKSIZE) or b"\1"):  # tarfile ends in silence at a damaged header
             raise tarfile.ReadError(f"{path} is damaged or cut off at byte {archive.offset:,}")

@@ -40,19 +40,12 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A tokenized conversation.
+    """A tokenized conversation."""
 
-    Attributes:
-        input_ids: int64 `[s]`.
-        labels: int64 `[s]`, -100 where nothing is learned.
-        spans: (first, length) of each image's span, `<img>` and `</img>` included, in order.
-        branches: of a pair, the tokens of prompt, chosen and rejected answer; else empty.
-    """
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-    spans: tuple[tuple[int, int], ...]
-    branches: tuple[int, ...] = ()
+    input_ids: np.ndarray  # int64 `[s]`
+    labels: np.ndarray  # int64 `[s]`, -100 where nothing is learned
+    spans: tuple[tuple[int, int], ...]  # (first, length) of each image's span, `<img>` and `</img>` included, in order
+    branches: tuple[int, ...] = ()  # of a pair, the tokens of prompt, chosen and rejected answer
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -57,17 +57,11 @@ class Template:
             if turn.role == "assistant":
                 answer = empty.answer_prefix + "".join(turn.parts)
                 segments.append(Segment(answer, turn.supervised, answer=True))
-                segments.append(self._ends[turn.supervised])
+                segments.append(Segment(empty.stop_token, turn.supervised, literal=True))
             else:
                 segments += [Segment(part) if isinstance(part, str) else Segment(medium=part) for part in turn.parts]
         segments.append(around[-1])
         return segments
-
-    @cached_property
-    def _ends(self) -> tuple[Segment, Segment]:
-        """The token that ends an answer: of one that isn't learned, and of one that is."""
-        end = self.conversation.stop_token
-        return Segment(end, literal=True), Segment(end, supervised=True, literal=True)
 
     @cached_property
     def _arounds(self) -> dict[tuple, list[Segment]]:

@@ -2,8 +2,9 @@
 # .venv-today with the newest packages.
 STACK ?= pinned
 $(if $(filter pinned today,$(STACK)),,$(error STACK=$(STACK): take pinned or today))
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
-	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] <= (3,12))' 2>/dev/null \
+PYTHONS := $(if $(filter today,$(STACK)),11 to 13,10 to 12)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3.13 python3 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not $(subst to,<= sys.version_info[1] <=,$(PYTHONS)))' 2>/dev/null \
 	&& echo $$p && break; done)
 VENV := .venv$(if $(filter today,$(STACK)),-today)
 REQUIREMENTS := requirements$(if $(filter today,$(STACK)),-today).txt
@@ -22,14 +23,14 @@ help:  ## list the targets
 setup: $(READY)  ## create .venv with the pinned stack; STACK=today: .venv-today with the newest packages
 
 $(READY): $(REQUIREMENTS) requirements-dev.txt $(REQUIREMENTS:requirements%=constraints%)
-	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 found (XTuner 0.2 refuses 3.13). Install one, or: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "No Python 3.$(subst to ,to 3.,$(PYTHONS)) found. Install one, or: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; }
 	@if [ -d $(VENV) ]; then echo "==> Going on with $(VENV): what is installed stays, what is missing is fetched"; \
 	else echo "==> Creating $(VENV) with $$($(PYTHON) --version)"; fi
 	@$(PYTHON) -m venv $(VENV)
 	@echo "==> 1/3 $(REQUIREMENTS) and requirements-dev.txt: about 5 GB, most of it PyTorch and its CUDA libraries"
 	@DS_BUILD_OPS=0 $(PIP) -r $(REQUIREMENTS) -r requirements-dev.txt
 	@echo "==> 2/3 xtuner 0.2.0 without its own pins"
-	@$(PIP) --no-deps xtuner==0.2.0
+	@$(PIP) --no-deps $(if $(filter today,$(STACK)),--ignore-requires-python) xtuner==0.2.0
 	@echo "==> 3/3 This project, editable"
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@$(if $(filter today,$(STACK)),$(BIN)/python -m xtuner_plugins.stack)

@@ -3,6 +3,7 @@
 #
 #   tests/pythons.sh              3.10, 3.11 and 3.12, those that this machine has
 #   tests/pythons.sh 3.10         only this one
+#   STACK=today tests/pythons.sh 3.13
 #   PYTHON_3_10=/path/to/python tests/pythons.sh 3.10
 #
 # A Python is taken from that variable, from PATH, from pyenv or from uv. An environment takes about five minutes and

@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-PYTHONS = {"": ("3.10.13", "3.11.7", "3.12.1"), "-today": ("3.11.7", "3.12.1")}  # of each stack
+PYTHONS = {"": ("3.10.13", "3.11.7", "3.12.1"), "-today": ("3.11.7", "3.12.1", "3.13.0")}  # of each stack
 
 
 def read(name: str) -> list[Requirement]:

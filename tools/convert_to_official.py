@@ -86,20 +86,16 @@ def run(args: argparse.Namespace) -> None:
 
     from xtuner_plugins.export import export
 
-    with tqdm(unit="B", unit_scale=True, desc="exporting", disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done)
-
-        if args.source:
-            job = export.prepare_conversion(
-                args.source, format=args.format or "official", dtype=dtype, template=args.template
-            )
-        else:
-            choice = dict(template=args.template, max_tiles=args.max_tiles)
-            job = export.prepare(config, checkpoint, format=args.format, dtype=dtype, **choice)
-        done = export.write(job, out, max_shard_size=args.max_shard_size, force=args.force, progress=progress)
+    if args.source:
+        job = export.prepare_conversion(
+            args.source, format=args.format or "official", dtype=dtype, template=args.template
+        )
+    else:
+        choice = dict(template=args.template, max_tiles=args.max_tiles)
+        job = export.prepare(config, checkpoint, format=args.format, dtype=dtype, **choice)
+    options = dict(max_shard_size=args.max_shard_size, force=args.force)
+    with tqdm(total=job.draft.num_bytes, unit="B", unit_scale=True, desc="exporting", disable=None) as bar:
+        done = export.write(job, out, **options, progress=bar.update)
     trained = "" if args.source else f" ({done['num_replaced']} trained, {done['num_merged']} adapters merged)"
     text = f"wrote {done['out']}: {done['num_tensors']} tensors{trained}, {done['num_bytes'] / 1e9:.2f} GB in "
     print(f"{text}{done['num_shards']} file(s){_notes(done)}", flush=True)  # however the verification ends
@@ -108,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         from xtuner_plugins.inference.verify import verify
 
         report = verify(job, done["out"])
-        print(report)
+        print(report.text)
         if not args.source:
             card.fill(out, "tensors", changed=report.changed)
 

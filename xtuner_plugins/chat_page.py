@@ -115,34 +115,33 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
         message: dict, history: list, system: str, temperature: float, max_tiles: int, max_tokens: int, frames: int
     ) -> Iterator[tuple[Any, Any]]:
         """Answers a question about images or not; yields the answer so far, with boxes in the end, and the tiles."""
+        if not message["text"].strip():
+            raise gr.Error("Type a question, too. 请输入问题。", print_exception=False)
         options = {"do_sample": True, "temperature": temperature} if temperature else {}
         options |= {"system": system, "max_tiles": int(max_tiles), "max_new_tokens": int(max_tokens)}
         files = [file if isinstance(file, str) else file["path"] for file in message["files"]]
-        if not message["text"].strip():
-            raise gr.Error("Type a question, too. 请输入问题。", print_exception=False)
+        answer = ""
         try:
             turn = turn_of(message["text"], files, int(frames))
-            turns = [*past_turns(history, int(frames)), turn]
             shown = [tile.permute(1, 2, 0).numpy() for image in session.tiles(turn.images, max_tiles) for tile in image]
             yield "", shown  # once: the page would load the same tiles again with every word
-            answer = ""
-            for piece in session.reply(turns, **options):
+            for piece in session.reply([*past_turns(history, int(frames)), turn], **options):
                 answer += piece
                 yield answer.lstrip(), gr.skip()
-        except ValueError as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from None
-        except RuntimeError as error:
-            if "out of memory" not in str(error):
-                raise
-            said = "out of memory; lower the tile limit, or begin a new conversation"
+        except (ValueError, RuntimeError) as error:
+            said = str(error)
+            if isinstance(error, RuntimeError):
+                if "out of memory" not in said:
+                    raise
+                said = "out of memory; lower the tile limit, or begin a new conversation"
             raise gr.Error(said, duration=None, print_exception=False) from None
         stills = [image for image in turn.images if not isinstance(image, Frame)]
         drawn = with_boxes(stills[-1], answer) if stills else None
-        if drawn is None:
-            yield answer.strip(), shown  # programs get the last values
-            return
-        drawn.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
-        yield [answer.strip(), gr.Image(drawn, format="png", buttons=["fullscreen"])], shown
+        whole = answer.strip()
+        if drawn is not None:
+            drawn.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
+            whole = [whole, gr.Image(drawn, format="png", buttons=["fullscreen"])]
+        yield whole, shown  # programs get the last values
 
     ranges = (  # least, most, at first, step, label
         (0, 2, 0, 0.1, "Temperature (0: the likeliest word)"),
@@ -163,7 +162,6 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
             multimodal=True,
             title=name,
             api_name="ask",
-            concurrency_limit=1,
             additional_outputs=[tiles],
             additional_inputs_accordion=gr.Accordion(i18n("Settings"), open=False, render=False),
             chatbot=gr.Chatbot(height=460, show_label=False, buttons=["copy"], render=False),

@@ -35,17 +35,13 @@ def session(toy_base, tmp_path_factory):
     return ChatSession.from_pretrained(base, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def exported(toy_base):
-    return InternVLChatModel.from_pretrained(toy_base, torch_dtype=torch.float32).eval()
-
-
 def ask(session, question, images=(), past=(), **options):
     """The answer to a question after `past` turns."""
     return "".join(session.reply([*past, Turn(question, images)], **{**SHORT, **options})).strip()
 
 
-def test_a_conversation_answers_as_the_exported_chat_does(session, exported):
+def test_a_conversation_answers_as_the_exported_chat_does(session, toy_base):
+    exported = InternVLChatModel.from_pretrained(toy_base, torch_dtype=torch.float32).eval()
     first, second = make_image(336, 224), make_image(112, 112)
     turns, answers = [], []
     for question, images in (("What is it?", [first]), ("And which color?", []), ("Is <image> another one?", [second])):
@@ -59,6 +55,10 @@ def test_a_conversation_answers_as_the_exported_chat_does(session, exported):
     assert answers == [one, two, three]
     text, _ = exported.chat(session.tokenizer, None, "Hello", **tell)
     assert ask(session, "Hello") == text
+    one_tile, _ = exported.chat(session.tokenizer, pixels(first, max_tiles=1), "What is it?", **tell)
+    assert session.answers([("What is it?", [first])], max_tiles=1, **SHORT) == [one_tile]
+    limited = ChatSession(session.model, session.tokenizer, max_tiles=1)
+    assert ask(session, "What is it?", [first], max_tiles=1) == ask(limited, "What is it?", [first]) == one_tile
 
 
 def test_what_the_model_is_given(session, monkeypatch):
@@ -136,15 +136,6 @@ def test_an_image_of_several_questions_is_encoded_once(session, monkeypatch, tmp
     monkeypatch.setattr(session.model, "extract_feature", lambda pixels: encoded.append(len(pixels)) or extract(pixels))
     assert session.answers(items, batch_size=6, **SHORT) == alone
     assert encoded == [5 + 5 + 4 + 1]  # alone in memory and from the file; in a question with another; the other
-
-
-def test_fewer_tiles_on_demand(session, exported):
-    image, options = make_image(336, 224), {**SHORT, "do_sample": False}
-    one_tile = exported.chat(session.tokenizer, pixels(image, max_tiles=1), "What is it?", options)
-    assert session.answers([("What is it?", [image])], max_tiles=1, **SHORT) == [one_tile]
-    assert ask(session, "What is it?", [image], max_tiles=1) == one_tile
-    limited = ChatSession(session.model, session.tokenizer, max_tiles=1)
-    assert ask(limited, "What is it?", [image]) == one_tile
 
 
 def test_tiles_and_pixels_are_those_of_training(session, toy_base, tmp_path):

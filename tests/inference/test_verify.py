@@ -1,6 +1,7 @@
 """Verification passes for true exports of each kind and fails for one changed byte, row, file or rule."""
 
 import json
+import re
 import shutil
 from unittest import mock
 
@@ -72,8 +73,7 @@ def test_true_exports_and_conversions(job, toy_base, tmp_path):
         changes = {part: count for part, (count, _) in report.changed.items()}
         mlp1 = 0 if held.plan.checkpoint is None else 6
         assert changes == {"vision_model": vision, "mlp1": mlp1, "language_model": language}, number
-        said = str(report)
-        assert said.startswith(f"verified: {out} stands\n") and ("cast" in said) == is_cast
+        assert report.text.startswith(f"verified: {out} stands\n") and ("cast" in report.text) == is_cast
 
 
 def renewed(out):
@@ -179,9 +179,9 @@ def asked(job, tmp_path_factory):
     return module.ask(job(SETTINGS["both_loras"], dtype="bfloat16"), folder), folder
 
 
-def test_what_is_asked_and_what_the_cast_costs(asked, tmp_path):
+def test_what_is_asked_and_what_the_cast_costs(asked):
     """Live, merged and cast: one answering model, whose merged weights give its logits."""
-    cases, report = asked[0], module.Report(tmp_path, {})
+    cases = asked[0]
     assert [len(case.pixels) if case.pixels is not None else 0 for case in cases] == [0, 1, 7, 10]
     for case in cases:
         live, merged, cast = (case.logits[kind] for kind in ("live", "merged", "cast"))
@@ -189,12 +189,13 @@ def test_what_is_asked_and_what_the_cast_costs(asked, tmp_path):
         for wrong in (cast, live * torch.nan):
             with pytest.raises(CheckpointError, match=f"case {case.name}: merging moves logits by"):
                 case.gap(live, wrong, "merging moves logits")
-    module.measure_cast(cases, report, peft=True)
-    assert 1e-9 < report.divergence < 1e-2 and report.num_tokens == sum(len(c.logits["cast"]) for c in cases)
+    said, *_ = module.cost_of_cast(cases, peft=True)
+    divergence = float(re.search(r"KL (\S+) nats", said)[1])
+    assert 1e-9 < divergence < 1e-2 and f" of {sum(len(each.logits['cast']) for each in cases)} tokens" in said
     case = module.Case("x", {}, None, {"live": torch.tensor([[2.0, 1.0]]), "cast": torch.tensor([[1.0, 2.0]])})
-    module.measure_cast([case], report, peft=True)
-    assert report.divergence == pytest.approx(0.4621, abs=1e-4)  # (p - q) ln(p / q) with p = 0.731
-    assert "--dtype float32 or --format peft keeps" in str(report) and "1 of 1 tokens change" in str(report)
+    said, warning = module.cost_of_cast([case], peft=True)
+    assert "KL 4.6e-01 nats" in said and "1 of 1 tokens change" in said  # (p - q) ln(p / q) with p = 0.731
+    assert "--dtype float32 or --format peft keeps" in warning
 
 
 def test_what_servers_read(asked, written, tmp_path):

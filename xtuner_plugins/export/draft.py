@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -41,7 +41,6 @@ class Draft:
         config: ``config.json``.
         write_files: writes everything but weights and config into a directory.
         format: of the directory.
-        notes: what a user should know about the model code that is shipped.
         foreign_code: whether the base's own Python files go along, as InternLM2 needs them.
     """
 
@@ -49,8 +48,12 @@ class Draft:
     config: dict
     write_files: Callable[[Path], None]
     format: ModuleType
-    notes: list[str] = field(default_factory=list)
     foreign_code: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors as written."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 def make_draft(

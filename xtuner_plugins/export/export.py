@@ -93,9 +93,8 @@ def prepare(
         for name, tensor in plan.tensors(merged=True).items()
     }
     draft = make_draft(view, tensors, format=format, dtype=dtype)
-    draft.notes = plan.notes + draft.notes
     if plan.preprocessing and (most := plan.preprocessing["exported"]["max_tiles"]) > 1:
-        draft.notes.append(
+        plan.notes.append(
             f"in training several images of a record shared {most} tiles; serving engines give each of them {most}"
         )
     sources = {"base": _model_source(view), "checkpoint": (opened.path, opened.files)}
@@ -149,7 +148,7 @@ def write(
     *,
     max_shard_size: str | int = "4GB",
     force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> dict:
     """Writes a job; the directory appears under its name whole or not at all.
 
@@ -160,7 +159,7 @@ def write(
         out: the directory to make.
         max_shard_size: such as ``4GB``.
         force: replace an existing ``out``.
-        progress: called with (bytes written now, bytes in all).
+        progress: called with the number of bytes after each block.
 
     Returns:
         A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``notes``
@@ -172,33 +171,28 @@ def write(
     """
     shard_bytes = parse_size(max_shard_size)
     out = check_target(out, force=force, inputs={role: path for role, (path, _) in job.sources.items()})
-    draft, num_bytes = job.draft, sum(tensor.nbytes for tensor in job.draft.tensors.values())
-
-    def advance(written: int) -> None:
-        if progress:
-            progress(written, num_bytes)
-
-    with ThreadPoolExecutor(2) as pool, staged_directory(out, draft.config, num_bytes) as stage:
+    draft = job.draft
+    with ThreadPoolExecutor(2) as pool, staged_directory(out, draft.config, draft.num_bytes) as stage:
         # While weights are written. Nothing in these threads may import transformers: two that do both fail.
         content = job.manifest(lambda path: pool.submit(record.file_hash, path))
         job.write_small(stage)
         try:
-            files = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=advance)
+            files = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=progress)
         except FloatingPointError as error:
             where = job.plan.checkpoint.path
             raise CheckpointError(f"{where}: {error}, so training diverged; take an earlier checkpoint") from None
         stable = [path for path in sorted(stage.iterdir()) if path.name != card.FILE]
         own = {path.name: pool.submit(manifest.digest, path) for path in stable}
         own["config.json"] = hashlib.sha256(json_text(draft.config).encode()).hexdigest()
-        write_json(stage / manifest.FILE, {**content, "files": own}, default=Future.result)
+        write_json(stage / manifest.FILE, {**content, "files": dict(sorted(own.items()))}, default=Future.result)
     return {
         "out": str(out),
         "num_tensors": len(draft.tensors),
         "num_replaced": len(job.plan.replaced),
         "num_merged": len(job.plan.adapters),
-        "num_bytes": num_bytes,
+        "num_bytes": draft.num_bytes,
         "num_shards": len(files),
-        "notes": draft.notes,
+        "notes": job.plan.notes,
     }
 
 

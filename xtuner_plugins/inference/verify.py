@@ -22,17 +22,23 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn.functional import linear
 
 from ..datasets.base import tiling_of
+from ..datasets.images.media import load_image
 from ..export import card, trained
 from ..export.export import Job
+from ..hub.conversation import get_conv_template
 from ..weights import loader, manifest
 from ..weights.lazy import cast
 from ..weights.reading import CheckpointError, open_weights, read_json
+from ..weights.writer import json_text
+from .session import normalize
 from .verify_tensors import compare_tensors
 
 PROBE = Path(__file__).with_name("verify_probe.py")
@@ -86,37 +92,11 @@ class Case:
         return gap
 
 
-@dataclass
-class Report:
-    """What was compared and is right, and what casting changes.
+class Report(NamedTuple):
+    """What was compared and is right: tensors that differ from the base's, and their number, by part; and the lines."""
 
-    Attributes:
-        out: the directory.
-        changed: tensors that differ from the base's, and their number, by part.
-        gaps: by case: largest difference of logits of merged weights and of the opened export, and what was allowed.
-        divergence: mean KL in nats per token of the answers, exact weights against cast ones; None if none were cast.
-        parted: how many of the answers' tokens change by the cast.
-        num_tokens: of how many.
-        notes: what was not compared, and what helps.
-    """
-
-    out: Path
     changed: dict[str, tuple[int, int]]
-    gaps: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    divergence: float | None = None
-    parted: int = 0
-    num_tokens: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{part} {count} of {of}" for part, (count, of) in self.changed.items())
-        lines = [f"verified: {self.out} stands", f"  tensors that differ from the base: {parts}"]
-        for name, (merged, opened, allowed) in self.gaps.items():
-            lines.append(f"  {name:<11} logits: merged {merged:.1e}, opened {opened:.1e} (at most {allowed:.1e})")
-        if self.divergence is not None:
-            said = f"KL {self.divergence:.1e} nats per token, {self.parted} of {self.num_tokens} tokens change"
-            lines.append(f"  cast of the weights: {said}")
-        return "\n".join(lines + self.notes)
+    text: str
 
 
 def verify(job: Job, out: str | Path) -> Report:
@@ -133,22 +113,22 @@ def verify(job: Job, out: str | Path) -> Report:
     try:
         manifest.check(out, weights=True)
         compare_files(job, out)
-        report = Report(out, compare_tensors(job, out))
+        changed = compare_tensors(job, out)
         with tempfile.TemporaryDirectory(prefix="verify-") as folder:
             cases = ask(job, Path(folder))
-            measure_cast(cases, report, peft=bool(job.plan.adapters))
             merged = [case.gap(case.logits["live"], case.exact, "merging moves logits") for case in cases]
-            if job.draft.foreign_code:
-                report.notes.append("note: the base's own model code was not run, so only files and tensors are proven")
-                return report
-            opened = compare_opened(cases, out, Path(folder))
-        gaps = zip(cases, merged, opened, strict=True)
-        report.gaps = {case.name: (one, other, case.allowed()) for case, one, other in gaps}
+            opened = [] if job.draft.foreign_code else compare_opened(cases, out, Path(folder))
     except CheckpointError as error:
         raise CheckpointError(f"verification failed: {error}; {out} stands, but don't use it") from None
     except (OSError, RuntimeError) as error:  # such as a full disk, or too little memory
         raise CheckpointError(f"verification broke off: {error}; {out} stands, but is not verified") from error
-    return report
+    parts = ", ".join(f"{part} {count} of {of}" for part, (count, of) in changed.items())
+    lines = [f"verified: {out} stands", f"  tensors that differ from the base: {parts}"]
+    for case, one, other in zip(cases, merged, opened, strict=False):
+        lines.append(f"  {case.name:<11} logits: merged {one:.1e}, opened {other:.1e} (at most {case.allowed():.1e})")
+    if not opened:
+        lines.append("note: the base's own model code was not run, so only files and tensors are proven")
+    return Report(changed, "\n".join([*lines, *cost_of_cast(cases, peft=bool(job.plan.adapters))]))
 
 
 def compare_files(job: Job, out: Path) -> None:
@@ -161,26 +141,19 @@ def compare_files(job: Job, out: Path) -> None:
         job.write_small(Path(folder))
         want = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     files = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
-    held = {name: path for name, path in files.items() if path.suffix != ".safetensors"}
+    held = {name: path.read_bytes() for name, path in files.items() if path.suffix != ".safetensors"}
     digests = {name: manifest.digest(path) for name, path in files.items() if name not in (manifest.FILE, card.FILE)}
-    told = {"config.json": job.draft.config, manifest.FILE: {**job.manifest(), "files": digests}}
+    told = {"config.json": job.draft.config, manifest.FILE: {**job.manifest(), "files": dict(sorted(digests.items()))}}
     if (index := "model.safetensors.index.json") in held:
         size = sum(tensor.nbytes for tensor in open_weights(out).values())
-        told[index] = {"metadata": {"total_size": size}, "weight_map": read_json(held[index]).get("weight_map")}
-    wrong = [name for name, path in held.items() if name in want and path.read_bytes() != want[name]]
-    wrong += [name for name, content in told.items() if read_json(out / name) != json.loads(json.dumps(content))]
-    wrong += held.keys() ^ (want.keys() | told.keys())
-    if wrong:
-        raise CheckpointError(f"{', '.join(sorted(wrong)[:4])}: not what the export writes")
+        told[index] = {"metadata": {"total_size": size}, "weight_map": read_json(files[index]).get("weight_map")}
+    want |= {name: json_text(content).encode() for name, content in told.items()}
+    if wrong := sorted(name for name in want.keys() | held.keys() if want.get(name) != held.get(name)):
+        raise CheckpointError(f"{', '.join(wrong[:4])}: not what the export writes")
 
 
 def ask(job: Job, work: Path) -> list[Case]:
-    """The cases with the logits of the live model and of the weights as merged and as cast.
-
-    Args:
-        job: the export.
-        work: a folder for the images.
-    """
+    """The cases, with the logits of the live model and of its weights as merged and as cast; images lie in ``work``."""
     cases: list[Case] = []
     for kind, model in _models(job):
         if kind == "live":
@@ -214,33 +187,25 @@ def _models(job: Job) -> Iterator[tuple[str, nn.Module]]:
 @torch.no_grad()
 def _case(model, tokenizer, work: Path, name: str, question: str, images: list[str]) -> Case:
     """A case with the live model's own answer, and the noise of its logits."""
-    from ..datasets.images.media import load_image
-    from ..hub.conversation import get_conv_template
-    from .session import normalize
-
     tiling = tiling_of(model.config, {})
     paths = [_image(work / f"{each}.png", each, tiling.tile_size) for each in images]
     tiles = [normalize(tiling(load_image(path))) for path in paths]
-    pixels = torch.cat(tiles) if tiles else None
     prompt = model.build_prompt(question, [len(part) for part in tiles])
-    ids = tokenizer(prompt).input_ids
-    stop = tokenizer.convert_tokens_to_ids(get_conv_template(model.template).stop_token)
-    model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
-    options = dict(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=stop)
     task = {
         "name": name,
         "question": question,
         "images": [path.name for path in paths],
         "num_tiles": [len(part) for part in tiles],
         "prompt": prompt,
-        "ids": ids,
-        "context": model.img_context_token_id,
-        "answer": model.generate(pixel_values=pixels, **inputs, **options)[0].tolist(),
-        "stop": stop,
+        "ids": tokenizer(prompt).input_ids,
+        "context": tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        "stop": tokenizer.convert_tokens_to_ids(get_conv_template(model.template).stop_token),
         "tiling": asdict(tiling),
+        "answer": [],
     }
-    case = Case(name, task, pixels)
+    case = Case(name, task, torch.cat(tiles) if tiles else None)
+    options = dict(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=task["stop"])
+    task["answer"] = model.generate(**_inputs(model, case), **options)[0].tolist()
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     exact, hooks = _logits(model, case), [module.register_forward_hook(_in_halves) for module in linears]
     case.noise = (_logits(model, case) - exact).abs().max().item()
@@ -258,56 +223,49 @@ def _in_halves(module: nn.Linear, args: tuple, output: torch.Tensor) -> torch.Te
 
 def _image(path: Path, name: str, side: int) -> Path:
     """Writes a small square, a wide or a tall image with structure and noise."""
-    from PIL import Image
-
     width, height = {"square": (side, side), "wide": (3 * side, 2 * side), "tall": (side, 2 * side + 7)}[name]
-    ramp = torch.linspace(0, 200, width).repeat(height, 1)[..., None].repeat(1, 1, 3)
     noise = torch.rand(height, width, 3, generator=torch.Generator().manual_seed(0)) * 55
+    ramp = torch.linspace(0, 200, width)[:, None]
     Image.fromarray((ramp + noise).to(torch.uint8).numpy()).save(path)
     return path
+
+
+def _inputs(model, case: Case) -> dict[str, torch.Tensor]:
+    """A case's tiles, and the ids of its prompt with the answer as far as it is known."""
+    model.img_context_token_id = case.task["context"]
+    ids = torch.tensor([case.task["ids"] + case.task["answer"]])
+    return {"pixel_values": case.pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 @torch.no_grad()
 def _logits(model, case: Case) -> torch.Tensor:
     """Logits [N, V] at the tokens of the case's answer."""
-    ids = torch.tensor([case.task["ids"] + case.task["answer"]])
-    model.img_context_token_id = case.task["context"]
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if case.pixels is None:
-        logits = model.language_model(**inputs).logits
-    else:
-        flags = torch.ones(len(case.pixels), 1, dtype=torch.long)
-        logits = model(pixel_values=case.pixels, image_flags=flags, **inputs).logits
-    return logits[0, len(case.task["ids"]) - 1 : -1].clone()
+    return model(**_inputs(model, case)).logits[0, len(case.task["ids"]) - 1 : -1].clone()
 
 
-def measure_cast(cases: list[Case], report: Report, *, peft: bool) -> None:
-    """Puts the figure of the cast into the report, with what helps where answers change; an adapter may (``peft``)."""
+def cost_of_cast(cases: list[Case], *, peft: bool) -> list[str]:
+    """Lines on what casting the weights changes, and what helps where it changes answers; an adapter may (``peft``)."""
     if "cast" not in cases[0].logits:
-        return
+        return []
     exact = torch.cat([case.exact for case in cases]).log_softmax(-1)
     cast = torch.cat([case.logits["cast"] for case in cases]).log_softmax(-1)
-    report.divergence = (exact.exp() * (exact - cast)).sum(-1).mean().item()
-    report.parted, report.num_tokens = int((exact.argmax(-1) != cast.argmax(-1)).sum()), len(exact)
-    if report.parted:
-        helps = f"--dtype float32{' or --format peft' * peft}"
-        report.notes.append(f"warning: the cast of the weights changes answers; {helps} keeps those of the training")
+    divergence = (exact.exp() * (exact - cast)).sum(-1).mean().item()
+    parted = int((exact.argmax(-1) != cast.argmax(-1)).sum())
+    said = f"KL {divergence:.1e} nats per token, {parted} of {len(exact)} tokens change"
+    helps = f"--dtype float32{' or --format peft' * peft} keeps those of the training"
+    warning = [f"warning: the cast of the weights changes answers; {helps}"] if parted else []
+    return [f"  cast of the weights: {said}", *warning]
 
 
 def compare_opened(cases: list[Case], out: Path, work: Path) -> list[float]:
-    """Opens the export in a clean process; returns the largest difference of each case's logits.
-
-    Args:
-        cases: from `ask`.
-        out: the export.
-        work: the folder given to `ask`.
+    """Opens the export in a clean process, in the folder of `ask`; the largest difference of each case's logits.
 
     Raises:
         CheckpointError: it doesn't open, or tiles, prompts, stop tokens or logits differ.
     """
-    config, want = read_json(out / "config.json"), cases[0].task["tiling"]
-    if "llm_config" in config:  # in other formats a processor cuts, whose tiles are compared below
-        found = asdict(tiling_of(loader.config_from_fields(config, out), {}))
+    fields, want = read_json(out / "config.json"), cases[0].task["tiling"]
+    if "llm_config" in fields:  # in other formats a processor cuts, whose tiles are compared below
+        found = asdict(tiling_of(loader.config_from_fields(fields, out), {}))
         if found != want:
             raise CheckpointError(f"tile size, limits and thumbnail {found} differ from the training's, {want}")
     (work / "cases.json").write_text(json.dumps([case.task for case in cases]), encoding="utf-8")

@@ -11,6 +11,7 @@ this project: the model comes from transformers and, for the official format, fr
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 sys.modules["xtuner_plugins"] = None  # an import of it is an ImportError from here on
 
@@ -33,19 +34,10 @@ def open_export(directory):
 
 def by_chat(model, tokenizer, case, pixels):
     """The ids that the export's own ``chat`` passes to its network, and those of its chat template without images."""
-    given, generate = {}, model.generate
-
-    def spy(*args, **kwargs):
-        given.update(kwargs)
-        return generate(*args, **kwargs)
-
-    model.generate = spy
-    try:
-        options = dict(max_new_tokens=1, do_sample=False)
+    options = dict(max_new_tokens=1, do_sample=False)
+    with mock.patch.object(model, "generate", wraps=model.generate) as generate:
         model.chat(tokenizer, pixels, case["question"], options, num_patches_list=case["num_tiles"] or None)
-    finally:
-        model.generate = generate
-    facts = {"chat ids": given["input_ids"][0].tolist()}
+    facts = {"chat ids": generate.call_args.kwargs["input_ids"][0].tolist()}
     if pixels is None:
         messages = [{"role": "user", "content": case["question"]}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -64,17 +56,6 @@ def by_processor(directory, case, images, own, theirs):
     return facts | ({"processor pixels": made["pixel_values"].float()} if images else {})
 
 
-def logits_of(model, official, ids, pixels):
-    """Logits ``[S, V]`` of a prompt with its answer."""
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if not official:
-        return model(pixel_values=pixels, **inputs).logits[0]
-    if pixels is None:
-        return model.language_model(**inputs).logits[0]
-    flags = torch.ones(len(pixels), 1, dtype=torch.long)
-    return model(pixel_values=pixels, image_flags=flags, **inputs).logits[0]
-
-
 @torch.no_grad()
 def main(directory, work):
     """Answers the cases in ``work`` with the model in ``directory``."""
@@ -85,17 +66,16 @@ def main(directory, work):
         theirs = model.config.image_token_index
     tiles = torch.load(work / "pixels.pt", weights_only=True)
     for case in json.loads((work / "cases.json").read_text(encoding="utf-8")):
-        pixels = tiles[case["name"]]
+        pixels, images = tiles[case["name"]], [work / name for name in case["images"]]
         facts = {"stops": stops if isinstance(stops, list) else [stops]}
         facts["tokenizer ids"] = tokenizer(case["prompt"]).input_ids
         if official:
             facts |= by_chat(model, tokenizer, case, pixels)
         else:
-            facts |= by_processor(directory, case, [work / name for name in case["images"]], own, theirs)
-        ids = torch.tensor([case["ids"] + case["answer"]])
-        ids[ids == own] = theirs
-        facts["logits"] = logits_of(model, official, ids, pixels)[len(case["ids"]) - 1 : -1].clone()
-        results[case["name"]] = facts
+            facts |= by_processor(directory, case, images, own, theirs)
+        ids = torch.tensor([[theirs if each == own else each for each in case["ids"] + case["answer"]]])
+        logits = model(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        results[case["name"]] = {**facts, "logits": logits[0, len(case["ids"]) - 1 : -1].clone()}
     torch.save(results, work / "probe.pt")
 
 

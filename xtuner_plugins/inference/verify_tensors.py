@@ -22,10 +22,6 @@ _FLOAT32_SUMS = 2.0**-20
 def compare_tensors(job: Job, export: Path) -> dict[str, tuple[int, int]]:
     """Compares an export's weights with base and checkpoint.
 
-    Args:
-        job: what was to be written.
-        export: the directory.
-
     Returns:
         By part (``vision_model``, ``mlp1``, ``language_model``): how many tensors differ from the base's, and of how
         many.
@@ -55,10 +51,8 @@ def compare_tensors(job: Job, export: Path) -> dict[str, tuple[int, int]]:
 
 def _differs_from_base(plan: TrainedPlan, name: str, found: LazyTensor) -> bool:
     """Compares one tensor; returns whether it differs from the base's. Errors as for ``compare_tensors``."""
-    base, differs = plan.view.tensors[name], False
-    layer, _, leaf = name.rpartition(".")
-    token_rows = plan.token_rows.get(layer) if leaf == "weight" else None
-    longer = found.shape > base.shape  # by rows of tokens that only a processor needs
+    base, (layer, _, leaf) = plan.view.tensors[name], name.rpartition(".")
+    longer, differs = found.shape > base.shape, False  # by rows of tokens that only a processor needs
     if longer and found.read(base.shape[0]).any():
         raise CheckpointError(
             f"{name}: rows from {base.shape[0]} on belong to tokens that were not trained, but aren't 0"
@@ -68,8 +62,11 @@ def _differs_from_base(plan: TrainedPlan, name: str, found: LazyTensor) -> bool:
         want, where = plan.replaced.get(name, base).read(start, stop), f"{name}, rows {start} to {stop}"
         if leaf == "weight" and layer in plan.adapters:
             _check_merged(block, _merged(plan, layer, want, start, stop), where)
-        elif not _equal(block, _with_rows(want, *token_rows, start) if token_rows else want):
-            raise CheckpointError(f"{where}: other numbers than were trained")
+        else:
+            if leaf == "weight" and layer in plan.token_rows:
+                want = _with_rows(want, *plan.token_rows[layer], start)
+            if not _equal(block, want):
+                raise CheckpointError(f"{where}: other numbers than were trained")
         differs |= not _equal(block, own)
     return differs
 

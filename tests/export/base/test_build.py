@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Dinov2Config, Dinov2Model
 
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.export.base.build import build_base
@@ -17,6 +18,7 @@ from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM, INTERNVL2_SYSTEM
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
 from xtuner_plugins.weights.reading import read_json
+from xtuner_plugins.weights.writer import write_json
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -84,6 +86,9 @@ def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypa
     other = changed(llm, tmp_path / "other", **{"model.embed_tokens.weight": rows})
     untold = shutil.copytree(llm, tmp_path / "untold", ignore=shutil.ignore_patterns("*token*", "vocab.json"))
     save_file({"mlp1.0.weight": torch.ones(3)}, tmp_path / "p.safetensors")
+    short = tmp_path / "short"
+    Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(short)
+    write_json(short / "config.json", {**read_json(short / "config.json"), "num_hidden_layers": 2})
     before = set(tmp_path.iterdir())
     for tower, language, options, words in (
         (tmp_path / "nowhere", llm, {}, "vision tower: directory .*nowhere does not exist"),
@@ -91,6 +96,7 @@ def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypa
         (llm, vision, {}, "is not a vision encoder.*known are intern_vit_6b, clip_vision_model"),
         (vision, vision, {}, "not a language model that can be used"),
         (lacking, llm, {}, r"1 missing: vision_model\.encoder\.layers\.1\.ls2"),
+        (short, llm, {}, r"the assembled model.* missing: vision_model\.encoder\.layers\.1\."),
         (vision, other, {}, "has 100 rows, fewer than"),
         (vision, untold, {}, "holds no tokenizer"),
         (vision, llm, {"template": "phi3-chat"}, r"ends answers with <\|end\|>.*its tokens fit --template .*Hermes-2"),

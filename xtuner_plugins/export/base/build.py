@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def build_base(
     flash: bool = False,
     seed: int = 0,
     force: bool = False,
-    progress=None,
+    progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> dict:
     """Writes an official-format directory from a vision tower, a language model and a projector.
 
@@ -146,7 +146,7 @@ def build_base(
         official.write_files(stage, config, llm_part.tokenizer)
         copy_hub_code(stage)
         try:
-            write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
+            write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress)
         except FloatingPointError as error:
             raise CheckpointError(f"{error} as {dtype}; take other weights or another --dtype") from None
     counts = Counter()

@@ -11,22 +11,30 @@ from pathlib import Path
 
 import torch
 
-from ...weights.lazy import Joined, LazyTensor, MemoryTensor
+from ...weights.lazy import LazyTensor, MemoryTensor
+from ...weights.mapping import KeyMapping, Row
 from ...weights.reading import CheckpointError, open_weights, read_json
 
 MODEL_TYPE = "dinov2"
-# Name in a layer of InternViT: name in DINOv2.
-LAYER_NAMES = {
-    **{
-        f"{name}.{kind}": f"{name}.{kind}"
-        for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
-        for kind in ("weight", "bias")
-    },
-    "attn.proj.weight": "attention.output.dense.weight",
-    "attn.proj.bias": "attention.output.dense.bias",
-    "ls1": "layer_scale1.lambda1",
-    "ls2": "layer_scale2.lambda1",
-}
+_VIT, _DINO = "encoder.layers.{i}.", "encoder.layer.{i}."
+_POSITIONS = "embeddings.position_embedding"
+KEYS = KeyMapping(
+    [
+        Row("embeddings.class_embedding", "embeddings.cls_token"),
+        Row(_POSITIONS, "embeddings.position_embeddings"),
+        Row("embeddings.patch_embedding.{p}", "embeddings.patch_embeddings.projection.{p}"),
+        Row(_VIT + "attn.qkv.{p}", tuple(f"{_DINO}attention.attention.{n}.{{p}}" for n in ("query", "key", "value"))),
+        Row(_VIT + "attn.proj.{p}", _DINO + "attention.output.dense.{p}"),
+        Row(_VIT + "ls1", _DINO + "layer_scale1.lambda1"),
+        Row(_VIT + "ls2", _DINO + "layer_scale2.lambda1"),
+        *(Row(f"{_VIT}{name}.{{p}}", f"{_DINO}{name}.{{p}}") for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")),
+    ],
+    "InternViT",
+    "DINOv2",
+    ours="left",
+)
+# What is no part of an InternViT: DINOv2's final norm, what its training masked patches with, a classifier
+_LEFT_OUT = ("layernorm.", "embeddings.mask_token", "classifier.")
 
 
 def check_tile_size(size: int, patch_size: int, directory: Path) -> None:
@@ -43,7 +51,7 @@ def read_dinov2(directory: Path, size: int) -> tuple[dict, dict[str, LazyTensor]
         size: side of a tile in pixels, a multiple of two patches.
 
     Raises:
-        CheckpointError: another feed-forward layer than InternViT's, or tensors are missing.
+        CheckpointError: another feed-forward layer than InternViT's, or other tensors than of a DINOv2.
         ValueError: the tile size doesn't fit the patches.
     """
     from transformers import Dinov2Config
@@ -56,12 +64,9 @@ def read_dinov2(directory: Path, size: int) -> tuple[dict, dict[str, LazyTensor]
         )
     check_tile_size(size, config.patch_size, directory)
     held = {name.removeprefix("dinov2."): tensor for name, tensor in open_weights(directory).items()}
-    try:
-        tensors = _embeddings(held, size // config.patch_size)
-        for layer in range(config.num_hidden_layers):
-            tensors |= _layer(held, f"encoder.layer.{layer}.", f"encoder.layers.{layer}.")
-    except KeyError as error:
-        raise CheckpointError(f"vision tower: {directory} says dinov2, but has no tensor {error}") from None
+    tensors = KEYS.to_ours({name: tensor for name, tensor in held.items() if not name.startswith(_LEFT_OUT)})
+    if _POSITIONS in tensors:
+        tensors[_POSITIONS] = MemoryTensor(_resized(tensors[_POSITIONS].read().float(), size // config.patch_size))
     fields = {
         "model_type": "intern_vit_6b",
         "intermediate_size": int(config.hidden_size * config.mlp_ratio),
@@ -75,30 +80,11 @@ def read_dinov2(directory: Path, size: int) -> tuple[dict, dict[str, LazyTensor]
     return fields, tensors
 
 
-def _embeddings(held: dict[str, LazyTensor], side: int) -> dict[str, LazyTensor]:
-    """With position embeddings for ``side`` x ``side`` patches, resized as transformers does for another image size."""
-    positions = held["embeddings.position_embeddings"].read().float()
+def _resized(positions: torch.Tensor, side: int) -> torch.Tensor:
+    """Position embeddings ``[1, 1 + P, D]`` of ``side`` x ``side`` patches, as transformers makes them."""
     own = int((positions.shape[1] - 1) ** 0.5)
+    if own == side:
+        return positions
     grid = positions[:, 1:].unflatten(1, (own, own)).permute(0, 3, 1, 2)
-    if side != own:
-        grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-    patches = grid.permute(0, 2, 3, 1).flatten(1, 2)
-    projection = "embeddings.patch_embeddings.projection"
-    return {
-        "embeddings.class_embedding": held["embeddings.cls_token"],
-        "embeddings.position_embedding": MemoryTensor(torch.cat([positions[:, :1], patches], 1)),
-        "embeddings.patch_embedding.weight": held[f"{projection}.weight"],
-        "embeddings.patch_embedding.bias": held[f"{projection}.bias"],
-    }
-
-
-def _layer(held: dict[str, LazyTensor], theirs: str, ours: str) -> dict[str, LazyTensor]:
-    tensors = {ours + name: held[theirs + other] for name, other in LAYER_NAMES.items()}
-    for kind in ("weight", "bias"):
-        parts = [held.get(f"{theirs}attention.attention.{name}.{kind}") for name in ("query", "key", "value")]
-        if kind == "bias" and parts == [None] * 3:  # qkv_bias=False
-            continue
-        if None in parts:
-            raise KeyError(f"{theirs}attention.attention.*.{kind}")
-        tensors[f"{ours}attn.qkv.{kind}"] = Joined(parts)
-    return tensors
+    grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)

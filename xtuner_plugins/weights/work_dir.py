@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import record
-from .errors import CheckpointError
+from .errors import CheckpointError, refusing
 
 CHECKPOINT_NAME = re.compile(r"(iter|epoch)_(\d+)\.pth")
 LAST_CHECKPOINT = "last_checkpoint"
@@ -37,6 +37,7 @@ def newest_checkpoint(work_dir: str | Path) -> Path | None:
     return None
 
 
+@refusing
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Facts about a checkpoint; its tensors stay on disk.
 

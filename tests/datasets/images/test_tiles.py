@@ -10,7 +10,7 @@ from skimage import data
 
 from xtuner_plugins.datasets import DynamicTiling
 from xtuner_plugins.datasets.images import tiles
-from xtuner_plugins.datasets.images.tiles import open_tiles
+from xtuner_plugins.datasets.images.tiles import decode_plain, open_tiles
 from xtuner_plugins.errors import MediaError
 
 PHOTO = np.ascontiguousarray(data.astronaut()[:91, 100:233])
@@ -72,7 +72,10 @@ def compare(paths, rule):
 def test_every_kind_is_nearly_the_same_and_refused_alike(kinds):
     for rule in (DynamicTiling(max_tiles=6, tile_size=112), DynamicTiling(max_tiles=2, tile_size=42)):
         share, refused = compare(sorted(kinds.iterdir()), rule)
-        assert share < 0.01 and refused == {f"{name}.tiff" for name in NUMBERS} | {"cut.jpg"}
+        assert 0 < share < 0.01 and refused == {f"{name}.tiff" for name in NUMBERS} | {"cut.jpg"}
+    plain = {name: decode_plain(kinds / name) for name in (*PLAIN, "L.jpg", "L.png", "rgb16.png")}
+    assert [name for name, pixels in plain.items() if pixels is None] == ["rgb16.png"]
+    assert len(plain["rgb.png"]) == 3 and len(plain["L.jpg"]) == 1
 
 
 def test_turned_photographs(tmp_path):

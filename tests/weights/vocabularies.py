@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import sentencepiece
-from tokenizers import decoders, normalizers, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.conftest import ROOT
@@ -63,20 +62,6 @@ def write_tokenizer_config(folder: Path, name: str, **fields) -> Path:
     write_json(folder / "tokenizer_config.json", fields)
     (folder / f"{module}.py").write_text("raise RuntimeError('code from the directory ran')\n")
     return folder
-
-
-def with_scheme(tokenizer, scheme: str):
-    """Sets where a converted SentencePiece tokenizer writes a space: `first`, `always`, `never` or `prepend...`."""
-    backend, space = tokenizer.backend_tokenizer, normalizers.Replace(" ", "▁")
-    if scheme.startswith("prepend"):
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space])
-    else:
-        backend.normalizer = normalizers.Sequence([])
-        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
-    if scheme != "never":
-        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        backend.decoder = decoders.Sequence(steps)
-    return tokenizer
 
 
 def toy_ranks(tokenizer_dir: Path) -> dict[bytes, int]:

@@ -13,7 +13,7 @@ import transformers
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer
 
-from tests.weights.vocabularies import random_texts, sentencepiece_model, write_internlm2
+from tests.weights.language_models import random_texts, sentencepiece_model, write_internlm2
 from xtuner_plugins.datasets.plan.measure import count_pieces
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import encode, split_pieces

@@ -7,9 +7,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from tests.toy_bases import LARGE, as_internlm2
-from tests.weights.language_models import QWEN, write_llm
+from tests.weights.language_models import QWEN, write_internlm2, write_llm
 from tests.weights.training import LORA, chat_inputs, logits, make_model, save_pth
-from tests.weights.vocabularies import write_internlm2
 from xtuner_plugins.export import llava
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export

@@ -63,7 +63,7 @@ def write_llm(family: str, folder: Path, tokenizer_dir: Path, *, own_vocabulary:
         model.save_pretrained(folder)
         return folder
     mapping = internlm2.keys(SIZES) if family == "internlm2" else qwen1.KEYS
-    held = mapping.to_left({name: MemoryTensor(tensor) for name, tensor in model.state_dict().items()})
+    held = mapping.to_theirs({name: MemoryTensor(tensor) for name, tensor in model.state_dict().items()})
     buffers = {"transformer.rotary_emb.inv_freq": torch.ones(4)} if family == "qwen" else {}  # old releases have them
     save_file({name: each.read() for name, each in held.items()} | buffers, folder / "model.safetensors")
     own = {**SIZES, **ids, **INTERNLM2} if family == "internlm2" else {**QWEN, "vocab_size": ids["vocab_size"]}

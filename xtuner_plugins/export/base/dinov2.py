@@ -31,7 +31,6 @@ KEYS = KeyMapping(
     ],
     "InternViT",
     "DINOv2",
-    ours="left",
 )
 # What is no part of an InternViT: DINOv2's final norm, what its training masked patches with, a classifier
 _LEFT_OUT = ("layernorm.", "embeddings.mask_token", "classifier.")

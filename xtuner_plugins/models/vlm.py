@@ -18,7 +18,7 @@ from transformers.integrations.deepspeed import deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..dtypes import resolve_dtype
-from ..families import PARTS, families_of, llm_family
+from ..families import PARTS, families_of
 from ..hub.constants import IMAGE_CONTEXT
 from ..hub.modeling_flash import FLASH_PARTS
 from ..ranges import ROW_MULTIPLE, check
@@ -112,8 +112,7 @@ class VisionLanguageModel(BaseModel):
         llm = Part(freeze_llm, llm_lora, llm_quantization)
         chosen = WhatTrains(encoder, llm, freeze_projector, visual_encoder_last_layers, train_head)
         chosen.check()
-        quantized = {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization}
-        self.model = _load(base, self.dtype, quantized)
+        self.model = _load(base, self.dtype, {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization})
         self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
         self.data_preprocessor.image_token = self.img_context_token_id
@@ -122,7 +121,6 @@ class VisionLanguageModel(BaseModel):
         self.sequence_parallel = check("sequence_parallel", sequence_parallel)
         check_heads(self.model.config.llm_config.to_dict(), sequence_parallel)
         self.data_preprocessor.group = own_group(sequence_parallel)
-        self.llm = llm_family(self.model.config.llm_config.to_dict())
         self._blocks_below = chosen.apply(self.model)  # frozen ones below those that train
         for name in FLASH_PARTS if self.model.flash_mode else ():
             getattr(self.model, name).requires_grad_(name in self.flash_parts)
@@ -239,12 +237,9 @@ class VisionLanguageModel(BaseModel):
 
     def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss to differentiate, and the values to log, over all ranks."""
-        logged = {
-            "loss": sum_over_ranks(losses["loss"]) / get_world_size(),
-            "supervised_tokens": sum_over_ranks(losses["num_supervised"].float()),
-            "tiles": sum_over_ranks(losses["num_tiles"].float()),
-        }
-        return losses["loss"], logged
+        names = {"supervised_tokens": "num_supervised", "tiles": "num_tiles"}
+        logged = {name: sum_over_ranks(losses[count].float()) for name, count in names.items()}
+        return losses["loss"], {"loss": sum_over_ranks(losses["loss"]) / get_world_size(), **logged}
 
     def computing(self, device: torch.device) -> torch.autocast:
         """A context in which parameters held in float32 compute in the model's dtype."""
@@ -263,7 +258,7 @@ class VisionLanguageModel(BaseModel):
     def _run_llm(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[1, S, D]`` of a row with the encoder's ``patches``."""
         check_rotations(row, self.model.config.llm_config)
-        decoder = getattr(self.model.language_model, self.llm.decoder)
+        decoder = self.model.language_model.get_decoder()
         embeds = self._embed(row, patches)
         with save_on_cpu(pin_memory=embeds.is_cuda) if self._offloads else nullcontext():
             return decoder(
@@ -330,7 +325,6 @@ def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, An
             linear_quantizer(PARTS[part].attribute, families[part].packed_linears, settings, dtype)
             for part, settings in quantized.items()
         ]
-
         return load_model(base, dtype=dtype, filled=lambda *layer: [packer(*layer) for packer in packers])
     if is_deepspeed_zero3_enabled():
         config = deepspeed_config()

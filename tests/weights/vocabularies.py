@@ -103,9 +103,7 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
     blocks += ((0x1100, 0x1200), (0x2000, 0x2100), (0x3040, 0x3100), (0x4E00, 0x5000), (0x1F300, 0x1F680))
     letters = [chr(n) for first, last in blocks for n in range(first, last)]
     words = [word + " " for line in corpus() for word in line.split(" ")]
-    spaces = [" ", "  ", "\n", "\t", "\r\n", "=", "-", "#", "a", "哈", "1", ".", "'s", "\x00"]
-    texts, pools, lengths = [], (letters, words, spaces, letters + spaces), (1, 1, 1, 1, 1, 1, 2, 3, 9, 20)
-    for number in range(count):
-        drawn = generator.choices(pools[number % 4], k=generator.randint(1, 20))
-        texts.append("".join(each * generator.choice(lengths) for each in drawn))
-    return texts
+    pools = letters, words, [*"\n\t=-#a哈1. \x00", "  ", "\r\n", "'s"]
+    runs = (1, 1, 1, 1, 1, 1, 2, 3, 9, 20)
+    drawn = [generator.choices(pools[number % 3], k=generator.randint(1, 20)) for number in range(count)]
+    return ["".join(each * generator.choice(runs) for each in pieces) for pieces in drawn]

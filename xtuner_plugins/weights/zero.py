@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .errors import CheckpointError, refusing
 from .lazy import Joined, LazyTensor
-from .reading import Checkpoint, CheckpointError, load_pickle
+from .reading import Checkpoint, load_pickle
 
 
 def checkpoint_directory(path: Path) -> Path | None:
@@ -74,6 +75,7 @@ class Shards:
         return tensors
 
 
+@refusing
 def read_shards(path: Path) -> Shards:
     """Opens the files of a DeepSpeed directory.
 
@@ -113,6 +115,7 @@ def read_shards(path: Path) -> Shards:
     return replace(whole, optims=optims, stage=stage, world_size=world_size, groups=groups)
 
 
+@refusing
 def open_deepspeed(path: Path) -> Checkpoint:
     """Lazy tensors of a DeepSpeed directory: fp32 masters for what trained, as saved for what was frozen.
 
@@ -134,6 +137,7 @@ def open_deepspeed(path: Path) -> Checkpoint:
     return replace(opened, tensors=tensors)
 
 
+@refusing
 def open_optimizer(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """The optimizer's state in a ZeRO directory.
 

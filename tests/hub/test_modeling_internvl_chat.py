@@ -39,7 +39,7 @@ def make_native(model):
         attn_implementation=config._attn_implementation,
     )
     native = InternVLForConditionalGeneration(native_config).float()  # its LLM has the dtype that its config names
-    stored = hf.KEYS.to_right({name: MemoryTensor(tensor) for name, tensor in model.state_dict().items()})
+    stored = hf.KEYS.to_theirs({name: MemoryTensor(tensor) for name, tensor in model.state_dict().items()})
     state = {f"model.{name}": tensor.read() for name, tensor in stored.items()}  # in memory the names are others
     moved = {"model.language_model.model.": "model.language_model.", "model.language_model.lm_head.": "lm_head."}
     for old, new in moved.items():

@@ -157,6 +157,6 @@ def test_what_is_no_whole_save(tmp_path, refused):
 
 def test_the_dtype_that_deepspeed_computes_in(refused):
     on, off = {"enabled": True}, {"enabled": False}
-    table = [({"bf16": on}, torch.bfloat16), ({"fp16": on, "bf16": off}, torch.float16), ({"bf16": off}, torch.float32)]
-    assert [partition_dtype(config) for config, _ in table] == [dtype for _, dtype in table]
+    configs = {"bf16": on}, {"fp16": on, "bf16": off}, {"bf16": off}
+    assert [*map(partition_dtype, configs)] == [torch.bfloat16, torch.float16, torch.float32]
     refused("stage is 2", over_ranks, {"zero_optimization": {"stage": 2}}, error=ValueError)

@@ -7,9 +7,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from tests.toy_bases import LARGE, as_internlm2
-from tests.weights.language_models import QWEN, write_llm
+from tests.weights.language_models import QWEN, write_internlm2, write_llm
 from tests.weights.training import LORA, chat_inputs, logits, make_model, save_pth
-from tests.weights.vocabularies import write_internlm2
 from xtuner_plugins.export import llava
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export
@@ -34,34 +33,37 @@ def tensors(*names, shape=(24, 1)):
 
 def test_the_groups_of_internlm2():
     fused = torch.randn(64, 32)
-    llama = INTERNLM2.to_right({WQKV: MemoryTensor(fused)})
+    llama = INTERNLM2.to_ours({WQKV: MemoryTensor(fused)})
     heads = fused.view(2, 4, 8, 32)  # [kv heads, 2 q + k + v, dim, D]
     for part, expected in (("q", heads[:, :2]), ("k", heads[:, 2]), ("v", heads[:, 3])):
         assert torch.equal(llama[f"model.layers.1.self_attn.{part}_proj.weight"].read(), expected.reshape(-1, 32))
-    assert torch.equal(INTERNLM2.to_left(llama)[WQKV].read(), fused)
+    assert torch.equal(INTERNLM2.to_theirs(llama)[WQKV].read(), fused)
 
 
 def test_qwen_as_qwen2():
     """Its w2 is the gate; its config counts both halves of the MLP, and stores no rope_theta but a base."""
     gate = {"transformer.h.0.mlp.w2.weight": MemoryTensor(torch.ones(1))}
-    assert list(qwen1.KEYS.to_right(gate)) == ["model.layers.0.mlp.gate_proj.weight"]
+    assert list(qwen1.KEYS.to_ours(gate)) == ["model.layers.0.mlp.gate_proj.weight"]
     config = qwen1.read_config({**QWEN, "vocab_size": 9})
     expected = {"intermediate_size": 96, "rope_theta": 10000.0, "max_position_embeddings": 512}
     assert config.items() >= {**expected, "num_key_value_heads": 4, "tie_word_embeddings": False}.items()
 
 
 def test_tables_are_bijections():
-    """Filled templates: each left name leads to right names that all lead back to it, and no two rows share a name."""
+    """Filled templates: a name leads to names that all lead back, and no two rows share a name."""
     for table in ALL:
         seen = set()
         for row in table.rows:
-            for p in ("weight", "bias") if "{p}" in row.left else ("weight",):
+            ways = ((row.sides[0], table.to_theirs), (row.sides[1], table.to_ours))
+            (one, forth), (many, back) = sorted(ways, key=lambda way: len(way[0]))
+            for p in ("weight", "bias") if "{p}" in one[0] else ("weight",):
                 fill = dict(i="3", p=p, rest="model.layers.3.x.weight")
-                left, rights = row.left.format(**fill), [right.format(**fill) for right in row.rights]
-                renamed = table.to_right(tensors(left))
-                assert list(renamed) == rights and list(table.to_left(renamed)) == [left]
-                assert not seen & {("left", left), *rights}
-                seen |= {("left", left), *rights}
+                name, names = one[0].format(**fill), [each.format(**fill) for each in many]
+                renamed = forth(tensors(name))
+                assert list(renamed) == names and list(back(renamed)) == [name]
+                found = {(way, each) for way, each in ((forth, name), *((back, each) for each in names))}
+                assert not seen & found
+                seen |= found
 
 
 def test_names_in_memory():
@@ -69,21 +71,21 @@ def test_names_in_memory():
     names = "language_model.lm_head.x", "language_model.model.x", "vision_tower.x", "multi_modal_projector.x"
     held = "lm_head.x", "model.language_model.x", "model.vision_tower.x", "model.multi_modal_projector.x"
     assert tuple(map(hf.KEYS.listed, (*held, *names))) == (*names, *names)
-    assert hf.KEYS.to_left(tensors("model.vision_tower.embeddings.cls_token"))
+    assert hf.KEYS.to_ours(tensors("model.vision_tower.embeddings.cls_token"))
 
 
 def test_uncovered_and_incomplete(refused):
     q, k, v = (f"vision_tower.encoder.layer.0.attention.{n}_proj.weight" for n in "qkv")
     pair, alike = tensors(q, k, shape=(2, 1)), "tensors that belong together"
     for change, held, words in (
-        (hf.KEYS.to_right, tensors("odd.weight"), "odd.weight is not a tensor of the official InternVL format"),
-        (hf.KEYS.to_left, tensors("odd.weight"), "odd.weight is not a tensor of the transformers InternVL format"),
-        (hf.KEYS.to_left, tensors(q, v), r"qkv\.weight can't be put together: .*k_proj"),
-        (hf.KEYS.to_left, pair | tensors(v, shape=(5, 1)), alike),
-        (hf.KEYS.to_left, pair | tensors(v, shape=(2, 3)), alike),
-        (hf.KEYS.to_left, pair | {v: MemoryTensor(torch.ones(2, 1).half())}, alike),
-        (hf.KEYS.to_left, pair | tensors(v, shape=(3, 1)), "7 rows can't be cut"),
-        (INTERNLM2.to_right, tensors(WQKV, shape=(65, 1)), "65 rows can't be cut in 2 groups of the shares"),
+        (hf.KEYS.to_theirs, tensors("odd.weight"), "odd.weight is not a tensor of the official InternVL format"),
+        (hf.KEYS.to_ours, tensors("odd.weight"), "odd.weight is not a tensor of the transformers InternVL format"),
+        (hf.KEYS.to_ours, tensors(q, v), r"qkv\.weight can't be put together: .*k_proj"),
+        (hf.KEYS.to_ours, pair | tensors(v, shape=(5, 1)), alike),
+        (hf.KEYS.to_ours, pair | tensors(v, shape=(2, 3)), alike),
+        (hf.KEYS.to_ours, pair | {v: MemoryTensor(torch.ones(2, 1).half())}, alike),
+        (hf.KEYS.to_ours, pair | tensors(v, shape=(3, 1)), "7 rows can't be cut"),
+        (INTERNLM2.to_ours, tensors(WQKV, shape=(65, 1)), "65 rows can't be cut in 2 groups of the shares"),
     ):
         refused(words, change, held)
 

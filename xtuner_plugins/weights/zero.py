@@ -87,8 +87,6 @@ def read_shards(path: Path) -> Shards:
         for kind in ("model", "optim")
     )
     states = [load_pickle(file) for file in model_files]
-    if not all(isinstance(state, dict) and "module" in state for state in states):
-        raise CheckpointError(f"{path}: *_model_states.pt are no DeepSpeed model states")
     whole = Shards(path, model_files + optim_files, states, [], 0, 1, [])
     if not optim_files and any(file.name.startswith("zero_pp_rank") for file in model_files):
         raise CheckpointError(

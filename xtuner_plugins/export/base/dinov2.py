@@ -31,7 +31,6 @@ KEYS = KeyMapping(
     ],
     "InternViT",
     "DINOv2",
-    ours="left",
 )
 
 

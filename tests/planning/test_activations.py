@@ -26,20 +26,21 @@ CASES = [  # base, choice, holding, whether blocks are recomputed
 ]
 
 
-def check(base, choice, holding, recompute, batch, tighter=1, **options):
-    for term, (expected, found) in compare(base, choice, holding, batch, recompute, **options).items():
-        assert expected == pytest.approx(found, rel=TOLERANCES[term] / tighter), (base, choice, holding, recompute, term)
+def check(*case, tighter=1, **options):
+    base, choice, holding, recompute = case
+    for term, (expected, found) in compare(base, choice, holding, BATCH, recompute, **options).items():
+        assert expected == pytest.approx(found, rel=TOLERANCES[term] / tighter), (case, term)
 
 
 def test_a_few_blocks_keep_what_the_plan_says():
     for case in CASES:
-        check(*case, batch=BATCH, tighter=1.2, accumulation=2, blocks=4)
+        check(*case, tighter=1.2, accumulation=2, blocks=4)
 
 
 @pytest.mark.slow
 def test_at_true_size():
     for case in product(TRUE_SIZE, CHOICES, HOLDINGS, (False, True)):
-        check(*case, batch=BATCH)
+        check(*case)
 
 
 def test_terms_too_small_for_a_measurement(warm_up):

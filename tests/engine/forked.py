@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from tests.engine.parallel_case import ROOT, edited_config, logged, training
+from tests.engine.parallel_case import ROOT, logged, training
 from xtuner_plugins.engine.launch.launcher import SHARE_CORES, training_processes
 from xtuner_plugins.settings import SETTINGS
 
@@ -85,8 +85,8 @@ class Trainer(NamedTuple):
     base: Path
     data: tuple[Path, Path]
 
-    def __call__(self, name, leaf="toy_finetune_full", *, codes=(0,), layout=None, lines="", data=None, **case) -> Run:
-        """Trains a toy leaf in the folder ``name``, with `lines` of a config that takes in the leaf.
+    def __call__(self, name, leaf="toy_finetune_full", *, codes=(0,), layout=None, data=None, **case) -> Run:
+        """Trains a toy leaf in the folder ``name``.
 
         ``codes`` are the statuses that ranks may end with, at least one of them with the first; ``layout`` is a name of
         `LAYOUTS`; ``case`` has values by short names, ``options`` by keys, and what `train_forked` takes.
@@ -95,10 +95,6 @@ class Trainer(NamedTuple):
             case["processes"], case["deepspeed"] = LAYOUTS[layout]
         named = {SETTINGS[key].key: case.pop(key) for key in [*case] if key in SETTINGS}
         case |= {"options": named | (case.get("options") or {}), "config": f"configs/toy/{leaf}.py"}
-        if lines:
-            case["config"] = edited_config(self.folder / f"{name}-config", leaf)
-            with open(case["config"], "a") as file:
-                file.write(lines)
         run = train_forked(self.folder / name, self.base, data or self.data, **case)
         assert codes[0] in run.codes and {*run.codes} <= {*codes}, f"{run.codes}\n{run.output[-3000:]}{run.others}"
         return run

@@ -29,6 +29,8 @@ def test_family(family, own_vocabulary, tmp_path):
     if family == "internlm2":
         assert inside["rope_scaling"] == {"type": "dynamic", "factor": 2.0}  # a third key stops transformers 4.37
     if family in ALONE:  # the language model says what it said alone
+        padded, used = read_json(llm / "config.json")["vocab_size"], len(load_tokenizer(tmp_path / "base"))
+        assert padded > used and inside["vocab_size"] == (padded if family.startswith("qwen3") else used)
         alone = AutoModelForCausalLM.from_pretrained(llm, torch_dtype=torch.float32).eval()
         inner, ids = load_model(tmp_path / "base", dtype=None).language_model, torch.randint(0, 800, (1, 9))
         with torch.no_grad():

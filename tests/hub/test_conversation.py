@@ -21,15 +21,13 @@ def chat(system, end, *, before="<|im_start|>", behind="\n"):
     return "".join(before + role + behind + text + end for role, text in turns) + before + "assistant" + behind
 
 
+HEADERS = dict(before="<|start_header_id|>", behind="<|end_header_id|>\n\n")
 PROMPTS = {  # with the stop token
     "internvl2_5": (chat(V2_5, "<|im_end|>\n"), "<|im_end|>"),
     "Hermes-2": (chat(V2, "<|im_end|>"), "<|im_end|>"),
     "internlm2-chat": (chat(V2, "<|im_end|>"), "<|im_end|>"),
     "phi3-chat": (chat(V2, "<|end|>", before="<|", behind="|>\n"), "<|end|>"),
-    "llama3-chat": (
-        chat(None, "<|eot_id|>", before="<|start_header_id|>", behind="<|end_header_id|>\n\n"),
-        "<|eot_id|>",
-    ),
+    "llama3-chat": (chat(None, "<|eot_id|>", **HEADERS), "<|eot_id|>"),
     "vicuna_v1.1": (VICUNA + " USER: A ASSISTANT: B</s>USER: C ASSISTANT:", "</s>"),
 }
 

@@ -27,8 +27,10 @@ def test_patch_features_are_the_chosen_hidden_state_without_class_token():
 
 
 def test_drop_path_grows_over_the_blocks_and_rests_in_evaluation():
-    vision = InternVisionModel(InternVisionConfig(**{**VISION, "drop_path_rate": 0.2}))
-    assert [layer.drop_path_rate for layer in vision.encoder.layers] == pytest.approx([0.0, 0.1, 0.2])
+    for rates in ([0.0], [0.0, 0.2], [0.0, 0.1, 0.2]):
+        fields = {**VISION, "drop_path_rate": 0.2, "num_hidden_layers": len(rates)}
+        layers = InternVisionModel(InternVisionConfig(**fields)).encoder.layers
+        assert [layer.drop_path_rate for layer in layers] == pytest.approx(rates)
     x = torch.ones(4000, 2, 3)
     assert drop_path(x, 0.2, training=False) is x
     torch.manual_seed(0)

@@ -43,7 +43,8 @@ def test_questions_images_and_commands(chat, image, capsys):
     for line in ("/tiles 3", f"/image {image}", "/system Be brief.", "Hi", "/clear", "/help"):
         assert chat.handle(line)
     out = capsys.readouterr().out
-    assert "at most 3 tiles" in out and all(name in out for name in COMMANDS) and chat.turns == []
+    assert "at most 3 tiles" in out and out.count("(a new conversation)") == 2  # by /system and /clear
+    assert all(name in out for name in COMMANDS) and chat.turns == []
     assert chat.session.asked == [
         ("What is it?", (str(image),), {"max_new_tokens": 8}),
         ("And now?", (), {"max_new_tokens": 8}),

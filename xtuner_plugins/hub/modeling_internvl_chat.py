@@ -203,7 +203,7 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
             )
         if features is None:
             return inputs_embeds
-        features = features.reshape(-1, features.shape[-1]).to(inputs_embeds.device, inputs_embeds.dtype)
+        features = features.to(inputs_embeds.device, inputs_embeds.dtype)  # whose numbers are taken in order
         return inputs_embeds.masked_scatter(mask.unsqueeze(-1).to(inputs_embeds.device), features)
 
     # ---- training and generation

@@ -88,36 +88,31 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
     Raises:
         ValueError: Boundaries that don't fit the batch.
     """
-    ids = batch["input_ids"]
-    mask = batch.get("attention_mask")
+    ids, kept = batch["input_ids"], torch.ones_like(batch["input_ids"], dtype=torch.bool)
     if "cu_seqlens" in batch:
         bounds = _bounds_of_pack(batch["cu_seqlens"], ids)
-        kept = torch.ones_like(ids, dtype=torch.bool)
     else:
-        kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        bounds = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.sum(1).cumsum(0)])
-    lengths = bounds.diff()
-    follows = (
-        F.pad(batch["follows"], (0, len(lengths) - len(batch["follows"])), value=-1) if "follows" in batch else None
-    )
-    samples = torch.arange(len(lengths)).repeat_interleave(lengths)
-    starts = bounds[:-1] if follows is None else bounds[:-1] - torch.where(follows < 0, 0, lengths[follows])
-    position_ids = torch.arange(int(bounds[-1])) - starts[samples]
+        kept = batch.get("attention_mask", kept).bool()
+        bounds = F.pad(kept.sum(1).cumsum(0), (1, 0))
+    lengths, given = bounds.diff(), batch.get("follows", bounds[:0])
+    follows = F.pad(given, (0, len(lengths) - len(given)), value=-1)
+    samples, positions = torch.arange(len(lengths)).repeat_interleave(lengths), torch.arange(int(bounds[-1]))
+    starts = bounds[:-1] - torch.where(follows < 0, 0, lengths[follows])
+    before = positions - 1
+    before[bounds[:-1]] = torch.where(follows < 0, -1, bounds[1:][follows] - 1)
     ids = ids[kept]
     labels = batch["labels"][kept].clone() if "labels" in batch else torch.full_like(ids, IGNORE_INDEX)
-    before = torch.arange(int(bounds[-1])) - 1
-    before[bounds[:-1]] = -1 if follows is None else torch.where(follows < 0, -1, bounds[1:][follows] - 1)
     labels[before < 0] = IGNORE_INDEX  # nothing predicts the first token of a sample
     places = (labels != IGNORE_INDEX).nonzero().flatten()
     weights = batch.get("loss_weights")
     if weights is not None:
-        if follows is not None:  # one weight for a prompt and its answers
-            weights = weights.repeat_interleave(len(batch["follows"]) // len(weights))
+        if len(given):  # one weight for a prompt and its answers
+            weights = weights.repeat_interleave(len(given) // len(weights))
         weights = weights[samples[places]].float()
     row = Row(
         input_ids=ids[None],
-        position_ids=position_ids[None],
-        segments=segments_of(bounds, follows),
+        position_ids=(positions - starts[samples])[None],
+        segments=segments_of(bounds, follows if len(given) else None),
         image_positions=(ids == image_token).nonzero().flatten(),
         predicting=before[places],
         targets=labels[places],

@@ -26,7 +26,7 @@ def load(toy_base, data):
 
 def refusal(cfg, *more):
     with pytest.raises(ConfigError) as caught:
-        check_build(cfg, *more)
+        check_config(cfg, *more)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -56,6 +56,7 @@ def test_a_refusal_names_the_key_of_the_part(load, tmp_path):
         ("optim_wrapper.paramwise_cfg.loraplus_lr_ratio", 0, "optim_wrapper.paramwise_cfg: loraplus_lr_ratio=0"),
         ("param_scheduler", [{"type": "WarmupCosineLR", "warmup_ratio": -1}], "param_scheduler[0]: warmup_ratio=-1"),
         ("custom_hooks", [{"interval": 3}], "custom_hooks[0]: "),
+        ("train_cfg.max_epochs", -1, "train_cfg: max_epochs=-1"),  # the text tells
         ("model.freeze_llm", False, "model: llm_lora is set, so set freeze_llm=True"),
         (f"{LLM_LORA}.type", "LoraKonfig", f"{LLM_LORA}.type='LoraKonfig' is not a known class"),
         (LLM_LORA, {"type": "LoraConfig", "rank": 4}, f"{LLM_LORA}.rank: LoraConfig has no setting 'rank'"),
@@ -64,7 +65,7 @@ def test_a_refusal_names_the_key_of_the_part(load, tmp_path):
         (
             f"{VALIDATION}.data_paths",
             [f"{tmp_path}/none.jsonl"],
-            "val_data_paths: {}/none.jsonl:1: it holds no records",
+            "val_data_paths: {}/none.jsonl holds no records",
         ),
     ):
         assert message.format(tmp_path) in refusal(load({key: value})), key

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from scipy.stats import ttest_rel
 
 from tests.models.batches import WHOLE, build
 from xtuner_plugins.datasets import collate
-from xtuner_plugins.engine.hooks.image_gain import ImageGain, measure
+from xtuner_plugins.engine.hooks.image_gain import ImageGain, ImageGainHook, measure
 from xtuner_plugins.engine.watch.errors import OutOfMemory
 from xtuner_plugins.export import card
 from xtuner_plugins.export.trained import lay_over
@@ -57,6 +58,10 @@ def run_out(*_):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+def measure_nothing():
+    ImageGainHook.before_train = Hook.before_train
+
+
 def test_a_run_says_it_warns_and_is_not_disturbed(train):
     """The toy base's random parts can't see yet. The model card takes all from the checkpoint."""
     case = dict(leaf="toy_finetune_lora", lora_dropout=0.1, batch_size=2)
@@ -69,5 +74,5 @@ def test_a_run_says_it_warns_and_is_not_disturbed(train):
     shown = card.make(lay_over(None, run.saved(last)))
     assert f"lower the loss by {measured[-1]['images/gain']:.3f} nats" in shown and "| command | " in shown
     assert f"| optimizer steps | {last} |" in shown and "| share |" in shown
-    without = train("without", lines="custom_hooks.pop()\n", **case)
+    without = train("without", prepare=measure_nothing, **case)
     assert "own images" not in without.output and without.logged() == run.logged()

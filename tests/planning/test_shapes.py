@@ -29,7 +29,6 @@ def count(module):
 
 
 def test_totals_are_those_of_model_cards_and_stored_tensors():
-    """In billions, with as many digits."""
     for name, billions, digits in re.findall(r"(\S+) (\d+\.(\d+))", PUBLISHED):
         assert f"{shape_of(BASES[name].config).parameters / 1e9:.{len(digits)}f}" == billions, name
 

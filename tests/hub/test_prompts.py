@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 from tests.weights.language_models import random_texts, sentencepiece_model, write_internlm2
 from xtuner_plugins.datasets.plan.measure import count_pieces
 from xtuner_plugins.datasets.records.records import parse_record
-from xtuner_plugins.datasets.text.conversation import encode, split_pieces
+from xtuner_plugins.datasets.text.conversation import join_pieces, split_pieces, tokenize
 from xtuner_plugins.datasets.text.templates import get_template
 from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.hub.constants import ADDED_TOKENS, IMAGE_TOKENS
@@ -99,7 +99,8 @@ def sample_of(template, system, turns, tokenizer, tiles, num_image_token):
     # The system message as a turn: an empty "system" key would leave the template's own.
     raw = [{"from": "system", "value": system}] * (system is not None) + raw
     record = parse_record({"conversations": raw, "image": images}, "f:1")
-    return record, encode(record, get_template(template), tokenizer, tiles, num_image_token)
+    pieces = tokenize(record, get_template(template), tokenizer)
+    return record, join_pieces(pieces, tokenizer, tiles, num_image_token)
 
 
 def conversation_of(template, system, turns):

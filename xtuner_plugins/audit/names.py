@@ -51,11 +51,9 @@ def count_folders(dataset: Checked, progress: Callable[[int], None] = lambda don
 
 
 def _compare(folder: str, names: set[str]) -> FolderCount:
-    files, used = set(), set()
-    for inside, _, here in os.walk(folder):
-        place = os.path.relpath(inside, folder)
-        inner = {os.path.normpath(os.path.join(place, name)) for name in here}
-        files |= inner
-        used |= inner | {place} if place in names else inner & names  # a folder of frames, or single images
-    missing = sorted(name for name in names - used if not os.path.exists(os.path.join(folder, name)))
-    return FolderCount(folder, len(files), len(names), missing, sorted(files - used))
+    files = {
+        os.path.relpath(os.path.join(inside, name), folder) for inside, _, here in os.walk(folder) for name in here
+    }
+    missing = sorted(name for name in names - files if not os.path.exists(os.path.join(folder, name)))
+    superfluous = sorted(name for name in files - names if os.path.dirname(name) not in names)  # no frames of a video
+    return FolderCount(folder, len(files), len(names), missing, superfluous)

@@ -30,7 +30,7 @@ from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, Len
 from .plan.measure import Measure
 from .records.boxes import normalize_boxes
 from .records.records import Medium, Record, expand_videos, parse_record
-from .text.conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
+from .text.conversation import Encoded, join_pieces, tokenize
 from .text.tokens import TextTokenizer
 
 SEED = 0  # of what a fraction in `repeat_times` takes, and of JPEG qualities
@@ -242,7 +242,7 @@ class MultimodalDataset(Dataset):
         media, paths = record.media, [found[medium.name] for medium in record.media]
         record = normalize_boxes(record, lambda place: image_size(paths[place]))
         self._log_first(record.warnings)
-        pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
+        pieces = tokenize(record, source.template, self.tokenizer)
         pairs = zip(media, paths, strict=True)
         sizes = [FRAME if medium.kind == "frame" else image_size(path) for medium, path in pairs]
         limits = self.budget.fit(source.tiling, sizes, sum(len(piece.ids) for piece in pieces))

@@ -10,7 +10,7 @@ from xtuner_plugins.datasets import MultimodalDataset, RecordError
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.record_checks import REASONS, reasons_table
 from xtuner_plugins.datasets.records.records import parse_record
-from xtuner_plugins.datasets.text.conversation import encode
+from xtuner_plugins.datasets.text.conversation import tokenize
 from xtuner_plugins.datasets.text.templates import get_template
 from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.hub.chat_methods import ChatMethods
@@ -89,7 +89,8 @@ def test_system_messages_are_those_of_chat(hf_tokenizer, qa):
         for raw, message in cases:
             model.system_message, model.num_image_token = message, 16
             prompt, record = model.build_prompt_ids(hf_tokenizer, "What?"), parse_record(raw, "f:1")
-            ids = encode(record, get_template(model.template), TextTokenizer(hf_tokenizer)).input_ids.tolist()
+            pieces = tokenize(record, get_template(model.template), TextTokenizer(hf_tokenizer))
+            ids = [token for piece in pieces for token in piece.ids]
             assert ids[: len(prompt)] == prompt, raw
             assert [warning.reason for warning in record.warnings] == (["empty_system"] if message == "" else [])
 

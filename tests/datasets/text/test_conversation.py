@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 
 from xtuner_plugins.datasets.records.record_checks import FORMS
 from xtuner_plugins.datasets.records.records import parse_record
-from xtuner_plugins.datasets.text.conversation import encode
+from xtuner_plugins.datasets.text.conversation import join_pieces, tokenize
 from xtuner_plugins.datasets.text.templates import Template, get_template
 from xtuner_plugins.datasets.text.tokens import TextTokenizer, no_garbage_collection, single_threaded_tokenizer
 from xtuner_plugins.errors import RecordError, SettingError
@@ -44,7 +44,8 @@ def test_answers_and_their_ends_are_learned_and_control_tokens_are_the_templates
     name, pairs, system, images, text_tokenizer, hf_tokenizer
 ):
     def encoded(*talk):
-        return encode(record_of(*talk, list(images)), template, text_tokenizer, [3] * len(images), 4)
+        pieces = tokenize(record_of(*talk, list(images)), template, text_tokenizer)
+        return join_pieces(pieces, text_tokenizer, [3] * len(images), 4)
 
     template = get_template(name)
     sample = encoded(pairs, system)
@@ -69,7 +70,8 @@ def test_tokens_of_images_and_tokens_in_texts(hf_tokenizer):
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)])
     tokens = TextTokenizer(tokenizer)
     question, answer = "<image> Where is <ref>it</ref>? <image>", "<think>So. <|secret|><box>[[1, 2, 3, 4]]</box>"
-    sample = encode(record_of([(question, answer)], None, ["a", "b"]), get_template("internvl2_5"), tokens, [1, 3], 16)
+    record = record_of([(question, answer)], None, ["a", "b"])
+    sample = join_pieces(tokenize(record, get_template("internvl2_5"), tokens), tokens, [1, 3], 16)
     assert [length for _, length in sample.spans] == [18, 50]
     for first, length in sample.spans:
         expected = [tokens.image_start_id, *[tokens.image_context_id] * (length - 2), tokens.image_end_id]

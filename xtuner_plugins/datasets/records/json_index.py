@@ -23,9 +23,7 @@ BLOCK = 1 << 24  # bytes read at a time
 CACHED_FROM = 1 << 20  # bytes; smaller files are indexed at every start
 MOST_BYTES = 50 << 20  # of a record: a text that long is a mistake, and tokenizing it takes minutes and gigabytes
 HEAD = 1 << 16  # bytes that tell an annotation file from others
-NEWLINE = ord("\n")
 SPACE = re.compile(r"[ \t\r\n]*").match
-SPACES = np.frombuffer(b" \t\r\n", np.uint8)
 BOM = b"\xef\xbb\xbf"
 FORM = "one JSON object per line, without commas between the lines, or one JSON array per file"
 
@@ -151,16 +149,15 @@ def _scan(file: str, path: str) -> np.ndarray:
 
 def _scan_lines(path: str) -> np.ndarray:
     """Spans of the lines that aren't blank."""
-    data = np.memmap(path, np.uint8, "r")
-    blocks = (data[first : first + BLOCK] for first in range(0, len(data), BLOCK))
-    breaks = np.concatenate([np.flatnonzero(each == NEWLINE) + at * BLOCK for at, each in enumerate(blocks)])
-    starts = np.concatenate([[len(BOM) * (bytes(data[: len(BOM)]) == BOM)], breaks + 1]).astype(np.int64)
-    ends = np.concatenate([breaks, [len(data)]]).astype(np.int64)
-    keep = ends > starts
-    spaced = np.flatnonzero(keep)
-    for index in spaced[np.isin(data[starts[spaced]], SPACES)]:  # the others don't begin with white space
-        keep[index] = bool(bytes(data[starts[index] : ends[index]]).strip())
-    return np.stack([starts[keep], (ends - starts)[keep], np.flatnonzero(keep) + 1])
+    spans = array("q")
+    with open(path, "rb") as file:
+        start = len(BOM) * (file.read(len(BOM)) == BOM)
+        file.seek(start)
+        for number, line in enumerate(file, 1):
+            if not line.isspace():
+                spans.extend((start, len(line) - line.endswith(b"\n"), number))
+            start += len(line)
+    return np.array(spans, np.int64).reshape(-1, 3).T.copy()
 
 
 def _scan_array(name: str, path: str) -> np.ndarray:
@@ -178,7 +175,7 @@ def _scan_array(name: str, path: str) -> np.ndarray:
         base, at, more, between = 0, text.index("[") + 1, len(data) == BLOCK, False
 
         def broken(problem: str, place: int) -> NoReturn:
-            where = f"{path}:{line + text.count(chr(NEWLINE), counted, place)}"
+            where = f"{path}:{line + text.count(chr(10), counted, place)}"
             raise RecordError("json", f"the JSON array is broken: {problem}", "correct it or fetch it again", where)
 
         while True:

@@ -104,38 +104,27 @@ def split_pair(pair: PairRecord, template: Template, tokenizer: TextTokenizer) -
     return chosen[:start] + [piece._replace(branch=branch) for branch, side in answers for piece in side]
 
 
-def encode(
-    record: Record,
-    template: Template,
-    tokenizer: TextTokenizer,
-    num_tiles: Sequence[int] = (),
-    tokens_per_tile: int = 256,
-) -> Encoded:
-    """Tokenize a conversation.
-
-    Args:
-        num_tiles: tiles of each of the record's images, thumbnail included, in order.
-        tokens_per_tile: N.
+def tokenize(record: Record, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
+    """The pieces of a record, with ids in place of texts.
 
     Raises:
         RecordError: the template has no place for something in the record.
     """
-    pieces = tokenize_pieces(split_pieces(record, template, tokenizer), tokenizer)
-    return join_pieces(pieces, tokenizer, num_tiles, tokens_per_tile)
-
-
-def tokenize_pieces(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> list[Piece]:
-    """The pieces with ids in place of texts."""
     return [
         piece if piece.text is None else Piece(None, tuple(tokenizer.encode(piece.text)[piece.skipped :]), *piece[2:5])
-        for piece in pieces
+        for piece in split_pieces(record, template, tokenizer)
     ]
 
 
 def join_pieces(
     pieces: Sequence[Piece], tokenizer: TextTokenizer, num_tiles: Sequence[int], tokens_per_tile: int
 ) -> Encoded:
-    """Ids and labels of tokenized pieces (see `encode`)."""
+    """Ids and labels of tokenized pieces.
+
+    Args:
+        num_tiles: tiles of each of the record's images, thumbnail included, in order.
+        tokens_per_tile: N.
+    """
     parts, supervised, spans, position = [], [], [], 0
     branches = [0, 0, 0]
     for piece in pieces:

@@ -102,6 +102,7 @@ def work_rates(config: "InternVLChatConfig") -> tuple[float, float, float]:
     square = 2 * heads * head_dim * llm.num_hidden_layers  # causal: half of all pairs
     token = 2 * llm.num_hidden_layers * width * (2 * (heads + keys) * head_dim + 3 * inner)
     side = (config.force_image_size or vision.image_size) // vision.patch_size
-    weights = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+    matrices = 3 if getattr(vision, "use_gated_mlp", False) else 2  # of the feed-forward part
+    weights = 4 * vision.hidden_size**2 + matrices * vision.hidden_size * vision.intermediate_size
     tile = side**2 * vision.num_hidden_layers * (2 * weights + 4 * side**2 * vision.hidden_size)
     return float(square), float(token), float(tile)

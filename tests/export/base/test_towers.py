@@ -6,11 +6,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.vision_towers import NORMALIZATION, write_tower
+from xtuner_plugins.datasets.base import work_rates
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.base.towers import is_unused, read_vision
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.models.encoders import freeze_unused
+from xtuner_plugins.planning.job import Batch
+from xtuner_plugins.planning.plan import job_of
 from xtuner_plugins.planning.shapes import shape_of
+from xtuner_plugins.planning.work import work_of
 from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
@@ -72,6 +76,9 @@ def test_features_equal_those_of_transformers(toy_parts, tmp_path):
             shape, num_parameters = shape_of(fields), sum(parameter.numel() for parameter in parameters.values())
             planned = shape.part("visual_encoder"), shape.positions, shape.tokens_per_tile
             assert planned == (num_parameters, 36 + before, 9)
+            job = job_of({"model": {"base": "x"}}, shape, (Batch(1, 1, 1),))
+            most = work_of(job, Batch(0, 1, 0)).encoder  # the rate counts patches alone
+            assert most / (1 + before / 36) ** 2 <= work_rates(model.config)[2] <= most
 
 
 @torch.no_grad()

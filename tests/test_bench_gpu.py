@@ -160,16 +160,3 @@ def test_a_wait_within_forward_and_backward_is_told_from_those_elsewhere(monkeyp
     assert [line.partition(":")[0] for line in found["elsewhere_in_the_step"]] == ["test_bench_gpu.py"]
     found = gpu_rows.waits_of(trainer_of(wait))
     assert found["in_forward_and_backward"][-1].startswith("test_bench_gpu.py:") and mode[-1] == "default"
-
-
-def test_mfu_is_that_of_the_device_at_hand(monkeypatch):
-    from benchmarks import gpu_rows
-
-    monkeypatch.setattr(gpu_rows, "useful_operations", lambda job, sample: 989e12 / 4)
-    pack = [{"input_ids": torch.zeros(10)}]
-    trainer = SimpleNamespace(bench=SimpleNamespace(device="cuda"), packs=[pack] * 4, job=None)
-    unknown = "the peak of 'NVIDIA H100 PCIe' isn't known"
-    for device, expected in (("NVIDIA H100 80GB HBM3", [0.5] * 3), ("NVIDIA H100 PCIe", unknown)):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=device: device)
-        found = gpu_rows.Trainer.rates(trainer, [0.5, 0.5])
-        assert found["mfu"] == expected and found["tokens_per_second"] == [20.0] * 3

@@ -2,8 +2,8 @@
 
     python tools/build_base_model.py --vision InternViT-300M-448px-V2_5 --llm Qwen2.5-1.5B-Instruct --out models/base
 
-Directories, or hub names (org/model) where the network allows. --vision takes InternViT, DINOv2, CLIP or SigLIP (whole,
-or the tower), --llm a language model with its tokenizer, and both a whole model, whose tower or LLM is taken.
+Directories, or hub names (org/model) where the network allows. --vision takes InternViT, DINOv2, DINOv3, CLIP or SigLIP
+(whole, or the tower), --llm a language model with its tokenizer, and both a whole model, whose tower or LLM is taken.
 
 Projector types: pixel_shuffle_mlp is InternVL's (default for InternViT), mlp LLaVA's without merging of patches
 (default for CLIP and SigLIP), bilinear_mlp LLaVA's after a bilinear reduction of the patch grid to half its side.
@@ -33,7 +33,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--projector-type", choices=TYPES, help="of a fresh one; see above")
     layer = "vision layer to use (default -1, CLIP and SigLIP -2); InternViT's layers after it are left out"
     parser.add_argument("--select-layer", type=int, help=layer)
-    parser.add_argument("--tile-size", type=int, help="side of a tile in pixels, for DINOv2 (default 448)")
+    parser.add_argument("--tile-size", type=int, help="side of a tile in pixels, for DINOv2 and DINOv3 (default 448)")
     rgb = dict(type=float, nargs=3, metavar=("R", "G", "B"))
     parser.add_argument("--image-mean", **rgb, help="that the tower was trained with, if not known; folded in")
     parser.add_argument("--image-std", **rgb, help="likewise")

@@ -66,19 +66,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     has_config, theirs = any(map(cli.is_config, args.inputs)), ("a config", "annotation files; a config names its own")
     strays = [name for name in (OF_FILES if has_config else ("set", "cfg_options")) if getattr(args, name)]
     of_step = [name for name in OF_STEP if getattr(args, name) is not None and args.step is None]
-    for is_wrong, message in (
-        (of_step, f"--{''.join(of_step[:1])} goes with --step"),
-        ((args.rank or 0) >= (args.ranks or 1), f"--rank {args.rank} counts from 0 to --ranks - 1"),
-        (args.step and (not has_config or args.names_only or args.json or args.reject_list),
-         "--step shows a step of a config, with --html alone"),
-        (args.names_only and (args.html or args.reject_list),
-         "--names-only opens no record, so it goes with neither --html nor --reject-list"),
-        (has_config and len(args.inputs) > 1,
-         "a config and other inputs together; give one config, or annotation files"),
-        (strays, f"--{''.join(strays[:1]).replace('_', '-')} goes with {theirs[has_config]}"),
-    ):  # fmt: skip
-        if is_wrong:
-            parser.error(message)
+    if of_step:
+        parser.error(f"--{of_step[0]} goes with --step")
+    if (args.rank or 0) >= (args.ranks or 1):
+        parser.error(f"--rank {args.rank} counts from 0 to --ranks - 1")
+    if args.step and (not has_config or args.names_only or args.json or args.reject_list):
+        parser.error("--step shows a step of a config, with --html alone")
+    if args.names_only and (args.html or args.reject_list):
+        parser.error("--names-only opens no record, so it goes with neither --html nor --reject-list")
+    if has_config and len(args.inputs) > 1:
+        parser.error("a config and other inputs together; give one config, or annotation files")
+    if strays:
+        parser.error(f"--{strays[0].replace('_', '-')} goes with {theirs[has_config]}")
     return args
 
 

@@ -46,15 +46,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     one_of = f"--family and --stage choose what is listed, and {args.name} is one config; leave out one of them"
     told = "to write a config, give NAME --write FILE --base DIR --data FILE --images DIR"
     is_whole = args.name and args.write and args.base and args.data and args.images
-    for is_wrong, message in (
-        (args.from_xtuner and (args.name or args.data or args.set or args.cfg_options),
-         "--from-xtuner takes --write, --base and --force alone"),
-        (args.name and (args.family or args.stage), one_of),
-        (not args.from_xtuner and any(getattr(args, each) for each in OF_WRITING) and not is_whole, told),
-        (args.val_images and not args.val, "--val-images goes with --val"),
-    ):  # fmt: skip
-        if is_wrong:
-            parser.error(message)
+    if args.from_xtuner and (args.name or args.data or args.set or args.cfg_options):
+        parser.error("--from-xtuner takes --write, --base and --force alone")
+    if args.name and (args.family or args.stage):
+        parser.error(one_of)
+    if not args.from_xtuner and any(getattr(args, each) for each in OF_WRITING) and not is_whole:
+        parser.error(told)
+    if args.val_images and not args.val:
+        parser.error("--val-images goes with --val")
     args.val_images = args.val_images or args.images
     for files, folders, name in ((args.data, args.images, ""), (args.val, args.val_images, "val-")):
         if files and len(folders) not in (0, 1, len(files)):

@@ -81,9 +81,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         choice = dict(template=args.template, max_tiles=args.max_tiles)
         job = export.prepare(config, checkpoint, format=args.format, dtype=dtype, **choice)
-    options = dict(max_shard_size=args.max_shard_size, force=args.force)
     with tqdm(total=job.draft.num_bytes, unit="B", unit_scale=True, desc="exporting", disable=None) as bar:
-        done = export.write(job, out, **options, progress=bar.update)
+        done = export.write(job, out, max_shard_size=args.max_shard_size, force=args.force, progress=bar.update)
     trained = "" if args.source else f" ({done['num_replaced']} trained, {done['num_merged']} adapters merged)"
     text = f"wrote {done['out']}: {done['num_tensors']} tensors{trained}, {done['num_bytes'] / 1e9:.2f} GB in "
     notes = (f"note: {note}" for note in done["notes"])

@@ -109,8 +109,7 @@ def evaluate(args: argparse.Namespace) -> int:
     def leave_out(name: str, each: Unusable) -> None:
         tqdm.write(printable(f"left out of {name}: {each.message}"), file=sys.stderr)
 
-    files = {name: getattr(args, name) for name in ("metric", "prompt", "images", "limit")}
-    data_sets = open_data_sets(args.data, **files)
+    data_sets = open_data_sets(args.data, metric=args.metric, prompt=args.prompt, images=args.images, limit=args.limit)
     for data_set in data_sets:
         for each in data_set.left_out:
             leave_out(data_set.name, each)

@@ -2,7 +2,6 @@
 
     python tools/web_demo.py exports/mine
     python tools/web_demo.py work_dirs/finetune_lora                              # its newest checkpoint
-    python tools/web_demo.py finetune_lora work_dirs/finetune_lora/iter_1000.pth
 
 The page is at http://127.0.0.1:7860, for this machine alone unless --host says otherwise. Programs ask it, too, by
 gradio_client or curl (docs/using.md). Nothing is fetched from the internet and nothing is reported.

@@ -53,6 +53,7 @@ def test_gain_p_value_and_verdict():
         (found,) = compare(results(a, metric, **facts), results(b, metric, **facts)).values()
         assert found.gain == pytest.approx(gain) and found.verdict == verdict, (a, b, metric, found)
         assert found.p_value == (p_value and pytest.approx(p_value)) and sentence in found.sentence(), found
+        assert (LOST in found.sentence()) == (verdict == "worse")
         if verdict == "unknown":
             assert found.interval is None
         else:

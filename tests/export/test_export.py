@@ -60,6 +60,8 @@ def test_manifest_shards_and_dtype(runs, toy_base, tmp_path):
     manifest, fields = read_json(out / FILE), read_json(out / "config.json")
     for role, path in {"base": toy_base / "model.safetensors", "checkpoint": checkpoint, "config": config}.items():
         assert manifest[role]["sha256"][path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
+    facts = manifest["kind"], manifest["dtype"], manifest["format"]
+    assert facts == ("mmengine", "bfloat16", "as the base")
     assert len(manifest["merged"]) == 6 and manifest["config"]["path"] == str(config)
     # users edit the card
     assert manifest["files"].keys() == {path.name for path in out.iterdir()} - {"README.md", FILE}

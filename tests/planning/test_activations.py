@@ -50,5 +50,7 @@ def test_terms_too_small_for_a_measurement(warm_up):
     assert act.llm_kept_bytes(warm_up, batch) == 2 * 10 * 2 * 16 + last
     assert act.encoder_block_bytes(warm_up, batch) == 5 * (2 * 4 * 8 + 4 * 2 + 2 * (4 * 8 + 32))
     assert act.encoder_kept_bytes(warm_up, batch) == 0 and act.tile_bytes(warm_up, batch) == 3 * 28**2 * (4 + 2)
+    small = act.head_kept_bytes, act.output_bytes, act.encoding_bytes
+    assert [each(warm_up, batch) for each in small] == [4 * 16 * 2, (10 + 4) * 16 * 2, 5 * 2 * (2 * 8 + 2 * 32)]
     pairs = replace(warm_up, pairs=True)  # their logits are computed again
     assert act.head_backward_bytes(pairs, batch) == act.logits_bytes(pairs, batch) > 0

@@ -47,7 +47,6 @@ def test_every_run_fits_or_is_refused_with_one_that_fits():
         ((16, "4B", "finetune_lora"), 12, 8192, 1, None),
         ((16, "1B", "finetune_full"), 12, 8192, 2, "AdamW8bit"),  # before resolution is lost
         ((24, "8B", "finetune_lora"), 12, 4096, 1, None),
-        ((24, "30B-A3B", "finetune_qlora"), 12, 8192, 1, None),
         ((80, "2B", "finetune_full"), 12, 8192, 8, None),
     ):
         assert named(chosen[key], "max_tiles", "max_length", "batch_size", "optimizer") == tuple(values), key
@@ -95,5 +94,4 @@ def test_words_that_name_a_gpu(monkeypatch):
     here = find_gpu("auto")
     assert (here.dtype, here.memory, here.teraflops) == ("float16", 15, 65)
     assert gpu_of_device("NVIDIA H100 80GB HBM3").name == "H100" and gpu_of_device("A100-PCIE-40GB").name == "A100-40"
-    for other in ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA GeForce RTX 4090 Laptop GPU"):  # with another peak
-        assert gpu_of_device(other) is None
+    assert gpu_of_device("NVIDIA GeForce RTX 4090 Laptop GPU") is None  # with another peak

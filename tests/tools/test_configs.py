@@ -97,8 +97,13 @@ def test_it_passes_the_check_with_files_that_share_an_image_folder(write, monkey
 
 
 def test_a_run_planned_for_one_gpu(write):
-    """The docstring describes this run and base, and the launch line starts one process."""
-    status, said, errors = write("finetune_full", "--gpu", "80GB", "--set", "lr=1e-5", base="models/InternVL3_5-4B")
+    """The docstring describes this run and base, and the launch line starts one process; a release brings its rate."""
+    _, said, _ = write("finetune_full", base="models/InternVL3_5-4B")
+    assert "lr=2e-05, for InternVL3_5-4B; finetune_full has 4e-05" in said
+    assert "optim_wrapper.optimizer.lr = 2e-5  # for this release" in write.path.read_text()
+    assert write("finetune_full", "--force", base="models/own")[0] == 0 and "for this" not in write.path.read_text()
+    planned = ("--force", "--gpu", "80GB")
+    status, said, errors = write("finetune_full", *planned, "--set", "lr=1e-5", base="models/InternVL3_5-4B")
     assert status == 0, errors
     mine, cfg, text = labels_of(write.path), read_config(str(write.path)), write.path.read_text()
     assert mine["title"] == "InternVL3_5-4B, finetune_full, on one GPU." and mine["hardware"] in said
@@ -112,18 +117,6 @@ def test_a_run_planned_for_one_gpu(write):
     assert "no GPU was found: on a processor this is a trial" in said
     frozen = "vision encoder, projector, the LLM's own weights, in 4 bits"
     assert labels_of(write.path)["frozen"] == frozen and 'model.dtype = "float32"' in write.path.read_text()
-
-
-def test_a_released_base_brings_its_rate(write):
-    """Unless another one is asked for; a base of one's own keeps the recipe's."""
-    for base, setting, is_told in (
-        ("InternVL3_5-4B", "num_workers=1", True),
-        ("InternVL3_5-4B", "lr=3e-5", False),
-        ("own", "num_workers=1", False),
-    ):
-        _, said, _ = write("finetune_full", "--force", "--set", setting, base=f"models/{base}")
-        assert ("lr=2e-05, for InternVL3_5-4B; finetune_full has 4e-05" in said) == is_told, (base, setting, said)
-        assert ("optim_wrapper.optimizer.lr = 2e-5  # for this release" in write.path.read_text()) == is_told
 
 
 def test_what_can_not_be_is_not_written(write):

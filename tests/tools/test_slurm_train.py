@@ -23,21 +23,18 @@ while true; do sleep 0.05; done
 @pytest.fixture
 def submit(tmp_path):
     """submit(*words, **variables): the job of the script, in a directory as Slurm's nodes find it."""
-    for name, text in (
-        ("bin/srun", SRUN),
-        ("bin/scontrol", '#!/usr/bin/env bash\necho "$@" > scontrol.txt\n'),
-        (".venv/bin/python", SRUN),
-    ):
+    queue = '#!/usr/bin/env bash\necho "$@" > scontrol.txt\n'
+    for name, text in {"bin/srun": SRUN, "bin/scontrol": queue, ".venv/bin/python": SRUN}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
     outside = {key: value for key, value in os.environ.items() if not key.startswith("MASTER_")}  # other tests' ranks
+    job = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
 
     def start(*args, **env):
-        variables = {**outside, "PATH": path, "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "30007", **env}
+        options = {"env": {**outside, **job, "SLURM_JOB_ID": "30007", **env}, "text": True}
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(["bash", str(SCRIPT), *args], env=variables, text=True, **output)
+        return subprocess.Popen(["bash", str(SCRIPT), *args], **options, **output)
 
     return start
 

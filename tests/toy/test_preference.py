@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from xtuner_plugins.toy import preference
-from xtuner_plugins.toy.preference import AFTER, BEFORE, summarize, verdict
+from xtuner_plugins.toy import evaluate, preference
+from xtuner_plugins.toy.preference import AFTER, BEFORE, verdict
 from xtuner_plugins.toy.preference_data import UNREADABLE, UNREADABLE_KIND
 
 
@@ -15,7 +15,8 @@ def test_verdict():
     right = {question["id"]: question["answer"] for question in asked}
     before = {name: "55" if answer == UNREADABLE else answer for name, answer in right.items()}
     for wrong, reached in (([], [True, True]), ("10 11", [False, True]), ("0", [True, False])):
-        result = summarize(asked, {BEFORE: before, AFTER: {**right, **dict.fromkeys(wrong and wrong.split(), "55")}})
+        after = {**right, **dict.fromkeys(wrong and wrong.split(), "55")}
+        result = evaluate.summary(asked, {BEFORE: before, AFTER: after}, ["number"])
         assert [good for good, _ in verdict(result)] == reached
     assert "0.0% before" in verdict(result)[0][1] and result["accuracy"][BEFORE]["number"] == 1
     assert UNREADABLE_KIND in result["table"] and json.dumps(result)

@@ -96,23 +96,26 @@ def test_real_directories(toy_base, tmp_path, stage, leaf):
     assert bool(done["num_merged"]) == (leaf == "lora") and (tmp_path / "out" / "config.json").is_file()
 
 
-SHAPES = [{"a": torch.Size([2, 2])}, {"b": torch.Size([3])}]
+SHAPES = [{"a": torch.Size([2]), "d": torch.Size([1, 2])}, {"b": torch.Size([3])}]
 # By rank; at stages 1 and 2 a vector per group, padded, and at stage 3 the pieces of each parameter.
 VECTORS = {
     1: [[[0, 1], [4, 5]], [[2, 3], [6, -1]]],
     2: [[[0, 1, 2, 3], [4, 5]], [[-1, -1, -1], [6, -1]]],
-    3: [[[0, 1], [4, 5]], [[2, 3], [6, -1]]],
+    3: [[[0, 2], [4, 5]], [[1, 3], [6, -1]]],
 }
 
 
 def write_zero(folder, stage, vectors, shapes=SHAPES, count=None, **others):
-    """The files of a directory, without the optimizer's moments; ``c`` is frozen."""
+    """The files of a directory; moments are the weights again, and ``c`` is frozen."""
     folder.mkdir()
     key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
     model = {"module": {"buffer": torch.ones(2)}, "param_shapes": shapes, "shared_params": {"tied": "a"}}
     model["frozen_param_shapes"] = {"c": torch.Size([2])}
     for rank, flat in enumerate(vectors):
         state = {"zero_stage": stage, "partition_count": count or len(vectors), key: list(map(torch.Tensor, flat))}
+        moments = {n: {"step": torch.tensor(n + 5.0), "exp_avg": each} for n, each in enumerate(state[key])}
+        held = {"state": moments, "param_groups": [{"params": [n], "lr": n} for n in moments]}
+        state["optimizer_state_dict" if stage == 3 else "base_optimizer_state"] = held
         torch.save({"optimizer_state_dict": state}, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
         model["frozen_param_fragments"] = {"c": torch.tensor([7.0 + rank] if stage == 3 else [7.0, 8.0])}
         if stage == 3 or rank == 0:
@@ -123,11 +126,17 @@ def write_zero(folder, stage, vectors, shapes=SHAPES, count=None, **others):
 
 def test_layouts(tmp_path):
     """The order of ranks is that of their numbers."""
+    expected = {"a": [0, 1], "d": [[2, 3]], "b": [4, 5, 6]}
     for stage, vectors in VECTORS.items():
-        opened = open_checkpoint(write_zero(tmp_path / str(stage), stage, vectors))
-        read = {name: tensor.read().tolist() for name, tensor in opened.tensors.items()}
+        folder = write_zero(tmp_path / str(stage), stage, vectors)
+        read = {name: tensor.read().tolist() for name, tensor in open_checkpoint(folder).tensors.items()}
         assert stage == 3 or read.pop("buffer") == [1, 1]
-        assert read == {"a": [[0, 1], [2, 3]], "b": [4, 5, 6], "c": [7, 8], "tied": [[0, 1], [2, 3]]}
+        assert read == {**expected, "c": [7, 8], "tied": [0, 1]}
+        states, options = open_optimizer(folder)
+        assert {name: state["exp_avg"].read().tolist() for name, state in states.items()} == expected
+        assert {name: state["step"].item() for name, state in states.items()} == {"a": 5, "d": 5, "b": 6}
+        assert states["a"]["step"] is not states["d"]["step"]  # each is counted up for itself
+        assert {name: each["lr"] for name, each in options.items()} == {"a": 0, "d": 0, "b": 1}
     ten = write_zero(
         tmp_path / "ten", 3, [[[n], [n]] for n in range(11)], [{"a": torch.Size([11]), "b": torch.Size([11])}]
     )

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoProcessor
 
 from tests.toy_bases import LARGE, as_internlm2
 from tests.weights.language_models import QWEN, write_internlm2, write_llm
@@ -118,6 +120,10 @@ def test_same_logits_and_back(toy_base, tmp_path):
         assert theirs.shape[-1] == reference.shape[-1] + 1  # the row of <video>
         assert (theirs[..., :-1] - reference).abs().max() <= 1e-5  # two implementations in fp32, 2+2 layers
         assert torch.equal(logits(direct, inputs)[..., :-1], reference)
+        processor, image = AutoProcessor.from_pretrained(folder / "hf"), Image.new("RGB", (336, 224))
+        batch = processor(text="<IMG_CONTEXT>", images=[image], return_tensors="pt")
+        assert batch["pixel_values"].shape == (7, 3, 112, 112)  # 3 x 2 tiles and the thumbnail
+        assert (batch["input_ids"] == ours.img_context_token_id).sum() == 7 * 16
 
         convert(folder / "hf", folder / "back", format="official")
         assert_same_weights(base, folder / "back")

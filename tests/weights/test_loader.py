@@ -11,33 +11,29 @@ from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
 
 
-def test_numbers_and_dtype(toy_base, tmp_path):
-    """Nothing in the directory runs."""
-    base = shutil.copytree(toy_base, tmp_path / "base")
+def test_numbers_come_module_by_module(toy_base, tmp_path):
+    """Each module can be split over ranks or quantized before the next is read. Nothing in the directory runs."""
+    base, largest = shutil.copytree(toy_base, tmp_path / "base"), 0
     for path in base.glob("*.py"):
         path.write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
     fields = read_json(base / "tokenizer_config.json")
     write_json(base / "tokenizer_config.json", fields | {"auto_map": {"AutoTokenizer": ["conversation.X", None]}})
-    held, model = load_file(base / "model.safetensors"), load_model(base, dtype=None)
-    state = model.state_dict()
-    assert state.keys() == held.keys() and all(torch.equal(state[k], held[k]) for k in held)
-    assert not model.training and not any(t.is_meta for t in [*model.parameters(), *model.buffers()])
-    load_tokenizer(base)
-    assert not (tmp_path / "owned").exists()
-
-
-def test_each_module_can_be_replaced_before_the_next_is_read(toy_base):
-    """As sharding over ranks and quantization do, to save memory."""
-    largest = 0
+    held = load_file(base / "model.safetensors")
 
     def filled(model, name):
         nonlocal largest
         largest = max(largest, sum(p.numel() for p in model.parameters() if not p.is_meta))
-        assert {p.dtype for p in model.get_submodule(name).parameters(recurse=False)} <= {torch.bfloat16}
+        for leaf, parameter in model.get_submodule(name).named_parameters(recurse=False):
+            assert torch.equal(parameter, held.pop(f"{name}.{leaf}".lstrip(".")))
         model.get_submodule(name)._apply(lambda tensor: tensor.to("meta"), recurse=False)
 
-    model = load_model(toy_base, filled=filled)
-    assert largest == max(p.numel() for p in model.parameters()) and all(p.is_meta for p in model.parameters())
+    model = load_model(base, dtype=None, filled=filled)
+    assert not held and all(p.is_meta for p in model.parameters()) and not model.training
+    assert largest == max(p.numel() for p in model.parameters())
+    tensors = {name: (tensor.dtype, tensor.is_meta) for name, tensor in load_model(base).named_parameters()}
+    assert set(tensors.values()) == {(torch.bfloat16, False)}
+    load_tokenizer(base)
+    assert not (tmp_path / "owned").exists()
 
 
 def test_what_does_not_fit(toy_parts, toy_base, tmp_path, refused):

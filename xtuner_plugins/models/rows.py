@@ -65,7 +65,7 @@ class Row(NamedTuple):
     @property
     def has_images(self) -> bool:
         """Whether a rank that holds this row, or a cut of it, has tiles."""
-        return self.share.num_tiles > 0 if self.share else len(self.image_positions) > 0
+        return bool(self.share.num_tiles if self.share else len(self.image_positions))
 
     def with_stand_in(self) -> Row:
         """The row; without targets it gets one of weight 0 that nobody owns: the head must run on every rank."""

@@ -44,17 +44,23 @@ def score(questions: Sequence[Mapping], answers: Mapping[str, str]) -> dict[str,
     return result
 
 
-def table(questions: Sequence[Mapping], by_mode: Mapping[str, Mapping[str, str]], needs: Iterable[str]) -> str:
-    """Accuracies as text, one row per kind of question and one column per way of cutting images."""
+def summary(questions: Sequence[Mapping], by_mode: Mapping[str, Mapping[str, str]], needs: Iterable[str]) -> dict:
+    """Accuracies by mode and kind, how many were asked, and as `table` text: a row per kind and a column per mode.
+
+    Args:
+        questions: From `read_questions`.
+        by_mode: Answers by id, of each way of cutting images or each model.
+        needs: The kinds that need the resolution.
+    """
     scores = {mode: score(questions, answers) for mode, answers in by_mode.items()}
-    needs = set(needs)
-    width = max(13, *map(len, next(iter(scores.values())))) + 2
-    modes = "".join(f"{mode:>{len(mode) + 3}}" for mode in scores)
+    asked, needs = {kind: number for kind, (_, number) in next(iter(scores.values())).items()}, set(needs)
+    shares = {mode: {kind: right / asked[kind] for kind, (right, _) in kinds.items()} for mode, kinds in scores.items()}
+    width, modes = max(13, *map(len, asked)) + 2, "".join(f"   {mode}" for mode in shares)
     lines = [f"{'question':<{width}}{'needs resolution':<18}{'asked':>6}{modes}"]
-    for kind, (_, asked) in next(iter(scores.values())).items():
-        shares = "".join(f"{score[kind][0] / asked:>{len(mode) + 3}.1%}" for mode, score in scores.items())
-        lines.append(f"{kind:<{width}}{'yes' if kind in needs else 'no':<18}{asked:>6}{shares}")
-    return "\n".join(lines)
+    for kind, number in asked.items():
+        cells = "".join(f"{shares[mode][kind]:>{len(mode) + 3}.1%}" for mode in shares)
+        lines.append(f"{kind:<{width}}{'yes' if kind in needs else 'no':<18}{number:>6}{cells}")
+    return {"accuracy": shares, "num_asked": asked, "table": "\n".join(lines)}
 
 
 def answer(session, questions: Sequence[Mapping], images: str | Path, modes: Iterable[str] = MODES) -> dict:

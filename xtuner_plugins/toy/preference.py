@@ -25,15 +25,13 @@ BEFORE, AFTER = "before", "after MPO"
 WANTED_ABSTAINING, WANTED_LOSS = 0.9, 0.02
 
 
-def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
+def run_chain(chain: Chain, scale: float, seed: int) -> dict:
     """Runs every stage; returns the content of `results.json`.
 
     Raises:
         StageError: A command failed.
     """
-    out = root / OUT
-    out.mkdir(parents=True)
-    chain = Chain(root, out, threads)
+    root = chain.root
     data, model, run = OUT / "data", OUT / "model", OUT / "runs/finetune_mpo_full"
     scaled = ["--scale", str(scale), "--seed", str(seed)]
     chain.run("images and pairs", ["-m", "xtuner_plugins.toy.preference_data", "--out", data, *scaled])
@@ -52,20 +50,8 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
     answers = {name: json.loads((root / path).read_text("utf-8"))["tiling"] for name, path in files.items()}
     from xtuner_plugins.engine.hooks.losses_png import draw_losses
 
-    draw_losses({"MPO": root / run}, out / "losses.png")
-    return chain.keep(summarize(questions, answers))
-
-
-def summarize(questions: Sequence[dict], answers: dict[str, dict[str, str]]) -> dict:
-    """Accuracies by kind before and after, and the table as text."""
-    scores = {name: evaluate.score(questions, given) for name, given in answers.items()}
-    return {
-        "accuracy": {
-            name: {kind: right / asked for kind, (right, asked) in kinds.items()} for name, kinds in scores.items()
-        },
-        "num_asked": {kind: asked for kind, (_, asked) in scores[BEFORE].items()},
-        "table": evaluate.table(questions, answers, ("number",)),
-    }
+    draw_losses({"MPO": root / run}, chain.out / "losses.png")
+    return chain.keep(evaluate.summary(questions, answers, ("number",)))
 
 
 def verdict(result: dict) -> list[tuple[bool, str]]:

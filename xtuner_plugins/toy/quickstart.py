@@ -49,7 +49,7 @@ class Chain:
     """
 
     def __init__(self, root: Path, out: Path, threads: int):
-        self.root, self.logs = root, out / "logs"
+        self.root, self.out, self.threads, self.logs = root, out, threads, out / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         # The toy runs are sized for the CPU and are as fast there as on a GPU.
         self.env = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
@@ -61,7 +61,7 @@ class Chain:
         """Writes `results.json` with the seconds of each stage, and returns it."""
         seconds = {**self.seconds, "all": time.perf_counter() - self.begin}
         result["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
-        (self.logs.parent / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        (self.out / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         return result
 
     def run(self, name: str, *commands: Sequence[str | Path], threads: int | None = None) -> None:
@@ -142,15 +142,13 @@ def keep_earlier(out: Path) -> Path | None:
     return out.rename(out.with_name(f"{out.name}.{number}"))
 
 
-def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
+def run_chain(chain: Chain, scale: float, seed: int) -> dict:
     """Runs every stage; returns the content of `results.json`.
 
     Raises:
         StageError: A command failed.
     """
-    out = root / OUT
-    out.mkdir(parents=True)
-    chain = Chain(root, out, threads)
+    root, out = chain.root, chain.out
     data, images, scaled = OUT / "data", OUT / "data/images", ["--scale", str(scale), "--seed", str(seed)]
     parts, base, warm, model, control = (OUT / name for name in ("parts", "base", "pretrain_mlp", "model", "control"))
 
@@ -159,7 +157,7 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
         "pre-train the parts",
         ["-m", "xtuner_plugins.toy.pretrain", "vision", "--out", parts / "vision", *scaled],
         ["-m", "xtuner_plugins.toy.pretrain", "llm", "--out", parts / "llm", *scaled],
-        threads=max(1, threads // 2),
+        threads=max(1, chain.threads // 2),
     )
     build = ["tools/build_base_model.py", "--vision", parts / "vision", "--llm", parts / "llm", "--out", base]
     chain.run("assemble the base", [*build, "--max-tiles", "6", "--dtype", "float32"])
@@ -205,24 +203,20 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
 def summarize(questions: list[dict], answers: dict, again: dict, control: dict) -> dict:
     """Accuracies by kind and mode, the number of the export's answers that differ, and the table as text."""
     shown = {**answers, CONTROL: control}
-    scores = {mode: evaluate.score(questions, given) for mode, given in shown.items()}
 
     def share(mode: str) -> float:
-        rows = [scores[mode][kind] for kind in RESOLUTION_KINDS if kind in scores[mode]]
-        return sum(right for right, _ in rows) / max(1, sum(asked for _, asked in rows))
+        rows = evaluate.score(questions, shown[mode])
+        found = [rows[kind] for kind in RESOLUTION_KINDS if kind in rows]
+        return sum(right for right, _ in found) / max(1, sum(asked for _, asked in found))
 
     pairs = [(answer, again[mode].get(q)) for mode, given in answers.items() for q, answer in given.items()]
     return {
-        "accuracy": {
-            mode: {kind: right / asked for kind, (right, asked) in kinds.items()} for mode, kinds in scores.items()
-        },
-        "num_asked": {kind: asked for kind, (_, asked) in scores["tiling"].items()},
+        **evaluate.summary(questions, shown, RESOLUTION_KINDS),
         "resolution_tiling": share("tiling"),
         "resolution_one_tile": share("one tile"),
         "resolution_control": share(CONTROL),
         "num_answers": len(pairs),
         "num_answers_that_differ": sum(one != other for one, other in pairs),
-        "table": evaluate.table(questions, shown, RESOLUTION_KINDS),
     }
 
 
@@ -248,7 +242,7 @@ def run_demo(
     about: str,
     out: Path,
     needed: Mapping[str, str],
-    run: Callable[[Path, float, int, int], dict],
+    run: Callable[[Chain, float, int], dict],
     goals: Callable[[dict], list[tuple[bool, str]]],
     judged_in_trial: int = 0,
 ) -> int:
@@ -259,7 +253,7 @@ def run_demo(
         about: For `--help`.
         out: Gets the results; an earlier one is renamed.
         needed: Files that must be there, with what to do otherwise.
-        run: Runs the chain with root, scale, threads and seed.
+        run: Runs a chain with scale and seed.
         goals: `(reached, sentence)` of each.
         judged_in_trial: How many of the last goals a scaled-down run must reach.
 
@@ -282,7 +276,7 @@ def run_demo(
                 raise StageError(f"{root} has no {name}; {remedy}")
         if earlier := keep_earlier(root / out):
             print(f"The earlier {out} is now {earlier.relative_to(root)}; delete it when you no longer need it.")
-        result = run(root, args.scale, args.threads, args.seed)
+        result = run(Chain(root, root / out, args.threads), args.scale, args.seed)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

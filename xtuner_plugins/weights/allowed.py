@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import textwrap
 from collections.abc import Iterable, Mapping
 from reprlib import repr as _short  # what a file holds may be of any length
 from typing import Any
@@ -154,7 +155,7 @@ def _defaults() -> dict[str, Any]:
 
 @functools.lru_cache
 def _tell(where: str, keys: tuple[str, ...]) -> None:
-    shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+    shown = textwrap.shorten(", ".join(keys), 300, placeholder=" ...")
     logging.getLogger(__name__).warning("%s: left out %s", where, shown)
 
 

@@ -159,10 +159,11 @@ def open_optimizer(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dic
     for key, example in ranks[0]["state"][0].items():
         if isinstance(example, LazyTensor) and len(example.shape) == 1:
             moments = shards.unflatten([[rank["state"][number][key] for number in numbers] for rank in ranks])
-        else:  # a counter, one per group
-            held = [ranks[0]["state"][number][key] for number in numbers]
-            values = [each.read() if isinstance(each, LazyTensor) else each for each in held]
-            moments = {name: value for value, group in zip(values, shards.groups, strict=True) for name in group}
+        else:  # a counter, one per group; each parameter's optimizer counts for itself
+            held = [(ranks[0]["state"][number][key], shards.groups[number]) for number in numbers]
+            moments = {
+                name: each.read() if isinstance(each, LazyTensor) else each for each, group in held for name in group
+            }
         for name, state in states.items():
             state[key] = moments[name]
     options = {}

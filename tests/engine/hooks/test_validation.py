@@ -88,9 +88,8 @@ def test_each_supervised_token_counts_once_on_any_number_of_ranks(toy_base, file
     for batch_size in (1, 2, 7):
         whole = over(model, dataset, batch_size=batch_size)
         assert whole.scalars == pytest.approx({**means, "val_loss": sum(sums.values()) / total}, rel=1e-6)
-        assert re.fullmatch(
-            rf"loss \S+ \(five \S+, two \S+\) over {total} sup.* tokens; left out: 1 too_long", whole.text
-        )
+        told = rf"loss \S+ \(five \S+, two \S+\) over {total} supervised tokens; left out: 1 too_long"
+        assert re.fullmatch(told, whole.text), whole.text
     asked = []
     assert over(model, dataset, stop=lambda: asked.append(1) or len(asked) == 3) is None and len(asked) == 3
     own = dict(type="D", base="b", max_tiles=6, data_paths=["v"], image_folders=None)
@@ -109,10 +108,7 @@ def test_training_is_bit_equal_and_each_file_has_its_loss(validated, train):
     require_equal(contents(validated.saved(4)), contents(plain.saved(4)))
     found = scalars(validated, "val_loss")
     assert [line["step"] for line in found] == [2, 4] and found[0]["val_loss"] != found[1]["val_loss"]
-    told = (
-        r"validation after step 4 .*: loss \S+ \(five \S+, two \S+\) over \d+ supervised tokens; left out: 1 too_long"
-    )
-    assert re.search(told, validated.output)
+    assert "validation after step 4 (" in validated.output
     for line in found:
         low, high = sorted(value for key, value in line.items() if key.startswith("val_loss_by_dataset/"))
         assert low < line["val_loss"] < high and {"val_loss_by_dataset/five", "val_loss_by_dataset/two"} < line.keys()
@@ -130,8 +126,7 @@ def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
     _, four = (line["val/own/cer"] for line in scalars(validated, "val/own/cer"))
     assert len(measured.items) == 5 and four == pytest.approx(measured.headline, rel=1e-6)
     assert "left out of own: " in validated.output and "none.png" in validated.output
-    told = f"s): own cer {measured.headline:.1f} of 5, asked 1 answers; left out: 1"
-    assert told in validated.output
+    assert f"s): own cer {measured.headline:.1f} of 5, asked 1 answers; left out: 1\n" in validated.output
     rows = answers(validated)
     assert list(rows) == ["iter_2.jsonl", "iter_4.jsonl"] and [len(each) for each in rows.values()] == [6, 6]
     keys = ("dataset", "question", "expected", "answer", "score")

@@ -20,6 +20,7 @@ def test_a_tile_is_as_pillow_writes_and_reads_it_with_a_quality_of_the_range():
         by_quality[np.array(Image.open(file)).transpose(2, 0, 1).tobytes()] = quality
     found = degrade(tile.expand(40, 3, 56, 56), (75, 77), np.random.default_rng(0))
     assert {by_quality[each.numpy().tobytes()] for each in found} == {75, 76, 77}
+    assert check_quality([1, 100]) == (1, 100) and check_quality(None) is None
     for value in (75, (90, 75), (0, 75), (75, 101), (75.0, 100), (75,), "75"):
         with pytest.raises(SettingError, match="give .lowest, highest. from 1 to 100"):
             check_quality(value)

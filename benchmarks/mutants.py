@@ -173,13 +173,15 @@ def main() -> None:
 
         def survives(mutant: Mutant) -> tuple[bool, str]:
             copy = copies.get()
-            path = copy / mutant.path
-            source = path.read_text("utf-8")
-            mutated = mutant.apply(source)
-            path.write_text(mutated, "utf-8")
-            passed, _ = run_tests(copy, args.room, f"test_{path.name}", 5 * clean)
-            path.write_text(source, "utf-8")
-            copies.put(copy)
+            try:
+                path = copy / mutant.path
+                source = path.read_text("utf-8")
+                mutated = mutant.apply(source)
+                path.write_text(mutated, "utf-8")
+                passed, _ = run_tests(copy, args.room, f"test_{path.name}", 5 * clean)
+                path.write_text(source, "utf-8")
+            finally:
+                copies.put(copy)  # also after an error, which the next mutant would wait for without end
             return passed, f"{mutant.path}:{mutant.line}: {mutated.splitlines()[mutant.line - 1].strip()}"
 
         survivors = []

@@ -27,7 +27,7 @@ OTHERS = {
     "finetune_dpo_lora": (1e-5, 0.05, 32, 8192, 16, 32),
     "finetune_dpo_qlora": (1e-5, 0.05, 32, 8192, 16, 32),
     "finetune_mpo_full": (5e-6, 0.05, 256, 8192),
-    "flash_consistency": (1e-3, 0.05, 16, 8192, 16, 32),
+    "flash_consistency": (1e-3, 0.05, 16, 8192),
     "flash_router": (1e-4, 0.05, 16, 8192),
     "internvl_v2_internlm2_5_8b_mpo": (5e-6, 0.05, 256, 2 * 6144),
     "internvl_v2_5_internlm2_5_8b_mpo": (1e-6, 0.05, 256, 2 * 8192),
@@ -50,7 +50,6 @@ OTHERS = {
 }
 PART_RATES = {
     "pretrain_vit_mlp": {"projector": 2e-4},
-    "flash_consistency": {"lora": 1e-4},
     "clip_qwen_7b_lora": {"projector": 1e-4},
     "siglip_qwen_7b_lora": {"projector": 1e-4},
     "llava_qwen2_5_3b_lora": {"projector": 2e-5},

@@ -66,6 +66,8 @@ CHOICES = {  # settings of the model
     "everything": {"freeze_visual_encoder": False, "freeze_llm": False},
 }
 HOLDINGS = {"plain": plain(1), "bf16": Strategy("ZeRO-1 on one GPU", 1, 1, gradient_size=FLOAT)}
+# What a forward pass leaves for the backward pass.
+KEPT = (act.llm_kept_bytes, act.encoder_kept_bytes, act.projector_kept_bytes, act.head_kept_bytes)
 STATES = ("DDP", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
 WIDTH, LAYERS, RANKS = 512, 24, 2  # of the small model behind `--states`
 BUCKETS = dict.fromkeys(("reduce_bucket_size", "stage3_prefetch_bucket_size"), 600_000)
@@ -181,8 +183,10 @@ def planned(job: Job, holding: str) -> Measured:
     states = sum(plan.parts[part] for part in ("master weights", "optimizer", "buffers"))
     states += job.trained * FLOAT * (holding == "bf16")  # ZeRO's sums
     peak = max(amount for name, amount in plan.moments.items() if name != "step") - states
-    kept = act.kept_bytes(job, job.batches[0])
-    return Measured(plan.parts["frozen weights"] + plan.parts["trained weights"], kept, peak)
+    kept = [each(job, job.batches[0]) for each in KEPT]
+    kept.append(job.shape.table * FLOAT * (job.trains_head and not job.pairs))  # gradient, made in the forward pass
+    kept.append(act.cast_bytes(job, kept=True))
+    return Measured(plan.parts["frozen weights"] + plan.parts["trained weights"], sum(kept), peak)
 
 
 def compare(

@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.shared import add_answers, add_model, at_least, finish, make_parser, opening_of  # noqa: E402
+from xtuner_plugins.cli.shared import add_answers, add_model, at_least, command, make_parser, open_model  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -41,36 +41,18 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Wrong paths of model and images show before weights are read."""
-    from xtuner_plugins.processes import quiet_imports
-
-    quiet_imports()
-    from xtuner_plugins.inference.opening import find_source, open_session
-
-    find_source(args.model, args.checkpoint)  # a wrong path shows before anything large is imported
-    from transformers.utils import logging
-
-    from xtuner_plugins.datasets.images.media import image_size
+    session = open_model(args, args.image)
     from xtuner_plugins.inference.chat import TerminalChat
 
-    for path in args.image:
-        image_size(path)
-    logging.set_verbosity_error()
-    options = {"max_new_tokens": args.max_new_tokens}
-    if args.temperature > 0:
-        options |= {"do_sample": True, "temperature": args.temperature}
-    session = open_session(args.model, args.checkpoint, **opening_of(args))
-    chat = TerminalChat(session, options, args.image)
+    options = {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {}
+    chat = TerminalChat(session, {"max_new_tokens": args.max_new_tokens, **options}, args.image)
     if args.question is None:
         return chat.run()
     chat.ask(args.question)
     return 0
 
 
-def main(argv=None) -> int:
-    args = parse_args(argv)
-    return finish(lambda: run(args), smaller="--max-tiles, --dtype bfloat16 or --device cpu")
-
+main = command(parse_args, run, smaller="--max-tiles, --dtype bfloat16 or --device cpu")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -31,26 +31,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.check_data import (  # noqa: E402
-    check_all,
-    compare_names,
-    is_config,
-    open_inputs,
-    prepare_output,
-    show_step,
-)
-from xtuner_plugins.cli.shared import at_least, finish, make_parser  # noqa: E402
+from xtuner_plugins.cli import check_data as cli  # noqa: E402
+from xtuner_plugins.cli.shared import at_least, command, make_parser  # noqa: E402
 from xtuner_plugins.settings import add_config_options  # noqa: E402
 
 OF_STEP = ("ranks", "rank", "seed", "checkpoint")
+OF_FILES = ("image_folder", "base", "pairs", "val", "val_image_folder")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     config = "a training config, by its name or path (its train_dataloader.dataset is checked), or annotation files"
     parser.add_argument("inputs", nargs="+", metavar="CONFIG | DATA", help=config)
-    of_files = parser.add_argument_group("with annotation files")
-    each = {"action": "append", "default": []}
+    of_files, each = parser.add_argument_group("with annotation files"), {"action": "append", "default": []}
     of_files.add_argument("--image-folder", metavar="DIR", help="one for each file or one for all; '' for none", **each)
     of_files.add_argument("--val", metavar="DATA", help="validation data, which shall hold no training data", **each)
     of_files.add_argument("--val-image-folder", metavar="DIR", help="of all --val files")
@@ -70,40 +63,36 @@ def parse_args(argv=None) -> argparse.Namespace:
     of_step.add_argument("--seed", type=int, help="--seed of the run (default: the config's)")
     of_step.add_argument("--checkpoint", metavar="FILE", help="that the run was resumed from")
     args = parser.parse_args(argv)
-    given = [name for name in OF_STEP if getattr(args, name) is not None]
-    if given and args.step is None:
-        parser.error(f"--{given[0]} goes with --step")
-    if (args.rank or 0) >= (args.ranks or 1):
-        parser.error(f"--rank {args.rank} counts from 0 to --ranks - 1")
-    if args.step and (not is_config(args.inputs[0]) or args.names_only or args.json or args.reject_list):
-        parser.error("--step shows a step of a config, with --html alone")
-    if args.names_only and (args.html or args.reject_list):
-        parser.error("--names-only opens no record, so it goes with neither --html nor --reject-list")
-    has_config = any(map(is_config, args.inputs))
-    if has_config and len(args.inputs) > 1:
-        parser.error("a config and other inputs together; give one config, or annotation files")
-    others = ("image_folder", "base", "pairs", "val", "val_image_folder") if has_config else ("set", "cfg_options")
-    for name in others:
-        if getattr(args, name):
-            theirs = "annotation files; a config names its own" if has_config else "a config"
-            parser.error(f"--{name.replace('_', '-')} goes with {theirs}")
+    has_config, theirs = any(map(cli.is_config, args.inputs)), ("a config", "annotation files; a config names its own")
+    strays = [name for name in (OF_FILES if has_config else ("set", "cfg_options")) if getattr(args, name)]
+    of_step = [name for name in OF_STEP if getattr(args, name) is not None and args.step is None]
+    for is_wrong, message in (
+        (of_step, f"--{''.join(of_step[:1])} goes with --step"),
+        ((args.rank or 0) >= (args.ranks or 1), f"--rank {args.rank} counts from 0 to --ranks - 1"),
+        (args.step and (not has_config or args.names_only or args.json or args.reject_list),
+         "--step shows a step of a config, with --html alone"),
+        (args.names_only and (args.html or args.reject_list),
+         "--names-only opens no record, so it goes with neither --html nor --reject-list"),
+        (has_config and len(args.inputs) > 1,
+         "a config and other inputs together; give one config, or annotation files"),
+        (strays, f"--{''.join(strays[:1]).replace('_', '-')} goes with {theirs[has_config]}"),
+    ):  # fmt: skip
+        if is_wrong:
+            parser.error(message)
     return args
 
 
 def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if args.step:
-        return show_step(args)
-    datasets = open_inputs(args)
+        return cli.show_step(args)
+    datasets = cli.open_inputs(args)
     for path in filter(None, (args.reject_list, args.html, args.json)):
-        prepare_output(path)
-    return compare_names(datasets, args.json) if args.names_only else check_all(datasets, args)
+        cli.prepare_output(path)
+    return cli.compare_names(datasets, args.json) if args.names_only else cli.check_all(datasets, args)
 
 
-def main(argv=None) -> int:
-    args = parse_args(argv)
-    return finish(lambda: run(args))
-
+main = command(parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())

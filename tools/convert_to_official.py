@@ -19,41 +19,30 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.shared import finish  # noqa: E402
+from xtuner_plugins.cli.shared import add_weights, command, make_parser  # noqa: E402
 from xtuner_plugins.processes import quiet_imports  # noqa: E402
 from xtuner_plugins.settings import add_config_options, parse_words, read_config  # noqa: E402
 from xtuner_plugins.weights.work_dir import newest_checkpoint  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("paths", nargs="+", metavar="CONFIG CHECKPOINT OUT", help="with --from: OUT alone")
     parser.add_argument("--from", dest="source", metavar="DIR", help="convert this finished model directory")
     formats = ["official", "hf", "llava", "peft", "gguf"]
     parser.add_argument("--format", choices=formats, help="default: as the base; with --from: official")
-    parser.add_argument(
-        "--dtype", choices=["bfloat16", "float16", "float32"], help="of all weights (default: as stored)"
-    )
-    parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
-    parser.add_argument(
-        "--template",
-        help="conversation template: which one, of a training with several; with --from, that of OUT",
-    )
-    parser.add_argument(
-        "--max-tiles", type=int, help="tile limit: which one, of a training with several (default: the largest)"
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare OUT with base and checkpoint (or with DIR): files, tensors, and answers in a clean process",
-    )
+    template = "conversation template: which one, of a training with several; with --from, that of OUT"
+    parser.add_argument("--template", help=template)
+    tiles = "tile limit: which one, of a training with several (default: the largest)"
+    parser.add_argument("--max-tiles", type=int, help=tiles)
+    told = "compare OUT with base and checkpoint (or with DIR): files, tensors, and answers in a clean process"
+    parser.add_argument("--verify", action="store_true", help=told)
+    add_weights(parser)
     add_config_options(parser, cfg_options=False)
-    parser.add_argument("--force", action="store_true", help="replace an existing OUT")
     args = parser.parse_args(argv)
-    expected = 1 if args.source else 3
-    if len(args.paths) != expected:
-        parser.error("give CONFIG CHECKPOINT OUT, or --from DIR OUT")
     peft = args.format == "peft"
+    if len(args.paths) != (1 if args.source else 3):
+        parser.error("give CONFIG CHECKPOINT OUT, or --from DIR OUT")
     if args.source and (peft or args.set or args.max_tiles is not None):
         parser.error("--format peft, --set and --max-tiles need a CONFIG and a CHECKPOINT")
     if args.format == "gguf" and (not args.source or args.template or args.force or args.verify):
@@ -73,8 +62,8 @@ def run(args: argparse.Namespace) -> None:
         from xtuner_plugins.export import gguf
 
         done = gguf.convert(args.source, out, dtype=dtype)
-        print(f"wrote {done['num_bytes'] / 1e9:.2f} GB{_notes(done)}")
-        print(f"llama-server -m {done['model']} --mmproj {done['mmproj']}")
+        told = f"wrote {done['num_bytes'] / 1e9:.2f} GB", *(f"note: {note}" for note in done["notes"])
+        print(*told, f"llama-server -m {done['model']} --mmproj {done['mmproj']}", sep="\n")
         return
     if args.format == "peft":
         from xtuner_plugins.export.adapters import export_adapter
@@ -84,12 +73,11 @@ def run(args: argparse.Namespace) -> None:
         return
     from tqdm import tqdm
 
-    from xtuner_plugins.export import export
+    from xtuner_plugins.export import card, export
 
     if args.source:
-        job = export.prepare_conversion(
-            args.source, format=args.format or "official", dtype=dtype, template=args.template
-        )
+        form = args.format or "official"
+        job = export.prepare_conversion(args.source, format=form, dtype=dtype, template=args.template)
     else:
         choice = dict(template=args.template, max_tiles=args.max_tiles)
         job = export.prepare(config, checkpoint, format=args.format, dtype=dtype, **choice)
@@ -98,9 +86,9 @@ def run(args: argparse.Namespace) -> None:
         done = export.write(job, out, **options, progress=bar.update)
     trained = "" if args.source else f" ({done['num_replaced']} trained, {done['num_merged']} adapters merged)"
     text = f"wrote {done['out']}: {done['num_tensors']} tensors{trained}, {done['num_bytes'] / 1e9:.2f} GB in "
-    print(f"{text}{done['num_shards']} file(s){_notes(done)}", flush=True)  # however the verification ends
+    notes = (f"note: {note}" for note in done["notes"])
+    print(f"{text}{done['num_shards']} file(s)", *notes, sep="\n", flush=True)  # however the verification ends
     if args.verify:
-        from xtuner_plugins.export import card
         from xtuner_plugins.inference.verify import verify
 
         report = verify(job, done["out"])
@@ -109,14 +97,7 @@ def run(args: argparse.Namespace) -> None:
             card.fill(out, "tensors", changed=report.changed)
 
 
-def _notes(done: dict) -> str:
-    return "".join(f"\nnote: {note}" for note in done["notes"])
-
-
-def main(argv=None) -> int:
-    args = parse_args(argv)
-    return finish(lambda: run(args))
-
+main = command(parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,6 +21,7 @@ or the command line can't be used; 130 after Ctrl-C.
 """
 
 import argparse
+import json
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -37,21 +38,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="FILE", nargs="+", help=data)
     parser.add_argument("--images", metavar="DIR", help="where images of files are (default: beside each file)")
     parser.add_argument("--metric", help="for all files (default: that of each benchmark)")
-    prompt = (
-        "around each question, such as '{question} Answer briefly.'; without {question} it is what images are asked"
-    )
+    prompt = "around each question, e.g. '{question} Answer briefly.'; without {question} it is what images are asked"
     parser.add_argument("--prompt", help=prompt)
     parser.add_argument("--out", metavar="DIR", help="folder of answers and results")
     parser.add_argument("--limit", type=at_least(1), help="only the first questions of each file, for a quick look")
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="questions per batch (default 8)")
     parser.add_argument("--processes", type=at_least(1), default=1, help="each with a model of its own (default 1)")
-    add_answers(parser)
+    add_answers(parser, longest=None, told="128; 512 where an answer may be long")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two folders of results instead")
-    parser.add_argument("--html", metavar="FILE", help="with --compare: a page with the answers that differ")
-    parser.add_argument("--json", metavar="FILE", help="with --compare: the numbers")
-    parser.add_argument(
-        "--card", metavar="DIR", help="with --compare: the export that B measured, whose README.md gets both scores"
-    )
+    group = parser.add_argument_group("with --compare")
+    group.add_argument("--html", metavar="FILE", help="a page with the answers that differ")
+    group.add_argument("--json", metavar="FILE", help="the numbers")
+    group.add_argument("--card", metavar="DIR", help="the export that B measured, whose README.md gets both scores")
     args = parser.parse_args(argv)
     if bool(args.compare) == bool(args.model) or not args.compare and not (args.data and args.out):
         parser.error("give MODEL --data FILE --out DIR, or --compare A B")
@@ -63,37 +61,32 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> None:
+    from xtuner_plugins.evaluation import compare
     from xtuner_plugins.evaluation.results import aligned, read_results
-
-    one, other = map(read_results, args.compare)
-    import json
-
-    from xtuner_plugins.evaluation.compare import compare, comparison_table, differences
-    from xtuner_plugins.evaluation.page import write_comparison
     from xtuner_plugins.inference.chat import printable
 
-    compared = compare(one, other)
+    one, other = map(read_results, args.compare)
+    compared, others = compare.compare(one, other), compare.differences(one[0], other[0])
     found = {name: each.as_json() for name, each in compared.items()}
-    others = differences(one[0], other[0])
     said = [f"{name}: {values['sentence']}" for name, values in found.items()]
-    lines = [aligned(comparison_table(found)), *said, *(f"differs: {each}" for each in others)]
+    lines = [aligned(compare.comparison_table(found)), *said, *(f"differs: {each}" for each in others)]
     print(printable("\n".join(lines)))
     if args.json:
         models = {"a": one[0]["model"], "b": other[0]["model"], "differences": others}
-        text = json.dumps({**models, "datasets": found}, indent=2, ensure_ascii=False) + "\n"
-        Path(args.json).write_text(text, encoding="utf-8")
+        text = json.dumps({**models, "datasets": found}, indent=2, ensure_ascii=False)
+        Path(args.json).write_text(f"{text}\n", encoding="utf-8")
     if args.card:
-        from xtuner_plugins.evaluation.compare import card_rows
         from xtuner_plugins.export import card
         from xtuner_plugins.inference.description import describe
         from xtuner_plugins.inference.opening import find_source
 
         if describe(find_source(args.card)).weights_hash() != other[0]["model"]["weights"]:
-            raise ValueError(
-                f"--card {args.card}: {args.compare[1]} was measured with other weights; evaluate this export"
-            )
-        card.fill(args.card, "scores", scores=card_rows(found), before=one[0]["model"]["model"])
+            told = f"{args.compare[1]} was measured with other weights; evaluate this export"
+            raise ValueError(f"--card {args.card}: {told}")
+        card.fill(args.card, "scores", scores=compare.card_rows(found), before=one[0]["model"]["model"])
     if args.html:
+        from xtuner_plugins.evaluation.page import write_comparison
+
         write_comparison(args.html, [one[0], other[0]], compared)
 
 
@@ -121,9 +114,9 @@ def evaluate(args: argparse.Namespace) -> int:
     for data_set in data_sets:
         for each in data_set.left_out:
             leave_out(data_set.name, each)
-    generation = {"max_new_tokens": args.max_new_tokens}
-    sizes = (args.batch_size, args.processes)
-    job = Job(args.model, args.checkpoint, opening_of(args), generation, *sizes)
+    longest = args.max_new_tokens or max(each.longest_answer for each in data_sets)
+    sizes = ({"max_new_tokens": longest}, args.batch_size, args.processes)
+    job = Job(args.model, args.checkpoint, opening_of(args), *sizes)
     with closing(Evaluation(source, job, data_sets, args.out, limit=args.limit)) as evaluation:
         print(f"computing in {evaluation.computes_in}", file=sys.stderr)
         with tqdm(total=len(evaluation.unanswered), unit="question", desc="answering", disable=None) as bar:

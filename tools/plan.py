@@ -12,25 +12,18 @@ planned.
 import argparse
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.shared import at_least, finish, make_parser  # noqa: E402
-from xtuner_plugins.planning.hardware import GPUS, UTILIZATION  # noqa: E402
+from xtuner_plugins import settings  # noqa: E402
+from xtuner_plugins.cli.shared import at_least, command, make_parser  # noqa: E402
+from xtuner_plugins.planning.hardware import GPUS, UTILIZATION, find_gpu  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory  # noqa: E402
 from xtuner_plugins.planning.strategies import launched, obstacle, strategy_named  # noqa: E402
-from xtuner_plugins.settings import (  # noqa: E402
-    SETTINGS,
-    add_config_options,
-    find_config,
-    labels_of,
-    parse_words,
-    read_config,
-    value_at,
-)
 
-ALL = tuple(f"deepspeed_{name}" for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"))
+ALL = (None, *(f"deepspeed_{name}" for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")))
 
 
 def share(text: str) -> float:
@@ -43,90 +36,75 @@ def share(text: str) -> float:
 def parse_args(argv=None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("config", help="a config of configs/ by its name, e.g. finetune_lora, or a path")
-    add_config_options(parser)
+    settings.add_config_options(parser)
     parser.add_argument("--gpus", type=at_least(1), help="GPUs of the run (default: as launched)")
-    parser.add_argument("--gpu", choices=list(GPUS), default="H100", help="whose speed is taken (default: H100)")
+    cards = "a card, memory as 24GB, auto or cpu for this machine (default: H100, or cpu where the config names one)"
+    parser.add_argument("--gpu", metavar="NAME", help=cards)
     parser.add_argument("--gpu-memory", type=at_least(0.1, float), metavar="GIB", help="default: that of --gpu")
     parser.add_argument("--deepspeed", metavar="NAME", help="as for train.py; 'none' for DDP (default: as launched)")
-    parser.add_argument(
-        "--mfu",
-        type=share,
-        default=UTILIZATION,
-        help="share of the GPU's peak that is reached, recomputation counted as work (default: %(default)s, assumed)",
-    )
+    mfu = "share of the GPU's peak that is reached, recomputation counted as work (default: %(default)s, assumed)"
+    parser.add_argument("--mfu", type=share, default=UTILIZATION, help=mfu)
     parser.add_argument("--samples", type=at_least(1), help="samples of an epoch, where lengths aren't measured")
     return parser.parse_args(argv)
-
-
-def main(argv=None) -> int:
-    args = parse_args(argv)
-    return finish(lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
     """Plans and reports; returns the exit status."""
     from xtuner_plugins.engine.check.text import check_values
+    from xtuner_plugins.planning import report
     from xtuner_plugins.planning.plan import advise, plan_config
 
-    path = find_config(args.config)
-    gpus, deepspeed = launched(labels_of(path).get("launch", ""))  # what isn't given is as launched
-    args.gpus = args.gpus or gpus
-    strategy = strategy_named(None if args.deepspeed == "none" else args.deepspeed or deepspeed, args.gpus)
+    path = settings.find_config(args.config)
+    labels = settings.labels_of(path)
+    gpus, deepspeed = launched(labels.get("launch", ""))  # what isn't given is as launched
+    gpus, gpu = args.gpus or gpus, find_gpu(args.gpu or ("cpu" if "CPU" in labels.get("hardware", "") else "H100"))
+
+    def spread(name):
+        return replace(strategy_named(name, gpus), on_cpu=gpu.is_cpu)
+
+    strategy = spread(None if args.deepspeed == "none" else args.deepspeed or deepspeed)
 
     def read(pairs):
-        return read_config(path, parse_words([*args.set, *pairs], args.cfg_options))
+        return settings.read_config(path, settings.parse_words([*args.set, *pairs], args.cfg_options))
 
     config = read([])
     check_values(config._to_lazy_dict())
     planned = plan_config(config._to_lazy_dict(), strategy, args.samples)
-    available = int((args.gpu_memory or GPUS[args.gpu].memory) * GIB)
-    strategies = [strategy_named(name, args.gpus) for name in (None, *ALL)]
-    others = [(each, plan_memory(planned.job, each)) for each in strategies if not obstacle(planned.job, each)]
-
-    held = {name: value_at(config, setting.key) for name, setting in SETTINGS.items()}
+    available, memory, job = int((args.gpu_memory or gpu.memory) * GIB), planned.memory, planned.job
+    strategies = map(spread, (None,) if gpu.is_cpu else ALL)
+    others = [(each, plan_memory(job, each)) for each in strategies if not obstacle(job, each)]
+    held = {name: settings.value_at(config, setting.key) for name, setting in settings.SETTINGS.items()}
     values = {"gradient_checkpointing": True} | {name: value for name, value in held.items() if value is not None}
-
-    def memory_of(pairs):
-        return plan_config(read(pairs)._to_lazy_dict(), strategy).memory
-
-    lines = advise(values, planned.memory, available, memory_of)
-    took = planned.seconds(GPUS[args.gpu].teraflops, args.mfu)
-    print_plan(args, planned, available, others, lines, took)
-    return int(planned.memory.total > available)
-
-
-def print_plan(args, planned, available, others, lines, took) -> None:
-    """The whole plan as tables and sentences."""
-    from xtuner_plugins.planning import report
-
-    job, lengths = planned.job, planned.lengths
-    largest = job.batches[0]
+    holding = [card for card in GPUS.values() if memory.fits(card.memory * GIB)]
+    least = min((card.memory for card in holding), default=0)
+    smallest = ", ".join(card.name for card in holding if card.memory == least)
+    cards = [f"smallest cards that hold it: {smallest} ({least} GB)" if holding else "no card holds it"]
+    largest, work, step = job.batches[0], planned.work.total / 1e12, planned.samples_per_step
     report.show(
         f"{planned.model}: {job.shape.parameters:,} parameters, {job.trained:,} trained",
         f"largest micro-batch: {largest.tokens:,} tokens ({largest.supervised:,} supervised), {largest.tiles} tiles",
-        report.memory_table(planned.memory, planned.strategy, available),
+        report.memory_table(memory, planned.strategy, gpu.name, available),
         report.strategies_table(others, available),
-    )
-    holding = [gpu for gpu in GPUS.values() if planned.memory.fits(gpu.memory * GIB)]
-    least = min((gpu.memory for gpu in holding), default=0)
-    smallest = ", ".join(gpu.name for gpu in holding if gpu.memory == least)
-    work, step = planned.work.total / 1e12, planned.samples_per_step
-    report.show(
-        f"smallest cards that hold it: {smallest} ({least} GB)" if holding else "no card holds it",
-        *lines,
+        *cards * (not gpu.is_cpu),
+        *advise(values, memory, available, lambda pairs: plan_config(read(pairs)._to_lazy_dict(), strategy).memory),
         f"operations, 10**12: {work:,.2f} per sample, {step * work:,.0f} per step of {step:,} samples",
-        lengths.source,
+        planned.lengths.source,
     )
-    if took is None:
+    if planned.steps is None:
         report.show("no time: nobody has counted the samples; give --samples, or run tools/check_data.py first")
-        return
-    speed = f"{args.gpus} x {args.gpu} ({GPUS[args.gpu].teraflops:g} TFLOPS each) at {args.mfu:.0%} of their peak"
-    samples = planned.steps * planned.samples_per_step
-    most = "" if lengths.is_measured else "at most "
-    report.show(
-        f"planned, not measured: {planned.steps:,} steps, {samples:,} samples, {most}{report.duration(took)} on {speed}"
-    )
+    elif not gpu.teraflops:
+        report.show(f"no time: the speed of {gpu.name} isn't known; name a card")
+    else:
+        took = report.duration(planned.seconds(gpu.teraflops, args.mfu))
+        samples, most = planned.steps * step, "" if planned.lengths.is_measured else "at most "
+        report.show(
+            f"planned, not measured: {planned.steps:,} steps, {samples:,} samples, {most}{took} on "
+            f"{gpus} x {gpu.name} ({gpu.teraflops:g} TFLOPS each) at {args.mfu:.0%} of their peak"
+        )
+    return int(memory.total > available)
 
+
+main = command(parse_args, run)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error

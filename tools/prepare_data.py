@@ -20,20 +20,6 @@ from xtuner_plugins.cli.shared import finish, make_parser  # noqa: E402
 SHOWN = 50  # complaints on the screen
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = make_parser(__doc__)
-    parser.add_argument("name", nargs="?", help="the data set (see --list)")
-    parser.add_argument("source", nargs="?", help="the downloaded file, or a pattern of several; see --list")
-    parser.add_argument("out", nargs="?", help="the jsonl to write")
-    images = "leave out records whose images aren't in it; images inside a file are written there"
-    parser.add_argument("--image-folder", metavar="DIR", help=images)
-    parser.add_argument("--list", action="store_true", help="show the data sets, their files and images")
-    args = parser.parse_args(argv)
-    if not (args.list or args.out):
-        parser.error("give NAME SOURCE OUT, or --list")
-    return args
-
-
 def run(args: argparse.Namespace) -> int:
     from xtuner_plugins.audit.prepare import RECIPES, prepare
 
@@ -47,13 +33,22 @@ def run(args: argparse.Namespace) -> int:
     if result.complaints:  # a record's text may hold what no file in UTF-8 can
         left_out.write_text("\n".join(result.complaints) + "\n", encoding="utf-8", errors="backslashreplace")
         print("\n".join(result.complaints[:SHOWN]).encode(errors="backslashreplace").decode())
-    print(f"{result.num_read} records read, {result.num_written} written to {args.out}", end="")
-    print(f", {len(result.complaints)} left out ({left_out})" if result.complaints else ", none left out")
-    return 1 if result.complaints else 0
+    told = f"{len(result.complaints)} left out ({left_out})" if result.complaints else "none left out"
+    print(f"{result.num_read} records read, {result.num_written} written to {args.out}, {told}")
+    return int(bool(result.complaints))
 
 
 def main(argv=None) -> int:
-    args = parse_args(argv)
+    parser = make_parser(__doc__)
+    parser.add_argument("name", nargs="?", help="the data set (see --list)")
+    parser.add_argument("source", nargs="?", help="the downloaded file, or a pattern of several; see --list")
+    parser.add_argument("out", nargs="?", help="the jsonl to write")
+    images = "leave out records whose images aren't in it; images inside a file are written there"
+    parser.add_argument("--image-folder", metavar="DIR", help=images)
+    parser.add_argument("--list", action="store_true", help="show the data sets, their files and images")
+    args = parser.parse_args(argv)
+    if not (args.list or args.out):
+        parser.error("give NAME SOURCE OUT, or --list")
     return finish(lambda: run(args))
 
 

@@ -41,8 +41,7 @@ def dry_run(args) -> int:
 
     processes = int(os.environ.get("NPROC_PER_NODE", 1)) * int(os.environ.get("NNODES", 1))
     words = [args.config, "--gpus", str(processes), "--deepspeed", args.deepspeed or "none"]
-    for name, values in (("--set", args.set), ("--cfg-options", args.cfg_options)):
-        words += [name, *values] if values else []
+    words += ["--set", *args.set] * bool(args.set) + ["--cfg-options", *args.cfg_options] * bool(args.cfg_options)
     print("The config can start; nothing was trained. The plan of this run:", flush=True)
     return plan.main(words)
 

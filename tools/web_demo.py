@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.shared import add_model, at_least, finish, make_parser, opening_of  # noqa: E402
+from xtuner_plugins.cli.shared import add_model, at_least, command, make_parser, open_model  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -31,40 +31,23 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def serve(args: argparse.Namespace) -> None:
     """Opens the model and serves the page until Ctrl-C."""
-    from xtuner_plugins.inference.opening import find_source, open_session
-
-    find_source(args.model, args.checkpoint)  # a wrong path shows before transformers is imported
-    password = read_password(args.password_file)
-    from xtuner_plugins.processes import quiet_imports
-
-    quiet_imports()
-    from transformers.utils import logging
-
-    from xtuner_plugins.chat_page import launch
-
-    logging.set_verbosity_error()
-    if args.host not in ("127.0.0.1", "localhost", "::1") and password is None:
+    password = None
+    if args.password_file:
+        password = Path(args.password_file).read_text(encoding="utf-8").partition("\n")[0].strip()
+        if not password:
+            told = "its first line is empty; write the password there"
+            raise ValueError(f"--password-file {args.password_file}: {told}")
+    elif args.host not in ("127.0.0.1", "localhost", "::1"):
         told = "warning: other machines can use the page, and it asks for no password; see --password-file"
         print(told, file=sys.stderr)
-    session = open_session(args.model, args.checkpoint, **opening_of(args))
+    session = open_model(args)
+    from xtuner_plugins.chat_page import launch
+
     options = {"password": password, "max_upload_mb": args.max_upload_mb}
     launch(session, Path(args.model).resolve().name, host=args.host, port=args.port, **options).block_thread()
 
 
-def read_password(path: str | None) -> str | None:
-    """The first line of the file; None without a file."""
-    if path is None:
-        return None
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    if not lines or not lines[0].strip():
-        raise ValueError(f"--password-file {path}: its first line is empty; write the password there")
-    return lines[0].strip()
-
-
-def main(argv=None) -> int:
-    args = parse_args(argv)
-    return finish(lambda: serve(args))
-
+main = command(parse_args, serve)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,34 +14,19 @@ from typing import NamedTuple
 from .hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
 # llama.cpp and lmdeploy read the raw JSON and know no class defaults, so these are written for every LLM.
-_LLM_FIELDS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "vocab_size",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
+_LLM_FIELDS = tuple(
+    (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act "
+        "max_position_embeddings rms_norm_eps rope_theta rope_scaling vocab_size bos_token_id eos_token_id pad_token_id"
+    ).split()
 )
 _LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-_TOWER_FIELDS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "hidden_act",
-    "layer_norm_eps",
+_TOWER_FIELDS = tuple(
+    (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads image_size patch_size num_channels "
+        "hidden_act layer_norm_eps"
+    ).split()
 )
 _TOWER_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -176,16 +161,8 @@ LLM_FAMILIES: dict[str, LLMFamily] = {
             quantized=_LLAMA_LINEARS,
             fields=(
                 *_LLM_FIELDS,
-                "head_dim",
-                "attention_bias",
-                "num_experts",
-                "num_experts_per_tok",
-                "moe_intermediate_size",
-                "norm_topk_prob",
-                "decoder_sparse_step",
-                "mlp_only_layers",
-                "router_aux_loss_coef",
-                "output_router_logits",
+                *"head_dim attention_bias num_experts num_experts_per_tok moe_intermediate_size".split(),
+                *"norm_topk_prob decoder_sparse_step mlp_only_layers router_aux_loss_coef output_router_logits".split(),
             ),
             keeps_padding=True,
         ),
@@ -210,12 +187,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
             lora_targets=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
             fields=(
                 *_TOWER_FIELDS,
-                "norm_type",
-                "qkv_bias",
-                "qk_normalization",
-                "initializer_factor",
-                "initializer_range",
-                "use_flash_attn",
+                *"norm_type qkv_bias qk_normalization initializer_factor initializer_range use_flash_attn".split(),
             ),
             fixed=(("attention_dropout", 0.0), ("dropout", 0.0), ("drop_path_rate", 0.0)),
             select_layer=-1,
@@ -241,25 +213,17 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         EncoderFamily(
             "dinov3_vit",
             "DINOv3ViTModel",
-            lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            lora_targets=_LLAMA_LINEARS,  # the same names
             fields=(
                 *_TOWER_FIELDS,
-                "rope_theta",
-                "query_bias",
-                "key_bias",
-                "value_bias",
-                "proj_bias",
-                "mlp_bias",
-                "use_gated_mlp",
-                "num_register_tokens",
+                *"rope_theta query_bias key_bias value_bias proj_bias mlp_bias".split(),
+                *"use_gated_mlp num_register_tokens".split(),
             ),
             # Its own training moved positions at random, which transformers goes on with by default.
             fixed=(
                 ("attention_dropout", 0.0),
                 ("drop_path_rate", 0.0),
-                ("pos_embed_shift", None),
-                ("pos_embed_jitter", None),
-                ("pos_embed_rescale", None),
+                *((f"pos_embed_{change}", None) for change in ("shift", "jitter", "rescale")),
             ),
             select_layer=-1,
             projector_type="pixel_shuffle_mlp",

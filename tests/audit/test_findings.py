@@ -7,55 +7,54 @@ from PIL import Image
 
 from tests.datasets.source_kinds import write_parquet, write_webdataset
 from xtuner_plugins.audit.check import PlainFiles, check_dataset
-from xtuner_plugins.audit.facts import is_refusal, is_repetitive, normalize
 from xtuner_plugins.audit.findings import find, near_pairs
+from xtuner_plugins.audit.opening import is_refusal, is_repetitive, normalize
 from xtuner_plugins.datasets import MultimodalDataset
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Different photographs a.png to d.png; copies of a, one small and compressed; a very wide and a tiny image."""
+    """Different photographs a.png to r.png; copies of a, one small and compressed; a very wide and a tiny image."""
     folder = tmp_path_factory.mktemp("images")
-    for name in ("astronaut", "coffee", "chelsea", "rocket"):
+    for name in ("astronaut", "coffee", "rocket"):
         Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name[0]}.png")
-    Image.open(folder / "a.png").resize((300, 300)).save(folder / "a_small.jpg", quality=60)
-    Image.open(folder / "a.png").save(folder / "a_copy.png")
+    astronaut = Image.open(folder / "a.png")
+    astronaut.resize((300, 300)).save(folder / "a_small.png", "JPEG", quality=60)
+    astronaut.save(folder / "a_copy.png")
     noise = np.random.default_rng(0).integers(0, 256, (100, 900, 3), np.uint8)
-    Image.fromarray(noise).save(folder / "wide.png")
-    Image.fromarray(noise[:20, :20]).save(folder / "tiny.png")
+    for name, pixels in {"wide": noise, "tiny": noise[:20, :20]}.items():
+        Image.fromarray(pixels).save(folder / f"{name}.png")
     return folder
 
 
 @pytest.fixture
-def found(write_data, photographs, data_base):
-    """found({file: records}, validation records, settings) -> {kind: finding}."""
+def found(write_data, photographs, data_base, qa):
+    """found(rows of one file, of another file, of validation data) -> {kind: finding}; a row is what `qa` takes."""
 
-    def call(files, held_out=None, **settings):
-        def checked(files):
-            paths = [write_data(records, name) for name, records in files.items()]
-            dataset = PlainFiles(paths, str(photographs))
-            if settings:
-                dataset = MultimodalDataset(str(data_base), paths, str(photographs), **settings)
-            return dataset, check_dataset(dataset, num_workers=0)
+    def checked(files, **settings):
+        paths = []
+        for name, rows in files.items():
+            records = [qa(*row[:2], **({"image": f"{row[2]}.png"} if len(row) > 2 else {})) for row in rows]
+            paths.append(write_data(records, f"{name}.jsonl"))
+        folder = str(photographs)
+        dataset = (
+            MultimodalDataset(str(data_base), paths, folder, **settings) if settings else PlainFiles(paths, folder)
+        )
+        return dataset, check_dataset(dataset, num_workers=0)
 
-        validation = [checked({"val.jsonl": held_out})] if held_out else []
-        return {each.kind: each for each in find(*checked(files), validation)}
+    def call(one, other=(), held_out=(), **settings):
+        training = checked({"one": one, **({"other": other} if other else {})}, **settings)
+        return {each.kind: each for each in find(*training, [checked({"val": held_out})] if held_out else [])}
 
     return call
 
 
-def test_copies_within_and_between_files(found, qa):
+def test_copies_within_and_between_files(found):
     """Spaces inside a text count: `what ?` is another text than `What?`."""
-    assert found({"a.jsonl": [qa(f"What is {name}?", f"It is {name}.", image=f"{name}.png") for name in "acr"]}) == {}
-    assert found({"a.jsonl": [{"a": 1}]}) == {}
-    one = [("What?", "A woman.", "a.png"), ("what ?", "a woman", "a_copy.png"), ("Who?", "She.", "a.png")]
-    other = [("What?", "A woman.", "a.png"), ("What?", "Tea.", "c.png"), ("Where?", "There.", "a_small.jpg")]
-    kinds = found(
-        {
-            "one.jsonl": [qa(*each, image=name) for *each, name in one],
-            "other.jsonl": [qa(*each, image=name) for *each, name in other],
-        }
-    )
+    assert found([(f"What is {name}?", f"It is {name}.", name) for name in "acr"]) == {}
+    one = [("What?", "A woman.", "a"), ("what ?", "a woman", "a_copy"), ("Who?", "She.", "a")]
+    other = [("What?", "A woman.", "a"), ("What?", "Tea.", "c"), ("Where?", "There.", "a_small")]
+    kinds = found(one, other)
     assert list(kinds) == ["equal_records", "equal_images", "near_images"]
     assert kinds["equal_records"].count == 1 and kinds["equal_records"].where == {"one / other": 1}
     assert kinds["equal_records"].examples == [[(0, 0, 0), (0, 1, 0)]]
@@ -64,33 +63,28 @@ def test_copies_within_and_between_files(found, qa):
     assert kinds["near_images"].count == 1 and (0, 1, 2) in kinds["near_images"].examples[0]
 
 
-def test_leaks_of_records_images_and_looks(found, qa):
-    train = [qa("What?", "A woman.", image="a.png"), qa("What?", "Tea.", image="c.png"), qa("2 + 2?", "4")]
-    leaked = [
-        ("What?", "A woman.", "a_copy.png"),
-        ("Is it hot?", "Yes.", "c.png"),
-        ("Who is it?", "Eileen.", "a_small.jpg"),
-    ]
-    held_out = [qa(*texts, image=name) for *texts, name in leaked]  # another name, another question, another file
-    held_out += [qa("2 + 2?", "4."), qa("What flies?", "A rocket.", image="r.png")]
-    kinds = found({"train.jsonl": train}, held_out)
+def test_leaks_of_records_images_and_looks(found):
+    """The same under another name, about another question, and another file of the same photograph."""
+    train = [("What?", "A woman.", "a"), ("What?", "Tea.", "c"), ("2 + 2?", "4")]
+    copies = [("What?", "A woman.", "a_copy"), ("Is it hot?", "Yes.", "c"), ("Who is it?", "Eileen.", "a_small")]
+    held_out = [*copies, ("2 + 2?", "4."), ("What flies?", "A rocket.", "r")]
+    kinds = found(train, held_out=held_out)
     assert kinds["leaked_records"].count == 2 and kinds["leaked_records"].total == 5
     assert kinds["leaked_records"].examples == [[(1, 0, 0), (0, 0, 0)], [(1, 0, 3), (0, 0, 2)]]
-    assert kinds["leaked_images"].count == 2 and kinds["leaked_images"].where == {"val / train": 2}
+    assert kinds["leaked_images"].count == 2 and kinds["leaked_images"].where == {"val / one": 2}
     assert kinds["leaked_looks"].examples == [[(1, 0, 2), (0, 0, 0)]]
-    assert found({"train.jsonl": train}, held_out[4:]) == {}
+    assert found(train, held_out=held_out[4:]) == {}
 
 
-def test_answers_texts_shapes_and_what_does_not_fit(found, qa):
+def test_answers_texts_shapes_and_what_does_not_fit(found):
     answers = ["I'm sorry, but I can't say.", "A cup.", "the cat and the dog " * 12]
-    records = [qa(f"{number}?", answer) for number, answer in enumerate(answers)]
-    kinds = found({"a.jsonl": records + [qa("Describe it.", "A nice photo.", image=f"{name}.png") for name in "acr"]})
+    kinds = found([*zip("012", answers, strict=True), *(("Describe it.", "A nice photo.", name) for name in "acr")])
     assert kinds["refusals"].examples == [[(0, 0, 0)]] and kinds["repetitive"].examples == [[(0, 0, 2)]]
     assert kinds["equal_texts"].count == 2 and list(kinds) == ["equal_texts", "refusals", "repetitive"]
-    often = [qa(f"{number}?", "Yes." if number % 3 == 0 else f"No {number}") for number in range(30)]
-    assert found({"a.jsonl": often})["frequent_answers"].count == 10
-    images = [qa("W?", "Wide.", image="wide.png"), qa("T?", "t", image="tiny.png")]
-    kinds = found({"a.jsonl": [*images, qa("All?", " ".join(map(str, range(500)))), qa()]}, max_length=100)
+    often = [(f"{number}?", "Yes." if number % 3 == 0 else f"No {number}") for number in range(30)]
+    assert found(often)["frequent_answers"].count == 10
+    long = " ".join(map(str, range(500)))
+    kinds = found([("W?", "Wide.", "wide"), ("T?", "t", "tiny"), ("All?", long), ("Q", "A")], max_length=100)
     expected = {"upscaled": 1, "extreme": 0, "shrink_tiles": 0, "truncate_text": 2}
     assert {kind: each.examples for kind, each in kinds.items()} == {k: [[(0, 0, row)]] for k, row in expected.items()}
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from xtuner_plugins.audit.prepare import ASPECTS, GIVE_UP_AFTER, RECIPES, prepare
-from xtuner_plugins.datasets import PreferenceDataset, SettingError
+from xtuner_plugins.datasets import SettingError
 from xtuner_plugins.datasets.records.pairs import parse_pair
 from xtuner_plugins.datasets.records.records import parse_record
 
@@ -82,8 +82,10 @@ def test_records_train_and_others_are_left_out(tmp_path):
             prepare(name, path, other)
     tools = minimind("你好")
     tools["conversations"][0]["tools"] = [{"name": "search"}]
-    path.write_text(json.dumps(tools))
-    for name, words in (("minimind-v", "its turns call tools"), ("llava", "known are ai-challenger")):
+    equal = "2 of its 2 answers are rated, none better than another"
+    wrong = {"minimind-v": (tools, "its turns call tools"), "vlfeedback": (rated("333", "333"), equal)}
+    for name, (row, words) in (wrong | {"llava": ({}, "known are ai-challenger")}).items():
+        path.write_text(json.dumps(row))
         with pytest.raises(SettingError, match=words):
             prepare(name, path, other)
     assert not other.exists()
@@ -99,6 +101,8 @@ def test_captions_of_basic_vision_language_model(tmp_path):
     two = [(["a.jpg"], "\n图中有什么?", [answer]) for answer in ("一只猫", "一只狗")]
     assert written(tmp_path / "out.jsonl", "basic-vlm") == [*two, (["b.jpg"], "\nWhat?", ["A cat."])]
     assert result.num_read == 3 and "image_map.json 'c': not a record" in result.complaints[0]
+    with pytest.raises(SettingError, match="not one of the first 3 records is usable; the first: .*'a.jpg' isn't in"):
+        prepare("basic-vlm", tmp_path, tmp_path / "out.jsonl", tmp_path)
     (tmp_path / "captions.json").unlink()
     with pytest.raises(SettingError, match="captions.json can't be read .*name the folder that holds both"):
         prepare("basic-vlm", tmp_path, tmp_path / "out.jsonl")
@@ -123,18 +127,3 @@ def test_images_inside_a_file_are_written_once(tmp_path, monkeypatch):
         assert [(tmp_path / "images" / each).read_bytes() for each in names] == [red, red, blue] and names[0] == names[
             1
         ]
-
-
-def test_what_is_written_trains(tmp_path, data_base):
-    raw, out = tmp_path / "raw.jsonl", tmp_path / "out.jsonl"
-    raw.write_text(json.dumps(rated("455", "123")) + "\n" + json.dumps(rated("333", "333")))
-    (tmp_path / "v1.jpg").write_bytes(jpeg("red"))
-    result = prepare("vlfeedback", raw, out, tmp_path)
-    assert "2 of its 2 answers are rated, none better than another" in result.complaints[0]
-    dataset = PreferenceDataset(str(data_base), str(out), str(tmp_path))
-    assert len(dataset) == 1 and dataset[0]["num_tiles"] == 1 and len(dataset[0]["branches"]) == 3
-    (tmp_path / "v1.jpg").unlink()
-    before = out.read_text()
-    with pytest.raises(SettingError, match="not one of the first 2 records is usable; the first: .*'v1.jpg' isn't in"):
-        prepare("vlfeedback", raw, out, tmp_path)
-    assert out.read_text() == before

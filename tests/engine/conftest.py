@@ -1,11 +1,12 @@
 """Small runs: ``train(name, **settings)`` in the test's folder, ``once`` in the folder of its file (made once)."""
 
-import functools
-
 import pytest
+
+from tests.process_table import end_all
 
 from .forked import Trainer
 from .parallel_case import write_dataset
+from .started import OURS, Started
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +25,18 @@ def train(toy_base, data, tmp_path):
 def once(toy_base, data, tmp_path_factory):
     """As ``train``; the second call with a name returns the run of the first."""
     trainer, made = Trainer(tmp_path_factory.mktemp("once"), toy_base, data), {}
+    return lambda name, *args, **case: made.get(name) or made.setdefault(name, trainer(name, *args, **case))
 
-    @functools.wraps(trainer.__call__)
-    def run(name, *args, **case):
-        if name not in made:
-            made[name] = trainer(name, *args, **case)
-        return made[name]
 
-    return run
+@pytest.fixture
+def start(toy_base, data, tmp_path):
+    """start(command, ...) -> `Started` in the test's folder."""
+    started = []
+
+    def start(command=OURS, **case):
+        started.append(Started(tmp_path / "run", toy_base, data, command=command, **case))
+        return started[-1]
+
+    yield start
+    for run in started:
+        end_all(run.mark)

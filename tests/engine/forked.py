@@ -4,12 +4,9 @@ The children come from a server that has imported everything and computed nothin
 would copy locks of threads that the child lacks: a thread pool of OpenMP hangs the child.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import pydoc
@@ -17,66 +14,56 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 from tests.engine.parallel_case import ROOT, edited_config, logged, training
-from xtuner_plugins.processes import free_port
+from xtuner_plugins.engine.launch.launcher import SHARE_CORES, training_processes
 from xtuner_plugins.settings import SETTINGS
 
 HUNG_AFTER_S = 300
-PRELOADED = ["tests.engine.preloaded"]
+# Processes and strategy of a run, by a name.
+LAYOUTS = {"plain": (1, None), "ddp": (2, None), **{f"zero{n}": (2, f"deepspeed_zero{n}") for n in (1, 2, 3)}}
 
 
-@dataclass
-class Run:
+class Run(NamedTuple):
     """How a run ended: its folder, exit codes by rank (negative: a signal), what rank 0 wrote, and the others."""
 
     work_dir: Path
     codes: list[int]
     output: str
-    others: str = ""
+    others: str
 
     @property
     def ok(self) -> bool:
-        """Whether every rank ended with status 0."""
         return not any(self.codes)
-
-    def logged(self, key: str = "loss") -> list[float]:
-        """As `parallel_case.logged`."""
-        return logged(self.work_dir, key)
 
     @property
     def errors(self) -> list[str]:
         """The lines of rank 0 that tell of an error."""
         return [line for line in self.output.splitlines() if line.startswith("error")]
 
+    def logged(self, key: str = "loss") -> list[float]:
+        return logged(self.work_dir, key)
 
-def run_forked(
-    arguments: list[str],
-    env: dict[str, str],
-    work_dir: Path,
-    *,
-    processes: int = 1,
-    prepare: Callable[[], None] | None = None,
-) -> Run:
+    def saved(self, step: int) -> Path:
+        return self.work_dir / f"iter_{step}.pth"
+
+
+def run_forked(arguments, env, work_dir, *, processes: int = 1, prepare: Callable[[], None] | None = None) -> Run:
     """Runs ``train_process *arguments`` (the config's path first) once per rank; logs go beside ``work_dir``.
 
     ``prepare`` is called in each child before it trains. It is pickled: a function of a module, or a `partial` of one.
     """
-    arguments, env = ["train", *arguments], dict(env)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        env.pop(name, None)
-    if processes > 1:
-        arguments[2:2] = ["--launcher", "pytorch"]
-        env |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command, ranks = training_processes(arguments, {"NPROC_PER_NODE": str(processes)}, None)
     work_dir.parent.mkdir(parents=True, exist_ok=True)
     logs = [work_dir.parent / f"{work_dir.name}.rank{rank}.log" for rank in range(processes)]
     children = []
-    for rank, log in enumerate(logs):
-        ranked = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        child = fork_server().Process(target=_train, args=(arguments, env | ranked, log, prepare))
+    for rank, log in zip(ranks, logs, strict=True):
+        child = fork_server().Process(
+            target=_train, args=(["train", *command[3:]], env | rank | {SHARE_CORES: "1"}, log, prepare)
+        )
         with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # the first start starts the server
             child.start()
         children.append(child)
@@ -85,74 +72,42 @@ def run_forked(
     return Run(work_dir, codes, said[0], "".join(said[1:])[-3000:])
 
 
-def train_forked(
-    work_dir: Path,
-    base: Path,
-    data: tuple[Path, Path],
-    *,
-    processes: int = 1,
-    prepare: Callable[[], None] | None = None,
-    **case,
-) -> Run:
+def train_forked(work_dir, base, data, *, processes: int = 1, prepare: Callable | None = None, **case) -> Run:
     """`run_forked` on a global batch of 4, with the arguments of `parallel_case.training`."""
     arguments, env = training(work_dir, base, data, processes=processes, **case)
     return run_forked(arguments, env, work_dir, processes=processes, prepare=prepare)
 
 
-class Trainer:
-    """Trains on a data set below a folder of its own; what isn't said otherwise has to end well.
+class Trainer(NamedTuple):
+    """Trains on a data set in a folder of its own; what isn't said otherwise has to end well."""
 
-    Args:
-        folder: Of the runs, each of which has a folder in it.
-        base, data: As `parallel_case.training`.
-    """
+    folder: Path
+    base: Path
+    data: tuple[Path, Path]
 
-    def __init__(self, folder: Path, base: Path, data: tuple[Path, Path]):
-        self.folder, self.base, self.data = folder, base, data
+    def __call__(self, name, leaf="toy_finetune_full", *, codes=(0,), layout=None, lines="", data=None, **case) -> Run:
+        """Trains a toy leaf in the folder ``name``, with `lines` of a config that takes in the leaf.
 
-    def __call__(
-        self,
-        name: str,
-        leaf: str = "toy_finetune_full",
-        *,
-        codes: tuple[int, ...] = (0,),
-        options: dict | None = None,
-        lines: str = "",
-        prepare: Callable[[], None] | None = None,
-        data: tuple[Path, Path] | None = None,
-        processes: int = 1,
-        **settings,
-    ) -> Run:
-        """Trains a toy leaf in the folder ``name``.
-
-        Args:
-            leaf: Stem of a config in configs/toy.
-            codes: The statuses that ranks may end with, at least one of them with the first.
-            options: Values for keys.
-            lines: Of a config that takes in the leaf.
-            prepare, data, processes: As `train_forked`.
-            **settings: Values by short names; of `parallel_case.training` also ``deepspeed`` and ``extra``.
+        ``codes`` are the statuses that ranks may end with, at least one of them with the first; ``layout`` is a name of
+        `LAYOUTS`; ``case`` has values by short names, ``options`` by keys, and what `train_forked` takes.
         """
-        own = {key: settings.pop(key) for key in ("deepspeed", "extra") if key in settings}
-        options = {SETTINGS[key].key: value for key, value in settings.items()} | (options or {})
-        own |= {"options": options, "config": f"configs/toy/{leaf}.py", "processes": processes, "prepare": prepare}
+        if layout:
+            case["processes"], case["deepspeed"] = LAYOUTS[layout]
+        named = {SETTINGS[key].key: case.pop(key) for key in [*case] if key in SETTINGS}
+        case |= {"options": named | (case.get("options") or {}), "config": f"configs/toy/{leaf}.py"}
         if lines:
-            own["config"] = edited_config(self.folder / f"{name}-config", leaf)
-            with open(own["config"], "a") as file:
+            case["config"] = edited_config(self.folder / f"{name}-config", leaf)
+            with open(case["config"], "a") as file:
                 file.write(lines)
-        run = train_forked(self.folder / name, self.base, data or self.data, **own)
+        run = train_forked(self.folder / name, self.base, data or self.data, **case)
         assert codes[0] in run.codes and {*run.codes} <= {*codes}, f"{run.codes}\n{run.output[-3000:]}{run.others}"
         return run
 
 
 def at_call(path: str, number: int | None, do: Callable, rank: int | None = None) -> None:
-    """Prepares a run for a fault: the n-th call of a function does something first, on one rank or on all.
+    """Prepares a run for a fault: the n-th call (None: each) of a function below xtuner_plugins does something first.
 
-    Args:
-        path: Of the function or method, below xtuner_plugins.
-        number: Of the call, from 1; None for each.
-        do: Gets the arguments of the call.
-        rank: None for all.
+    ``do`` gets the arguments of the call; it is done on one rank, or on all.
     """
     *above, name = path.split(".")
     owner = pydoc.locate(".".join(["xtuner_plugins", *above]))
@@ -168,9 +123,9 @@ def at_call(path: str, number: int | None, do: Callable, rank: int | None = None
         setattr(owner, name, called)
 
 
-def fault(*args, **kwargs) -> Callable[[], None]:
+def fault(*args) -> Callable[[], None]:
     """`at_call` as a run's ``prepare``."""
-    return functools.partial(at_call, *args, **kwargs)
+    return functools.partial(at_call, *args)
 
 
 def send(number: int, *_) -> None:
@@ -179,18 +134,11 @@ def send(number: int, *_) -> None:
     time.sleep(0.5)
 
 
-def note_sources(path: Path, loop, batches: list[dict]) -> None:
-    """Appends a line for a step to ``PATH.RANK``: step, epoch, sources by micro-batch."""
-    entry = {"step": loop.iter + 1, "epoch": loop.dataloader_iterator.epoch}
-    with open(f"{path}.{os.environ.get('RANK', '0')}", "a") as file:
-        file.write(json.dumps(entry | {"sources": [batch["sources"] for batch in batches]}) + "\n")
-
-
 @functools.cache
 def fork_server():
     """The context whose children come from the server."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(PRELOADED)
+    server.set_forkserver_preload(["tests.engine.preloaded"])
     return server
 
 

@@ -9,29 +9,24 @@ from pathlib import Path
 
 import torch
 
-from tests.conftest import HANGS_AFTER
+from tests.conftest import HANGS_AFTER, ROOT
 from tests.small_data import write_dataset  # noqa: F401
 from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: F401
 from xtuner_plugins.settings import SETTINGS
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = "configs/toy/toy_finetune_full.py"
-
 
 def logged(work_dir: Path, key: str = "loss") -> list[float]:
-    """What the run logged under ``key``, one value per step."""
-    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    lines = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
+    """What the newest start of a run logged under ``key``, one value per step."""
+    newest = max(work_dir.glob("*/vis_data/scalars.json"))
+    lines = [json.loads(line) for line in newest.read_text(encoding="utf-8").splitlines()]
     return [line[key] for line in lines if key in line]
 
 
 def base_and_data(base: Path, data: tuple[Path, Path]) -> dict[str, str | list[str]]:
     """Options that give a recipe another base and other data."""
-    return {
-        "model.base": str(base),
-        "train_dataloader.dataset.data_paths": [str(data[0])],
-        "train_dataloader.dataset.image_folders": [str(data[1])],
-    }
+    dataset = "train_dataloader.dataset"
+    own = {f"{dataset}.data_paths": [str(data[0])], f"{dataset}.image_folders": [str(data[1])]}
+    return {"model.base": str(base), **own}
 
 
 def edited_config(folder: Path, name: str, **settings) -> str:
@@ -65,19 +60,11 @@ def require_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor])
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
-def train(
-    work_dir: Path,
-    base: Path,
-    data: tuple[Path, Path],
-    *,
-    command: tuple[str, ...] = (sys.executable, "tools/train.py"),
-    **case,
-) -> subprocess.CompletedProcess:
-    """Runs the command on a global batch of 4 and returns the finished process; ``case`` as `training`."""
-    arguments, env = training(work_dir, base, data, **case)
-    return subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANGS_AFTER
-    )
+def train(*place, command=(sys.executable, "tools/train.py"), **case) -> subprocess.CompletedProcess:
+    """Runs the command on a global batch of 4 and returns the finished process; arguments as `training`."""
+    arguments, env = training(*place, **case)
+    options = dict(cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
+    return subprocess.run([*command, *arguments], **options)
 
 
 def training(
@@ -88,15 +75,13 @@ def training(
     processes: int = 1,
     deepspeed: str | None = None,
     options: dict | None = None,
-    config: str = CONFIG,
+    config: str = "configs/toy/toy_finetune_full.py",
     extra: tuple[str, ...] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """Arguments and environment of a training on a global batch of 4."""
+    made = base_and_data(base, data)
     settings = {
-        **{
-            key: f"[{value[0]}]" if isinstance(value, list) else value
-            for key, value in base_and_data(base, data).items()
-        },
+        **{key: f"[{value[0]}]" if isinstance(value, list) else value for key, value in made.items()},
         "train_dataloader.batch_size": 4 // processes,
         "train_dataloader.num_workers": 0,
         "default_hooks.logger.interval": 1,
@@ -109,7 +94,6 @@ def training(
     if deepspeed:
         arguments += ["--deepspeed", deepspeed]
     arguments += ["--cfg-options", *(f"{key}={value}" for key, value in settings.items())]
-    binaries = str(Path(sys.executable).parent)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NPROC_PER_NODE": str(processes)}
-    env["PATH"] = binaries + os.pathsep + env["PATH"]
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     return arguments, env

@@ -171,7 +171,7 @@ def test_the_file_that_trains_can_evaluate(opened):
 
 def test_questions_without_answers_are_only_asked(opened, tmp_path):
     asked = opened("asked.jsonl", {"image": "a.png", "question": "What?"}, metric="cer")
-    assert asked.metric is None and asked.items[0].expected == ()
+    assert asked.metric is None and asked.items[0].expected == () and asked.longest_answer == 512
     folder = opened("", prompt="What is it?")
     assert folder.metric is None and [item.question.id for item in folder.items] == ["a.png", "sub/b.PNG"]
     assert set(texts(folder)) == {"What is it?"} and folder.items[1].question.paths == (str(tmp_path / "sub/b.PNG"),)
@@ -179,7 +179,9 @@ def test_questions_without_answers_are_only_asked(opened, tmp_path):
 
 def test_limits_names_and_hashes(opened, tmp_path):
     rows = [{"id": n, "question": "?", "answer": "x", "group": group} for n, group in enumerate("ababc")]
+    long = opened("own.jsonl", *rows, {"question": "?", "answer": "x" * 65}, limit=1)
     whole = opened("own.jsonl", *rows)
+    assert (whole.longest_answer, long.longest_answer) == (128, 512)
     for limit, ids in ((2, "02"), (3, "0123")):
         part = opened("own.jsonl", *rows, limit=limit)
         assert [item.question.id for item in part.items] == list(ids) and part.hash == whole.hash

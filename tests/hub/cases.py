@@ -1,18 +1,10 @@
 """Tiny chat models for the tests of the hub code, with random weights that make every tensor count."""
 
-import json
 import math
-import shutil
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from transformers import AutoTokenizer
 
-from xtuner_plugins import hub
 from xtuner_plugins.hub import InternVLChatConfig, InternVLChatModel
-from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.toy.tokenizer import build_tokenizer
 
 TILE = 112  # 8 x 8 patches of 14 pixels, 4 x 4 = 16 image tokens
 SIZES = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4)
@@ -20,10 +12,6 @@ SIZES |= dict(image_size=TILE, patch_size=14)
 VISION = dict(architectures=["InternVisionModel"], model_type="intern_vit_6b", num_channels=3, **SIZES)
 VISION |= dict(norm_type="layer_norm", qkv_bias=True, qk_normalization=False)
 RMS_VISION = {**VISION, "norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True}
-TOWERS = {
-    "clip": {"model_type": "clip_vision_model", **SIZES},
-    "siglip": {"model_type": "siglip_vision_model", "vision_use_head": False, **SIZES},
-}
 
 LLM = dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_size=32, intermediate_size=64)
 LLM |= dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_act="silu", rms_norm_eps=1e-6)
@@ -42,22 +30,6 @@ LLMS = {
 }
 
 
-def make_tokenizer(path):
-    """The toy tokenizer with the nine image tokens, saved in `path`."""
-    build_tokenizer(path)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.add_tokens(list(ADDED_TOKENS), special_tokens=True)
-    listed = ["<|im_start|>", "<|im_end|>", *ADDED_TOKENS]  # as published: slow tokenizers skip only listed ones
-    tokenizer.add_special_tokens({"additional_special_tokens": listed})
-    tokenizer.save_pretrained(path)
-    tokenizer_json = Path(path) / "tokenizer.json"
-    state = json.loads(tokenizer_json.read_text(encoding="utf-8"))
-    # Merges as strings: older releases can't read the list form.
-    state["model"]["merges"] = [m if isinstance(m, str) else " ".join(m) for m in state["model"]["merges"]]
-    tokenizer_json.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-    return tokenizer
-
-
 def make_config(vision=VISION, llm=LLM, *, vocab_size=320, **fields):
     """A complete config, `fields` in place of the usual top-level ones."""
     usual = dict(architectures=["InternVLChatModel"], template="internvl2_5", ps_version="v2", force_image_size=TILE)
@@ -66,16 +38,10 @@ def make_config(vision=VISION, llm=LLM, *, vocab_size=320, **fields):
     return InternVLChatConfig(dict(vision), llm, **{**usual, **fields})
 
 
-def llava_config(tower, **fields):
-    """A model of LLaVA's kind: CLIP or SigLIP, and the plain projector."""
-    plain = dict(select_layer=-2, projector_type="mlp", downsample_ratio=1.0, max_dynamic_patch=1, use_thumbnail=False)
-    return make_config(TOWERS[tower], **{**plain, **fields})
-
-
-def make_model(config=None, seed=0):
+def make_model(config=None):
     """A model in evaluation mode whose weights keep the variance of what goes through, gains and biases random too."""
     model = InternVLChatModel(make_config() if config is None else config)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)
@@ -89,32 +55,15 @@ def make_model(config=None, seed=0):
     return model.eval()
 
 
-def make_batch(model, tiles=(2, 1), length=64, seed=1):
+def make_pixels(count=2, side=TILE):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(count))
+
+
+def make_batch(model, tiles=(2, 1), length=64):
     """Pixels and ids of one sample per entry of `tiles`; every sample's image tokens stand at a place of its own."""
-    generator = torch.Generator().manual_seed(seed)
     context = model.config.llm_config.vocab_size - 1
     model.img_context_token_id = context
-    ids = torch.randint(3, context, (len(tiles), length), generator=generator)
+    ids = torch.randint(3, context, (len(tiles), length), generator=torch.Generator().manual_seed(1))
     for row, count in enumerate(tiles):
         ids[row, 3 + row : 3 + row + count * model.num_image_token] = context
-    return torch.randn(sum(tiles), 3, TILE, TILE, generator=generator), ids
-
-
-def code_files():
-    """The files that an export ships."""
-    return [path for path in sorted(Path(hub.__file__).parent.glob("*.py")) if path.name != "__init__.py"]
-
-
-def write_directory(path, config, tokenizer_dir):
-    """Writes an official directory by hand: weights, config, tokenizer and copies of the code."""
-    model = make_model(config)
-    shutil.copytree(tokenizer_dir, path)
-    for file in code_files():
-        shutil.copy(file, path)
-    named = dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), "modeling_internvl_chat.InternVLChatModel")
-    config.auto_map = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig", **named}
-    config.torch_dtype = "float32"
-    config.save_pretrained(path)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-    return path
+    return make_pixels(sum(tiles)), ids

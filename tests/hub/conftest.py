@@ -3,19 +3,12 @@
 import pytest
 from transformers import AutoTokenizer
 
-from .cases import make_config, make_model, make_tokenizer
-
-
-@pytest.fixture(scope="session")
-def tokenizer_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer") / "files"
-    make_tokenizer(path)
-    return path
+from .cases import make_config, make_model
 
 
 @pytest.fixture
-def tokenizer(tokenizer_dir):
-    return AutoTokenizer.from_pretrained(tokenizer_dir)
+def tokenizer(toy_base):
+    return AutoTokenizer.from_pretrained(toy_base)
 
 
 @pytest.fixture

@@ -7,17 +7,13 @@ from transformers import AutoTokenizer, GenerationConfig
 from xtuner_plugins.hub import get_conv_template
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 
-from .cases import TILE
+from .cases import make_pixels
 
 SYSTEM = "<|im_start|>system\n" + get_conv_template("internvl2_5").system_message + "<|im_end|>\n"
 
 
 def greedy():
     return {"max_new_tokens": 8, "do_sample": False}
-
-
-def tiles(count):
-    return torch.randn(count, 3, TILE, TILE, generator=torch.Generator().manual_seed(count))
 
 
 def image(count):
@@ -42,35 +38,32 @@ def prompted(model, tokenizer, monkeypatch):
     return seen
 
 
-def test_where_images_go(model, tokenizer, prompted):
+def test_prompts_and_histories(model, tokenizer, prompted, capsys):
+    """Where images go: only questions hold some."""
     for pixels, question, options, expected in (
-        (tiles(3), "What is it?", {}, image(3) + "\nWhat is it?"),
-        (tiles(1), "Look: <image> What is it?", {}, f"Look: {image(1)} What is it?"),
+        (make_pixels(3), "What is it?", {}, image(3) + "\nWhat is it?"),
+        (make_pixels(1), "Look: <image> What is it?", {}, f"Look: {image(1)} What is it?"),
         (None, "Hello", {}, "Hello"),
-        (tiles(3), "First <image> second <image>", {"num_patches_list": [1, 2]}, f"First {image(1)} second {image(2)}"),
+        (make_pixels(3), "First <image> or <image>", {"num_patches_list": [1, 2]}, f"First {image(1)} or {image(2)}"),
     ):
         assert isinstance(model.chat(tokenizer, pixels, question, greedy(), **options), str)
         assert prompted.pop() == SYSTEM + user(expected)
     assert model.img_context_token_id == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    model.system_message = "Be brief."  # read at call time
-    model.chat(tokenizer, None, "Hello", greedy())
-    assert prompted == ["<|im_start|>system\nBe brief.<|im_end|>\n" + user("Hello")]
-
-
-def test_history(model, tokenizer, prompted, capsys):
-    """Only questions hold images."""
-    answer, history = model.chat(tokenizer, tiles(2), "What is it?", greedy(), return_history=True)
+    answer, history = model.chat(tokenizer, make_pixels(2), "What is it?", greedy(), return_history=True)
     assert history == [("<image>\nWhat is it?", answer)]
     options = dict(history=history, return_history=True, verbose=True)
-    second, longer = model.chat(tokenizer, tiles(2), "And why?", greedy(), **options)
+    second, longer = model.chat(tokenizer, make_pixels(2), "And why?", greedy(), **options)
     assert capsys.readouterr().out == f"And why?\n{second}\n"
     first_turn = SYSTEM + user(image(2) + "\nWhat is it?") + answer + "<|im_end|>\n"
-    assert prompted[1] == first_turn + user("And why?")
+    assert prompted.pop() == first_turn + user("And why?")
     assert longer == [*history, ("And why?", second)] and len(history) == 1
     past = [("Look <image>", "An <image>, I think"), ("Where?", "There")]
     expected = user(f"Look {image(1)}") + "An <image>, I think<|im_end|>\n" + user("Where?") + "There<|im_end|>\n"
     prompt = model.build_prompt("<image> and <image>", [1, 2], past)
     assert prompt == SYSTEM + expected + user(f"{image(2)} and <image>")
+    model.system_message = "Be brief."  # read at call time
+    model.chat(tokenizer, None, "Hello", greedy())
+    assert prompted.pop() == "<|im_start|>system\nBe brief.<|im_end|>\n" + user("Hello")
 
 
 def test_the_stop_token_is_set_and_ends_the_answer(model, tokenizer, monkeypatch):
@@ -94,37 +87,33 @@ def test_batch_equals_one_by_one(model, tokenizer, prompted, capsys):
     """Also of features in place of pixels, and whatever side a tokenizer pads."""
     tokenizer.padding_side = "right"
     questions = ["What is it?", "Hello", "Why is this one so much longer than the others are?", "<image> or <image>?"]
-    pixels, counts, options = tiles(6), [2, 0, 1, [1, 2]], greedy()
-    answers = model.batch_chat(tokenizer, pixels, questions, options, num_patches_list=counts)
-    assert options["eos_token_id"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    pixels, counts = make_pixels(6), [2, 0, 1, [1, 2]]
+    answers = model.batch_chat(tokenizer, pixels, questions, greedy(), num_patches_list=counts, verbose=True)
     rows = ((pixels[:2], None), (None, None), (pixels[2:3], None), (pixels[3:], [1, 2]))
     alone = [
         model.chat(tokenizer, own, question, greedy(), num_patches_list=count)
         for question, (own, count) in zip(questions, rows, strict=True)
     ]
     assert answers == alone and prompted[:4] == prompted[4:] and tokenizer.padding_side == "right"
+    assert capsys.readouterr().out == "".join(f"{q}\n{a}\n" for q, a in zip(questions, alone, strict=True))
     tokenizer.pad_token = None  # then the stop token pads
     options = {"num_patches_list": counts, "visual_features": model.extract_feature(pixels)}
     assert model.batch_chat(tokenizer, None, questions, greedy(), **options) == alone
-    assert model.batch_chat(tokenizer, pixels[:2], questions[:1], greedy(), verbose=True) == alone[:1]
-    assert capsys.readouterr().out == f"{questions[0]}\n{alone[0]}\n"
+    assert model.batch_chat(tokenizer, pixels[:2], questions[:1], greedy()) == alone[:1]
     assert model.batch_chat(tokenizer, None, ["Hello"] * 2, greedy()) == [alone[1]] * 2
 
 
 def test_what_is_refused(model, tokenizer, tmp_path):
     ask, two = {"question": "<image> What is it?"}, {"questions": ["a", "b"]}
-    features = dict(visual_features=model.extract_feature(tiles(1)))
-    for method, pixels, options, error, message in (
-        ("chat", tiles(3), {**ask, "num_patches_list": [1, 1]}, ValueError, "3 tiles, but .* adds up to 2"),
-        ("chat", tiles(2), {**ask, "num_patches_list": [1, 1]}, ValueError, "16 image tokens .*, but 32 image feat"),
-        ("batch_chat", tiles(1), {**two, "num_patches_list": [1]}, ValueError, "1 entries for 2 questions"),
-        ("batch_chat", tiles(1), two, ValueError, "1 tiles, but num_patches_list"),
-        ("batch_chat", None, {**two, **features, "num_patches_list": [1, 1]}, ValueError, "1 tiles, but num_patches"),
-        ("batch_chat", None, {**two, "history": []}, NotImplementedError, "keeps no history"),
-        ("batch_chat", None, {**two, "return_history": True}, NotImplementedError, "keeps no history"),
+    features, bare = model.extract_feature(make_pixels(1)), AutoTokenizer.from_pretrained(build_tokenizer(tmp_path))
+    for method, own, pixels, options, message in (
+        ("chat", tokenizer, 3, {**ask, "num_patches_list": [1, 1]}, "3 tiles, but .* adds up to 2"),
+        ("chat", tokenizer, 2, {**ask, "num_patches_list": [1, 1]}, "16 image tokens .*, but 32 image feat"),
+        ("batch_chat", tokenizer, 1, {**two, "num_patches_list": [1]}, "1 entries for 2 questions"),
+        ("batch_chat", tokenizer, 0, {**two, "visual_features": features}, "1 tiles, but num_patches"),
+        ("batch_chat", tokenizer, 0, {**two, "history": []}, "keeps no history"),
+        ("batch_chat", tokenizer, 0, {**two, "return_history": True}, "keeps no history"),
+        ("chat", bare, 1, ask, "the tokenizer has no token '<img>'"),
     ):
-        with pytest.raises(error, match=message):
-            getattr(model, method)(tokenizer, pixels, generation_config=greedy(), **options)
-    bare = AutoTokenizer.from_pretrained(build_tokenizer(tmp_path))
-    with pytest.raises(ValueError, match="the tokenizer has no token '<img>'"):
-        model.chat(bare, tiles(1), "Hello", greedy())
+        with pytest.raises((ValueError, NotImplementedError), match=message):
+            getattr(model, method)(own, make_pixels(pixels) if pixels else None, generation_config=greedy(), **options)

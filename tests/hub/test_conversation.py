@@ -18,44 +18,35 @@ VICUNA = (
 def chat(system, end, *, before="<|im_start|>", behind="\n"):
     """A turn A, its answer B and a turn C: roles between two texts, each turn ended."""
     turns = [("system", system)] * bool(system) + [("user", "A"), ("assistant", "B"), ("user", "C")]
-    said = "".join(before + role + behind + text + end for role, text in turns)
-    return said + before + "assistant" + behind
+    return "".join(before + role + behind + text + end for role, text in turns) + before + "assistant" + behind
 
 
-PROMPTS = {
-    "internvl2_5": chat(V2_5, "<|im_end|>\n"),
-    "Hermes-2": chat(V2, "<|im_end|>"),
-    "internlm2-chat": chat(V2, "<|im_end|>"),
-    "phi3-chat": chat(V2, "<|end|>", before="<|", behind="|>\n"),
-    "llama3-chat": chat(None, "<|eot_id|>", before="<|start_header_id|>", behind="<|end_header_id|>\n\n"),
-    "vicuna_v1.1": VICUNA + " USER: A ASSISTANT: B</s>USER: C ASSISTANT:",
+PROMPTS = {  # with the stop token
+    "internvl2_5": (chat(V2_5, "<|im_end|>\n"), "<|im_end|>"),
+    "Hermes-2": (chat(V2, "<|im_end|>"), "<|im_end|>"),
+    "internlm2-chat": (chat(V2, "<|im_end|>"), "<|im_end|>"),
+    "phi3-chat": (chat(V2, "<|end|>", before="<|", behind="|>\n"), "<|end|>"),
+    "llama3-chat": (
+        chat(None, "<|eot_id|>", before="<|start_header_id|>", behind="<|end_header_id|>\n\n"),
+        "<|eot_id|>",
+    ),
+    "vicuna_v1.1": (VICUNA + " USER: A ASSISTANT: B</s>USER: C ASSISTANT:", "</s>"),
 }
 
 
-def test_prompt():
-    stops = {"phi3-chat": "<|end|>", "llama3-chat": "<|eot_id|>", "vicuna_v1.1": "</s>"}
+def test_prompts_and_constants():
+    """Ids of the nine tokens follow from the order in which they are added."""
     for name in TEMPLATES:
         conversation = get_conv_template(name)
         user, assistant = conversation.roles
         for role, message in ((user, "A"), (assistant, "B"), (user, "C"), (assistant, None)):
             conversation.append_message(role, message)
-        assert conversation.get_prompt() == PROMPTS[name] and conversation.name == name
-        assert conversation.stop_token == stops.get(name, "<|im_end|>")
+        assert (conversation.get_prompt(), conversation.stop_token, conversation.name) == (*PROMPTS[name], name)
+    conversation = get_conv_template("internvl2_5", system_message="Use {braces} freely.")
+    assert conversation.get_prompt() == "<|im_start|>system\nUse {braces} freely.<|im_end|>\n"
+    assert get_conv_template("internvl2_5", system_message=None).get_prompt() == ""
     with pytest.raises(ValueError, match="unknown conversation template 'alpaca'; known are Hermes-2, .*phi3-chat"):
         get_conv_template("alpaca")
-
-
-def test_system_message_can_be_replaced_or_left_out():
-    conversation = get_conv_template("internvl2_5")
-    conversation.append_message(conversation.roles[0], "A")
-    conversation.system_message = "Use {braces} freely."
-    assert conversation.get_prompt().startswith("<|im_start|>system\nUse {braces} freely.<|im_end|>\n<|im_start|>user")
-    conversation.system_message = None
-    assert conversation.get_prompt() == "<|im_start|>user\nA<|im_end|>\n"
-
-
-def test_constants_are_those_of_torch_of_imagenet_and_of_the_publishers():
-    """Ids of the nine tokens follow from the order in which they are added."""
     assert constants.IGNORE_INDEX == nn.CrossEntropyLoss().ignore_index
     assert [*constants.IMAGENET_MEAN, *constants.IMAGENET_STD] == IMAGENET_DEFAULT_MEAN + IMAGENET_DEFAULT_STD
     published = "<img> </img> <IMG_CONTEXT> <quad> </quad> <ref> </ref> <box> </box>"

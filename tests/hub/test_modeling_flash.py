@@ -12,8 +12,8 @@ from .cases import VISION, make_batch, make_config, make_model
 FLASH = {"flash_mode": True, "flash_relative_threshold": 0.4, "flash_absolute_threshold": 0.0}
 
 
-def flash_model(**fields):
-    model = make_model(make_config({**VISION, "hidden_size": 32}, **{**FLASH, **fields}))
+def flash_model(width=32, **fields):
+    model = make_model(make_config({**VISION, "hidden_size": width}, **{**FLASH, **fields}))
     with torch.no_grad():
         model.gating.gate[1].weight.mul_(20)  # so that tiles differ clearly
     return model
@@ -39,25 +39,19 @@ def probability(model, patches):
 
 
 def read_by_llm(model, pixels, ids):
-    """Embeddings [S', H] of one request, tile by tile."""
+    """Embeddings [S', H] of one request, tile by tile, and how many tiles are compressed."""
     patches = model.encode_tiles(pixels)
     probabilities = [probability(model, each) for each in patches]
     assert model.route(patches).softmax(-1)[:, 0].tolist() == pytest.approx(probabilities, abs=1e-5)
     limit = statistics.quantiles(probabilities, n=5, method="inclusive")[1] if len(probabilities) > 1 else 1.0
     chosen = [each > limit for each in probabilities]
-    images, row, tile, within = [], [], -1, 15
+    images = []
     for each, few in zip(patches, chosen, strict=True):
         grid = each.view(8, 8, -1)
         cells = [grid[y : y + 4, x : x + 4].reshape(-1) for y in (0, 4) for x in (0, 4)]
         images.append(model.mlp2(torch.stack(cells)) if few else model.project(each[None])[0])
-    for token in ids.tolist():
-        if token != model.img_context_token_id:
-            row.append(model.get_input_embeddings().weight[token])
-            continue
-        tile, within = (tile + 1, 0) if within == 15 else (tile, within + 1)
-        if within < len(images[tile]):
-            row.append(images[tile][within])
-    return torch.stack(row), sum(chosen)
+    words, first = model.get_input_embeddings()(ids), int((ids == model.img_context_token_id).int().argmax())
+    return torch.cat([words[:first], *images, words[first + 16 * len(images) :]]), sum(chosen)
 
 
 @torch.no_grad()
@@ -66,13 +60,12 @@ def test_each_row_is_a_request_that_is_read_as_described():
     tiles = (5, 1, 0, 2)
     pixels, ids = make_batch(model, tiles, length=90)
     embeds, mask = model.compressed_inputs(pixels, ids)
+    whole = model.generate(pixels, ids, torch.ones_like(ids), max_new_tokens=4)
     for row, own in enumerate(pixels.split(tiles)):
         expected, number = read_by_llm(model, own, ids[row])
         assert number == (3, 0, 0, 1)[row]  # above the 0.4 quantile; one tile alone never
         assert mask[row].tolist() == [0] * (len(mask[row]) - len(expected)) + [1] * len(expected)
         assert (embeds[row][mask[row] == 1] - expected).abs().max() < 1e-5
-    whole = model.generate(pixels, ids, torch.ones_like(ids), max_new_tokens=4)
-    for row, own in enumerate(pixels.split(tiles)):
         alone = model.generate(own if len(own) else None, ids[row : row + 1], max_new_tokens=4)
         assert whole[row].equal(alone[0])
 
@@ -102,6 +95,8 @@ def test_forward_and_given_features_know_no_compression():
     features = model.extract_feature(pixels)
     options = {"input_ids": ids, "max_new_tokens": 3}
     assert model.generate(visual_features=features, **options).equal(plain.generate(pixels, **options))
+    with pytest.raises(ValueError, match=r"\[32, 16\] image tokens in the rows of input_ids for 2 tiles"):
+        model.generate(pixels[:2], ids)
 
 
 def test_what_cannot_be_a_flash_model_is_refused():
@@ -111,12 +106,7 @@ def test_what_cannot_be_a_flash_model_is_refused():
         ({"projector_type": "mlp", "downsample_ratio": 1.0}, "projector_type mlp"),
         ({"select_layer": -2}, "select_layer -2"),
         ({"force_image_size": 84}, "3 x 3 tokens per tile"),
+        ({"width": 24}, "an encoder of width 24"),
     ):
         with pytest.raises(ValueError, match=words):
             flash_model(**fields)
-    with pytest.raises(ValueError, match="an encoder of width 24"):
-        make_model(make_config({**VISION, "hidden_size": 24}, **FLASH))
-    model = flash_model()
-    pixels, ids = make_batch(model)
-    with pytest.raises(ValueError, match=r"\[32, 16\] image tokens in the rows of input_ids for 2 tiles"):
-        model.generate(pixels[:2], ids)

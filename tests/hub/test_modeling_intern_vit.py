@@ -6,46 +6,24 @@ import torch
 from xtuner_plugins.hub import InternVisionConfig, InternVisionModel
 from xtuner_plugins.hub.modeling_intern_vit import drop_path, resize_positions
 
-from .cases import TILE, VISION, make_config, make_model
-
-
-def tiles(count=2, side=TILE, seed=0):
-    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+from .cases import VISION, make_config, make_model, make_pixels
 
 
 @torch.no_grad()
 def test_patch_features_are_the_chosen_hidden_state_without_class_token():
-    model = make_model(make_config(select_layer=-2))
+    model, tiles = make_model(make_config(select_layer=-2)), make_pixels()
     vision = model.vision_model
-    states = vision(tiles(), output_hidden_states=True).hidden_states
+    states = vision(tiles, output_hidden_states=True).hidden_states
     assert len(states) == 4
     for layer in (-1, -2, -4, 0, 2, 3):
-        assert torch.equal(vision.patch_features(tiles(), layer), states[layer][:, 1:])
+        assert torch.equal(vision.patch_features(tiles, layer), states[layer][:, 1:])
     for layer in (-5, 4):
         with pytest.raises(ValueError, match=f"select_layer = {layer}, but the encoder has 3"):
-            vision.patch_features(tiles(), layer)
+            vision.patch_features(tiles, layer)
     last, pooled = vision(pixel_embeds=states[0], return_dict=False)
     assert last.equal(states[-1]) and pooled.equal(last[:, 0])
     vision.encoder.layers[-1].forward = None  # calling it would fail: the blocks behind are skipped
-    assert model.encode_tiles(tiles()).equal(states[-2][:, 1:])
-
-
-def test_gradient_checkpointing_gives_the_same_gradients():
-    """Switched from the chat model; the embeddings are frozen, so the first block's input needs no gradient."""
-    model, calls, found = make_model().train(), [], []
-    vision = model.vision_model
-    vision.embeddings.requires_grad_(False)
-    vision.encoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    for enable in (True, False):
-        (model.gradient_checkpointing_enable if enable else model.gradient_checkpointing_disable)()
-        assert vision.encoder.gradient_checkpointing == model.language_model.is_gradient_checkpointing == enable
-        vision.zero_grad()
-        vision.patch_features(tiles()).square().mean().backward()
-        found.append({name: parameter.grad for name, parameter in vision.encoder.named_parameters()})
-    assert len(calls) == 3  # once forward, once again in backward; then once
-    assert len(found[0]) >= 30
-    for name, kept in found[1].items():
-        assert kept.abs().sum() > 0 and torch.equal(found[0][name], kept), name
+    assert model.encode_tiles(tiles).equal(states[-2][:, 1:])
 
 
 def test_drop_path_grows_over_the_blocks_and_rests_in_evaluation():
@@ -62,31 +40,30 @@ def test_drop_path_grows_over_the_blocks_and_rests_in_evaluation():
 
 @torch.no_grad()
 def test_another_tile_side_interpolates_positions():
-    vision = make_model().vision_model
+    vision, tiles = make_model().vision_model, make_pixels(side=168)
     stored = vision.embeddings.position_embedding.detach()
-    interpolated = vision(tiles(side=168)).last_hidden_state
+    interpolated = vision(tiles).last_hidden_state
     vision.embeddings.position_embedding = torch.nn.Parameter(resize_positions(stored, 8, 12, 12))
     vision.embeddings.image_size = 168
-    assert torch.equal(vision(tiles(side=168)).last_hidden_state, interpolated)
+    assert torch.equal(vision(tiles).last_hidden_state, interpolated)
     torch.testing.assert_close(resize_positions(stored, 8, 8, 8), stored, atol=1e-6, rtol=0)
 
 
-def test_nothing_that_newer_releases_would_lose_or_overwrite():
-    """Buffers made in `__init__` come back as garbage in 5.x; an own `_init_weights` overwrote weights in 5.0."""
-    model = make_model()
-    assert not list(model.vision_model.buffers()) and not list(model.mlp1.buffers())
-    for cls in (type(model), type(model.vision_model)):
-        assert "_init_weights" not in vars(cls)
-
-
 def test_what_does_not_fit():
+    """And nothing that newer releases would lose or overwrite.
+
+    Buffers made in `__init__` come back as garbage in 5.x; an own `_init_weights` overwrote weights in 5.0.
+    """
     for change, message in (
         ({"norm_type": "batch_norm"}, "norm_type = 'batch_norm'.*layer_norm, rms_norm"),
         ({"num_attention_heads": 5}, "hidden_size = 48 is no multiple of num_attention_heads = 5"),
     ):
         with pytest.raises(ValueError, match=message):
             InternVisionModel(InternVisionConfig(**{**VISION, **change}))
-    vision = make_model().vision_model
-    assert vision.encoder.layers[0].attn.use_flash_attn is False  # optimum-intel switches it off where it finds it
+    model = make_model()
     with pytest.raises(ValueError, match=r"not \(3, 112, 112\)"):
-        vision(tiles()[0])
+        model.vision_model(make_pixels()[0])
+    assert not list(model.vision_model.buffers()) and not list(model.mlp1.buffers())
+    assert not any("_init_weights" in vars(cls) for cls in (type(model), type(model.vision_model)))
+    # optimum-intel switches it off where it finds it
+    assert model.vision_model.encoder.layers[0].attn.use_flash_attn is False

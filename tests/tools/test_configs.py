@@ -135,7 +135,7 @@ def test_what_can_not_be_is_not_written(write):
         ("--set lr=abc", "optim_wrapper.optimizer.lr='abc': build_adamw takes float"),
         ("--family toy", "--family and --stage choose what is listed"),
         ("--set pack_tokens=4096", "train_dataloader has no 'batch_sampler'"),
-        ("--val v --images a b", "name the folders of its images with --val-images"),
+        ("--val v --images a b --data c d", "2 image folders for 1 files of --val; give one for each"),
         ("--val-images v", "--val-images goes with --val"),
         ("--images a b", "2 image folders for 1 files of --data"),
         ("--base models/InternVL3-8B --gpu 12GB", "the nearest that fits: finetune_qlora with "),

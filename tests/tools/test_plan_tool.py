@@ -29,7 +29,7 @@ def test_a_recipe_without_its_model(run_tool, plan, tmp_path):
     assert done.returncode == 0, done.stderr
     for words in (
         "2,088,957,440 parameters",
-        "Memory of one rank, deepspeed_zero3 on 8 GPUs",
+        "Memory of one rank, deepspeed_zero3 on 8 x H100",
         "optimizer",
         "fragmentation",
         "fits",
@@ -39,8 +39,15 @@ def test_a_recipe_without_its_model(run_tool, plan, tmp_path):
         "hours on 8 x H100 (989 TFLOPS each) at 40% of their peak",
     ):
         assert words in done.stdout, words
-    status, lines, _ = plan("finetune_lora", "--set", f"base={tmp_path}/models/InternVL3-2B")
+    status, lines, _ = plan("finetune_lora", "--gpu", "24GB", "--set", f"base={tmp_path}/models/InternVL3-2B")
     assert status == 0 and lines[0].startswith("InternVL3-2B: 2,088,957,440 parameters")
+
+
+def test_a_config_for_a_processor_is_planned_for_this_one(plan, toy_base):
+    status, lines, _ = plan("toy_finetune_lora", "--samples", "160", "--set", f"base={toy_base}")
+    said = "\n".join(lines)
+    assert status == 0 and "one process on 1 x this processor" in said and "cards" not in said and "ZeRO" not in said
+    assert re.search(r"Python, libraries +│? *1\.0", said) and "CUDA" not in said and " on 1 x this processor (" in said
 
 
 def test_settings_gpus_and_advice(plan):

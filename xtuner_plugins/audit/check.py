@@ -6,7 +6,7 @@ One pass measures lengths, which stay in the cache for runs and `plan`, and deco
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -73,33 +73,30 @@ class Questions(PlainFiles):
     def __init__(self, files: Mapping[str, Mapping[str, Sequence[str]]]):
         self.parse = parse_record
         common = {"folder": ImageFolder(None), "tiling": DynamicTiling(), "repeat": 1.0, "template": None}
-        found = [Asked(name, list(asked.items())) for name, asked in files.items()]
+        found = [Asked(name, asked.items()) for name, asked in files.items()]
         self._use([SimpleNamespace(name=index.path, index=index, **common) for index in found])
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The questions of a file, each as a record without its text; takes the place of `records.opening.RecordSource`."""
+class Asked(list):
+    """The questions of a file, (name, paths of its images) each, as records; takes the place of a `RecordSource`."""
 
-    path: str
-    questions: Sequence[tuple[str, Sequence[str]]]
-
-    def __len__(self) -> int:
-        return len(self.questions)
+    def __init__(self, path: str, questions: Iterable[tuple[str, Sequence[str]]]):
+        super().__init__(questions)
+        self.path = path
 
     def source(self, row: int) -> str:
         """The name of a question."""
-        return f"{self.path}#{self.questions[row][0]}"
+        return f"{self.path}#{self[row][0]}"
 
     def parse(self, row: int) -> dict:
-        """Its images in a record."""
-        images = list(map(str, self.questions[row][1]))
+        """Its images in a record, without its text."""
+        images = list(map(str, self[row][1]))
         turns = [{"from": "human", "value": f"{IMAGE_TAG * len(images)}?"}, {"from": "gpt", "value": self.source(row)}]
         return {"conversations": turns, **({"image": images} if images else {})}
 
     def fingerprint(self) -> str:
         """As `RecordSource.fingerprint`."""
-        return text_hash(repr(self.questions))
+        return text_hash(repr(self))
 
 
 Checked = MultimodalDataset | PlainFiles
@@ -111,7 +108,7 @@ class FileReport:
 
     source: Source  # the file with its settings
     found: list[Complaint] = field(default_factory=list)  # complaints and warnings, in the order of records
-    records: np.ndarray | None = None  # tables of usable records and their images (see `facts`)
+    records: np.ndarray | None = None  # tables of usable records and their images (see `opening`)
     images: np.ndarray | None = None
     # of every record, as training plans them; None without a model
     tokens: np.ndarray | None = None

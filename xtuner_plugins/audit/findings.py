@@ -8,7 +8,7 @@ import numpy as np
 
 from ..datasets.plan.lengths import SHRUNK, TRUNCATED
 from .check import Checked, FileReport
-from .facts import REFUSES, REPEATS
+from .opening import REFUSES, REPEATS
 
 MOST_EXAMPLES = 24  # of each finding
 MOST_ROWS = 4  # of an example
@@ -78,7 +78,7 @@ Held = Sequence[tuple[Checked, Sequence[FileReport]]]
 class _Table:
     """The records or the images of all data, those of the training data first."""
 
-    rows: np.ndarray  # of a table of `facts`
+    rows: np.ndarray  # of a table of `opening`
     files: Sequence[tuple[int, int, str]]  # (data, number, name) of each file
     of: np.ndarray  # index in `files`, for each row
     num_train: int  # how many rows are training data's

@@ -1,27 +1,34 @@
 """The page of the check: figures, complaints, findings, and cards of samples that can be searched.
 
-The page is one file, `page.html.jinja`, with its images in it; nothing is loaded from elsewhere.
+The page is one file, `page.html.jinja`, with its images in it; nothing is loaded from elsewhere. Its figures are the
+files of a mixture with their shares of an epoch, and what other limits would do.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..datasets.dataset import MultimodalDataset
+from ..datasets.plan.lengths import DROPPED, FATES, SHRUNK, TRUNCATED
 from ..errors import DataError
 from ..html_page import render
 from .cards import embed_tiles, pictures, shorten, token_runs, turn_runs
 from .check import Checked, FileReport, count_samples, stops
 from .findings import MOST_EXAMPLES, WORDS, Finding, Held, Place
-from .tables import shares, what_if
 
 MOST_MESSAGES = 200  # of each reason
 NUM_CARDS = 100  # of random samples
+FACTORS = (0.5, 1, 2, 4)  # of max_length
+TILES = (1, 4, 6, 12)  # besides the setting's own max_tiles
 
 Tags = dict[Place, list[str]]
+Row = dict[str, Any]
 
 
 def write_page(
@@ -83,9 +90,11 @@ def pick(dataset: Checked, reports: Sequence[FileReport], findings: Sequence[Fin
     """The records that get a card, each with the reasons for it: complaints, findings, or none for a random sample."""
     tags: Tags = {}
     for number, report in enumerate(reports):
-        for reason in dict.fromkeys(each.reason for each in report.found):
-            for complaint in [each for each in report.found if each.reason == reason][:MOST_EXAMPLES]:
-                tags.setdefault((0, number, complaint.row), []).append(reason)
+        shown: Counter[str] = Counter()
+        for complaint in report.found:
+            shown[complaint.reason] += 1
+            if shown[complaint.reason] <= MOST_EXAMPLES:
+                tags.setdefault((0, number, complaint.row), []).append(complaint.reason)
     for finding in findings:
         for place in {place: None for example in finding.examples for place in example}:
             tags.setdefault(place, []).append(finding.kind)
@@ -108,34 +117,23 @@ def _card(dataset: Checked, reports: Sequence[FileReport], place: Place, reasons
     data, number, row = place
     report, source = reports[number], dataset.sources[number]
     complaints = [each for each in report.found if each.row == row]
-    shown: dict[str, Any] = {
-        "at": source.index.source(row),
-        "dataset": source.name,
-        "is_held_out": data > 0,
-        "reasons": reasons,
-        "messages": list(map(report.message, complaints)),
-        "is_bad": any(map(stops, complaints)),
-        "facts": {},
-        "pictures": [],
-        "tiles": [],
-    }
+    shown: dict[str, Any] = {"at": source.index.source(row), "dataset": source.name, "is_held_out": data > 0}
+    shown |= {"reasons": reasons, "messages": list(map(report.message, complaints))}
+    shown |= {"is_bad": any(map(stops, complaints)), "facts": {}, "pictures": [], "tiles": []}
     try:
         record = dataset.record(number, row)
         shown["runs"] = turn_runs(record)
         shown["pictures"] = pictures(dataset.measuring(number), record)
         if isinstance(dataset, MultimodalDataset):
-            shown |= _as_trained(dataset, dataset.load(number, row))
+            sample = dataset.load(number, row)
+            ids, labels, tiles = sample["input_ids"].numpy(), sample["labels"].numpy(), sample["tiles"]
+            shown["facts"] = {"tokens": len(ids), "learned": int((labels >= 0).sum()), "tiles": len(tiles)}
+            shown["runs"] = token_runs(dataset.tokenizer, ids, labels, sample.get("branches", ()))
+            shown["tiles"] = embed_tiles(tiles)
     except DataError as error:
         shown["messages"] = shown["messages"] or [str(error)]  # it has changed since it was checked
         shown.setdefault("runs", shorten([("plain", _raw(source.index, row))]))
     return shown
-
-
-def _as_trained(dataset: MultimodalDataset, sample: dict) -> dict[str, Any]:
-    ids, labels = sample["input_ids"].numpy(), sample["labels"].numpy()
-    facts = {"tokens": len(ids), "learned": int((labels >= 0).sum()), "tiles": len(sample["tiles"])}
-    runs = token_runs(dataset.tokenizer, ids, labels, sample.get("branches", ()))
-    return {"facts": facts, "tiles": embed_tiles(sample["tiles"]), "runs": runs}
 
 
 def _raw(index: Any, row: int) -> str:
@@ -157,3 +155,61 @@ def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
         if len(group["messages"]) < MOST_MESSAGES:
             group["messages"].append(report.message(each).removesuffix(f"; {each.remedy}"))
     return sorted(found.values(), key=lambda group: (not group["is_bad"], -group["count"]))
+
+
+def shares(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
+    """A row per file: its records, and of an epoch, after `repeat_times`, samples and their shares of the mixture.
+
+    With a model it also has tokens, supervised tokens and tiles.
+    """
+    rows, names = [], ["samples"]
+    for pick, report in zip(dataset.picks, reports, strict=True):
+        times = np.bincount(pick, minlength=len(report)).astype(np.int64)
+        times[list(report.left_out)] = 0
+        row = {"name": report.source.name, "repeat": report.source.repeat, "records": len(report)}
+        row |= {"unusable": report.complaints.total(), "images": len(report.images), "samples": int(times.sum())}
+        if report.fates is not None:
+            names = ["samples", "tokens", "supervised", "tiles"]
+            row |= {name: int(getattr(report, name) @ times) for name in names[1:]}
+        rows.append(row)
+    for name in names:
+        total = sum(row[name] for row in rows)
+        for row in rows:
+            row[f"{name}_share"] = row[name] / total if total else 0.0
+    return rows
+
+
+def what_if(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
+    """What another `max_length` or `max_tiles` would do to an epoch, by the measured lengths; [] without a model.
+
+    Each row has the setting, whether it is the current one, and samples that train, shrink, are cut or left out, with
+    tokens and tiles of the epoch.
+    """
+    if not isinstance(dataset, MultimodalDataset):
+        return []
+    own, current = max(source.tiling.max_tiles for source in dataset.sources), dataset.budget.max_length
+    lengths = sorted({max(1, int(current * factor)) for factor in FACTORS})
+    rows = []
+    for max_length, max_tiles in product(lengths, sorted({*TILES, own})):
+        setting = {"max_length": max_length, "max_tiles": max_tiles}
+        setting["is_current"] = (max_length, max_tiles) == (current, own)
+        rows.append(setting | _epoch_with(dataset, max_length, max_tiles, own))
+    return rows
+
+
+def _epoch_with(dataset: MultimodalDataset, max_length: int, max_tiles: int, own: int) -> Row:
+    """Sums of an epoch; files with limits of their own keep lower ones than `max_tiles`."""
+    total, tokens, tiles = np.zeros(len(FATES), np.int64), 0, 0
+    for number, source in enumerate(dataset.sources):
+        tiling = source.tiling
+        if max_tiles != own:
+            limit = max_tiles if tiling.max_tiles == own else min(max_tiles, tiling.max_tiles)
+            tiling = replace(tiling, min_tiles=min(tiling.min_tiles, max_tiles), max_tiles=limit)
+        lengths = dataset.lengths(number)
+        columns = lengths.lay_out(tiling, replace(dataset.budget, max_length=max_length))
+        times = np.bincount(dataset.picks[number], minlength=len(lengths)).astype(np.int64)
+        times[list(dataset.rejected[number])] = 0
+        total += np.bincount(columns[2], times, len(FATES)).astype(np.int64)
+        tokens, tiles = tokens + int(columns[0] @ times), tiles + int(columns[1] @ times)
+    fates = {"shrunk": int(total[SHRUNK]), "cut": int(total[TRUNCATED]), "too_long": int(total[DROPPED])}
+    return {"samples": int(total[:DROPPED].sum()), **fates, "tokens": tokens, "tiles": tiles}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -36,17 +36,45 @@ def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
 
 
-def add_answers(parser: argparse.ArgumentParser) -> None:
+def add_answers(parser: argparse.ArgumentParser, longest: int | None = 512, told: str = "512") -> None:
     """Adds the limits of tiles and of answers."""
     tiles = "most tiles per image, thumbnail not counted (default: the model's)"
     parser.add_argument("--max-tiles", type=at_least(1), metavar="N", help=tiles)
-    parser.add_argument("--max-new-tokens", type=at_least(1), default=512, metavar="N", help="longest answer (512)")
+    tokens = f"longest answer (default: {told})"
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=longest, metavar="N", help=tokens)
+
+
+def add_weights(parser: argparse.ArgumentParser, dtype: str | None = None) -> None:
+    """Adds how weights are written."""
+    kinds = ["bfloat16", "float16", "float32"]
+    told = f"of the stored weights (default: {dtype or 'as they are stored'})"
+    parser.add_argument("--dtype", choices=kinds, default=dtype, help=told)
+    parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
+    parser.add_argument("--force", action="store_true", help="replace an existing output directory")
 
 
 def opening_of(args: argparse.Namespace) -> dict[str, Any]:
     """Options of `open_session`."""
     names = ("device", "dtype", "template", "max_tiles")
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def open_model(args: argparse.Namespace, images: Sequence[str] = ()) -> Any:
+    """The `ChatSession` of the arguments; wrong paths of the model and of images show before weights are read."""
+    from ..processes import quiet_imports
+
+    quiet_imports()
+    from ..inference.opening import find_source, open_session
+
+    find_source(args.model, args.checkpoint)  # a wrong path shows before anything large is imported
+    from transformers.utils import logging
+
+    from ..datasets.images.media import image_size
+
+    for path in images:
+        image_size(path)
+    logging.set_verbosity_error()
+    return open_session(args.model, args.checkpoint, **opening_of(args))
 
 
 def finish(work: Callable[[], int | None], *, smaller: str = "--max-tiles", so_far: str = "") -> int:
@@ -73,3 +101,17 @@ def finish(work: Callable[[], int | None], *, smaller: str = "--max-tiles", so_f
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
     return 2
+
+
+def command(
+    parse_args: Callable[[Sequence[str] | None], argparse.Namespace],
+    run: Callable[[argparse.Namespace], int | None],
+    smaller: str = "--max-tiles",
+) -> Callable[..., int]:
+    """The `main` of a tool: runs what was parsed; arguments as of `finish`."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        args = parse_args(argv)
+        return finish(lambda: run(args), smaller=smaller)
+
+    return main

@@ -55,11 +55,7 @@ def read_base(directory: str | os.PathLike) -> "InternVLChatConfig":
 
 
 def tiling_of(config: "InternVLChatConfig", settings: Mapping[str, Any]) -> DynamicTiling:
-    """The tiling that a model was built for, except for what the settings say.
-
-    Args:
-        config: of the model.
-        settings: may have `min_tiles`, `max_tiles` and `use_thumbnail`; None means the config's value.
+    """The tiling that a model was built for, except for what `min_tiles`, `max_tiles`, `use_thumbnail` of settings say.
 
     Raises:
         SettingError: impossible limits.

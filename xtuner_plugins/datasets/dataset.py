@@ -165,11 +165,11 @@ class MultimodalDataset(Dataset):
         try:
             if row in self.rejected[number]:
                 raise RecordError("rejected", "on the reject list", place=self.sources[number].index.source(row))
-            rng = self._generator(index) if self.sources[number].jpeg_quality else None
-            if self._plan is None:
-                sample = self.load(number, row, rng)
-            else:
-                sample = self._load_as_planned(index, number, row, rng)
+            # The same in every process and after a resume.
+            rng = np.random.default_rng([SEED, getattr(index, "epoch", 0), int(index) % len(self)])
+            sample = self.load(number, row, rng)
+            if self._plan is not None:
+                self._require_as_planned(index, number, row, sample)
         except DataError as error:
             if self.on_bad_sample == "raise" and error.reason not in left_out.ON_PURPOSE:
                 raise
@@ -178,21 +178,12 @@ class MultimodalDataset(Dataset):
         sample.update(index=int(index) % len(self), dataset=self.sources[number].name)
         return sample
 
-    def _generator(self, index: int) -> np.random.Generator:
-        """What draws the changes of a sample's images, the same in every process and after a resume."""
-        return np.random.default_rng([SEED, getattr(index, "epoch", 0), int(index) % len(self)])
-
-    def _load_as_planned(self, index: int, number: int, row: int, rng: np.random.Generator | None) -> dict:
-        """As `load`, for a sample whose tokens and tiles have been planned.
-
-        Raises:
-            RecordError: as `load`, or (`plan_changed`) the sample doesn't have the tokens and tiles that were measured.
-        """
+    def _require_as_planned(self, index: int, number: int, row: int, sample: dict) -> None:
+        """Raise `RecordError` (`plan_changed`) where a sample doesn't have the tokens and tiles that were measured."""
         tokens, tiles, fate = (column[index] for column in self._plan)
-        sample = self.load(number, row, rng)
         found = len(sample["input_ids"]), sample["num_tiles"]
         if found == (tokens, tiles) or (fate == TRUNCATED and found[0] <= tokens and found[1] <= tiles):
-            return sample
+            return
         remedy = "start again: the lengths of its file are then measured again"
         try:
             report_change(*self._plan_files[number])
@@ -301,11 +292,7 @@ class MultimodalDataset(Dataset):
         return Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.parse)
 
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `sizes`; every sample that is read from then on is compared with them: packs and groups rely on them.
-
-        Args:
-            options: `num_workers` and `progress` of `lengths`.
-        """
+        """As `sizes`; every sample that is read from then on is compared with them: packs and groups rely on them."""
         self._plan = self.sizes(**options)
         lengths = map(self.lengths, range(len(self.sources)))
         self._plan_files = [(each.path, each.stamp) for each in lengths]
@@ -328,10 +315,7 @@ class MultimodalDataset(Dataset):
         return tuple(map(np.concatenate, zip(*columns, strict=True)))
 
     def usable(self, fates: np.ndarray) -> np.ndarray:
-        """Indices of the samples that a plan contains.
-
-        Args:
-            fates: from `layout`.
+        """Indices of the samples that a plan contains, by the fates of `layout`.
 
         Raises:
             RecordError: with on_bad_sample='raise', unusable records: how many, and the first of them.

@@ -8,22 +8,14 @@ from .plan.lengths import DROPPED
 
 @dataclass(frozen=True)
 class FileFigures:
-    """An annotation file as an epoch uses it.
-
-    Attributes:
-        name: of the file.
-        samples: of an epoch, unusable ones included.
-        tokens, tiles, supervised: mean of a usable sample; NaN where none was measured.
-        seen: number of samples that the means are of: all usable ones, or none.
-        is_measured: whether the file's lengths are.
-    """
+    """An annotation file as an epoch uses it."""
 
     name: str
-    samples: int
-    tokens: float = float("nan")
+    samples: int  # of an epoch, unusable ones included
+    tokens: float = float("nan")  # mean of a usable sample; NaN where none was measured
     tiles: float = float("nan")
     supervised: float = float("nan")
-    seen: int = 0
+    seen: int = 0  # samples that the means are of: all usable ones, or none
     is_measured: bool = False
 
 

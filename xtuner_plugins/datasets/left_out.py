@@ -72,11 +72,7 @@ def file_key(path: str) -> str:
 
 
 def reasons(dataset: "MultimodalDataset", fates: np.ndarray) -> dict[int, str]:
-    """Why each sample can't be used, by its index.
-
-    Args:
-        fates: from `layout`.
-    """
+    """Why samples can't be used, by their indices; `fates` are those of `layout`, here and below."""
     located = ((index, *dataset.locate(index)) for index in np.flatnonzero(fates == BROKEN).tolist())
     return {index: dataset.lengths(number).complaints[row].reason for index, number, row in located}
 
@@ -111,11 +107,7 @@ def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordE
 
 
 def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:
-    """The samples that a plan leaves out, each with index, dataset, dropped (the reason) and message.
-
-    Args:
-        fates: from `layout`.
-    """
+    """The samples that a plan leaves out, each with index, dataset, dropped (the reason) and message."""
     entries = []
     for index in np.flatnonzero(fates >= DROPPED).tolist():
         number, row = dataset.locate(index)
@@ -124,26 +116,12 @@ def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:
     return entries
 
 
-def describe(dataset: "MultimodalDataset", fates: np.ndarray | None = None) -> str:
-    """One line: how many samples will train, and what happens to the others.
-
-    Args:
-        fates: from `layout`; None where nothing is measured before training.
-    """
-    if fates is None:
-        pairs = zip(dataset.picks, dataset.rejected, strict=True)
-        rejected = sum(int(np.isin(pick, list(rows)).sum()) for pick, rows in pairs)
-        told = f" ({rejected:,} rejected)" if rejected else ""
-        return (
-            f"data: {len(dataset) - rejected:,} of {len(dataset):,} samples will be tried{told}; unusable ones aren't "
-            f"known before they are met (on_bad_sample={dataset.on_bad_sample!r}): tools/check_data.py finds them all"
-        )
+def describe(dataset: "MultimodalDataset", fates: np.ndarray) -> str:
+    """One line: how many samples will train, and what happens to the others."""
     counts = Counter(FATES[code] for code in fates[(fates != FITS) & (fates != BROKEN)].tolist())
     counts.update(reasons(dataset, fates).values())
     changes = ", ".join(f"{counts[name]:,} {words}" for name, words in KEPT.items() if counts[name])
     left = ", ".join(f"{count:,} {name}" for name, count in counts.most_common() if count and name not in KEPT)
-    return (
-        f"data: {int((fates < DROPPED).sum()):,} of {len(fates):,} samples will train"
-        + (f"; left out: {left}" if left else "")
-        + (f"; of those that train, {changes}" if changes else "")
-    )
+    told = f"data: {int((fates < DROPPED).sum()):,} of {len(fates):,} samples will train"
+    told += f"; left out: {left}" if left else ""
+    return told + (f"; of those that train, {changes}" if changes else "")

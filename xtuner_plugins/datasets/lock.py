@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 
 
 def describe(dataset: "MultimodalDataset", image_mean: Sequence[float], image_std: Sequence[float]) -> dict:
-    """The preprocessing of a live `MultimodalDataset` as plain values.
-
-    Args:
-        dataset: the training dataset.
-        image_mean, image_std: per channel, in the model's data preprocessor.
-    """
+    """The preprocessing of a training dataset, and mean and std per channel of the model's, as plain values."""
     budget, vocabulary = dataset.budget, dataset.tokenizer
     return {
         "tile_size": dataset.tile_size,

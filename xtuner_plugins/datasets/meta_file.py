@@ -53,10 +53,7 @@ class Entry(NamedTuple):
 
 
 def list_files(data_paths, image_folders=None, repeat_times=None, dataset_settings=None) -> list[Entry]:
-    """The annotation files of a mixture, those that meta files name in their places.
-
-    Args:
-        data_paths, image_folders, repeat_times, dataset_settings: as `MultimodalDataset` has them.
+    """The annotation files of a mixture, those that meta files name in their places; arguments as of the dataset.
 
     Raises:
         SettingError: no path, a list of another length, a meta file that can't be used, or settings beside one.

@@ -51,10 +51,9 @@ class Source:
 def open_sources(
     data_paths, image_folders, repeat_times, dataset_settings, config: "InternVLChatConfig", shared: Mapping
 ) -> list[Source]:
-    """Open every file of a mixture.
+    """Open every file of a mixture; arguments as `MultimodalDataset` has them.
 
     Args:
-        data_paths, image_folders, repeat_times, dataset_settings: as `MultimodalDataset` has them.
         config: of the base.
         shared: settings that hold for every file unless `dataset_settings` says otherwise.
 

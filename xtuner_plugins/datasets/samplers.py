@@ -97,10 +97,12 @@ class PlanSampler(Plan):
         return indices
 
     def left_out(self) -> list[dict]:
-        return [] if self._layout is None else left_out(self.dataset, self._layout[2])
+        return left_out(self.dataset, self.layout()[2]) if self.shuffle else []  # else batches tell
 
     def describe_data(self) -> str:
-        return describe(self.dataset, None if self._layout is None else self._layout[2])
+        if not self.shuffle:
+            return f"data: {len(self.dataset):,} samples in the order of the mixture; their lengths aren't measured"
+        return describe(self.dataset, self.layout()[2])
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of an epoch, over all ranks."""

@@ -37,6 +37,7 @@ from .metrics import Metric, by_group, find_metric
 
 IMAGES = "benchmark_images"  # in the cache folder: images that TSV files hold, under names made from their content
 MAX_CELL = 128 * 2**20  # bytes of a cell: an image of 96 MiB in base64
+BRIEF = 64  # characters of a right answer; where none has more, an answer of 128 tokens is long enough
 LONGEST_REFERENCE = 64  # VLMEvalKit's rule: a shorter image cell is the index of the row that holds the image
 ROTATION = 1_000_000  # MMBench numbers the rotations of question 7 as 1000007, 2000007, ...
 FACTS = ("category", "group")
@@ -73,6 +74,7 @@ class DataSet:
         items: Those that can be asked and measured.
         left_out: What can't, and why; grows while images are opened.
         hash: Of what the file asks and expects, whatever the limit.
+        longest_answer: Tokens that an answer may have, whatever the limit.
     """
 
     name: str
@@ -81,6 +83,7 @@ class DataSet:
     items: Sequence[Item]
     left_out: list[Unusable] = field(default_factory=list)
     hash: str = ""
+    longest_answer: int = 512
 
     def asked(self, item: Item) -> Question:
         """The question under a name that no other data set has."""
@@ -117,6 +120,8 @@ def open_data_sets(
             problem = f"{found[read.name].path} and {path} have the same name, {read.name!r}"
             raise SettingError("data", problem, "rename one of them")
         read.hash = items_hash(read.items)
+        lengths = [len(text) for item in read.items for text in item.expected or (" " * 1000,)]
+        read.longest_answer = 128 if max(lengths) <= BRIEF else 512
         read.items = first_groups(read.items, limit or len(read.items))
         found[read.name] = read
     return list(found.values())

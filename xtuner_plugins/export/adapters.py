@@ -52,11 +52,10 @@ def export_adapter(
     out = check_target(out, force=force, inputs=inputs)
     held = {f"{layer}.{kind}": tensor for layer, tensors in plan.adapters.items() for kind, tensor in tensors.items()}
     held |= {f"{layer}.{merge.TOKEN_ROWS}": tensor for layer, (tensor, _) in plan.token_rows.items()}
-    files = {f"{part}/{ADAPTER}": trained.inside(held, part) for part in sorted(plan.lora_configs)}
-    files = {
-        file: {f"base_model.model.{name}": each for name, each in tensors.items()} for file, tensors in files.items()
-    }
-    parts = [file.partition("/")[0] for file in files]
+    parts, files = sorted(plan.lora_configs), {}
+    for part in parts:
+        inside = trained.inside(held, part).items()
+        files[f"{part}/{ADAPTER}"] = {f"base_model.model.{name}": tensor for name, tensor in inside}
     if plan.replaced:
         files[REPLACED] = plan.replaced
     tensors = [tensor for each in files.values() for tensor in each.values()]

@@ -56,6 +56,7 @@ def convert(directory: str | Path, out: str | Path, *, dtype: str | None = None)
     view.tensors[_POSITIONS] = Joined([flat.rows(1, flat.shape[0]), flat.rows(0, 1)]).reshape(rows.shape)
     draft = make_draft(view, view.tensors, format="official", dtype=None)
     out.parent.mkdir(parents=True, exist_ok=True)
+    names = {f"{out.name}-{kind}.gguf": [], f"mmproj-{out.name}-{kind}.gguf": ["--mmproj"]}
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         stage, made = Path(folder, "staged"), Path(folder, "made")
         stage.mkdir(), made.mkdir()
@@ -64,19 +65,17 @@ def convert(directory: str | Path, out: str | Path, *, dtype: str | None = None)
             code.unlink()
         write_json(stage / "config.json", {key: value for key, value in draft.config.items() if key != "auto_map"})
         write_weights(stage, draft.tensors, max_shard_size=2**32)
-        files = [made / f"{out.name}-{kind}.gguf", made / f"mmproj-{out.name}-{kind}.gguf"]
-        for file, option in zip(files, ([], ["--mmproj"]), strict=True):
-            _run([str(stage), "--model-name", out.name, "--outtype", kind, "--outfile", str(file), *option])
+        for name, option in names.items():
+            _run([str(stage), "--model-name", out.name, "--outtype", kind, "--outfile", str(made / name), *option])
         made.rename(out)
-    files = [out / file.name for file in files]
-    notes = []
-    if not view.config["use_thumbnail"] or tile_limits(view.config)[1] == 1:
-        notes.append(
-            "llama.cpp adds a thumbnail to every image that is larger than a tile, unlike the training: resize "
-            "images to one tile before sending them"
-        )
-    num_bytes = sum(file.stat().st_size for file in files)
-    return {"model": files[0], "mmproj": files[1], "num_bytes": num_bytes, "notes": notes}
+    model, mmproj = (out / name for name in names)
+    note = (
+        "llama.cpp adds a thumbnail to every image that is larger than a tile, unlike the training: resize images to "
+        "one tile before sending them"
+    )
+    notes = [note] if not view.config["use_thumbnail"] or tile_limits(view.config)[1] == 1 else []
+    num_bytes = sum(file.stat().st_size for file in (model, mmproj))
+    return {"model": model, "mmproj": mmproj, "num_bytes": num_bytes, "notes": notes}
 
 
 def _run(arguments: list[str]) -> None:

@@ -105,7 +105,7 @@ class TrainedPlan:
 
 
 def config_file(cfg) -> Path | None:
-    """The file of a config, which may be read already (with other values for some of its settings); None for None."""
+    """The file of a config, which may be read already; None for None."""
     return cfg and Path(getattr(cfg, "filename", cfg))
 
 
@@ -287,13 +287,10 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
         for layer, parts in layers.items():
             for kind, tensor in parts.items():
                 name, _, leaf = kind.partition(".")
-                _fill(getattr(getattr(root.get_submodule(layer), name)[merge.ADAPTER_NAME], leaf), tensor)
+                getattr(root.get_submodule(f"{layer}.{name}.{merge.ADAPTER_NAME}"), leaf).data = tensor.read().float()
         for layer, (tensor, _) in rows.items():
-            _fill(root.get_submodule(layer).token_adapter.trainable_tokens_delta[merge.ADAPTER_NAME], tensor)
-
-
-def _fill(parameter: torch.nn.Parameter, tensor: LazyTensor) -> None:
-    parameter.data = tensor.read().float().to(parameter.device)
+            deltas = root.get_submodule(layer).token_adapter.trainable_tokens_delta
+            deltas[merge.ADAPTER_NAME].data = tensor.read().float()
 
 
 def build_trained(plan: TrainedPlan, *, dtype: torch.dtype | None, device="cpu"):

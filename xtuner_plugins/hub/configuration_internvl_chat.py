@@ -54,26 +54,23 @@ class InternVLChatConfig(PretrainedConfig):
     is_composition = True
     has_no_defaults_at_init = True
 
-    def __init__(
-        self,
-        vision_config=None,
-        llm_config=None,
-        use_backbone_lora=0,
-        use_llm_lora=0,
-        pad2square=False,
-        select_layer=-1,
-        force_image_size=None,
-        downsample_ratio=0.5,
-        template=None,
-        dynamic_image_size=False,
-        use_thumbnail=False,
-        ps_version="v1",
-        min_dynamic_patch=1,
-        max_dynamic_patch=6,
-        projector_type=None,
-        **kwargs,
-    ):
-        kwargs["tie_word_embeddings"] = False
+    DEFAULTS = {
+        "use_backbone_lora": 0,
+        "use_llm_lora": 0,
+        "pad2square": False,
+        "select_layer": -1,
+        "force_image_size": None,
+        "downsample_ratio": 0.5,
+        "template": None,
+        "dynamic_image_size": False,
+        "use_thumbnail": False,
+        "ps_version": "v1",
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": 6,
+    }
+
+    def __init__(self, vision_config=None, llm_config=None, projector_type=None, **kwargs):
+        fields = {name: kwargs.pop(name, default) for name, default in self.DEFAULTS.items()}
         kwargs.pop("hidden_size", None)  # follows from the LLM
         super().__init__(**kwargs)
         self.vision_config = _vision_config(vision_config)
@@ -82,18 +79,8 @@ class InternVLChatConfig(PretrainedConfig):
         self.tie_word_embeddings = False
         self.llm_config.tie_word_embeddings = False
         self.hidden_size = self.llm_config.hidden_size
-        self.use_backbone_lora = use_backbone_lora
-        self.use_llm_lora = use_llm_lora
-        self.pad2square = pad2square
-        self.select_layer = select_layer
-        self.force_image_size = force_image_size
-        self.downsample_ratio = downsample_ratio
-        self.template = template
-        self.dynamic_image_size = dynamic_image_size
-        self.use_thumbnail = use_thumbnail
-        self.ps_version = ps_version
-        self.min_dynamic_patch = min_dynamic_patch
-        self.max_dynamic_patch = max_dynamic_patch
+        for name, value in fields.items():
+            setattr(self, name, value)
         if projector_type not in (None, PROJECTOR_TYPES[0]):
             self.projector_type = projector_type
 

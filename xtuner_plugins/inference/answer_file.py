@@ -78,13 +78,9 @@ class AnswerFile:
             whole = False
         if not whole:
             raise ValueError(f"{self.path}: not answers of this tool; give another --out")
-        for row in rows:
-            if row["made_by"] != self.made_by:
-                raise ValueError(f"{self.path} was made with other settings: {self._differences(row['made_by'])}")
+        for other in (row["made_by"] for row in rows if row["made_by"] != self.made_by):
+            pairs = {name: (other.get(name), self.made_by.get(name)) for name in {**other, **self.made_by}}
+            said = "; ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in pairs.items() if was != now)
+            raise ValueError(f"{self.path} was made with other settings: {said}; give the same ones, or another --out")
         self._file.truncate(len(content) - len(rest))
         return found
-
-    def _differences(self, other: Mapping[str, object]) -> str:
-        names = [name for name in {**other, **self.made_by} if other.get(name) != self.made_by.get(name)]
-        parts = [f"{name} was {other.get(name)!r} and is {self.made_by.get(name)!r}" for name in names]
-        return f"{'; '.join(parts)}; give the same ones, or another --out"

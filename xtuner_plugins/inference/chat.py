@@ -116,8 +116,8 @@ class TerminalChat:
                 self.ask(line)
         return True
 
-    def ask(self, question: str) -> str:
-        """Prints the answer while it comes, and returns it; boxes in it are drawn into a file.
+    def ask(self, question: str) -> None:
+        """Prints the answer while it comes; boxes in it are drawn into a file.
 
         Raises:
             ValueError: The question's placeholders don't fit its images.
@@ -132,7 +132,6 @@ class TerminalChat:
         self.turns.append(replace(turn, answer=answer.strip()))
         self.pending = []
         self._save_boxes(answer)
-        return answer.strip()
 
     def _attach(self, path: str) -> None:
         path = str(Path(path.strip("\"'")).expanduser())

@@ -129,12 +129,8 @@ class ChatSession:
         return [self._cut(image, tiling, num_images) for image in images]
 
     def prompt_ids(self, turns: Sequence[Turn], max_tiles: int | None = None) -> list[int]:
-        """The token ids of the prompt that `reply` gives to the model.
-
-        Raises:
-            ValueError: As `reply`.
-        """
-        return self._prompt(turns, max_tiles)[-1]
+        """The token ids of the prompt that `reply` gives to the model; errors as there."""
+        return self._prompt(turns, max_tiles)[0]
 
     def checked_ids(self, question: str, num_tiles: Sequence[int], past: Sequence[tuple[str, str]] = ()) -> list[int]:
         """The token ids of the prompt of a question.
@@ -249,22 +245,21 @@ class ChatSession:
         image = image.image if isinstance(image, Frame) else image
         return tiling.limited(limit)(to_rgb(image) if isinstance(image, Image.Image) else load_image(image))
 
-    def _prompt(
-        self, turns: Sequence[Turn], max_tiles: int | None
-    ) -> tuple[list[tuple[str, str]], str, list[torch.Tensor], list[int]]:
-        """Past pairs and the open question, with placeholders; tiles of each image; token ids of the prompt."""
+    def _prompt(self, turns: Sequence[Turn], max_tiles: int | None) -> tuple[list[int], dict[str, Any]]:
+        """Token ids of the prompt of a conversation, and what the model's own `chat` takes for it."""
         tiles = [image for turn in turns for image in self.tiles(turn.images, max_tiles)]
         *past, (question, _) = [(with_placeholders(turn.question, len(turn.images)), turn.answer) for turn in turns]
-        return past, question, tiles, self.checked_ids(question, [len(image) for image in tiles], past)
+        counts = [len(image) for image in tiles]
+        given = {"pixel_values": self._pixels(tiles) if tiles else None, "question": question}
+        return self.checked_ids(question, counts, past), {**given, "history": past, "num_patches_list": counts}
 
     def _chat(self, turns: Sequence[Turn], system: str | None, max_tiles: int | None, options: dict) -> None:
         """Lets the model's own `chat` answer the last turn, with this system prompt."""
         own = self.model.system_message
         self.model.system_message = system or own
         try:
-            past, question, tiles, _ = self._prompt(turns, max_tiles)
-            pixels, counts = self._pixels(tiles) if tiles else None, [len(image) for image in tiles]
-            self.model.chat(self.tokenizer, pixels, question, options, history=past, num_patches_list=counts)
+            _, given = self._prompt(turns, max_tiles)
+            self.model.chat(self.tokenizer, generation_config=options, **given)
         finally:
             self.model.system_message = own
 

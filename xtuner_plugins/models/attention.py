@@ -31,22 +31,6 @@ _FLASH_HEAD_DIM = 256
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}  # newer PyTorch
 
 
-class Branches(NamedTuple):
-    """Which segments of a row follow an earlier one and see it whole.
-
-    Attributes:
-        follows: for each segment the index of the earlier segment that it follows, or -1.
-        key_positions: int64 ``[K]``, the positions that the segments see, segment after segment, on the row's device.
-        cu_seqlens: int32 ``[n + 1]``, where each segment begins in ``key_positions``, on the row's device.
-        longest: positions that the segment with most of them sees.
-    """
-
-    follows: tuple[int, ...]
-    key_positions: torch.Tensor
-    cu_seqlens: torch.Tensor
-    longest: int
-
-
 class Segments(NamedTuple):
     """Where the samples of a row stand.
 
@@ -68,6 +52,20 @@ class Segments(NamedTuple):
         return max(end - start for start, end in pairwise(self.bounds))
 
 
+class Branches(NamedTuple):
+    """Which segments of a row follow an earlier one and see it whole.
+
+    Attributes:
+        follows: for each segment the index of the earlier segment that it follows, or -1.
+        key_positions: int64 ``[K]``, the positions that the segments see, segment after segment, on the row's device.
+        keys: where each segment begins in ``key_positions``.
+    """
+
+    follows: tuple[int, ...]
+    key_positions: torch.Tensor
+    keys: Segments
+
+
 def branch_off(bounds: tuple[int, ...], follows: tuple[int, ...]) -> Branches:
     """The branches of a row, on the CPU.
 
@@ -86,9 +84,8 @@ def branch_off(bounds: tuple[int, ...], follows: tuple[int, ...]) -> Branches:
                 f"segment {index} follows segment {prompt}: it can follow an earlier one that follows no other"
             )
         seen.append(torch.cat([spans[prompt], span]) if prompt >= 0 else span)
-    lengths = [len(positions) for positions in seen]
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-    return Branches(tuple(follows), torch.cat(seen), cu_seqlens, max(lengths))
+    cu_seqlens = torch.tensor([0, *map(len, seen)]).cumsum(0).int()
+    return Branches(tuple(follows), torch.cat(seen), Segments(tuple(cu_seqlens.tolist()), cu_seqlens))
 
 
 def attend_to_segments(model: nn.Module) -> None:
@@ -137,22 +134,21 @@ def segment_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     query, key, value = tokens_to_heads(segments.group, *_in_computing_dtype(query, key, value))
-    branches = segments.branches
-    longest = segments.longest if branches is None else branches.longest
-    window = sliding_window if sliding_window is not None and sliding_window < longest else None
+    keys = segments
+    if segments.branches is not None:
+        keys = segments.branches.keys
+        key, value = (state[:, :, segments.branches.key_positions] for state in (key, value))
+    window = sliding_window if sliding_window is not None and sliding_window < keys.longest else None
     if _flash_runs(query, dropout):
-        rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        if branches is not None:
-            rows[1:] = (row[branches.key_positions] for row in rows[1:])
-        keys = segments.cu_seqlens if branches is None else branches.cu_seqlens
-        borders = (segments.cu_seqlens, keys, segments.longest, longest)
+        rows = (state[0].transpose(0, 1) for state in (query, key, value))
+        borders = (segments.cu_seqlens, keys.cu_seqlens, segments.longest, keys.longest)
         options = dict(scale=scaling, window_size=(-1 if window is None else window - 1, 0), **_GROUPED)
         output = varlen_attn(*rows, *borders, **options)
         return heads_to_tokens(output[None], segments.group), None
-    pieces = [
-        _one_segment(query[:, :, start:end], *_seen(segments, index, key, value), dropout, scaling, window)
-        for index, (start, end) in enumerate(pairwise(segments.bounds))
-    ]
+    pieces = []
+    for (start, end), (first, last) in zip(pairwise(segments.bounds), pairwise(keys.bounds), strict=True):
+        states = query[:, :, start:end], key[:, :, first:last], value[:, :, first:last]
+        pieces.append(_one_segment(*states, dropout, scaling, window))
     return heads_to_tokens(torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), segments.group), None
 
 
@@ -165,16 +161,6 @@ def _in_computing_dtype(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if not torch.is_autocast_enabled(device):
         return states
     return tuple(state.to(torch.get_autocast_dtype(device)) for state in states)
-
-
-def _seen(segments: Segments, index: int, *states: torch.Tensor) -> list[torch.Tensor]:
-    """The part of states ``[1, H, S, D]`` that a segment sees: itself, behind the segment that it follows."""
-    bounds = segments.bounds
-    parts = [slice(bounds[index], bounds[index + 1])]
-    if segments.branches is not None and (prompt := segments.branches.follows[index]) >= 0:
-        parts.insert(0, slice(bounds[prompt], bounds[prompt + 1]))
-    cuts = [[state[:, :, part] for part in parts] for state in states]
-    return [pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2) for pieces in cuts]
 
 
 def _flash_runs(query: torch.Tensor, dropout: float) -> bool:
@@ -198,16 +184,8 @@ def _one_segment(query, key, value, dropout: float, scaling: float | None, windo
         # Without flash attention grouped heads would take the kernel that keeps all scores. The CPU's kernel takes them
         # as they are, with the same result to the bit.
         key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=near,
-        dropout_p=dropout,
-        is_causal=near is None,
-        scale=scaling,
-        enable_gqa=groups > 1,
-    )
+    options = dict(dropout_p=dropout, is_causal=near is None, scale=scaling, enable_gqa=groups > 1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=near, **options)
 
 
 def keep_out_of_graphs() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_world_size
 from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
 from torch import nn
@@ -24,7 +23,7 @@ from ..ranges import check
 from ..weights.loader import read_config
 from .flash_rows import FlashPreprocessor
 from .loss_head import softmax_rows
-from .losses import sum_over_ranks
+from .losses import mean_weight_of
 from .preference import Reference
 from .rows import Row
 from .vlm import VisionLanguageModel, per_segment
@@ -100,11 +99,9 @@ class FlashModel(VisionLanguageModel):
 
 
 def weights_of(row: Row, mean_weight: torch.Tensor | None) -> torch.Tensor:
-    """What each target counts in the mean over a step, float32 ``[K]``; ``mean_weight`` as `next_token_loss`."""
+    """What each target counts in the mean over a step, float32 ``[K]``; ``mean_weight`` as `mean_weight_of`."""
     weights = torch.ones_like(row.targets, dtype=torch.float32) if row.weights is None else row.weights
-    if mean_weight is None:
-        mean_weight = sum_over_ranks(weights.sum()) / get_world_size()
-    return weights / torch.where(mean_weight > 0, mean_weight, 1.0)
+    return weights / mean_weight_of(weights, mean_weight)
 
 
 def divergence(
@@ -239,11 +236,10 @@ class FlashRouterModel(FlashModel):
         if not len(ratios):
             return ratios.long()
         hub, key = MessageHub.get_current_instance(), f"{RATIOS}_{name}"
-        past = hub.get_info(key) if key in hub.runtime_info else ()
-        past = (*past, *ratios.tolist())
+        past = (*hub.get_info(key, ()), *ratios.tolist())[-self.window :]
         if self.training:
-            hub.update_info(key, past[-self.window :])
-        limit = torch.quantile(ratios.new_tensor(past[-self.window :]), self.percentile)
+            hub.update_info(key, past)
+        limit = torch.quantile(ratios.new_tensor(past), self.percentile)
         return (ratios >= limit).long()
 
     def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:

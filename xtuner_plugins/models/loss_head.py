@@ -38,39 +38,31 @@ class LossHead(nn.Linear):
     def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor | None = None, weights: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits ``[..., V]`` of ``[..., D]``; with targets what `head_loss` returns."""
+        """Logits, or a loss, computed in autocast's dtype where that is enabled.
+
+        Args:
+            hidden: ``[..., D]``; with targets ``[K, D]``.
+            targets: int64 ``[K]``.
+            weights: float32 ``[K]``.
+
+        Returns:
+            Logits ``[..., V]``. With targets and weights the sum of weights times cross entropy, and the cross entropy
+            of each target without gradient, float32 ``[K]``. With targets alone the latter, with gradient.
+        """
         if targets is None:
             return super().forward(hidden)
         assert self.bias is None, "the heads of our LLM families have no bias"
-        return head_loss(hidden, self.weight, targets, weights)
-
-
-def head_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a head, computed in autocast's dtype where that is enabled.
-
-    Args:
-        hidden: ``[K, D]``.
-        weight: Of the head, ``[V, D]``.
-        targets: int64 ``[K]``.
-        weights: float32 ``[K]``.
-
-    Returns:
-        The sum of weights times cross entropy, and the cross entropy of each target without gradient, float32 ``[K]``.
-        Without weights the latter alone, with gradient.
-    """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    if not torch.is_grad_enabled():
-        hidden, weight = hidden.detach(), weight.detach()
-    if weights is None:
-        return _CrossEntropy.apply(hidden, weight, targets, dtype)
-    return _WeightedSum.apply(hidden, weight, targets, weights, dtype)
+        device, weight = hidden.device.type, self.weight
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        if not torch.is_grad_enabled():
+            hidden, weight = hidden.detach(), weight.detach()
+        if weights is None:
+            return _CrossEntropy.apply(hidden, weight, targets, dtype)
+        return _WeightedSum.apply(hidden, weight, targets, weights, dtype)
 
 
 class _WeightedSum(torch.autograd.Function):
-    """The loss of `head_loss` with weights.
+    """The loss of a `LossHead` with weights.
 
     The gradient of a chunk's logits is known as soon as the chunk's softmax is, so both gradients are made in the
     forward pass, one chunk after the other, and the backward pass scales them. Nothing is computed twice. They are not
@@ -92,7 +84,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The cross entropies of `head_loss` without weights: logits are computed again in the backward pass."""
+    """The cross entropies of a `LossHead` without weights: logits are computed again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden, weight, targets, dtype: torch.dtype) -> torch.Tensor:

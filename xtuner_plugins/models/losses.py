@@ -54,6 +54,18 @@ def supervised_per_sample(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.bincount(sample, minlength=len(ends))
 
 
+def mean_weight_of(weights: torch.Tensor, mean_weight: torch.Tensor | None) -> torch.Tensor:
+    """What a sum over this batch is divided by: the step's mean weight per rank, 1 where that is 0.
+
+    Args:
+        weights: float32, of the batch, which is the whole step if ``mean_weight`` is None.
+        mean_weight: Of all micro-batches of the step, a float32 scalar.
+    """
+    if mean_weight is None:
+        mean_weight = sum_over_ranks(weights.sum()) / get_world_size()
+    return torch.where(mean_weight > 0, mean_weight, 1.0)  # if all weights are zero, so is the sum
+
+
 def next_token_loss(
     hidden: torch.Tensor,
     targets: torch.Tensor,
@@ -76,8 +88,7 @@ def next_token_loss(
         targets: int64 ``[K]``.
         lm_head: Maps ``[..., D]`` to ``[..., V]``.
         weights: float32 ``[K]``; None weighs all the same.
-        mean_weight: Supervised weight of the optimizer step per rank, over all its micro-batches (float32 scalar); if
-            None, this batch is the whole step and its weight is summed over ranks here.
+        mean_weight: As `mean_weight_of`.
 
     Returns:
         The loss to differentiate, a float32 scalar; and the cross entropy of each target, float32 ``[K]``, without
@@ -85,14 +96,12 @@ def next_token_loss(
     """
     if weights is None:
         weights = torch.ones_like(targets, dtype=torch.float32)
-    if mean_weight is None:
-        mean_weight = sum_over_ranks(weights.sum()) / get_world_size()
     if isinstance(lm_head, LossHead):
         total, each = lm_head(hidden, targets, weights)
     else:
         each = _recomputed(hidden, targets, lm_head)
         total, each = (each * weights).sum(), each.detach()
-    return total / torch.where(mean_weight > 0, mean_weight, 1.0), each  # if all weights are zero, so is the sum
+    return total / mean_weight_of(weights, mean_weight), each
 
 
 def token_log_probs(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:

@@ -16,7 +16,6 @@ b h = r_c - r_r. A mixture is a weighted sum; that of MPO (Wang et al. 2024) is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -115,12 +114,8 @@ def _sft(pairs: PairLogProbs, settings: Settings) -> torch.Tensor:
 
 
 def _log1mexp(log_p: torch.Tensor) -> torch.Tensor:
-    """``log(1 - exp(x))`` of x < 0, exact near 0 and far from it (Maechler 2012); x = 0 counts as the number below."""
-    log_p = log_p.clamp(max=-torch.finfo(log_p.dtype).tiny)
-    near = log_p > -math.log(2)
-    # Each branch of `where` gets a harmless value where the other is taken: else its gradient would be nan.
-    small, large = torch.where(near, log_p, -1.0), torch.where(near, -1.0, log_p)
-    return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+    """``log(1 - exp(x))`` of x < 0, exact near 0; x = 0 counts as the number below."""
+    return torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).tiny)))
 
 
 # By the names of `ranges.OBJECTIVES`, which says whether they need log probabilities of a reference.

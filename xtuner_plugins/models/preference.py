@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
-from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -19,7 +18,7 @@ from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..ranges import OBJECTIVES, check, check_objectives
-from .losses import sum_over_ranks
+from .losses import mean_weight_of
 from .objectives import PairLogProbs, Settings, need_reference, preference_losses
 from .preference_metrics import FIGURES, means_of_step, reward_mean, sums_of_pairs
 from .rows import Row
@@ -42,7 +41,6 @@ class Reference:
 
     Attributes:
         is_complete: It is the reference at any time, not only before the first step.
-        num_bytes: Memory of the copies.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, is_precomputed: bool = False):
@@ -64,7 +62,6 @@ class Reference:
             )
         copied = trained if self.is_complete else ()
         self._copies = [(module, name, value.detach().to(dtype, copy=True)) for module, name, value in copied]
-        self.num_bytes = sum(copy.nbytes for _, _, copy in self._copies)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -182,11 +179,9 @@ class PreferenceModel(VisionLanguageModel):
             each = self._token_log_probs(row, patches)
         pairs, weights = _pairs_of(row, each, expected)
         total, losses = preference_losses(pairs, self.objectives, self._settings_now())
-        if mean_weight is None:
-            mean_weight = sum_over_ranks(weights.sum()) / get_world_size()
-        loss = (total * weights).sum() / torch.where(mean_weight > 0, mean_weight, 1.0)
+        loss = (total * weights).sum() / mean_weight_of(weights, mean_weight)
         with torch.no_grad():
-            metrics = sums_of_pairs(pairs, self.settings, losses, weights > 0, _kl(row, each, expected))
+            metrics = sums_of_pairs(pairs, self.settings, losses, weights > 0, _kl(row, pairs, each, expected))
             metrics = metrics / size_of(row.segments.group)
         return self._outputs(row, pixel_values, loss, total.detach().double(), metrics=metrics)
 
@@ -222,30 +217,28 @@ class PreferenceModel(VisionLanguageModel):
         return means_of_step(sums)
 
 
+def _per_answer(row: Row, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of values ``[K]`` over chosen and over rejected answers, ``[P]`` each; ranks that share a row know all."""
+    num_pairs = sum(segment >= 0 for segment in row.segments.branches.follows) // 2
+    sums = values.new_zeros(len(row.segments.bounds) - 1).index_add(0, row.owners, values[: row.num_supervised])
+    return sum_over_group(sums, row.segments.group)[: 3 * num_pairs].view(num_pairs, 3)[:, 1:].unbind(1)
+
+
 def _pairs_of(row: Row, each: torch.Tensor, expected: torch.Tensor | None) -> tuple[PairLogProbs, torch.Tensor]:
     """The log probabilities of a row's pairs, and the weight of each pair, float32 ``[P]``.
 
-    Ranks that share a row know all of its pairs, and each computes an equal part of their loss.
+    Ranks that share a row compute an equal part of its loss.
     """
-    num_pairs = sum(segment >= 0 for segment in row.segments.branches.follows) // 2
-    group = row.segments.group
-
-    def per_answer(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        own = values[: row.num_supervised]
-        sums = sum_over_group(values.new_zeros(len(row.segments.bounds) - 1).index_add(0, row.owners, own), group)
-        return sums[: 3 * num_pairs].view(num_pairs, 3)[:, 1:].unbind(1)
-
-    tokens = per_answer(torch.ones_like(each))
-    weights = tokens[0] / tokens[0] if row.weights is None else per_answer(row.weights)[0] / tokens[0]
-    reference = (None, None) if expected is None else per_answer(expected)
-    return PairLogProbs(*per_answer(each), *reference, *tokens), weights / size_of(group)
+    tokens = _per_answer(row, torch.ones_like(each))
+    weights = tokens[0] / tokens[0] if row.weights is None else _per_answer(row, row.weights)[0] / tokens[0]
+    reference = (None, None) if expected is None else _per_answer(row, expected)
+    return PairLogProbs(*_per_answer(row, each), *reference, *tokens), weights / size_of(row.segments.group)
 
 
-def _kl(row: Row, each: torch.Tensor, expected: torch.Tensor | None) -> torch.Tensor:
+def _kl(row: Row, pairs: PairLogProbs, each: torch.Tensor, expected: torch.Tensor | None) -> torch.Tensor:
     """How far the model is from the reference on each pair's answers, per token, float32 ``[P]``: ``r - 1 - log r``.
 
     An estimate of the divergence between them (Schulman 2020), never negative; on answers that neither has written.
     """
     log_ratio = torch.zeros_like(each) if expected is None else expected - each
-    pairs, _ = _pairs_of(row, torch.expm1(log_ratio) - log_ratio, None)
-    return (pairs.chosen + pairs.rejected) / (pairs.chosen_tokens + pairs.rejected_tokens)
+    return sum(_per_answer(row, torch.expm1(log_ratio) - log_ratio)) / (pairs.chosen_tokens + pairs.rejected_tokens)

@@ -55,11 +55,13 @@ def means_of_step(sums: Mapping[str, float]) -> dict[str, float]:
     if not pairs:
         return {}
     margin = sums["reward_chosen"] - sums["reward_rejected"]
-    total, count = _recall(REWARDS, 2)
-    _remember(REWARDS, (total + (sums["reward_chosen"] + sums["reward_rejected"]) / 2, count + pairs))
+    hub = MessageHub.get_current_instance()
+    total, count = hub.get_info(REWARDS, (0.0, 0.0))
+    hub.update_info(REWARDS, (total + (sums["reward_chosen"] + sums["reward_rejected"]) / 2, count + pairs))
     fresh = (pairs, margin, *(sums[name] for name in _LENGTHS))
-    moments = tuple(FADE * old + new for old, new in zip(_recall(MOMENTS, len(fresh)), fresh, strict=True))
-    _remember(MOMENTS, moments)
+    past = hub.get_info(MOMENTS, (0.0,) * len(fresh))
+    moments = tuple(FADE * old + new for old, new in zip(past, fresh, strict=True))
+    hub.update_info(MOMENTS, moments)
     means = {name: value / pairs for name, value in sums.items() if name not in ("pairs", *_LENGTHS)}
     correlation = {"length_correlation": _correlation(*moments)} if count + pairs >= ENOUGH else {}
     return {"pairs": pairs, **means, "margin": margin / pairs, **correlation}
@@ -67,7 +69,7 @@ def means_of_step(sums: Mapping[str, float]) -> dict[str, float]:
 
 def reward_mean() -> float:
     """The mean reward of all answers of the steps before; 0 at the first."""
-    total, pairs = _recall(REWARDS, 2)
+    total, pairs = MessageHub.get_current_instance().get_info(REWARDS, (0.0, 0.0))
     return total / pairs if pairs else 0.0
 
 
@@ -75,12 +77,3 @@ def _correlation(pairs: float, margin: float, gap: float, gaps: float, margins: 
     """Pearson's, of weighted sums; 0 where either doesn't vary."""
     spread = (gaps / pairs - (gap / pairs) ** 2) * (margins / pairs - (margin / pairs) ** 2)
     return (products / pairs - gap * margin / pairs**2) / math.sqrt(spread) if spread > 1e-12 else 0.0
-
-
-def _recall(name: str, size: int) -> tuple[float, ...]:
-    hub = MessageHub.get_current_instance()
-    return tuple(hub.get_info(name)) if name in hub.runtime_info else (0.0,) * size
-
-
-def _remember(name: str, values: tuple[float, ...]) -> None:
-    MessageHub.get_current_instance().update_info(name, values)

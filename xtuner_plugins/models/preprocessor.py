@@ -26,19 +26,13 @@ class TilePreprocessor(BaseDataPreprocessor):
     Args:
         mean: Means of red, green and blue in [0, 1]. Official InternVL programs hard-code ImageNet's.
         std: Their standard deviations, all positive.
-        non_blocking: Overlap copies from pinned memory with computation.
 
     Raises:
         ValueError: ``mean`` or ``std`` doesn't have three values, or ``std`` isn't positive.
     """
 
-    def __init__(
-        self,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        non_blocking: bool = True,
-    ):
-        super().__init__(non_blocking=non_blocking)
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+        super().__init__(non_blocking=True)  # copies from pinned memory overlap with computation
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"TilePreprocessor: mean and std need 3 values, std above 0; got {mean} and {std}")
         # No buffers: DeepSpeed in half precision rounds every buffer of the model.

@@ -31,24 +31,18 @@ class WhatTrains(NamedTuple):
 
     def check(self) -> None:
         """Raises `ValueError` on settings that contradict each other."""
-        for name in ("visual_encoder", "llm"):
-            part = getattr(self, name)
-            for setting, value, reason in (
-                ("lora", part.lora, "LoRA trains beside frozen weights"),
-                ("quantization", part.quantization, "packed weights don't train"),
-            ):
-                if value is not None and not part.freeze:
-                    raise ValueError(f"{name}_{setting} is set, so set freeze_{name}=True: {reason}")
-        encoder, count = self.visual_encoder, self.visual_encoder_last_layers
-        for remedy, is_other in (
-            ("freeze_visual_encoder=True", not encoder.freeze),
-            ("visual_encoder_lora=None", encoder.lora is not None),
-            ("visual_encoder_quantization=None", encoder.quantization is not None),
-        ):
-            if count is not None and is_other:
+        for name, part in (("visual_encoder", self.visual_encoder), ("llm", self.llm)):
+            if part.lora is not None and not part.freeze:
+                raise ValueError(f"{name}_lora is set, so set freeze_{name}=True: LoRA trains beside frozen weights")
+            if part.quantization is not None and not part.freeze:
+                raise ValueError(f"{name}_quantization is set, so set freeze_{name}=True: packed weights don't train")
+        usual, count = Part(True, None, None), self.visual_encoder_last_layers
+        for setting, value, needed in zip(Part._fields, self.visual_encoder, usual, strict=True):
+            if count is not None and value != needed:
+                name = "freeze_visual_encoder" if setting == "freeze" else f"visual_encoder_{setting}"
                 raise ValueError(
                     f"visual_encoder_last_layers={count} trains whole blocks of an encoder that is frozen otherwise; "
-                    f"set {remedy}, or leave out visual_encoder_last_layers"
+                    f"set {name}={needed}, or leave out visual_encoder_last_layers"
                 )
         if self.train_head and not self.llm.freeze:
             raise ValueError("train_head=True with freeze_llm=False, which trains it already; leave out train_head")

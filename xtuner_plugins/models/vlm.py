@@ -112,8 +112,7 @@ class VisionLanguageModel(BaseModel):
         llm = Part(freeze_llm, llm_lora, llm_quantization)
         chosen = WhatTrains(encoder, llm, freeze_projector, visual_encoder_last_layers, train_head)
         chosen.check()
-        quantized = {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization}
-        self.model = _load(base, self.dtype, quantized)
+        self.model = _load(base, self.dtype, {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization})
         self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
         self.data_preprocessor.image_token = self.img_context_token_id
@@ -239,12 +238,9 @@ class VisionLanguageModel(BaseModel):
 
     def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss to differentiate, and the values to log, over all ranks."""
-        logged = {
-            "loss": sum_over_ranks(losses["loss"]) / get_world_size(),
-            "supervised_tokens": sum_over_ranks(losses["num_supervised"].float()),
-            "tiles": sum_over_ranks(losses["num_tiles"].float()),
-        }
-        return losses["loss"], logged
+        names = {"supervised_tokens": "num_supervised", "tiles": "num_tiles"}
+        logged = {name: sum_over_ranks(losses[count].float()) for name, count in names.items()}
+        return losses["loss"], {"loss": sum_over_ranks(losses["loss"]) / get_world_size(), **logged}
 
     def computing(self, device: torch.device) -> torch.autocast:
         """A context in which parameters held in float32 compute in the model's dtype."""
@@ -330,7 +326,6 @@ def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, An
             linear_quantizer(PARTS[part].attribute, families[part].packed_linears, settings, dtype)
             for part, settings in quantized.items()
         ]
-
         return load_model(base, dtype=dtype, filled=lambda *layer: [packer(*layer) for packer in packers])
     if is_deepspeed_zero3_enabled():
         config = deepspeed_config()

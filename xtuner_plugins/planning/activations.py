@@ -109,13 +109,6 @@ def output_bytes(job: Job, batch: Batch) -> int:
     return (batch.tokens + batch.supervised) * job.shape.llm.width * _wide(job, "llm")
 
 
-def kept_bytes(job: Job, batch: Batch) -> int:
-    """All that a forward pass leaves for the backward pass, autocast's copies of weights among it."""
-    parts = llm_kept_bytes(job, batch), encoder_kept_bytes(job, batch), projector_kept_bytes(job, batch)
-    gradient = job.shape.table * FLOAT * (job.trains_head and not job.pairs)  # of the head, made in the forward pass
-    return sum(parts) + head_kept_bytes(job, batch) + gradient + cast_bytes(job, kept=True)
-
-
 def tile_bytes(job: Job, batch: Batch) -> int:
     """Of the tiles themselves: pixels in float32, and in bfloat16 for the encoder."""
     return batch.tiles * 3 * job.shape.tile_size**2 * (FLOAT + (job.size if job.half else 0))

@@ -27,19 +27,11 @@ _BATCH = SETTINGS["batch_size"].key
 
 @dataclass(frozen=True)
 class OneGPU:
-    """A run that one GPU holds.
+    """A run that one GPU holds."""
 
-    Attributes:
-        changes: keys of the runner with their values, those that were given among them.
-        memory: of the largest batch that the settings allow.
-        plan: of the run, with measured lengths where the cache has them.
-        gpu: whose memory and speed are planned.
-    """
-
-    changes: Mapping[str, Any]
-    memory: Plan
-    plan: RunPlan
-    gpu: GPU
+    changes: Mapping[str, Any]  # keys of the runner with their values, those that were given among them
+    memory: Plan  # of the largest batch that the settings allow
+    plan: RunPlan  # with measured lengths where the cache has them
 
 
 def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
@@ -63,11 +55,11 @@ def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
     records = count_records(settings["train_dataloader"]["dataset"])
     if records and records < FEW_RECORDS and not settings["model"].get("objectives"):
         chosen |= _keys(max_epochs=EPOCHS)
-    plan = plan_config(_with(settings, {**chosen, **given}), plain(1), records)
+    plan = plan_config(_with(settings, {**chosen, **given}), plain(1, gpu.is_cpu), records)
     for key, times in _keys(**TIMES).items():
         if plan.steps and value_at(settings, key):
             chosen[key] = min(-(-plan.steps // times), value_at(settings, key))
-    return OneGPU({**given, **chosen, **given}, memory, plan, gpu)
+    return OneGPU({**given, **chosen, **given}, memory, plan)
 
 
 def _keys(**values: Any) -> dict[str, Any]:
@@ -101,7 +93,7 @@ def _largest(
     def planned(values: Mapping[str, Any], size: int) -> tuple[dict[str, Any], Plan]:
         keys = _keys(**values, batch_size=size, accumulative_counts=max(step // size, 1))
         keys = {key: value for key, value in keys.items() if key not in given}
-        return keys, plan_memory(job_of(_with(settings, keys), shape), plain(1))
+        return keys, plan_memory(job_of(_with(settings, keys), shape), plain(1, gpu.is_cpu))
 
     for values in _resolutions(leaf, gpu):
         found, size = planned(values, least), 2 * least

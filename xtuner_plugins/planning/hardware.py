@@ -14,23 +14,20 @@ UTILIZATION = 0.4  # share of the peak that a run is taken to reach, recomputati
 
 @dataclass(frozen=True)
 class GPU:
-    """A card.
+    """A card."""
 
-    Attributes:
-        name: as given to `--gpu`.
-        memory: GB of its memory, 2**30 bytes each.
-        teraflops: dense peak of its matrix units, 10**12 operations a second, in `dtype` with float32 sums; 0 where it
-            isn't known.
-        devices: how `torch.cuda.get_device_name` ends for cards with this peak. What follows a name tells a slower
-            card: `H100 PCIe`, `RTX 4090 Laptop GPU`, a `MIG` slice.
-        dtype: the half precision that it has.
-    """
-
-    name: str
-    memory: int
-    teraflops: float
+    name: str  # as given to `--gpu`
+    memory: int  # GB, 2**30 bytes each
+    teraflops: float  # dense peak in `dtype` with float32 sums, 10**12 operations a second; 0 where it isn't known
+    # How `torch.cuda.get_device_name` ends for cards with this peak. What follows a name tells a slower card:
+    # `H100 PCIe`, `RTX 4090 Laptop GPU`, a `MIG` slice.
     devices: tuple[str, ...]
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # the half precision that it has
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is a processor."""
+        return self.dtype == "float32"
 
 
 GPUS = {
@@ -60,28 +57,30 @@ def gpu_of_device(name: str) -> GPU | None:
 
 
 def find_gpu(words: str) -> GPU:
-    """What `--gpu` names: a card, memory as `24GB` with the speed of the slowest such card, or `auto`: this machine.
+    """What `--gpu` names: a card, memory as `24GB` with the speed of the slowest such card; auto, cpu: this machine.
 
     Raises:
         ValueError: no such card; lists those that are known.
     """
-    if words == "auto":
-        return _this_machine()
+    if words in ("auto", "cpu"):
+        return _this_machine(words == "cpu")
     if card := next((gpu for name, gpu in GPUS.items() if name.lower() == words.lower()), None):
         return card
     if not (size := re.fullmatch(r"(\d+(?:\.\d+)?) ?Gi?B?", words, re.IGNORECASE)):
-        raise ValueError(f"--gpu {words}: give memory as 24GB, auto for this machine, or one of {', '.join(GPUS)}")
+        raise ValueError(
+            f"--gpu {words}: give memory as 24GB, auto or cpu for this machine, or one of {', '.join(GPUS)}"
+        )
     alike = [gpu for gpu in GPUS.values() if gpu.memory == float(size[1])]
     slowest = min(alike, key=lambda gpu: gpu.teraflops, default=GPU("", 0, 0, ()))
     name = f"{size[1]} GB, as {slowest.name}" if alike else f"{size[1]} GB"
     return replace(slowest, name=name, memory=float(size[1]), devices=())
 
 
-def _this_machine() -> GPU:
+def _this_machine(is_cpu: bool) -> GPU:
     """Its first GPU; without one its processor and memory, with the speed of a product of matrices."""
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not is_cpu:
         name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
         half = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         return replace(gpu_of_device(name) or GPU(name, 0, 0, (), half), memory=round(memory, 1))
@@ -92,4 +91,4 @@ def _this_machine() -> GPU:
         square @ square
         took.append(time.perf_counter() - start)
     teraflops = 2 * 1024**3 / min(took) / 1e12
-    return GPU("this processor (no GPU)", round(memory, 1), float(f"{teraflops:.2g}"), (), "float32")
+    return GPU("this processor", round(memory, 1), float(f"{teraflops:.2g}"), (), "float32")

@@ -13,17 +13,11 @@ MOMENTS = 2 * FLOAT  # bytes per trained weight of AdamW's state
 
 @dataclass(frozen=True)
 class Adapters:
-    """LoRA on a part.
-
-    Attributes:
-        rank: r.
-        targets: names of linear layers, or a regular expression, as PEFT's `target_modules`.
-        dropout: whether there is any.
-    """
+    """LoRA on a part."""
 
     rank: int
-    targets: str | Sequence[str]
-    dropout: bool
+    targets: str | Sequence[str]  # names of linear layers, or a regular expression, as PEFT's `target_modules`
+    dropout: bool  # whether there is any
 
     def parameters(self, stack: Stack) -> int:
         """Weights of all A and B matrices."""
@@ -33,17 +27,11 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of one rank: samples behind each other in one row, without padding.
+    """A micro-batch of one rank: samples behind each other in one row, without padding."""
 
-    Attributes:
-        tokens: S, of all samples.
-        tiles: T, of all samples.
-        supervised: K, tokens with a label.
-    """
-
-    tokens: int
-    tiles: int
-    supervised: int
+    tokens: int  # S, of all samples
+    tiles: int  # T, of all samples
+    supervised: int  # K, tokens with a label
 
     def shared(self, ranks: int) -> Batch:
         """The part of one of several ranks that share the row; all labels may stand in it."""
@@ -53,45 +41,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class Job:
-    """A run, as far as memory and time depend on it.
-
-    Attributes:
-        shape: of the model.
-        whole: parts that train whole; of a Flash model `mlp2` or `router` among them.
-        batches: micro-batches that the plan must hold; the largest counts.
-        adapters: part -> LoRA.
-        quantized: part -> names of its packed linear layers, held in 4 bits.
-        last_layers: blocks of a frozen encoder that train whole, counted from the last.
-        train_head: the head of a frozen LLM trains.
-        recompute: gradient checkpointing of the LLM.
-        recompute_encoder: gradient checkpointing of the encoder.
-        on_host: inputs of the LLM's blocks are kept in the CPU's memory.
-        half: bfloat16 or float16, which take the same, else everything is float32.
-        float_weights: trained weights are held in float32 and computed under autocast, as without DeepSpeed.
-        accumulation: micro-batches of an optimizer step.
-        moments: bytes of the optimizer's state per trained weight.
-        pairs: preference pairs or a Flash model's answers: the head runs a second time in the backward pass.
-        reference: every micro-batch is also read by the model as it was before training.
-        sharing: ranks that share each row (`sequence_parallel`).
-    """
+    """A run, as far as memory and time depend on it."""
 
     shape: Shape
-    whole: frozenset[str]
-    batches: tuple[Batch, ...]
-    adapters: Mapping[str, Adapters] = field(default_factory=dict)
-    quantized: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    last_layers: int = 0
-    train_head: bool = False
-    recompute: bool = True
+    whole: frozenset[str]  # parts that train whole; of a Flash model `mlp2` or `router` among them
+    batches: tuple[Batch, ...]  # micro-batches that the plan must hold; the largest counts
+    adapters: Mapping[str, Adapters] = field(default_factory=dict)  # by part
+    quantized: Mapping[str, Sequence[str]] = field(default_factory=dict)  # part -> linear layers held in 4 bits
+    last_layers: int = 0  # blocks of a frozen encoder that train whole, counted from the last
+    train_head: bool = False  # the head of a frozen LLM trains
+    recompute: bool = True  # gradient checkpointing of the LLM
     recompute_encoder: bool = True
-    on_host: bool = False
-    half: bool = True
-    float_weights: bool = True
-    accumulation: int = 1
-    moments: float = MOMENTS
-    pairs: bool = False
-    reference: bool = False
-    sharing: int = 1
+    on_host: bool = False  # inputs of the LLM's blocks are kept in the CPU's memory
+    half: bool = True  # bfloat16 or float16, which take the same, else everything is float32
+    float_weights: bool = True  # trained weights are float32 and computed under autocast, as without DeepSpeed
+    accumulation: int = 1  # micro-batches of an optimizer step
+    moments: float = MOMENTS  # bytes of the optimizer's state per trained weight
+    pairs: bool = False  # preference pairs or Flash's answers: the head runs again in the backward pass
+    reference: bool = False  # every micro-batch is also read by the model as it was before training
+    sharing: int = 1  # ranks that share each row (`sequence_parallel`)
 
     def stack(self, part: str) -> Stack:
         """The encoder's or the LLM's blocks."""
@@ -168,28 +136,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a run is spread over GPUs.
+    """How a run is spread over GPUs; defaults are DeepSpeed's."""
 
-    Attributes:
-        name: as in reports, e.g. `DDP` or `deepspeed_zero3_offload`.
-        gpus: processes of the run, one per GPU.
-        stage: of ZeRO; None without DeepSpeed.
-        offload_optimizer: float32 master copy, moments and gradients live in the CPU's memory.
-        offload_weights: the sharded weights too.
-        bucket: elements of a bucket of gradients.
-        live: elements of gathered weights that ZeRO-3 keeps at most.
-        prefetch: elements of weights that ZeRO-3 gathers ahead.
-        overlap: gradients are reduced while others are computed, from two buckets.
-        gradient_size: bytes of a gradient that DeepSpeed sums.
-    """
-
-    name: str
-    gpus: int
-    stage: int | None = None
-    offload_optimizer: bool = False
-    offload_weights: bool = False
-    bucket: int = 500_000_000  # DeepSpeed's reduce_bucket_size
-    live: int = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
-    prefetch: int = 50_000_000  # DeepSpeed's stage3_prefetch_bucket_size
-    overlap: bool = False
-    gradient_size: int = 2
+    name: str  # as in reports, e.g. `DDP` or `deepspeed_zero3_offload`
+    gpus: int  # processes of the run, one per GPU
+    stage: int | None = None  # of ZeRO; None without DeepSpeed
+    offload_optimizer: bool = False  # float32 master copy, moments and gradients live in the CPU's memory
+    offload_weights: bool = False  # the sharded weights too
+    bucket: int = 500_000_000  # elements of a bucket of gradients
+    live: int = 1_000_000_000  # elements of gathered weights that ZeRO-3 keeps at most
+    prefetch: int = 50_000_000  # elements of weights that ZeRO-3 gathers ahead
+    overlap: bool = False  # gradients are reduced while others are computed, from two buckets
+    gradient_size: int = 2  # bytes of a gradient that DeepSpeed sums
+    on_cpu: bool = False

@@ -26,23 +26,17 @@ SUBGROUP = 1_000_000_000  # DeepSpeed's sub_group_size: weights that ZeRO-3 upda
 CONTEXT = int(0.8 * GIB)
 COMMUNICATION = int(0.5 * GIB)
 FRAGMENTATION = 0.05
+LIBRARIES = GIB  # of a process on a CPU: .8 when everything is imported, and a part of its data workers'
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a rank needs.
+    """What a rank needs, in bytes."""
 
-    Attributes:
-        moment: when it needs most, a key of `moments`.
-        parts: bytes by part at that moment.
-        moments: bytes of tensors at each moment, without what only a GPU adds.
-        host: bytes per rank in the CPU's memory.
-    """
-
-    moment: str
-    parts: Mapping[str, int]
-    moments: Mapping[str, int]
-    host: int
+    moment: str  # when it needs most, a key of `moments`
+    parts: Mapping[str, int]  # at that moment
+    moments: Mapping[str, int]  # tensors at each moment, without what only a GPU adds
+    host: int  # in the CPU's memory
 
     @property
     def total(self) -> int:
@@ -85,8 +79,9 @@ def _plan(job: Job, strategy: Strategy, batch: Batch, held: Mapping[str, int]) -
     moments = {name: {**held, **parts} for name, parts in _moments(job, strategy, batch).items()}
     sums = {name: sum(parts.values()) for name, parts in moments.items()}
     moment = max(sums, key=sums.get)
-    runtime = CONTEXT + (COMMUNICATION if strategy.gpus > 1 else 0)
-    parts = {**moments[moment], "CUDA, NCCL": runtime, "fragmentation": int(FRAGMENTATION * sums[moment])}
+    runtime = {"CUDA, NCCL": CONTEXT + (COMMUNICATION if strategy.gpus > 1 else 0)}
+    runtime = {"Python, libraries": LIBRARIES} if strategy.on_cpu else runtime
+    parts = {**moments[moment], **runtime, "fragmentation": int(FRAGMENTATION * sums[moment])}
     return Plan(moment, parts, sums, _host_bytes(job, strategy, batch))
 
 

@@ -127,21 +127,13 @@ def _tiles_of_sample(data: Mapping[str, Any], shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What a run reads.
+    """What a run reads."""
 
-    Attributes:
-        samples: of an epoch; None where nobody has counted them.
-        mean: a sample of average length, as an upper bound where lengths aren't measured.
-        batches: the largest micro-batches.
-        source: where the numbers are from, for reports.
-        is_measured: whether they are those of the records.
-    """
-
-    samples: int | None
-    mean: Batch
-    batches: tuple[Batch, ...]
-    source: str
-    is_measured: bool = False
+    samples: int | None  # of an epoch; None where nobody has counted them
+    mean: Batch  # a sample of average length, as an upper bound where lengths aren't measured
+    batches: tuple[Batch, ...]  # the largest micro-batches
+    source: str  # where the numbers are from, for reports
+    is_measured: bool = False  # whether they are those of the records
 
 
 def lengths_of(settings: Mapping[str, Any], shape: Shape, samples: int | None = None) -> Lengths:
@@ -212,27 +204,17 @@ def count_records(data: Mapping[str, Any]) -> int | None:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A planned run.
+    """A planned run."""
 
-    Attributes:
-        model: the base.
-        job, strategy, lengths: what was planned.
-        memory: of a rank.
-        work: operations of an average sample.
-        samples_per_step: of all ranks and micro-batches.
-        steps: optimizer steps; None where nobody has counted the samples.
-        operations: of the whole run, a reference that reads each sample once before it among them; None without steps.
-    """
-
-    model: str
+    model: str  # the base
     job: Job
     strategy: Strategy
     lengths: Lengths
-    memory: Plan
-    work: Work
-    samples_per_step: int
-    steps: int | None
-    operations: float | None
+    memory: Plan  # of a rank
+    work: Work  # of an average sample
+    samples_per_step: int  # of all ranks and micro-batches
+    steps: int | None  # optimizer steps; None where nobody has counted the samples
+    operations: float | None  # of the whole run, a reference that is computed before it among them
 
     def seconds(self, teraflops: float, utilization: float) -> float | None:
         """Time of the run on GPUs with such a peak, of which it reaches a share; recomputation counts as work."""

@@ -20,28 +20,17 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Base:
-    """A directory below `models/` that training starts from.
+    """A directory below `models/` that training starts from."""
 
-    Attributes:
-        name: of the directory.
-        encoder: key of `ENCODERS`.
-        llm: key of `LLMS`.
-        vocab_size: token rows of the directory, the nine image tokens included.
-        hub: `org/model` of a published whole model; None for one that is assembled from its parts.
-        projector_type: of `build_base_model.py --projector-type`; None takes the encoder's own.
-        template: conversation template of the published directory.
-        flash: it has the second projector and the router of a Flash model.
-    """
-
-    name: str
-    encoder: str
-    llm: str
-    vocab_size: int
-    hub: str | None = None
-    projector_type: str | None = None
-    template: str = "internvl2_5"
+    name: str  # of the directory
+    encoder: str  # key of `ENCODERS`
+    llm: str  # key of `LLMS`
+    vocab_size: int  # token rows of the directory, the nine image tokens included
+    hub: str | None = None  # `org/model` of a published whole model; None for one that is assembled from its parts
+    projector_type: str | None = None  # of `build_base_model.py --projector-type`; None takes the encoder's own
+    template: str = "internvl2_5"  # conversation template of the published directory
     select_layer: int = -1
-    flash: bool = False
+    flash: bool = False  # it has the second projector and the router of a Flash model
 
     @property
     def config(self) -> dict[str, Any]:

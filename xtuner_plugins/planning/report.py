@@ -50,13 +50,13 @@ def verdict(plan: Plan, available: int) -> str:
     return ("tight" if plan.total > 0.9 * available else "fits") if plan.fits(available) else "does not fit"
 
 
-def memory_table(plan: Plan, strategy: Strategy, available: int) -> Table:
+def memory_table(plan: Plan, strategy: Strategy, device: str, available: int) -> Table:
     """Part by part, the sum, what is free, and the verdict."""
     rows = [(part, gib(amount)) for part, amount in plan.parts.items() if gib(amount) != "0.0"]
     sums = [(f"sum, {MOMENTS[plan.moment]}", gib(plan.total))]
     sums += [(f"free of {gib(available)}", gib(available - plan.total))]
     sums += [("beside it, in the CPU's memory", gib(plan.host))] if plan.host else []
-    title = f"Memory of one rank, {strategy.name} on {strategy.gpus} GPU{'s' * (strategy.gpus > 1)}"
+    title = f"Memory of one rank, {strategy.name} on {strategy.gpus} x {device}"
     return _table(title, ["part", "GiB"], rows, [*sums, ("verdict", verdict(plan, available))])
 
 

@@ -16,22 +16,14 @@ from ..hub.constants import PROJECTOR_TYPES, projector_input_width, token_grid
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer of a block.
+    """A linear layer of a block."""
 
-    Attributes:
-        name: path inside the block, as in the model's parameter names.
-        inputs, outputs: widths.
-        bias: whether it has one.
-        copies: how many of them a block has (experts).
-        active: how many of the copies a token passes through.
-    """
-
-    name: str
+    name: str  # path inside the block, as in the model's parameter names
     inputs: int
     outputs: int
     bias: bool = False
-    copies: int = 1
-    active: int = 1
+    copies: int = 1  # how many of them a block has (experts)
+    active: int = 1  # how many of the copies a token passes through
 
     @property
     def weights(self) -> int:
@@ -46,34 +38,21 @@ class Linear:
 
 @dataclass(frozen=True)
 class Stack:
-    """A transformer: the blocks of an encoder or an LLM.
+    """A transformer: the blocks of an encoder or an LLM."""
 
-    Attributes:
-        kind: `model_type`.
-        prefix: what stands before the index of a block in the names of its layers.
-        width, inner: D, and the width inside the feed-forward part (of all active experts together).
-        layers: number of blocks.
-        heads, kv_heads, head_dim: of the attention.
-        linears: of one block.
-        block_norms: parameters of a block that belong to no linear layer.
-        outside: parameters outside the blocks (embeddings, norms, head).
-        rms_norm: the norms are RMS norms, computed in float32.
-        qk_norm: queries and keys have norms.
-    """
-
-    kind: str
-    prefix: str
-    width: int
-    inner: int
-    layers: int
+    kind: str  # `model_type`
+    prefix: str  # what stands before the index of a block in the names of its layers
+    width: int  # D
+    inner: int  # width inside the feed-forward part (of all active experts together)
+    layers: int  # number of blocks
     heads: int
     kv_heads: int
     head_dim: int
-    linears: tuple[Linear, ...]
-    block_norms: int
-    outside: int
-    rms_norm: bool
-    qk_norm: bool
+    linears: tuple[Linear, ...]  # of one block
+    block_norms: int  # parameters of a block that belong to no linear layer
+    outside: int  # parameters outside the blocks (embeddings, norms, head)
+    rms_norm: bool  # the norms are RMS norms, computed in float32
+    qk_norm: bool  # queries and keys have norms
 
     @property
     def block(self) -> int:
@@ -93,32 +72,19 @@ class Stack:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model: encoder, projector, LLM.
-
-    Attributes:
-        encoder, llm: the two stacks.
-        used_layers: blocks of the encoder that run.
-        unused: parameters of the encoder that no feature depends on.
-        vocab_size: token rows.
-        tile_size: side of a tile in pixels.
-        positions: of a tile in the encoder, class token included.
-        tokens_per_tile: N, image tokens.
-        projector_input: width of the vectors that the projector takes.
-        projector_norm: whether it starts with a norm.
-        flash: whether there are a second projector and a router.
-    """
+    """A model: encoder, projector, LLM."""
 
     encoder: Stack
     llm: Stack
-    used_layers: int
-    unused: int
-    vocab_size: int
-    tile_size: int
-    positions: int
-    tokens_per_tile: int
-    projector_input: int
-    projector_norm: bool
-    flash: bool = False
+    used_layers: int  # blocks of the encoder that run
+    unused: int  # parameters of the encoder that no feature depends on
+    vocab_size: int  # token rows
+    tile_size: int  # side of a tile in pixels
+    positions: int  # of a tile in the encoder, class token included
+    tokens_per_tile: int  # N, image tokens
+    projector_input: int  # width of the vectors that the projector takes
+    projector_norm: bool  # whether it starts with a norm
+    flash: bool = False  # whether there are a second projector and a router
 
     @property
     def table(self) -> int:

@@ -17,9 +17,9 @@ def launched(line: str) -> tuple[int, str | None]:
     return int(processes[1]) if processes else 1, deepspeed and deepspeed[1]
 
 
-def plain(gpus: int) -> Strategy:
+def plain(gpus: int, on_cpu: bool = False) -> Strategy:
     """Without DeepSpeed."""
-    return Strategy("DDP" if gpus > 1 else "one process", gpus)
+    return Strategy("DDP" if gpus > 1 else "one process", gpus, on_cpu=on_cpu)
 
 
 def strategy_named(name: str | None, gpus: int) -> Strategy:

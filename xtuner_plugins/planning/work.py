@@ -10,20 +10,14 @@ from .shapes import Stack
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of the forward pass of each part, attention included, and of what runs beside it.
-
-    Attributes:
-        backward: of all parts.
-        recomputed: forward passes that run again.
-        reference: forward pass of the model as it was before training, on preference pairs.
-    """
+    """Operations of the forward pass of each part, attention included, and of what runs beside it."""
 
     encoder: float
     projector: float
     llm: float
-    backward: float
-    recomputed: float
-    reference: float
+    backward: float  # of all parts
+    recomputed: float  # forward passes that run again
+    reference: float  # forward pass of the model as it was before training, on preference pairs
 
     @property
     def forward(self) -> float:

@@ -5,7 +5,6 @@ A directory with InternLM2 holds InternLM2's names and code; here it runs as Lla
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,20 +49,13 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
 
     vision = dict(fields["vision_config"])
     if vision.get("model_type") in (None, InternVisionConfig.model_type):
-        vision = {**_defaults(InternVisionConfig), **vision}
-    complete = {**_defaults(InternVLChatConfig), **fields, "vision_config": vision}
+        vision = {**InternVisionConfig.DEFAULTS, **vision}
+    complete = {**InternVLChatConfig.DEFAULTS, **fields, "vision_config": vision}
     if holds_internlm2(fields):
         complete["llm_config"] = internlm2.read_config(fields["llm_config"])
     if complete["force_image_size"] is None:
         complete["force_image_size"] = vision.get("image_size")
     return complete
-
-
-def _defaults(config_class: type) -> dict:
-    """Arguments of a config class that have a plain default."""
-    parameters = inspect.signature(config_class.__init__).parameters.values()
-    others = ("vision_config", "llm_config", "projector_type")
-    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in others}
 
 
 def make_config(

@@ -1,23 +1,18 @@
-"""The contract: what it says is what the live model and optimizer hold, under every strategy."""
+"""The contract: what it says is what the live model and optimizer hold; under every strategy in `test_strategy.py`."""
 
 import json
 
 import pytest
-import torch
-from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
+from tests.models.batches import LORA, build
 from xtuner_plugins.engine.hooks.run_contract import CONTRACT_FILE, TITLE, compare_groups, describe_part, show
-from xtuner_plugins.models import VisionLanguageModel
 
 
 def test_packed_layers_count_their_weights(toy_base):
-    lora = dict(type=LoraConfig, r=4, lora_alpha=8)
     quantization = dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    torch.manual_seed(0)
-    whole = VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora=lora).parts()
-    packed = VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora=lora, llm_quantization=quantization)
-    for name, part in packed.parts().items():
+    whole, packed = (build(toy_base, llm_lora=LORA, **own).parts() for own in ({}, {"llm_quantization": quantization}))
+    for name, part in packed.items():
         expected = describe_part(name, whole[name])
         assert expected["held_in"] == "float32" and expected["frozen"] + expected["trainable"] > 0
         held = "4-bit nf4, float32" if name == "llm" else "float32"
@@ -33,59 +28,9 @@ def test_other_rates_than_the_config_asks_for_stop_the_run():
             compare_groups(planned, live)
 
 
-OCR = {
-    "name": "ocr",
-    "samples": 50,
-    "tokens": 812.4,
-    "tiles": 3.25,
-    "supervised": 64.0,
-    "seen": 50,
-    "is_measured": True,
-}
-UNSEEN = dict.fromkeys(("tokens", "tiles", "supervised"))
-RUN = dict(steps=1000, done=10, ranks=8, micro_batches=2, micro_batches_per_epoch=2000, batch_size=4, seed=42)
-CONTRACT = {
-    "parts": [{"part": "llm", "trainable": 193856, "frozen": 0, "held_in": "float32"}],
-    "optimizer": {"name": "AdamW", "groups": [{"parameters": 193856, "lr": 1e-3, "weight_decay": 0.05}]},
-    "strategy": "DDP on 8 ranks",
-    "computes_in": "bfloat16 on cuda (auto)",
-    "data": {
-        "summary": "data: 60 of 60 samples will train",
-        "files": [OCR, {"name": "caption", "samples": 10, **UNSEEN, "seen": 0, "is_measured": False}],
-    },
-    "run": {**RUN, "tokens": 51_000_000},
-    "resumable": False,
-    "log": "work_dirs/a/1/1.log",
-}
-
-
-def test_the_table():
-    lines = show(CONTRACT).splitlines()
-    assert lines[0] == TITLE and lines[1].split() == ["part", "trainable", "frozen", "held", "in"]
-    assert lines[3:] == [
-        "  optimizer: AdamW",
-        "  optimizer group 0: 193,856 parameters, lr 0.001, weight decay 0.05",
-        "  strategy: DDP on 8 ranks",
-        "  computes in: bfloat16 on cuda (auto)",
-        "  data        samples    tokens  supervised   tiles  (mean of a sample)",
-        "  ocr              50       812          64     3.2",
-        "  caption          10  seen: 0, lengths aren't measured",
-        "  data: 60 of 60 samples will train",
-        "  run: 1,000 optimizer steps, 10 of them done, about 51,000,000 tokens",
-        "  step: 2 micro-batches of 4 on each of 8 ranks; 2,000 micro-batches per rank and epoch; seed 42",
-        "  checkpoints: weights only (save_optimizer=False): not resumable",
-        "  log file: work_dirs/a/1/1.log",
-    ]
-    unknown = {**CONTRACT, "run": {**RUN, "batch_size": None, "tokens": None}, "resumable": True}
-    assert show(unknown).splitlines()[-3:] == [
-        "  run: 1,000 optimizer steps, 10 of them done",
-        "  step: 2 micro-batches on each of 8 ranks; 2,000 micro-batches per rank and epoch; seed 42",
-        "  log file: work_dirs/a/1/1.log",
-    ]
-
-
 def test_the_file_holds_what_the_table_shows(train):
     undecayed = {"optim_wrapper.paramwise_cfg.decay_norms_and_biases": False}
+    undecayed["default_hooks.checkpoint.save_optimizer"] = False
     run = train("run", projector_lr=5e-4, weight_decay=0.1, warmup_ratio=0.5, options=undecayed)
     output, contract = run.output, json.loads((run.work_dir / CONTRACT_FILE).read_text())
     assert f"{show(contract)}\n" in output and "is skipped" not in output  # MMEngine would warn of frozen parameters
@@ -97,9 +42,16 @@ def test_the_file_holds_what_the_table_shows(train):
     assert len(groups) == len(contract["optimizer"]["groups"]) == 4  # of both: biases and norms, and other weights
     assert groups[5e-4, 0.1] + groups[5e-4, 0.0] == parts["projector"]
     assert groups[1e-3, 0.1] + groups[1e-3, 0.0] == parts["llm"]
-    (file,) = contract["data"]["files"]
+    (file,), run = contract["data"]["files"], contract["run"]
     assert (file["samples"], file["seen"]) == (16, 16) and 1 < file["tiles"] < 3 and file["supervised"] > 2
-    run = contract["run"]
     assert (run["steps"], run["done"], run["ranks"], run["batch_size"], run["seed"]) == (4, 0, 1, 4, 7)
-    assert run["tokens"] == round(16 * file["tokens"])  # one epoch
-    assert contract["strategy"] == "one process" and contract["computes_in"] == "float32 on cpu"
+    unseen = {**file, "name": "caption", "samples": 10, "seen": 0, "is_measured": False}
+    lines = show({**contract, "data": {"files": [file, unseen], "summary": "data: 26 of 26"}}).splitlines()
+    assert lines[0] == TITLE and lines[13:-1] == [
+        f"  train            16{file['tokens']:>10,.0f}{file['supervised']:>12,.0f}{file['tiles']:>8.1f}",
+        "  caption          10  seen: 0, lengths aren't measured",
+        "  data: 26 of 26",
+        f"  run: 4 optimizer steps, 0 of them done, about {round(16 * file['tokens']):,} tokens",  # of one epoch
+        "  step: 1 micro-batches of 4 on each of 1 ranks; 4 micro-batches per rank and epoch; seed 7",
+        "  checkpoints: weights only (save_optimizer=False): not resumable",
+    ]

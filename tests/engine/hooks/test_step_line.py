@@ -16,99 +16,42 @@ from ..forked import at_call
 from ..parallel_case import STEP_LINE
 
 
-def model_and_optimizer(rates):
-    """A model of three parts with an adapter, and an optimizer with a group per (names, rate)."""
+def test_learning_rates_by_what_learns_with_them():
     parts = {name: torch.nn.Linear(2, 2) for name in ("visual_encoder", "projector", "llm")}
     parts["llm"].lora_A = torch.nn.Linear(2, 2)
-    named = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-    groups = [{"params": [named[name] for name in names], "lr": lr} for names, lr in rates]
-    return SimpleNamespace(parts=lambda: parts), torch.optim.SGD(groups)
-
-
-ONE, TWO, OF_ENCODER = (1e-3, 1e-3), (1e-4, 1e-4), (1e-6, 1e-5)
-
-
-def test_learning_rates_by_what_learns_with_them():
+    (encoder, bias), adapter = parts["visual_encoder"].parameters(), parts["llm"].lora_A.weight
     for rates, shown in (
-        ({"projector.weight llm.weight": 1e-3, "llm.bias": 1e-3}, {"": ONE}),
-        ({"projector.weight": 1e-3, "llm.weight llm.bias": 1e-4}, {"projector": ONE, "llm": TWO}),
-        (
-            {"visual_encoder.bias": 1e-6, "visual_encoder.weight": 1e-5, "llm.lora_A.weight": 1e-4},
-            {"encoder": OF_ENCODER, "lora": TWO},
-        ),
+        ({bias: 1e-6, encoder: 1e-5, adapter: 1e-4}, {"encoder": (1e-6, 1e-5), "lora": (1e-4, 1e-4)}),
+        ({bias: 1e-3, adapter: 1e-3}, {"": (1e-3, 1e-3)}),
     ):
-        model, optimizer = model_and_optimizer([(names.split(), rate) for names, rate in rates.items()])
-        assert learning_rates(optimizer, model) == shown
-
-
-FIGURES = {
-    "eta": 7384.2,
-    "loss": 1.23456,
-    "grad_norm": 0.98765,
-    "tokens_per_second": 12345.6,
-    "samples_per_second": 8.25,
-    "padding": 0.0312,
-    "peak_memory_gib": 61.234,
-}
+        optimizer = torch.optim.SGD([{"params": [parameter], "lr": lr} for parameter, lr in rates.items()])
+        assert learning_rates(optimizer, SimpleNamespace(parts=lambda: parts)) == shown
 
 
 def test_a_line_has_everything_in_one_order():
-    line = step_line(40, 1200, FIGURES, {"": (1e-3, 1e-3)})
+    figures = {"eta": 90061.2, "loss": 1.23456, "grad_norm": 0.98765, "tokens_per_second": 12345.6, "margin": 2}
+    figures |= {"samples_per_second": 8.25, "padding": 0.0312, "peak_memory_gib": 61.234, "accuracy": 0.5}
+    line = step_line(40, 1200, figures, {"encoder": (1e-6, 2e-5), "llm": (1e-3, 1e-3)})
     assert STEP_LINE.search("INFO - " + line).groupdict() == {"step": "40", "last": "1200", "loss": "1.2346"}
     assert line == (
-        "step   40/1200  eta 2:03:04  loss 1.2346  grad norm 0.988  lr 1.00e-03  12,346 tokens/s  8.2 samples/s  "
-        "padding 3.1%  memory 61.23 GiB"
-    )
-    rates = {"encoder": (1e-6, 2e-5), "llm": (1e-3, 1e-3)}
-    assert step_line(1, 2, {"loss": 1.0, "eta": 90061, "accuracy": 0.5, "margin": 2}, rates) == (
-        "step 1/2  eta 1 day, 1:01:01  loss 1.0000  accuracy 50%  margin 2  lr encoder 1.00e-06..2.00e-05, llm 1.00e-03"
+        "step   40/1200  eta 1 day, 1:01:01  loss 1.2346  accuracy 50%  margin 2  grad norm 0.988  lr encoder "
+        "1.00e-06..2.00e-05, llm 1.00e-03  12,346 tokens/s  8.2 samples/s  padding 3.1%  memory 61.23 GiB"
     )
 
 
 def test_padding_counts_no_token_and_fillers_no_sample():
-    window = _Window()
-    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
-    window.count([{"input_ids": torch.zeros(2, 4), "attention_mask": mask, "sources": ["a:1", "a:2"]}])
-    window.count([{"input_ids": torch.zeros(1, 4), "sources": [FILLER]}])
+    window, mask = _Window(), torch.tensor([[True, True, True, False], [True, False, False, False]])
+    padded = {"input_ids": torch.zeros(2, 4), "attention_mask": mask, "sources": ["a:1", "a:2"]}
+    window.count([padded, {"input_ids": torch.zeros(1, 4), "sources": [FILLER]}])
     window.seconds = 2.0
-    figures = window.figures()
-    assert figures.pop("peak_memory_gib") > 0.05
-    assert figures == {"tokens_per_second": 4.0, "samples_per_second": 1.0, "padding": pytest.approx(1 / 3)}
+    speeds = {"tokens_per_second": 4.0, "samples_per_second": 1.0, "padding": pytest.approx(1 / 3)}
+    assert window.figures().items() >= speeds.items()
 
 
 LINE = re.compile(
-    r"step (?P<step>[ \d]+)/5  eta 0:\d\d:\d\d  loss \d\.\d{4}  grad norm \S+  lr (?P<lr>.+?)  [\d,]+ tokens/s  "
-    r"[\d,.]+ samples/s  padding \d+\.\d%  memory \d\.\d\d GiB"
+    r"step (?P<step>[ \d]+)/5  eta 0:\d\d:\d\d  loss \d\.\d{4}  grad norm \S+  lr (llm \S+|projector \S+|, ){3}  "
+    r"[\d,]+ tokens/s  [\d,.]+ samples/s  padding \d+\.\d%  memory \d\.\d\d GiB"
 )
-FIVE_STEPS = dict(max_steps=5, max_epochs=9, projector_lr=5e-4)
-
-
-def every(interval):
-    return {"options": {"default_hooks.logger.interval": interval}, **FIVE_STEPS}
-
-
-def test_every_interval_and_the_last_step_have_a_line_and_trackers_the_same_numbers(train):
-    """The loss of a line is the mean over the tokens since the last one."""
-    run, each = train("two", **every(2)), train("one", **every(1))
-    lines = [line for line in run.output.splitlines() if line.startswith("step")]
-    found = [LINE.fullmatch(line) for line in lines if "tokens/s" in line]
-    assert run.output.endswith(f"saved {run.work_dir}/iter_5.pth\n")
-    assert "too few to learn much" not in run.output and (run.work_dir / "losses.png").stat().st_size > 100
-    assert [int(match["step"]) for match in found] == [1, 2, 4, 5]
-    assert all(re.fullmatch(r"llm \S+, projector \S+|projector \S+, llm \S+", match["lr"]) for match in found)
-    text = next(run.work_dir.glob("*/*.log")).read_text()
-    shown = [line.removeprefix("warning: ") for line in run.output.splitlines()]
-    assert [line for line in shown[shown.index(TITLE) :] if line not in text] == [] and "System environment" in text
-    (events,) = run.work_dir.glob("*/vis_data/events.out.tfevents.*")
-    events = EventAccumulator(str(events)).Reload()
-    for key in ("loss", "grad_norm", "lr/llm", "lr/projector", "tokens_per_second", "padding", "peak_memory_gib"):
-        values = run.logged(key)
-        assert [scalar.value for scalar in events.Scalars(key)] == pytest.approx(values, rel=1e-6)
-        assert len(values) == 4, key
-    loss, tokens = each.logged(), each.logged("supervised_tokens")
-    steps = [slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 5)]
-    expected = [sum(a * b for a, b in zip(loss[s], tokens[s], strict=True)) / sum(tokens[s]) for s in steps]
-    assert run.logged() == pytest.approx(expected, rel=1e-9)
 
 
 def beat_fast():
@@ -119,8 +62,30 @@ def beat_fast():
     at_call("engine.run.steps.naming", None, lambda batches: time.sleep(0.1))
 
 
-def test_a_long_step_tells_how_far_it_is(train):
-    run = train("run", prepare=beat_fast, batch_size=1, accumulative_counts=4, **every(2))
-    found = re.findall(r"^step 3/5: micro-batch (\d) of 4, ([\d,]+) tokens, \d+ s$", run.output, re.MULTILINE)
-    assert {done for done, _ in found} >= {"1", "2", "3"}  # there is nothing to say of a step that has just begun
-    assert "0" not in {done for done, _ in found} and all(tokens != "0" for _, tokens in found)
+def test_lines_of_a_run_and_trackers_have_the_same_numbers(train):
+    """The loss of a line is the mean over the tokens since the last one; a long step tells how far it is."""
+    case = dict(max_steps=5, max_epochs=9, projector_lr=5e-4, batch_size=1, accumulative_counts=4)
+    run = train("two", prepare=beat_fast, options={"default_hooks.logger.interval": 2}, **case)
+    lines = run.output.splitlines()
+    found = [LINE.fullmatch(line) for line in lines if "tokens/s" in line]
+    assert [int(match["step"]) for match in found] == [1, 2, 4, 5] and lines[-1] == f"saved {run.saved(5)}"
+    assert "too few to learn much" not in run.output and (run.work_dir / "losses.png").stat().st_size > 100
+    beats = re.findall(r"^step 3/5: micro-batch (\d) of 4, ([\d,]+) tokens, \d+ s$", run.output, re.MULTILINE)
+    assert {done for done, _ in beats} >= {"1", "2", "3"}  # there is nothing to say of a step that has just begun
+    assert all("0" not in beat for beat in beats)
+    text = next(run.work_dir.glob("*/*.log")).read_text()
+    shown = [line.removeprefix("warning: ") for line in lines]
+    assert [line for line in shown[shown.index(TITLE) :] if line not in text] == [] and "System environment" in text
+    (events,) = run.work_dir.glob("*/vis_data/events.out.tfevents.*")
+    events = EventAccumulator(str(events)).Reload()
+    for key in ("loss", "grad_norm", "lr/llm", "lr/projector", "tokens_per_second", "padding", "peak_memory_gib"):
+        values = run.logged(key)
+        assert [scalar.value for scalar in events.Scalars(key)] == pytest.approx(values, rel=1e-6)
+        assert len(values) == 4, key
+    each = train("one", **case)
+    loss, tokens = each.logged(), each.logged("supervised_tokens")
+    third = (loss[2] * tokens[2] + loss[3] * tokens[3]) / (tokens[2] + tokens[3])
+    assert run.logged() == pytest.approx([loss[0], loss[1], third, loss[4]], rel=1e-9)
+    of_interval = (loss[0] * tokens[0] + loss[1] * tokens[1]) / (tokens[0] + tokens[1])
+    assert run.logged("loss_by_dataset/train") == pytest.approx([of_interval, third], rel=1e-6)
+    assert each.logged("loss_by_dataset/train") == pytest.approx(loss, rel=1e-6)

@@ -1,11 +1,16 @@
 """Validation in real runs: the loss of each file, scored answers, and a training that doesn't notice."""
 
 import json
+import re
 import signal
 from functools import partial
 
 import pytest
+from torch.utils.data import DataLoader
 
+from tests.models.batches import build
+from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
+from xtuner_plugins.engine.hooks.validation_scores import validation_dataset, validation_loss
 from xtuner_plugins.evaluation.benchmarks import open_data_sets
 from xtuner_plugins.evaluation.results import measure
 from xtuner_plugins.inference.opening import open_session
@@ -16,37 +21,81 @@ from ..parallel_case import contents, require_equal, write_dataset
 
 # 16 samples in 4 steps of 2 micro-batches, with dropout.
 LORA = dict(leaf="toy_finetune_lora", lora_dropout=0.1, batch_size=2, accumulative_counts=2)
-TERM = partial(send, signal.SIGTERM)
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    """Two files to validate on, of 5 and 2 samples, so that no number of ranks divides them; and questions."""
+def files(tmp_path_factory):
+    """Of 5 and 2 samples, so that no number of ranks divides them, and their images; one of the 5 is too long."""
     folder = tmp_path_factory.mktemp("validation")
-    files, images = zip(
-        *(write_dataset(folder / name, count) for name, count in (("five", 5), ("two", 2))), strict=True
-    )
-    files = [path.rename(path.with_name(f"{path.parent.name}.jsonl")) for path in files]
-    asked = [{"image": f"five/images/{n % 3}.png", "question": f"What is {n}?", "answer": "Yes."} for n in range(5)]
-    asked.append({"image": "five/none.png", "question": "?", "answer": "No."})
-    (folder / "own.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
-    (folder / "asked.jsonl").write_text(json.dumps({"image": "two/images/0.png", "question": "Where?"}))
-    benchmarks = dict(val_benchmarks=[str(folder / "own.jsonl"), str(folder / "asked.jsonl")], val_metric="cer")
-    data = dict(val_data_paths=list(map(str, files)), val_image_folders=list(map(str, images)))
-    return dict(**benchmarks, **data, val_interval=2, val_batch_size=2, val_max_new_tokens=4, save_steps=2, **LORA)
+    made = {name: write_dataset(folder / name, count) for name, count in (("five", 5), ("two", 2))}
+    paths = [path.rename(path.with_name(f"{name}.jsonl")) for name, (path, _) in made.items()]
+    lines = paths[0].read_text().splitlines(keepends=True)
+    lines[4] = lines[4].replace("What do you see?", "What do you see? " * 200)
+    paths[0].write_text("".join(lines))
+    return list(map(str, paths)), [str(images) for _, images in made.values()]
+
+
+@pytest.fixture(scope="module")
+def settings(files, tmp_path_factory):
+    """Two files, and questions with and without answers; one question without its image."""
+    folder = tmp_path_factory.mktemp("questions")
+    asked = [{"image": f"{n % 3}.png", "question": f"What is {n}?", "answer": "Yes."} for n in range(5)]
+    own = jsonl(folder / "own.jsonl", [*asked, {"image": "none.png", "question": "?", "answer": "No."}])
+    where = jsonl(folder / "asked.jsonl", [{"image": "0.png", "question": "Where?"}])
+    case = dict(val_benchmarks=[own, where], val_benchmark_images=files[1][0], val_metric="cer", save_steps=2)
+    case |= dict(val_data_paths=files[0], val_image_folders=files[1], max_length=512, val_max_new_tokens=4)
+    return dict(**case, val_interval=2, val_batch_size=2, **LORA)
 
 
 def scalars(run, key):
     """What all starts of a run logged with a key, in order."""
-    files = sorted(run.work_dir.glob("*/vis_data/scalars.json"))
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    logs = sorted(run.work_dir.glob("*/vis_data/scalars.json"))
+    lines = [json.loads(line) for file in logs for line in file.read_text().splitlines()]
     return [line for line in lines if key in line]
 
 
 def answers(run):
     """The answers of each validation, by the name of its file."""
-    files = sorted((run.work_dir / "validation").glob("*"))
-    return {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
+    written = sorted((run.work_dir / "validation").glob("*"))
+    return {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in written}
+
+
+def over(model, dataset, rank=0, ranks=1, batch_size=2, stop=lambda: False):
+    sampler = PlanSampler(dataset, seed=1, shuffle=False)
+    sampler.rank, sampler.num_ranks = rank, ranks
+    return validation_loss(model, DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate), stop)
+
+
+def test_each_supervised_token_counts_once_on_any_number_of_ranks(toy_base, files):
+    """As one sample at a time has them; with as many forward passes on each rank, also on more than samples."""
+    model, dataset = build(toy_base).eval(), MultimodalDataset(str(toy_base), *files, max_length=512)
+    passes, sums, expected = [], {"five": 0.0, "two": 0.0}, {}
+    model.register_forward_hook(lambda *_: passes.append(1))
+    for rank in range(8):
+        part = over(model, dataset, rank, 8)
+        assert len(passes) == rank + 1 and ("too_long" in part.text) == (rank == 4)
+        count = int(re.search(r"over (\d+) ", part.text)[1])
+        for name in [name for name in sums if f"val_loss_by_dataset/{name}" in part.scalars]:
+            sums[name] += part.scalars["val_loss"] * count
+            expected[name] = expected.get(name, 0) + count
+    total = sum(expected.values())
+    means = {f"val_loss_by_dataset/{name}": sums[name] / expected[name] for name in sums}
+    for batch_size in (1, 2, 7):
+        whole = over(model, dataset, batch_size=batch_size)
+        assert whole.scalars == pytest.approx({**means, "val_loss": sum(sums.values()) / total}, rel=1e-6)
+        assert re.fullmatch(
+            rf"loss \S+ \(five \S+, two \S+\) over {total} sup.* tokens; left out: 1 too_long", whole.text
+        )
+    asked = []
+    assert over(model, dataset, stop=lambda: asked.append(1) or len(asked) == 3) is None and len(asked) == 3
+    own = dict(type="D", base="b", max_tiles=6, data_paths=["v"], image_folders=None)
+    of_training = dict.fromkeys(("image_folders", "repeat_times", "dataset_settings", "reject_list", "jpeg_quality"))
+    assert validation_dataset({**own, **of_training, "data_paths": ["a"]}, ["v"]) == own
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +104,15 @@ def validated(once, settings):
 
 
 def test_training_is_bit_equal_and_each_file_has_its_loss(validated, train):
-    plain = train("plain", **LORA)
+    plain = train("plain", max_length=512, **LORA)
     assert scalars(plain, "val_loss") == [] and answers(plain) == {} and plain.logged() == validated.logged()
-    require_equal(*(contents(run.work_dir / "iter_4.pth") for run in (validated, plain)))
+    require_equal(contents(validated.saved(4)), contents(plain.saved(4)))
     found = scalars(validated, "val_loss")
     assert [line["step"] for line in found] == [2, 4] and found[0]["val_loss"] != found[1]["val_loss"]
+    told = (
+        r"validation after step 4 .*: loss \S+ \(five \S+, two \S+\) over \d+ supervised tokens; left out: 1 too_long"
+    )
+    assert re.search(told, validated.output)
     for line in found:
         low, high = sorted(value for key, value in line.items() if key.startswith("val_loss_by_dataset/"))
         assert low < line["val_loss"] < high and {"val_loss_by_dataset/five", "val_loss_by_dataset/two"} < line.keys()
@@ -67,23 +120,26 @@ def test_training_is_bit_equal_and_each_file_has_its_loss(validated, train):
 
 def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
     """By the code of tools/evaluate.py, on the weights of the same step; a question without its image is left out."""
-    found = {line["step"]: line["val/own/cer"] for line in scalars(validated, "val/own/cer")}
     session = open_session(validated.work_dir, "iter_4.pth", device="cpu")
-    (data_set,) = open_data_sets(settings["val_benchmarks"][:1], metric="cer")
+    images = settings["val_benchmark_images"]
+    (data_set,) = open_data_sets(settings["val_benchmarks"][:1], metric="cer", images=images)
     questions = [(item.question.text, item.question.paths) for item in data_set.items]
     given = session.answers(questions, batch_size=2, max_new_tokens=4)
-    known = {item.question.id: answer for item, answer in zip(data_set.items, given, strict=True)}
+    known = dict(zip((item.question.id for item in data_set.items), given, strict=True))
     measured = measure("own", data_set.metric, data_set.items, known)
-    assert (
-        len(measured.items) == 5 and found.keys() == {2, 4} and found[4] == pytest.approx(measured.headline, rel=1e-6)
-    )
+    _, four = (line["val/own/cer"] for line in scalars(validated, "val/own/cer"))
+    assert len(measured.items) == 5 and four == pytest.approx(measured.headline, rel=1e-6)
     assert "left out of own: " in validated.output and "none.png" in validated.output
-    told = f"benchmarks after step 4: own cer {measured.headline:.1f} of 5, asked 1 answers; left out: 1"
+    told = f"s): own cer {measured.headline:.1f} of 5, asked 1 answers; left out: 1"
     assert told in validated.output
     rows = answers(validated)
     assert list(rows) == ["iter_2.jsonl", "iter_4.jsonl"] and [len(each) for each in rows.values()] == [6, 6]
-    assert [row["answer"] for row in rows["iter_4.jsonl"][:5]] == given
-    assert rows["iter_4.jsonl"][5]["question"] == "Where?" and rows["iter_4.jsonl"][5]["score"] is None
+    keys = ("dataset", "question", "expected", "answer", "score")
+    lines = [[row[key] for key in keys] for row in rows["iter_4.jsonl"]]
+    assert lines[5][:3] == ["asked", "Where?", []] and lines[5][4] is None
+    assert [line[:4] for line in lines[:5]] == [
+        ["own", item.question.text, ["Yes."], answer] for item, answer in zip(data_set.items, given, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,14 +147,15 @@ def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
 )
 def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, settings, train, place, call, saved):
     """A signal comes in the fourth step, or in the first validation, which is repeated; old answers are replaced."""
-    stopped = train("run", codes=(128 + signal.SIGTERM,), prepare=fault(f"engine.{place}", call, TERM), **settings)
+    told = fault(f"engine.{place}", call, partial(send, signal.SIGTERM))
+    stopped = train("run", codes=(128 + signal.SIGTERM,), prepare=told, **settings)
     assert [path.name for path in stopped.work_dir.glob("iter_*")] == [f"iter_{n}.pth" for n in {2, saved}]
     assert list(answers(stopped)) == ["iter_2.jsonl"] * (saved - 2) and len(scalars(stopped, "val_loss")) == saved - 2
     if saved == 3:
         (stopped.work_dir / "validation/iter_4.jsonl").write_text('{"step": 4, "ima')
     again = train("run", extra=("--resume", "auto"), **settings)
     assert answers(again) == answers(validated) and scalars(again, "val_loss") == scalars(validated, "val_loss")
-    require_equal(*(contents(run.work_dir / "iter_4.pth") for run in (again, validated)))
+    require_equal(contents(again.saved(4)), contents(validated.saved(4)))
 
 
 @pytest.mark.slow
@@ -108,17 +165,15 @@ def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, se
 def test_any_strategy_and_dtype(once, settings, train, tmp_path, processes, stage, dtype):
     """The same losses and answers as one process; parameters of ZeRO-3 are cut, however small they are.
 
-    Where ranks don't divide a parameter, the last share ends with memory that nothing initializes, and that PyTorch
-    fills with NaN here: it is no weight that ends the run. In half precision adapters are held in float32, so that
-    answers need autocast as the loss does.
+    Where ranks don't divide one, the last share ends with memory that PyTorch fills with NaN here: it is no weight.
     """
     settings = {**settings, "lora_dropout": 0.0}
+    own = {"dtype": dtype, "batch_size": 4 // processes, "accumulative_counts": 1, "processes": processes}
     if stage:
         cut = read_deepspeed(f"deepspeed_zero{stage}")
         cut["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         (tmp_path / "cut.json").write_text(json.dumps(cut))
-    own = {"dtype": dtype, "batch_size": 4 // processes, "accumulative_counts": 1}
-    own |= {"processes": processes, "deepspeed": stage and str(tmp_path / "cut.json")}
+        own["deepspeed"] = str(tmp_path / "cut.json")
     run = train("run", options={"randomness.deterministic": True}, **{**settings, **own})
     assert len(answers(run)) == len(scalars(run, "val_loss")) > 0
     if processes == 2:  # three ranks take other steps

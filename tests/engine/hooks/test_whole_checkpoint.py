@@ -22,6 +22,10 @@ def test_a_file_is_written_without_a_second_copy_of_its_tensors(tmp_path):
     assert torch.equal(torch.load(path, weights_only=True)["weight"], content["weight"])
 
 
+def move(folder):
+    _move_into_place(folder / ".iter_1.pth.partial", folder / "iter_1.pth")
+
+
 def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
     """Also by a run that finds what a kill has left between or after the two renames."""
     for number, (found, do, kept) in enumerate(
@@ -38,10 +42,6 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
         do(folder)
         assert [path.name for path in folder.iterdir()] == ["iter_1.pth"]
         assert (folder / "iter_1.pth" / "file").read_text() == kept
-
-
-def move(folder):
-    _move_into_place(folder / ".iter_1.pth.partial", folder / "iter_1.pth")
 
 
 def test_a_checkpoint_of_another_model_is_refused():

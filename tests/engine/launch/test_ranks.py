@@ -5,31 +5,28 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 from tests.conftest import HANGS_AFTER
-from tests.process_table import ends
+from tests.process_table import ends, wait_until
 from xtuner_plugins.engine.launch import ranks
 from xtuner_plugins.engine.launch.ranks import run_ranks
 from xtuner_plugins.processes import PARENT_ENDED, STOP_REQUESTS
 
 # Each rank writes the signals that it gets, and leaves at the first that is the last of its life.
 NOTE = """
-import os, signal, sys, time
-from xtuner_plugins.processes import PARENT_ENDED, STOP_REQUESTS
-out = open(os.environ["OUT"], "a")
+import os, pathlib, signal, sys, time
+from xtuner_plugins.processes import STOP_REQUESTS
+out = pathlib.Path(os.environ["OUT"])
 for number in STOP_REQUESTS:
-    signal.signal(number, lambda n, _: (out.write(f"{n}\\n"), out.flush(), sys.exit(128 + 15)))
-print("ready", file=open(os.environ["OUT"] + ".ready", "w"))
+    signal.signal(number, lambda n, _: (out.write_text(out.read_text() + f"{n} "), sys.exit(128 + 15)))
+out.write_text("ready ")
 time.sleep(60)
 """
 
 
-KILLED_BY = [(9, 137), (2, 130), (int(PARENT_ENDED), 143)]  # numbers of signals, and statuses
-
-
-def envs(folder, count, **more):
-    return [{**os.environ, "RANK": str(rank), "OUT": str(folder / str(rank)), **more} for rank in range(count)]
+def run(code, folder, count):
+    envs = [{**os.environ, "RANK": str(rank), "OUT": str(folder / str(rank))} for rank in range(count)]
+    return run_ranks([sys.executable, "-c", code], envs)
 
 
 def test_a_signal_reaches_every_rank_once(tmp_path, monkeypatch):
@@ -37,35 +34,32 @@ def test_a_signal_reaches_every_rank_once(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     for number in STOP_REQUESTS:
         (folder := tmp_path / str(int(number))).mkdir()
+        said = [folder / str(rank) for rank in range(2)]
 
-        def send(number=number, folder=folder):
-            while not all((folder / f"{rank}.ready").exists() for rank in range(2)):
-                time.sleep(0.02)
+        def send(number=number, said=said):
+            wait_until(lambda: all(path.exists() and path.read_text() for path in said), HANGS_AFTER)
             os.kill(os.getpid(), number)
 
-        thread = threading.Thread(target=send)
-        thread.start()
-        assert run_ranks([sys.executable, "-c", NOTE], envs(folder, 2)) == 128 + signal.SIGTERM
+        (thread := threading.Thread(target=send)).start()
+        assert run(NOTE, folder, 2) == 128 + signal.SIGTERM
         thread.join()
-        assert [(folder / str(rank)).read_text() for rank in range(2)] == [f"{int(number)}\n"] * 2
+        assert [path.read_text() for path in said] == [f"ready {int(number)} "] * 2
         assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_the_status_is_the_ranks(tmp_path):
-    for code, status in [("0", 0), ("exit(3)", 3)] + [(f"os.kill(os.getpid(), {n})", s) for n, s in KILLED_BY]:
-        assert run_ranks([sys.executable, "-c", f"import os; {code}"], envs(tmp_path, 1)) == status
-
-
-def test_a_failed_rank_ends_the_others(tmp_path, monkeypatch):
+def test_the_status_is_that_of_the_first_that_failed_and_others_are_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "LEFT_AFTER_FAILURE_SECONDS", 0.2)
-    code = "import os, time\nif os.environ['RANK'] == '1': raise SystemExit(5)\ntime.sleep(60)"
-    assert run_ranks([sys.executable, "-c", code], envs(tmp_path, 3)) == 5
+    assert [run(f"exit({status})", tmp_path, 1) for status in (0, 3)] == [0, 3]
+    for number, status in ((9, 137), (2, 130), (int(PARENT_ENDED), 143)):
+        assert run(f"import os; os.kill(os.getpid(), {number})", tmp_path, 1) == status
+    assert run("import os, time\nif os.environ['RANK'] == '1': exit(5)\ntime.sleep(60)", tmp_path, 3) == 5
 
 
 def test_ranks_end_with_their_parent():
-    code = "import os, sys\nfrom xtuner_plugins.engine.launch.ranks import run_ranks\n"
     rank = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-    code += f"run_ranks([sys.executable, '-c', {rank!r}], [dict(os.environ)])"
+    code = (
+        f"import sys\nfrom {run_ranks.__module__} import run_ranks\nrun_ranks([sys.executable, '-c', {rank!r}], [{{}}])"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     with parent.stdout as out:
         child = int(out.readline())

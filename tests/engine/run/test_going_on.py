@@ -11,22 +11,20 @@ import torch
 
 from xtuner_plugins.engine.watch.stopping import ONE_REQUEST_SECONDS
 
-from ..forked import at_call, fault, send
+from ..forked import LAYOUTS, at_call, fault, send
 from ..parallel_case import contents, require_equal
 
-LAYOUTS = {"plain": (1, None), "ddp": (2, None), **{f"zero{n}": (2, f"deepspeed_zero{n}") for n in (1, 2, 3)}}
 NUM_STEPS, SAVED, STOPPED = 8, 3, 5  # 16 samples in steps of 4, twice
 STEP, UPDATE = "engine.run.loops.PlannedTrainLoop.run_iter", "engine.hooks.step_line.StepLineHook.after_train_iter"
+AGREE, TERM = "engine.run.steps.agree_to_stop", partial(send, signal.SIGTERM)
 SIGNALS = {"plain": signal.SIGINT, "ddp": signal.SIGUSR1, "zero3": signal.SIGUSR2}
 
 
-def recipe(layout="plain", dtype="float32", **more):
+def recipe(layout="plain", **more):
     """Accumulation, dropout, warm-up; every third step is saved, and one checkpoint kept."""
-    processes, deepspeed = LAYOUTS[layout]
-    batches = dict(batch_size=1, accumulative_counts=4 // processes, dtype=dtype)
-    saving = dict(save_steps=SAVED, save_total_limit=1)
-    own = dict(leaf="toy_finetune_lora", lora_dropout=0.1, warmup_ratio=0.3, max_epochs=2)
-    return {**own, **batches, **saving, "processes": processes, "deepspeed": deepspeed, **more}
+    own = dict(leaf="toy_finetune_lora", lora_dropout=0.1, warmup_ratio=0.3, max_epochs=2, layout=layout)
+    batches = dict(batch_size=1, accumulative_counts=4 // LAYOUTS[layout][0])
+    return {**own, **batches, "save_steps": SAVED, "save_total_limit": 1, **more}
 
 
 def overflow_at_first(then=None):
@@ -52,6 +50,7 @@ def cut_save(number, rank):
 
 # DeepSpeed's second rank writes one file per checkpoint, under ZeRO-3 two; a plain file is written by the first.
 CUTS = {"plain": (2, 0), "ddp": (2, 0), "zero2": (2, 1), "zero3": (4, 1)}
+WAYS = {"killed": LAYOUTS, "cut": CUTS, "stopped": SIGNALS}
 
 
 def ending(way, layout):
@@ -59,7 +58,7 @@ def ending(way, layout):
     processes, _ = LAYOUTS[layout]
     if way == "stopped":  # by a signal that only the last rank gets, between two micro-batches
         call = 4 // processes * STOPPED + 2
-        return fault("engine.run.steps.agree_to_stop", call, partial(send, SIGNALS[layout]), processes - 1), STOPPED
+        return fault(AGREE, call, partial(send, SIGNALS[layout]), processes - 1), STOPPED
     if way == "cut":
         return partial(cut_save, *CUTS[layout]), SAVED
     return fault(STEP, STOPPED + 1, partial(send, signal.SIGKILL)), SAVED
@@ -68,11 +67,11 @@ def ending(way, layout):
 @pytest.mark.parametrize(
     "way, layout, dtype",
     [
-        *(("killed", "plain", "float32"), ("killed", "plain", "float16")),
-        *(("cut", "plain", "float32"), ("stopped", "plain", "float32")),
+        ("killed", "plain", "float16"),
+        *((way, "plain", "float32") for way in WAYS),
         *(
             pytest.param(way, layout, "float32", marks=pytest.mark.slow)
-            for way, layouts in (("killed", ("ddp", "zero1", "zero2", "zero3")), ("cut", CUTS), ("stopped", SIGNALS))
+            for way, layouts in WAYS.items()
             for layout in layouts
             if layout != "plain"
         ),
@@ -80,12 +79,12 @@ def ending(way, layout):
 )
 def test_a_run_goes_on_bit_equal(train, once, way, layout, dtype):
     """In float16 the scale of the loss, too, which an overflow has changed."""
-    case, (end, saved) = recipe(layout, dtype), ending(way, layout)
+    case, (end, saved) = recipe(layout, dtype=dtype), ending(way, layout)
     whole = once(f"{layout}-{dtype}", prepare=overflow_at_first, **case)
     status = 128 + SIGNALS[layout] if way == "stopped" else -signal.SIGKILL
     others = () if way == "stopped" else (1, -signal.SIGABRT)  # that miss a rank which was killed
     ended = train("run", codes=(status, *others), prepare=partial(overflow_at_first, end), **case)
-    checkpoint = ended.work_dir / f"iter_{saved}.pth"
+    checkpoint = ended.saved(saved)
     assert list(ended.work_dir.glob("iter_*")) == [checkpoint]
     assert len(list(ended.work_dir.glob(".*.partial"))) == (way == "cut")
     if way == "stopped":
@@ -97,40 +96,34 @@ def test_a_run_goes_on_bit_equal(train, once, way, layout, dtype):
     assert len(set(whole.logged("loss_scale"))) == (4 if dtype == "float16" else 0)
     for key in ("loss", "loss_scale", "overflows"):
         assert again.logged(key) == whole.logged(key)[saved:]
-    final = again.work_dir / f"iter_{NUM_STEPS}.pth"
+    final = again.saved(NUM_STEPS)
     assert [*again.work_dir.glob("iter_*"), *again.work_dir.glob(".*")] == [final]
-    require_equal(contents(final), contents(whole.work_dir / final.name))
+    require_equal(contents(final), contents(whole.saved(NUM_STEPS)))
 
 
 def stop_and_stop_again():
     """A signal in the second step, and another one while the run saves."""
-
-    def again(*_):
-        time.sleep(ONE_REQUEST_SECONDS)
-        send(signal.SIGTERM)
-
-    at_call("engine.run.steps.agree_to_stop", 6, partial(send, signal.SIGTERM))
+    at_call(AGREE, 6, TERM)
     at_call("engine.hooks.whole_checkpoint.WholeCheckpointHook._save_checkpoint_with_step", 1, again)
 
 
-def stop(call):
-    return fault("engine.run.steps.agree_to_stop", call, partial(send, signal.SIGTERM))
+def again(*_):
+    time.sleep(ONE_REQUEST_SECONDS)
+    TERM()
 
 
 def test_signals_that_save_nothing_more(train):
     """A second one ends at once; one in the last step leaves a complete run; without the optimizer none goes on."""
-    term = (128 + signal.SIGTERM,)
-    run = train("twice", codes=term, prepare=stop_and_stop_again, **recipe())
+    run = train("twice", codes=(143,), prepare=stop_and_stop_again, **recipe())
     assert "second signal: ended at once" in run.output and not list(run.work_dir.glob("iter_*"))
     assert "go on with" not in run.output
-    run = train("last", prepare=fault(UPDATE, NUM_STEPS, partial(send, signal.SIGTERM)), **recipe())
-    assert (run.work_dir / f"iter_{NUM_STEPS}.pth").exists() and "go on" not in run.output
+    run = train("last", prepare=fault(UPDATE, NUM_STEPS, TERM), **recipe())
+    assert run.saved(NUM_STEPS).exists() and "go on" not in run.output
     weights_only = {"options": {"default_hooks.checkpoint.save_optimizer": False}}
-    run = train("weights", codes=term, prepare=stop(10), **recipe(**weights_only))
+    run = train("weights", codes=(143,), prepare=fault(AGREE, 10, TERM), **recipe(**weights_only))
     assert "not resumable" in run.output and "go on with" not in run.output
     assert "stopped by SIGTERM after step 2; no checkpoint to resume from" in run.output
-    again = train("weights", codes=(2,), extra=("--resume", "auto"), **recipe())
-    assert "load_from=" in again.errors[0]
+    assert "load_from=" in train("weights", codes=(2,), extra=("--resume", "auto"), **recipe()).errors[0]
 
 
 def run_out(*_):
@@ -164,15 +157,12 @@ DISK = "checkpoint {run}/iter_6.pth could not be written: "
 ENDS = [
     ("plain", fault(PLAIN, 3 * 4 + 3, run_out), "step 4: out of memory on rank 0 with 1 samples of ", 1, True),
     ("plain", fault(NAMED, 4 * 5 + 3, poison), "step 5: the loss is nan, from the samples ", 1, True),
-    ("plain", fault(GRADIENT, 1, explode), GRADIENT_SAYS, 4, False),
     ("plain", fault(SAVE, 3, ruin), "iter_3.pth was not written: the last update made weights infinite", 0, False),
-    ("plain", fault(STEP, 5, limit_files), DISK, 0, True),
+    *((layout, fault(GRADIENT, 1, explode), GRADIENT_SAYS, 4, False) for layout in ("plain", "zero2", "zero3")),
+    *((layout, fault(STEP, 5, limit_files), DISK, 0, True) for layout in ("plain", "ddp", "zero2")),
+    *((layout, fault(NAMED, 3 + 1, poison, 0), "step 2: the loss is nan", 1, False) for layout in ("ddp", "zero2")),
     ("ddp", fault(PLAIN, 1, run_out, 0), MEMORY, 1, False),
     ("zero2", fault(DEEPSPEED, 1, run_out, 0), MEMORY, 1, False),
-    ("ddp", fault(NAMED, 3 + 1, poison, 0), "step 2: the loss is nan", 1, False),
-    ("zero2", fault(NAMED, 3 + 1, poison, 0), "step 2: the loss is nan", 1, False),
-    *((layout, fault(GRADIENT, 1, explode), GRADIENT_SAYS, 4, False) for layout in ("zero2", "zero3")),
-    *((layout, fault(STEP, 5, limit_files), DISK, 0, True) for layout in ("ddp", "zero2")),
 ]
 
 
@@ -186,7 +176,7 @@ def test_a_run_that_cannot_go_on_ends_in_one_line(train, data, layout, prepare, 
     codes = (1, -signal.SIGKILL) if says is MEMORY else (1,)  # no other rank hears of it
     run = train("run", codes=codes, prepare=prepare, **recipe(layout))
     [line] = run.errors
-    last = f"The last good checkpoint is {run.work_dir}/iter_3.pth" if is_saved else "nothing was saved yet"
+    last = f"The last good checkpoint is {run.saved(3)}" if is_saved else "nothing was saved yet"
     assert says.format(run=run.work_dir) in line and last in line
     assert line.count(f"{data[0]}:") == named, line  # the micro-batch at fault, or the step
     assert [path.name for path in run.work_dir.iterdir() if "iter_" in path.name] == ["iter_3.pth"] * is_saved

@@ -1,8 +1,10 @@
 """A run goes on from a checkpoint of its own, or is refused in one line before anything is built."""
 
+import io
 import json
 import re
 import shutil
+from contextlib import redirect_stderr
 from unittest import mock
 
 import pytest
@@ -11,14 +13,36 @@ from safetensors.torch import load_file, save_file
 
 from xtuner_plugins.engine.launch import launcher
 from xtuner_plugins.engine.run.runtime import allow_checkpoint_types
-from xtuner_plugins.weights import record
 from xtuner_plugins.weights.work_dir import read_checkpoint
 
 from ..forked import run_forked
 from ..parallel_case import write_dataset
 
 LEAF = "toy_finetune_lora"
-SETTINGS = {"batch_size": 2, "accumulative_counts": 2, "num_workers": 0, "max_epochs": 1, "max_length": 512}
+
+
+def command(folder, *settings):
+    """Arguments of `tools/train.py`."""
+    places = {"base": "base", "data_paths": "data/train.jsonl", "image_folders": "data/images"}
+    own = [f"{key}={folder / path}" for key, path in places.items()]
+    own += ["batch_size=2", "accumulative_counts=2", "num_workers=0", "max_epochs=1", "max_length=512", "save_steps=2"]
+    return [LEAF, "--set", *own, *settings]
+
+
+def launched(words, **env):
+    """Status and lines of the launcher, which starts nothing."""
+    with (
+        mock.patch.object(launcher, "run_ranks", lambda command, ranks: 0),
+        mock.patch.dict("os.environ", XTUNER_PLUGINS_SHARE_CORES="1", **env),
+        redirect_stderr(io.StringIO()) as said,
+    ):
+        return launcher.main(words), said.getvalue().splitlines()
+
+
+def trained(folder, *words):
+    """A run of the written config, which no launcher has compared with a checkpoint."""
+    words = [str(folder / "w" / "settings" / f"{LEAF}.py"), "--work-dir", str(folder / "w"), *words]
+    return run_forked(words, {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}, folder / "w")
 
 
 @pytest.fixture(scope="module")
@@ -27,47 +51,22 @@ def run(toy_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(toy_base, folder / "base")
     write_dataset(folder / "data")
-    env = {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    with mock.patch.object(launcher, "run_ranks", lambda ranks, environments: 0):
-        assert launcher.main([*command(folder), "--work-dir", str(folder / "w")]) == 0
-    config = str(folder / "w" / "settings" / f"{LEAF}.py")
-    done = run_forked([config, "--work-dir", str(folder / "w")], env, folder / "w")
+    assert launched([*command(folder), "--work-dir", str(folder / "w")])[0] == 0
+    done = trained(folder)
     assert done.ok, done.output[-3000:]
     return folder
 
 
-def command(folder, *settings):
-    """Arguments of `tools/train.py`."""
-    own = {"base": folder / "base", "data_paths": folder / "data/train.jsonl", "image_folders": folder / "data/images"}
-    own |= {**SETTINGS, "save_steps": 2}
-    return [LEAF, "--set", *(f"{key}={value}" for key, value in own.items()), *settings]
+def resume(folder, words, **env):
+    """Status and lines of a resume up to where the training would start."""
+    return launched([*words, "--work-dir", str(folder / "x"), "--resume", str(folder / "w/iter_2.pth")], **env)
 
 
-@pytest.fixture
-def resume(run, capsys):
-    """resume(words) -> status and lines of a resume up to where the training would start."""
-
-    def resume(words, folder=run, **env):
-        with (
-            mock.patch.object(launcher, "run_ranks", lambda command, ranks: 0),
-            mock.patch.dict("os.environ", XTUNER_PLUGINS_SHARE_CORES="1", **env),
-        ):
-            words = [*words, "--work-dir", str(folder / "x"), "--resume", str(folder / "w/iter_2.pth")]
-            return launcher.main(words), capsys.readouterr().err.splitlines()
-
-    return resume
-
-
-@pytest.fixture
-def refused(run, resume):
-    """refused(words, says): the resume ends in one line, with what starts a new run from these weights."""
-
-    def refused(words, says, folder=run):
-        status, lines = resume(words, folder)
-        assert status == 2 and len(lines) == 1, (words, lines)
-        assert re.search(says, lines[0]) and f"load_from={folder}/w/iter_2.pth" in lines[0], lines
-
-    return refused
+def refused(folder, words, says):
+    """The resume ends in one line, with what starts a new run from these weights."""
+    status, lines = resume(folder, words)
+    assert status == 2 and len(lines) == 1, (words, lines)
+    assert re.search(says, lines[0]) and f"load_from={folder}/w/iter_2.pth" in lines[0], lines
 
 
 # What one gives on the command line, and what the refusal says of it.
@@ -103,13 +102,11 @@ REFUSED = {
 NOTED = {
     "max_epochs=2": r"max_epochs was 1 and is 2: .*span",
     "batch_size=1 accumulative_counts=4": r"accumulative_counts was 2 and is 4, with as many samples per step",
-    "gradient_checkpointing=False": None,
-    "randomness.seed=None": None,
-    "lr=1e-3": None,
+    **dict.fromkeys(("gradient_checkpointing=False", "randomness.seed=None", "lr=1e-3")),
 }
 
 
-def test_changed_settings_are_refused_or_told(run, resume, refused, tmp_path):
+def test_changed_settings_are_refused_or_told(run, tmp_path):
     """Another seed, too, where one is given: XTuner would take the checkpoint's and say so in a warning."""
     data = run / "data/train.jsonl"
     shutil.copy(data, tmp_path / "more.jsonl")
@@ -117,23 +114,18 @@ def test_changed_settings_are_refused_or_told(run, resume, refused, tmp_path):
     (tmp_path / "rejects.jsonl").write_text("\n".join(rows))
     places = {"more": f"{data},{tmp_path}/more.jsonl", "rejects": tmp_path / "rejects.jsonl"}
     for setting, says in REFUSED.items():
-        refused(command(run, setting.format(**places)), says)
-    refused([*command(run), "--seed", "5"], "seed was 42 and is 5")
+        refused(run, command(run, setting.format(**places)), says)
+    refused(run, [*command(run), "--seed", "5"], "seed was 42 and is 5")
     with mock.patch("xtuner_plugins.datasets.images.resize_rules.resize_facts", lambda: {"resize_rule": "older"}):
-        refused(command(run), "resize_rule was .* and is 'older'")
+        refused(run, command(run), "resize_rule was .* and is 'older'")
     for settings, says in NOTED.items():
-        status, lines = resume(command(run, *settings.split()))
+        status, lines = resume(run, command(run, *settings.split()))
         assert status == 0 and bool(lines) == bool(says), (settings, lines)
         assert not lines or any(re.search(says, line) for line in lines), lines
-    two_ranks = command(run, "accumulative_counts=1")
     for name, variable in ((None, "NPROC_PER_NODE"), *launcher.TASKS.items()):
-        status, lines = resume([*two_ranks, *(["--launcher", name] if name else [])], **{variable: "2"})
+        words = [*command(run, "accumulative_counts=1"), *(["--launcher", name] if name else [])]
+        status, lines = resume(run, words, **{variable: "2"})
         assert status == 0 and "note: ranks was 1 and is 2" in lines[0], lines
-
-
-def edited(path, edit):
-    """Rewrites a file by its text."""
-    return lambda run: (run / path).write_text(edit((run / path).read_text()))
 
 
 def scale_weight(run):
@@ -150,10 +142,14 @@ def strip(run):
     torch.save(content, run / "w/iter_2.pth")
 
 
+def edited(path, edit):
+    """Rewrites a file by its text."""
+    return lambda run: (run / path).write_text(edit((run / path).read_text()))
+
+
 # What happens to the files of the run, and what the refusal says of it.
 FILES_REFUSED = [
     (edited("data/train.jsonl", lambda text: "".join(text.splitlines(True)[::-1])), r"data train: sha256 was '\w{8}' "),
-    (edited("data/train.jsonl", lambda text: text.replace("42", "43")), "data train: sha256 was"),
     (scale_weight, "model.safetensors of the base .* has SHA-256 \\w{8}, trained was with \\w{8} of"),
     (edited("base/merges.txt", lambda text: "#version: 0.2\n"), "merges.txt of the base"),
     (edited("base/config.json", lambda text: text.replace('"rope_theta"', '"rope"')), "config.json of the base"),
@@ -162,30 +158,26 @@ FILES_REFUSED = [
 ]
 
 
-def test_changed_files_are_refused_and_moved_ones_are_not(run, resume, refused, tmp_path):
+def test_changed_files_are_refused_and_moved_ones_are_not(run, tmp_path):
     """The record names files by content. Without one a run goes on; one that is there is compared all the same."""
-    assert resume(command(run)) == (0, [])
+    assert resume(run, command(run)) == (0, [])
     for number, (alter, says) in enumerate(FILES_REFUSED):
-        copy = shutil.copytree(run, tmp_path / str(number))
-        alter(copy)
-        refused(command(copy), says, copy)
+        alter(copy := shutil.copytree(run, tmp_path / str(number)))
+        refused(copy, command(copy), says)
     moved = shutil.copytree(run, tmp_path / "moved")
-    status, (line,) = resume(command(moved), moved)
+    status, (line,) = resume(moved, command(moved))
     assert status == 0 and "moved/base has the same files as" in line
     words = [*command(moved), "--cfg-options", "custom_hooks=[]"]
-    refused([*words, "model.llm_lora.r=3"], "lora.r was", moved)
+    refused(moved, [*words, "model.llm_lora.r=3"], "lora.r was")
     strip(moved)
-    status, (line,) = resume(words, moved)
+    status, (line,) = resume(moved, words)
     assert status == 0 and "note: nothing tells whether" in line
 
 
-def test_the_record_is_what_the_run_reads_and_names_no_path(run):
-    """XTuner writes DeepSpeed's clipping into the strategy: the launcher has to expect the same."""
-    plain = {"model": {}, "train_dataloader": {"dataset": {"seed": 0}}, "optim_wrapper": {}}
-    written = {**plain, "strategy": {"gradient_clipping": 1.0}}
-    norms = [record.settings_of(plain), record.settings_of(plain, deepspeed=True), record.settings_of(written)]
-    assert [each["optim_wrapper"]["clip_grad"]["max_norm"] for each in norms] == [None, 1.0, 1.0]
-    said = read_checkpoint(run / "w/iter_2.pth")["record"]
-    kept = said["settings"]["train_dataloader"]["dataset"]
-    assert not any(kept[key] for key in ("data_paths", "image_folders", "storage_options", "dataset_settings"))
+def test_the_record_names_no_path_and_is_compared_by_the_run_itself(run):
+    said = read_checkpoint(path := run / "w/iter_2.pth")["record"]
     assert str(run / "data") not in json.dumps(said)
+    assert said["run"]["steps"] == 2 and said["run"]["hardware"].startswith("1 x ")
+    other = trained(run, "--resume", str(path), "--cfg-options", "model.llm_lora.lora_alpha=3")
+    assert other.codes == [2] and len(other.errors) == 1
+    assert re.search(f"{path}: .*lora_alpha was \\d+ and is 3.*load_from={path}", other.errors[0])

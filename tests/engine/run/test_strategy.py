@@ -1,20 +1,21 @@
-"""Every way to run gives the same training: one process, DDP, ZeRO 1 to 3."""
+"""Every way to run gives the same training: one process, DDP, ZeRO 1 to 3, ranks that share rows."""
 
 import json
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
 from xtuner_plugins.engine.hooks.run_contract import CONTRACT_FILE
 
+from ..forked import fault, send
 from ..parallel_case import logged, write_dataset
 from ..parallel_case import train as command
+from .test_going_on import poison
 
 pytestmark = pytest.mark.slow
 
 # Sums of float32 in another order: a few units in the last place of a loss near 6, grown over four optimizer steps.
-TOLERANCE = 1e-5
+TOLERANCE, FIRST_STEP = 1e-5, 1e-6
 # Warm-up, clipping at a norm that every step exceeds, and four groups.
 RECIPE = dict(warmup_ratio=0.5, max_grad_norm=0.5, projector_lr=5e-4, weight_decay=0.1)
 GROUPS = {"optim_wrapper.paramwise_cfg.decay_norms_and_biases": False}
@@ -29,18 +30,15 @@ def reference(once):
     return run
 
 
+def contract_of(run):
+    contract = json.loads((run.work_dir / CONTRACT_FILE).read_text())
+    groups = sorted(map(str, contract["optimizer"]["groups"]))
+    return contract["strategy"], groups, contract["parts"], contract["run"]["tokens"]
+
+
 @pytest.mark.parametrize(
     "processes, stage, batch_size, micro_batches",
-    [
-        (1, None, 1, 4),
-        (2, None, 2, 1),
-        (2, None, 1, 2),
-        (1, 2, 2, 2),
-        (2, 1, 1, 2),
-        (2, 2, 2, 1),
-        (2, 2, 1, 2),
-        (2, 3, 1, 2),
-    ],
+    [(1, None, 1, 4), (2, None, 2, 1), (2, None, 1, 2), (1, 2, 2, 2), (2, 1, 1, 2), (2, 2, 2, 1), (2, 3, 1, 2)],
 )
 def test_same_steps_as_one_process(reference, train, processes, stage, batch_size, micro_batches):
     """4 x 1 = 1 x 4 = 2 x 2, on one rank or two: the same steps, to the gradient norm, and the same parts of the loss.
@@ -51,16 +49,14 @@ def test_same_steps_as_one_process(reference, train, processes, stage, batch_siz
     run = train("run", deepspeed=stage and f"deepspeed_zero{stage}", options=GROUPS, **cut, **RECIPE)
     for key in ("loss", "grad_norm", "lr", "supervised_tokens", "loss_by_dataset/train"):
         assert run.logged(key) == pytest.approx(reference.logged(key), rel=1e-5)
-    contract, expected = (json.loads((each.work_dir / CONTRACT_FILE).read_text()) for each in (run, reference))
-    strategy = f"ZeRO-{stage}, weights in float32" if stage else f"DDP on {processes} ranks"
-    assert contract["strategy"].startswith(strategy if stage or processes > 1 else "one process")
-    groups = [sorted(map(str, each["optimizer"]["groups"])) for each in (contract, expected)]
-    assert groups[0] == groups[1] and len(groups[0]) == 4 and contract["parts"] == expected["parts"]
-    assert contract["run"]["tokens"] == expected["run"]["tokens"]
+    (strategy, *found), (_, *expected) = contract_of(run), contract_of(reference)
+    plain = "one process" if processes == 1 else f"DDP on {processes} ranks"
+    assert strategy.startswith(f"ZeRO-{stage}, weights in float32" if stage else plain)
+    assert found == expected and len(found[0]) == 4
 
 
-@pytest.mark.parametrize("stage", [None, 1, 2, 3])
-def test_a_rank_that_never_sees_an_image(train, tmp_path, stage):
+@pytest.mark.parametrize("layout", ["ddp", "zero1", "zero2", "zero3"])
+def test_a_rank_that_never_sees_an_image(train, tmp_path, layout):
     """Unshuffled, the second of two ranks gets every odd sample: text only, beside a rank with images.
 
     The encoder trains and recomputes too, in two micro-batches per step.
@@ -68,40 +64,76 @@ def test_a_rank_that_never_sees_an_image(train, tmp_path, stage):
     data = write_dataset(tmp_path / "odd", num_samples=8, text_only=lambda index: index % 2 == 1)
     case = dict(freeze_visual_encoder=False, gradient_checkpointing=True, accumulative_counts=2, data=data)
     case["options"] = {"train_dataloader.sampler.shuffle": False}
-    alone = train("alone", batch_size=2, **case)
-    split = train("split", batch_size=1, processes=2, deepspeed=stage and f"deepspeed_zero{stage}", **case)
+    alone, split = train("alone", batch_size=2, **case), train("split", batch_size=1, layout=layout, **case)
     assert split.logged() == pytest.approx(alone.logged(), abs=TOLERANCE)
 
 
-ENCODER = {
-    "gradient_checkpointing": True,
-    "lines": "from peft import LoraConfig\nmodel.visual_encoder_lora = dict(type=LoraConfig, r=4)\n",
-}
+ENCODER = "from peft import LoraConfig\nmodel.visual_encoder_lora = dict(type=LoraConfig, r=4)\n"
 
 
-@pytest.mark.parametrize("changes", [{"freeze_projector": False}, {"freeze_projector": True}, ENCODER])
+@pytest.mark.parametrize(
+    "changes", [{}, {"freeze_projector": True}, {"gradient_checkpointing": True, "lines": ENCODER}]
+)
 def test_lora_under_zero_3(train, changes):
     """Frozen and trained weights in one block, which is recomputed; or nothing trained before the first block."""
     case = dict(leaf="toy_finetune_lora", accumulative_counts=2, **changes)
-    alone, split = train("alone", **case), train("split", processes=2, deepspeed="deepspeed_zero3", **case)
-    assert ("its activations are kept" in split.output) == (changes is ENCODER)
+    alone, split = train("alone", **case), train("split", layout="zero3", **case)
+    assert ("its activations are kept" in split.output) == ("lines" in changes)
     for key in ("loss", "grad_norm"):
         assert split.logged(key) == pytest.approx(alone.logged(key), rel=1e-5)
 
 
 def test_other_methods_in_two_processes(reference, train):
     """Beside packed weights the first loss is near the unquantized one, and it falls; packs train every sample once."""
-    for deepspeed in (None, "deepspeed_zero2"):
-        losses = train(f"qlora {deepspeed}", "toy_finetune_qlora", processes=2, deepspeed=deepspeed).logged()
+    for layout in ("ddp", "zero2"):
+        losses = train(f"qlora {layout}", "toy_finetune_qlora", layout=layout).logged()
         assert losses[0] == pytest.approx(reference.logged()[0], rel=0.05) and losses[-1] < losses[0]
-    packs = dict(leaf="toy_finetune_packed", batch_size=1, pack_tokens=400)
-    packed = train("packed", processes=2, deepspeed="deepspeed_zero2", **packs).logged("supervised_tokens")
-    assert sum(packed) == sum(reference.logged("supervised_tokens")) > 0
+    packed = train("packed", "toy_finetune_packed", layout="zero2", batch_size=1, pack_tokens=400)
+    assert sum(packed.logged("supervised_tokens")) == sum(reference.logged("supervised_tokens")) > 0
 
 
 def test_xtuner_train_itself(reference, toy_base, data, tmp_path):
-    xtuner = str(Path(sys.executable).parent / "xtuner")
     options = {"optim_wrapper.paramwise_cfg.part_lr.projector": 5e-4, "optim_wrapper.optimizer.weight_decay": 0.1}
     options |= {"param_scheduler.warmup_ratio": 0.5, "optim_wrapper.clip_grad.max_norm": 0.5, **GROUPS}
-    run = command(tmp_path, toy_base, data, processes=2, options=options, command=(xtuner, "train"))
+    run = command(tmp_path, toy_base, data, processes=2, options=options, command=("xtuner", "train"))
     assert logged(tmp_path) == pytest.approx(reference.logged(), abs=TOLERANCE), run.stdout + run.stderr
+
+
+SHARED = {
+    "full": {},
+    "packed": {"leaf": "toy_finetune_packed", "pack_tokens": 200},
+    "lora": {"leaf": "toy_finetune_lora", "gradient_checkpointing": True, "offload_activations": True},
+}
+
+
+def share(name, processes, ranks, stage=None):
+    """So many of the processes share each row; 4 samples or 1 pack per micro-batch in all."""
+    case = {"sequence_parallel": ranks, "batch_size": 1 if name == "packed" else 4 * ranks // processes}
+    return {**SHARED[name], **case, "processes": processes, "deepspeed": stage and f"deepspeed_zero{stage}"}
+
+
+@pytest.mark.parametrize(
+    "name, processes, ranks, stage",
+    [("full", 2, 2, None), ("full", 4, 2, 2), ("packed", 2, 2, 3), ("packed", 4, 4, None), ("lora", 2, 2, 3)],
+)
+def test_ranks_that_share_rows(once, train, name, processes, ranks, stage):
+    """The same losses, norms, counts of tokens and tiles; the ledger and the speed count each sample once."""
+    alone, run = once(name, **share(name, 1, 1)), train("run", **share(name, processes, ranks, stage))
+    for key in ("loss", "grad_norm", "lr", "supervised_tokens", "tiles", "padding"):
+        found, expected = run.logged(key), alone.logged(key)
+        assert found[0] == pytest.approx(expected[0], rel=FIRST_STEP), key
+        assert found == pytest.approx(expected, rel=TOLERANCE), key
+    ledgers = [(each.work_dir / "ledger.jsonl").read_text() for each in (run, alone)]
+    assert ledgers[0] == ledgers[1] and json.loads(ledgers[0].splitlines()[-1])["trained"] == 16
+    assert f"{ranks} ranks share each row" in run.output and f"each of {processes // ranks} ranks" in run.output
+
+
+def test_a_fault_on_a_rank_that_shares_rows_stops_all(train):
+    """A loss that isn't finite names its samples once; after a signal all save the same step."""
+    run = train("nan", codes=(1,), prepare=fault("engine.run.steps.naming", 1, poison, 1), **share("lora", 2, 2))
+    (line,) = run.errors
+    assert "step 1: the loss is nan" in line and line.count("train.jsonl:") == 4
+    told = fault("engine.run.loops.PlannedTrainLoop.run_iter", 3, partial(send, 15), 1)
+    assert "stopped by SIGTERM after step 2" in train("told", codes=(143,), prepare=told, **share("lora", 2, 2)).output
+    run = train("alone", codes=(2,), **share("full", 1, 2))
+    assert "sequence_parallel=2: the run has 1 process(es)" in run.errors[0]

@@ -5,7 +5,8 @@ import torch
 
 from xtuner_plugins.engine.run.transfer import read_state
 
-from ..parallel_case import contents, require_equal
+from ..forked import LAYOUTS
+from ..parallel_case import contents, require_equal, write_dataset
 
 pytestmark = pytest.mark.slow
 
@@ -13,8 +14,8 @@ STEPS, SAVED = 4, 2
 # Sums of float32 in another order: a few units in the last place, grown over the two steps that differ. AdamW divides
 # by the root of the second moment, so that weights move by lr times such an error.
 TOLERANCE = 1e-5
-LAYOUTS = {"plain": (1, None), "ddp": (2, None), **{f"zero{n}": (2, f"deepspeed_zero{n}") for n in (1, 2, 3)}}
-LAYOUTS |= {"zero2 alone": (1, "deepspeed_zero2"), **{f"zero{n} on 4": (4, f"deepspeed_zero{n}") for n in (2, 3)}}
+PLACES = {**LAYOUTS, "zero2 alone": (1, "deepspeed_zero2")}
+PLACES |= {f"zero{n} on 4": (4, f"deepspeed_zero{n}") for n in (2, 3)}
 # Each kind of file is read by each kind of run, and on fewer and on more ranks than have written it.
 WAYS = [
     *(("plain", "zero1"), ("ddp", "zero3"), ("zero1", "plain"), ("zero2", "zero1"), ("zero2", "zero2 alone")),
@@ -22,20 +23,21 @@ WAYS = [
 ]
 
 
-def recipe(leaf, layout, **more):
+def recipe(leaf, place, **more):
     """Learning rates by part, so that there are several groups; a warm-up, so that the schedule matters."""
-    processes, deepspeed = LAYOUTS[layout]
+    processes, deepspeed = PLACES[place]
     own = dict(save_steps=SAVED, warmup_ratio=0.3, projector_lr=5e-4)
     return {"leaf": f"toy_finetune_{leaf}", **own, "processes": processes, "deepspeed": deepspeed, **more}
 
 
-def require_same(path, expected):
+def require_goes_on(run, whole):
     """Weights, moments and counters are those of the uninterrupted run; options, position and schedule exactly."""
-    left, right = contents(path), contents(expected)
+    assert run.logged() == pytest.approx(whole.logged()[SAVED:], abs=TOLERANCE)
+    left, right = contents(run.saved(STEPS)), contents(whole.saved(STEPS))
     assert left.keys() == right.keys() and len({key.split()[0] for key in left}) == 4
     for key in left:
         torch.testing.assert_close(left[key].float(), right[key].float(), atol=TOLERANCE, rtol=1e-3, msg=key)
-    state, wanted = read_state(path), read_state(expected)
+    state, wanted = read_state(run.saved(STEPS)), read_state(whole.saved(STEPS))
     for name, options in wanted.options.items():
         for key in ("lr", "initial_lr", "weight_decay", "betas"):
             assert state.options[name][key] == pytest.approx(options[key], rel=1e-9), (name, key)
@@ -44,14 +46,23 @@ def require_same(path, expected):
         assert state.extra["param_schedulers"][0][key] == wanted.extra["param_schedulers"][0][key], key
 
 
-@pytest.mark.parametrize(
-    "leaf, source, target", [(("full", "lora")[index % 2], *way) for index, way in enumerate(WAYS)]
-)
+@pytest.mark.parametrize("leaf, source, target", [(("full", "lora")[n % 2], *way) for n, way in enumerate(WAYS)])
 def test_every_way(once, train, leaf, source, target):
     whole, saved = (once(f"{leaf} {each}", **recipe(leaf, each)) for each in ("plain", source))
-    run = train("run", extra=("--resume", str(saved.work_dir / f"iter_{SAVED}.pth")), **recipe(leaf, target))
-    assert run.logged() == pytest.approx(whole.logged()[SAVED:], abs=TOLERANCE)
-    require_same(*(each.work_dir / f"iter_{STEPS}.pth" for each in (run, whole)))
+    require_goes_on(train("run", extra=("--resume", str(saved.saved(SAVED))), **recipe(leaf, target)), whole)
+
+
+def test_from_ranks_that_share_rows(train, tmp_path):
+    """They go on as one process and as other groups; rows to validate on aren't shared; images are measured."""
+    data, images = write_dataset(tmp_path / "validation", num_samples=6)
+    case = dict(val_interval=SAVED, val_batch_size=2, val_data_paths=[str(data)], val_image_folders=[str(images)])
+    first = dict(sequence_parallel=2, batch_size=2, **recipe("lora", "zero2 on 4", **case))
+    first, whole = train("first", **first), train("whole", **recipe("lora", "plain", **case))
+    assert first.logged("val_loss") == pytest.approx(whole.logged("val_loss"), abs=1e-4)
+    assert len(first.logged("images/gain")) == len(whole.logged("images/gain")) > 0  # each rank has its own samples
+    for name, own in (("one", {}), ("four", {"processes": 4, "sequence_parallel": 4, "batch_size": 4})):
+        resume = ("--resume", str(first.saved(SAVED)))
+        require_goes_on(train(name, extra=resume, **{**recipe("lora", "plain", **case), **own}), whole)
 
 
 @pytest.mark.parametrize("layout", ["ddp", "zero3"])
@@ -59,9 +70,9 @@ def test_weights_alone(once, train, layout):
     """The same float32 weights under every strategy; refused by --resume, taken by load_from under any other."""
     options = {"default_hooks.checkpoint.save_optimizer": False}
     run, whole = train("run", options=options, **recipe("lora", layout)), once("lora plain", **recipe("lora", "plain"))
-    saved = run.work_dir / f"iter_{STEPS}.pth"
+    saved = run.saved(STEPS)
     assert "weights only (save_optimizer=False): not resumable" in run.output and saved.is_file()
-    states = [read_state(each.work_dir / saved.name, with_optimizer=False).weights for each in (run, whole)]
+    states = [read_state(each.saved(STEPS), with_optimizer=False).weights for each in (run, whole)]
     weights, expected = ({name: tensor.read() for name, tensor in state.items()} for state in states)
     torch.testing.assert_close(weights, expected, atol=TOLERANCE, rtol=1e-3)
     refused = train("no", codes=(2,), extra=("--resume", str(saved)), **recipe("lora", "plain"))
@@ -72,12 +83,13 @@ def test_weights_alone(once, train, layout):
 
 def test_bfloat16_masters_go_on(train):
     """ZeRO-1 in bfloat16 has files of its own; its float32 weights and moments go to one process unrounded."""
-    run = train("run", **recipe("full", "zero1", dtype="bfloat16"))
+    case = recipe("full", "zero1", dtype="bfloat16")
+    run = train("run", **case)
     assert "weights in bfloat16, gradients summed in float32" in run.output
-    resume = ("--resume", str(run.work_dir / f"iter_{SAVED}.pth"))
-    again = train("again", extra=resume, **recipe("full", "zero1", dtype="bfloat16"))
+    resume = ("--resume", str(run.saved(SAVED)))
+    again = train("again", extra=resume, **case)
     assert again.logged() == run.logged()[SAVED:]
-    left, right = (contents(each.work_dir / f"iter_{STEPS}.pth") for each in (again, run))
+    left, right = contents(again.saved(STEPS)), contents(run.saved(STEPS))
     require_equal(left, right)
     assert any((left[key] != left[key].bfloat16()).any() for key in left if key.startswith("weight"))
     plain = train("plain", extra=resume, **recipe("full", "plain", dtype="bfloat16"))

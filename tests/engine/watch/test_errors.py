@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from xtuner_plugins.engine.launch.train_process import user_message
 from xtuner_plugins.engine.watch.errors import NO_MEMORY, OutOfMemory, lost_process, name_sources, naming
 from xtuner_plugins.engine.watch.stopping import COMMAND
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
@@ -15,14 +16,10 @@ from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 from ..forked import fault
 from ..parallel_case import write_dataset
 
-PADDED = {
-    "input_ids": torch.zeros(2, 5, dtype=torch.int64),
-    "attention_mask": torch.tensor([[True] * 5, [True] * 2 + [False] * 3]),
-    "num_tiles": torch.tensor([3, 1]),
-    "sources": ["a.jsonl:1", "a.jsonl:9"],
-}
-PACKED = {**PADDED, "input_ids": torch.zeros(1, 7), "cu_seqlens": torch.tensor([0, 5, 7])}
-del PACKED["attention_mask"]
+BATCH = {"num_tiles": torch.tensor([3, 1]), "sources": ["a.jsonl:1", "a.jsonl:9"]}
+MASK = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+PADDED = {**BATCH, "input_ids": torch.zeros(2, 5), "attention_mask": MASK}
+PACKED = {**BATCH, "input_ids": torch.zeros(1, 7), "cu_seqlens": torch.tensor([0, 5, 7])}
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error [10.0.0.2]:2788: Connection reset by peer"
 
 
@@ -36,10 +33,6 @@ def test_the_batch_and_what_helps_are_named():
             assert setting in message and "gradient_checkpointing" in message and "\n" not in message
     with pytest.raises(RuntimeError, match="shapes"), naming([PADDED]):
         raise RuntimeError("shapes")
-    assert lost_process(RuntimeError("shapes")) is None
-
-
-def test_many_sources():
     assert name_sources([f"a:{row}" for row in range(11)]).endswith("a:7 and 3 more")
     assert name_sources(["a:1"] * 8) == ", ".join(["a:1"] * 8) and name_sources([]) == "(none named)"
 
@@ -50,13 +43,17 @@ def test_one_line_names_the_reason_and_the_way_on(monkeypatch):
     for error, said in (
         (RuntimeError(GLOO), "(Read error [10.0.0.2]:2788: Connection reset by peer)"),
         (dist.DistBackendError("NCCL error in: a.cpp:1\nremote process exited"), "(NCCL error in: a.cpp:1 remote"),
-        (dist.DistNetworkError("failed to recv, got 0 bytes"), "(failed to recv, got 0 bytes)"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "is killed by signal: Killed: "),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "exited unexpectedly: usually"),
     ):
         message = lost_process(error)
         assert said in message and message.endswith("NODE_RANK=1 python tools/train.py configs/a.py --resume")
         assert len(message.splitlines()) == 1
+    caught = "Caught RecordError in DataLoader worker process 0.\nTraceback\n{}: a.png can't be decoded\n"
+    assert user_message(RuntimeError(caught.format("xtuner_plugins.errors.RecordError"))) == "a.png can't be decoded"
+    assert (
+        user_message(RuntimeError(caught.format("ZeroDivisionError"))) is user_message(RuntimeError("shapes")) is None
+    )
 
 
 def kill_worker(*_):

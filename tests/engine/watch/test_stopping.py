@@ -1,9 +1,7 @@
 """Who gets a signal, and what it does; what a run that is told to stop saves is in `run/test_going_on.py`."""
 
-import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,29 +10,21 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import HANGS_AFTER
-from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.engine.watch import stopping
-from xtuner_plugins.engine.watch.stopping import (
-    ONE_REQUEST_SECONDS,
-    StopRequests,
-    agree_to_stop,
-    command_to_go_on,
-    exit_status,
-    watching,
-)
+from xtuner_plugins.engine.watch.stopping import ONE_REQUEST_SECONDS, StopRequests, command_to_go_on, watching
 from xtuner_plugins.processes import PARENT_ENDED
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 
-from ..parallel_case import ROOT, STEP_LINE, training
-
-OURS, XTUNER = (sys.executable, "tools/train.py"), (str(Path(sys.executable).with_name("xtuner")), "train")
+from ..started import OURS, XTUNER
 
 
-def in_a_child(do) -> int:
-    """The status of a forked process that does this and then exits with 7; negative for a signal."""
+def in_a_child(do, *more) -> int:
+    """The status of a forked process that does this, gets signals, and exits with 7; negative for a signal."""
     child = os.fork()
     if child == 0:
         do()
+        for number in more:
+            signal.raise_signal(number)
         os._exit(7)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -49,44 +39,35 @@ def requests(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, PARENT_ENDED])
 def test_a_second_request_ends_at_once_and_a_copy_of_the_first_does_not(number, requests, monkeypatch, capfd):
-    assert not agree_to_stop()
+    assert not stopping.agree_to_stop()
     with watching():
         for each in (number, number, PARENT_ENDED):
             signal.raise_signal(each)
         noted = signal.SIGTERM if number == PARENT_ENDED else number
-        assert agree_to_stop() and requests.agreed == noted and exit_status() == 128 + noted
+        assert stopping.agree_to_stop() and requests.agreed == noted and stopping.exit_status() == 128 + noted
         now = time.monotonic() + ONE_REQUEST_SECONDS
         for seconds, each, status in ((0, number, 7), (0.5, PARENT_ENDED, 7), (0.5, signal.SIGINT, 130)):
             monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda at=now + seconds: at))
             requests._since = now - ONE_REQUEST_SECONDS
-
-            def again(each=each):
-                signal.signal(each, requests.receive)  # which a child leaves to its parent
-                signal.raise_signal(each)
-
-            assert in_a_child(again) == status, (seconds, each)
+            # A child leaves signals to its parent.
+            assert in_a_child(lambda each=each: signal.signal(each, requests.receive), each) == status, (seconds, each)
     said = capfd.readouterr().err
     assert said.startswith(f"{signal.Signals(noted).name}: dropping the unfinished step") and said.count("ends at") == 1
     assert said.count("second signal: ended at once") == 1
 
 
 def test_workers_leave_signals_to_their_parent_and_handlers_come_and_go(requests):
+    """That the parent has ended may be told after the save; a second request still ends the run then."""
     before = signal.getsignal(signal.SIGTERM)
     with watching():
-        assert in_a_child(lambda: [signal.raise_signal(signal.SIGTERM) for _ in range(2)]) == 7
+        assert in_a_child(int, signal.SIGTERM, signal.SIGTERM) == 7
     assert signal.getsignal(signal.SIGTERM) is before and requests.first is None
-
-
-def test_the_end_of_the_parent_may_be_told_late(requests):
-    """After the save, before the run has said how to go on; a second request still ends it."""
 
     def told():
         with watching():
             signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(PARENT_ENDED)
 
-    assert in_a_child(told) == 7
-    assert in_a_child(lambda: (told(), signal.raise_signal(signal.SIGTERM))) == -signal.SIGTERM
+    assert in_a_child(told, PARENT_ENDED) == 7 and in_a_child(told, PARENT_ENDED, signal.SIGTERM) == -signal.SIGTERM
 
 
 def test_the_command_that_goes_on_has_one_more_resume(monkeypatch):
@@ -101,37 +82,6 @@ def test_the_command_that_goes_on_has_one_more_resume(monkeypatch):
         assert command_to_go_on({"NPROC_PER_NODE": "2", stopping.COMMAND: started}) == f"NPROC_PER_NODE=2 {resumed}"
 
 
-class Started:
-    """A long training as a user starts it, in a session of its own, which is as a terminal."""
-
-    def __init__(self, folder, base, data, command, processes, deepspeed):
-        self.work_dir, self.mark = folder / "run", str(folder)
-        options = {"train_cfg.max_epochs": 2000, "train_dataloader.num_workers": 1}
-        options |= {"train_dataloader.persistent_workers": True}
-        case = dict(processes=processes, deepspeed=deepspeed, options=options)
-        arguments, env = training(self.work_dir, base, data, **case)
-        self.env = {**env, MARK: self.mark}
-        self.start([*command, *arguments])
-
-    def start(self, command, **more):
-        """Returns when a step is logged."""
-        out, before = open(f"{self.work_dir}.log", "w"), set(self.work_dir.glob("*/*.log"))
-        options = dict(cwd=ROOT, env=self.env, stdout=out, stderr=out, start_new_session=True)
-        self.process = subprocess.Popen(command, **options, **more)
-
-        def trains():
-            return any(STEP_LINE.search(log.read_text()) for log in {*self.work_dir.glob("*/*.log")} - before)
-
-        wait_until(lambda: trains() or self.process.poll() is not None, HANGS_AFTER)
-        assert trains(), self.said()
-
-    def said(self):
-        return Path(f"{self.work_dir}.log").read_text()
-
-    def all_end(self):
-        return wait_until(lambda: not marked(self.mark), HANGS_AFTER)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command, processes, deepspeed, number, to",
@@ -142,34 +92,29 @@ class Started:
         (XTUNER, 2, "deepspeed_zero2", signal.SIGTERM, "parent"),
     ],
 )
-def test_whoever_gets_the_signal(toy_base, data, tmp_path, command, processes, deepspeed, number, to):
+def test_whoever_gets_the_signal(start, command, processes, deepspeed, number, to):
     """The command alone, everything in the terminal (workers too), or every process as Slurm may do it."""
-    run = Started(tmp_path, toy_base, data, command, processes, deepspeed)
-    try:
-        if to == "group":
-            os.killpg(run.process.pid, number)
-        for pid in {"parent": [run.process.pid], "all": marked(run.mark)}.get(to, []):
-            os.kill(pid, number)
-        run.process.wait(HANGS_AFTER)
-        assert run.all_end(), run.said()[-3000:]
-        lines = run.said().splitlines()
-        at = next(index for index, text in enumerate(lines) if text.startswith("stopped by"))
-        saved = newest_checkpoint(run.work_dir)
-        assert f"saved to {saved}; go on with" in lines[at] and read_checkpoint(saved)["has_optimizer"]
-        if command is OURS:  # XTuner's own command hides the status, and dies of what it gets
-            assert run.process.returncode == 128 + number and at == len(lines) - 2, run.said()[-3000:]
-            assert "Traceback" not in run.said()
-        if command is OURS and processes == 1:  # the line does go on; the rank alone gets the next signal
-            run.start(lines[at + 1].replace("python ", f"{sys.executable} ", 1), shell=True)
-            assert f"resuming from {saved}" in run.said()
-            [rank] = [pid for pid in marked(run.mark) if is_rank(pid)][:1]
-            os.kill(rank, number)
-            assert run.all_end() and newest_checkpoint(run.work_dir) != saved
-    finally:
-        end_all(run.mark)
-
-
-def is_rank(pid):
-    """Whether a process trains: no launcher, and maybe a worker, which comes later."""
-    with contextlib.suppress(OSError):
-        return b"train_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    options = {"train_dataloader.num_workers": 1, "train_dataloader.persistent_workers": True}
+    run = start(command, processes=processes, deepspeed=deepspeed, options=options)
+    run.trains()
+    if to == "group":
+        os.killpg(run.launcher.pid, number)
+    for pid in {"parent": [run.launcher.pid], "all": run.pids()}.get(to, []):
+        os.kill(pid, number)
+    run.launcher.wait(HANGS_AFTER)
+    assert run.ends(), run.said[-3000:]
+    lines = run.said.splitlines()
+    at = next(index for index, text in enumerate(lines) if text.startswith("stopped by"))
+    saved = newest_checkpoint(run.work_dir)
+    assert f"saved to {saved}; go on with" in lines[at] and read_checkpoint(saved)["has_optimizer"]
+    if command is XTUNER:  # it hides the status, and dies of what it gets
+        return
+    assert run.launcher.returncode == 128 + number and at == len(lines) - 2, run.said[-3000:]
+    assert "Traceback" not in run.said
+    if processes == 1:  # the line does go on; the rank alone gets the next signal
+        run.launch(["sh", "-c", lines[at + 1].replace("python ", f"{sys.executable} ", 1)])
+        run.trains()
+        assert f"resuming from {saved}" in run.said
+        rank = next(pid for pid in run.pids() if b"train_process" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(rank, number)
+        assert run.ends() and newest_checkpoint(run.work_dir) != saved

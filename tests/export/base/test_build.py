@@ -38,9 +38,9 @@ def test_files_tokens_and_config(toy_parts, toy_base):
     stops = read_json(toy_base / "generation_config.json")["eos_token_id"]
     assert tokenizer.convert_ids_to_tokens(stops) == ["<|im_end|>", "<|endoftext|>", "<|im_start|>"]
 
-    assert config["ps_version"] == "v2" and config["select_layer"] == -1 and "system_message" not in config
+    assert (config["ps_version"], config["select_layer"], config["force_image_size"]) == ("v2", -1, 112)
     assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
-    assert config["hidden_size"] == config["llm_config"]["hidden_size"] and config["force_image_size"] == 112
+    assert config["hidden_size"] == config["llm_config"]["hidden_size"] and "system_message" not in config
     fields = {"hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "num_key_value_heads", "pad_token_id"}
     assert fields < config["llm_config"].keys()
 

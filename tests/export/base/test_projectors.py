@@ -29,7 +29,8 @@ def test_fresh():
     assert list(projector_shapes(PLAIN)) == [f"mlp1.{n}.{p}" for n in "02" for p in ("weight", "bias")]
 
 
-def test_file_under_other_names(tmp_path):
+def test_files(tmp_path):
+    """Under other names, in either kind of file; and what fits nothing is refused."""
     fresh = read(PLAIN, seed=3)
     for first, second in (
         ("model.mlp1.0.", "model.mlp1.2."),
@@ -40,15 +41,12 @@ def test_file_under_other_names(tmp_path):
         ("multi_modal_projector.linear_1.", "multi_modal_projector.linear_2."),
     ):
         renamed = {name.replace("mlp1.0.", first).replace("mlp1.2.", second): value for name, value in fresh.items()}
-        save_file(renamed, tmp_path / "a.safetensors"), torch.save(renamed, tmp_path / "a.bin")
-        for path in (tmp_path / "a.safetensors", tmp_path / "a.bin"):
+        for path, save in ((tmp_path / "a.safetensors", save_file), (tmp_path / "a.bin", torch.save)):
+            save(renamed, path)
             found = read(PLAIN, path)
             assert list(found) == list(fresh) and all(torch.equal(found[name], fresh[name]) for name in fresh)
-
-
-def test_refusals(tmp_path):
     save_file(read(SHUFFLED), tmp_path / "p.safetensors")
-    save_file({**read(PLAIN), "mlp1.2.bias": torch.ones(5)}, tmp_path / "q.safetensors")
+    save_file({**fresh, "mlp1.2.bias": torch.ones(5)}, tmp_path / "q.safetensors")
     for name, words in (
         ("nowhere", "projector file .*nowhere does not exist"),
         ("p.safetensors", r"doesn't fit these parts: mlp1\.1\.bias should be \[\], is \[4\]"),

@@ -38,15 +38,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class BestFit:
-    """Best-fit decreasing under two budgets, windows of 32,768 samples.
+    """Best-fit decreasing under two budgets, windows of 32,768 samples."""
 
-    Args:
-        tile_share: weight of the tiles in a sample's size, 0 to 1; tokens have the rest.
-        noise: standard deviation of the logarithm of a random factor on each size before sorting.
-    """
-
-    tile_share: float
-    noise: float
+    tile_share: float  # weight of the tiles in a sample's size, 0 to 1; tokens have the rest
+    noise: float  # deviation of the logarithm of a random factor on each size before sorting
     window = 32_768
     slow = False
     returned = 0.1  # share of a window's packs, the emptiest, whose samples wait for the next window
@@ -129,12 +124,10 @@ class RandomFill:
     """Random samples until one or two close the pack; the best of a few tries is kept. Windows of 4096 samples.
 
     For samples with the same number of tiles each, so that the tile budget limits the number of samples in a pack.
-
-    Args:
-        thrift: cost of using a token of a short sample, in empty tokens of a pack. Where few samples are short enough
-            to close a pack, it is better to save them.
     """
 
+    # What a token of a short sample costs, in empty tokens of a pack: where few samples are short enough to close a
+    # pack, it is better to save them.
     thrift: float
     window = 4096
     kept = 1024  # samples that wait for the next window

@@ -25,12 +25,9 @@ FRAME = (0, 0)  # the size that stands for a video frame, which is always one ti
 
 
 def first_limit(max_tiles: int, num_images: int, sharing: str = "equal") -> int:
-    """The tile limit of each image of a sample before anything is shrunk, at least 1.
+    """The tile limit of each image of a sample before anything is shrunk, at least 1; video frames aren't counted.
 
-    Args:
-        max_tiles: tile limit of the sample.
-        num_images: number of its images, video frames not counted.
-        sharing: 'equal', as in training; otherwise each image may have all, as in serving engines.
+    With `sharing` 'equal', as in training, images share the sample's limit; otherwise each may have all, as in engines.
     """
     return max(1, max_tiles // max(1, num_images)) if sharing == "equal" else max_tiles
 
@@ -39,18 +36,13 @@ def first_limit(max_tiles: int, num_images: int, sharing: str = "equal") -> int:
 class TileBudget:
     """The rules above with their settings.
 
-    Args:
-        tokens_per_tile: N.
-        max_length: most tokens of a sample.
-        may_cut: whether the end of a text may be cut off.
-
     Raises:
         SettingError: a length that can't be used.
     """
 
-    tokens_per_tile: int
-    max_length: int
-    may_cut: bool = True
+    tokens_per_tile: int  # N
+    max_length: int  # most tokens of a sample
+    may_cut: bool = True  # whether the end of a text may be cut off
 
     def __post_init__(self):
         check_whole("max_length", self.max_length, 1)

@@ -37,27 +37,16 @@ FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken", "rejecte
 
 @dataclass(frozen=True)
 class LengthIndex:
-    """What was measured of a file.
+    """What was measured of a file."""
 
-    Attributes:
-        path: where it is kept.
-        stamp: of that file when it was read, see `stamp_of`.
-        text_tokens: int32 `[R]`, tokens outside the images' spans.
-        supervised: int32 `[R]`.
-        prefix: int32 `[R, 2]`, text tokens and images before the first supervised token.
-        num_media: int32 `[R]`, images and frames of each record.
-        sizes: int32 `[M, 2]`, width and height of each of them, from its header.
-        complaints: row -> `Complaint` of each unusable record.
-    """
-
-    path: Path
-    stamp: tuple[int, ...]
-    text_tokens: np.ndarray
-    supervised: np.ndarray
-    prefix: np.ndarray
-    num_media: np.ndarray
-    sizes: np.ndarray
-    complaints: dict[int, Complaint]
+    path: Path  # where it is kept
+    stamp: tuple[int, ...]  # of that file when it was read, see `stamp_of`
+    text_tokens: np.ndarray  # int32 `[R]`, tokens outside the images' spans
+    supervised: np.ndarray  # int32 `[R]`
+    prefix: np.ndarray  # int32 `[R, 2]`, text tokens and images before the first supervised token
+    num_media: np.ndarray  # int32 `[R]`, images and frames of each record
+    sizes: np.ndarray  # int32 `[M, 2]`, width and height of each of them, from its header
+    complaints: dict[int, Complaint]  # row -> why the record can't be used
 
     def __len__(self) -> int:
         return len(self.text_tokens)
@@ -135,8 +124,7 @@ def _count_tiles(sizes: np.ndarray, limits: np.ndarray, tiling: DynamicTiling, b
 def report_change(path: Path, stamp: tuple[int, ...]) -> None:
     """Let the next start measure a whole file again, because the length of a record has changed.
 
-    Args:
-        path, stamp: of the outdated `LengthIndex`; where it has already been replaced, nothing happens.
+    Nothing happens where the `LengthIndex` of this path and stamp has been replaced.
 
     Raises:
         SettingError: the cache can't be written.

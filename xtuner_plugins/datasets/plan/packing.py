@@ -26,20 +26,13 @@ REGION = 64  # cells among which packs are sorted by work: few, so that the orde
 
 @dataclass(frozen=True)
 class Packs:
-    """The packs of an epoch.
+    """The packs of an epoch."""
 
-    Attributes:
-        order: int32 `[samples]`, indices of samples, pack by pack.
-        ends: int64 `[packs]`, where each pack ends in `order`.
-        tokens, tiles: int64 `[packs]`.
-        work: float64 `[packs]`, operations of the forward pass.
-    """
-
-    order: np.ndarray
-    ends: np.ndarray
-    tokens: np.ndarray
-    tiles: np.ndarray
-    work: np.ndarray
+    order: np.ndarray  # int32 `[samples]`, indices of samples, pack by pack
+    ends: np.ndarray  # int64 `[packs]`, where each pack ends in `order`
+    tokens: np.ndarray  # int64 `[packs]`
+    tiles: np.ndarray  # int64 `[packs]`
+    work: np.ndarray  # float64 `[packs]`, operations of the forward pass
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -70,8 +63,7 @@ def pack_samples(
     """Pack samples; `arrange` orders the packs for a number of ranks.
 
     Args:
-        indices: `[n]`, the samples' indices.
-        tokens, tiles: `[n]`, of each of them.
+        indices, tokens, tiles: `[n]`, of the samples.
         max_tokens, max_tiles: budgets of a pack; None means no limit on tiles.
         seed: decides packs and their order, together with sizes and budgets.
         work_rates: of a sample's squared tokens, tokens and tiles in its work.
@@ -132,13 +124,7 @@ def _pack_windows(
 
 
 def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:
-    """The same packs in the order in which `num_ranks` ranks take them, one per rank and step.
-
-    Args:
-        packs: of an epoch.
-        num_ranks: packs of a cell.
-        seed: decides the order.
-    """
+    """The packs of an epoch in the order in which `num_ranks` ranks take them, one per rank and step."""
     rng = np.random.default_rng([seed, num_ranks])
     order = rng.permutation(len(packs))
     num_cells = len(packs) // num_ranks

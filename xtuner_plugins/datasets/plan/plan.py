@@ -41,23 +41,18 @@ class Plan(Sampler):
         Args:
             cell: the number of ranks for which the epoch was ordered; default: `num_ranks`.
         """
-        raise NotImplementedError
 
     def num_steps(self, epoch: int) -> int:
         """Items of each rank in an epoch."""
-        raise NotImplementedError
 
     def taken(self, epoch: int, position: int) -> Sequence[int]:
         """Indices of the samples of an epoch before a position."""
-        raise NotImplementedError
 
     def left_out(self) -> list[dict]:
         """The samples that no epoch contains, as entries for `ledger.Ledger.account`."""
-        raise NotImplementedError
 
     def describe_data(self) -> str:
         """How many samples will train, as far as known before training, and how they are packed; lines of text."""
-        raise NotImplementedError
 
 
 def plan_of(loader: DataLoader) -> Plan:

@@ -121,27 +121,25 @@ class ValidationHook(Hook):
         is_due = step % self.interval == 0 or step == runner.max_iters
         if not is_due or requests.agreed or not (self._loader or self._session):
             return
-        began, network, loss, scores = time.perf_counter(), unwrap(runner.model), None, None
+        began, network, found = time.perf_counter(), unwrap(runner.model), {}
         with undisturbed(runner):
             if self._loader is not None:
-                loss = validation_loss(network, self._loader, agree_to_stop)
+                found["validation"] = validation_loss(network, self._loader, agree_to_stop)
             if self._session is not None and not requests.agreed:
                 sizes = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
-                scores = answer_questions(self._questions, network, self._session, **sizes, should_stop=agree_to_stop)
+                answered = answer_questions(self._questions, network, self._session, **sizes, should_stop=agree_to_stop)
+                found["benchmarks"] = answered
         if requests.agreed:
             return
         self._done = step
-        if loss is not None:
-            runner.visualizer.add_scalars(loss.means(), step=step)
+        for name, each in found.items():
+            runner.visualizer.add_scalars(each.scalars, step=step)
             seconds = time.perf_counter() - began
-            runner.logger.info(f"validation after step {step:,} ({seconds:.1f} s): {loss.describe()}")
-        if scores is not None:
-            runner.visualizer.add_scalars(scores.scalars(), step=step)
-            runner.logger.info(f"benchmarks after step {step:,}: {scores.describe()}")
-            if is_main_process():
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores.rows)
+            runner.logger.info(f"{name} after step {step:,} ({seconds:.1f} s): {each.text}")
+            if each.rows and is_main_process():
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in each.rows)
                 path = Path(runner.work_dir, "validation", f"iter_{step}.jsonl")
-                write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+                write_whole(path, lambda beside, text=text: beside.write_text(text, encoding="utf-8"))
 
 
 @contextmanager

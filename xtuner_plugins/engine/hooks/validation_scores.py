@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
@@ -13,17 +12,31 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ...evaluation.benchmarks import DataSet
-from ...evaluation.results import Measured, measure
+from ...evaluation.results import measure
 from ...inference.batch_answers import answer_batch, lengths_of, plan_batches
 from ...inference.questions import Unusable
 from ...inference.session import ChatSession
-from ...models.losses import sum_over_ranks, supervised_per_sample
+from ...models.losses import supervised_per_sample
 from ...weights.partition import is_partitioned
 from ..watch.errors import naming
 
 # Settings of the training data alone: which records are taken, how often, and how images are changed at random. All
 # others hold for validation, too.
 OF_TRAINING = ("data_paths", "image_folders", "repeat_times", "dataset_settings", "reject_list", "jpeg_quality")
+
+
+class Found(NamedTuple):
+    """What a validation found, over all ranks.
+
+    Attributes:
+        scalars: Figures by the names under which they are logged.
+        text: The same in one line.
+        rows: One per question: data set, id, images, question, expected and given answer, score; or why it is left out.
+    """
+
+    scalars: dict[str, float]
+    text: str
+    rows: Sequence[Mapping[str, Any]] = ()
 
 
 def validation_dataset(
@@ -34,39 +47,9 @@ def validation_dataset(
     return {**own, "data_paths": data_paths, "image_folders": image_folders}
 
 
-@dataclass(frozen=True)
-class ValidationLoss:
-    """What a pass over the validation data found, over all ranks.
-
-    Attributes:
-        sums: Sum of cross entropy over the supervised tokens of each file, by its name.
-        tokens: Supervised tokens of each file.
-        left_out: Samples without a loss, by reason.
-    """
-
-    sums: dict[str, float]
-    tokens: dict[str, int]
-    left_out: dict[str, int]
-
-    def means(self) -> dict[str, float]:
-        """The mean over all supervised tokens, ``val_loss``, and of each file, ``val_loss_by_dataset/NAME``."""
-        named = {f"val_loss_by_dataset/{name}": (self.sums[name], count) for name, count in self.tokens.items()}
-        named["val_loss"] = sum(self.sums.values()), sum(self.tokens.values())
-        return {name: loss / count for name, (loss, count) in named.items() if count}
-
-    def describe(self) -> str:
-        """One line: the loss, that of each file where there are several, tokens, and what was left out."""
-        means = self.means()
-        loss = means.pop("val_loss", float("nan"))
-        parts = ", ".join(f"{name.partition('/')[2]} {mean:.4f}" for name, mean in means.items())
-        left_out = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
-        line = f"loss {loss:.4f}{f' ({parts})' * (len(means) > 1)} over {sum(self.tokens.values()):,} supervised tokens"
-        return line + f"; left out: {left_out}" * bool(left_out)
-
-
 @torch.no_grad()
-def validation_loss(network: nn.Module, loader: DataLoader, should_stop: Callable[[], Any]) -> ValidationLoss | None:
-    """Runs the model over validation data.
+def validation_loss(network: nn.Module, loader: DataLoader, should_stop: Callable[[], Any]) -> Found | None:
+    """The mean loss of all supervised tokens, ``val_loss``, and of each file, ``val_loss_by_dataset/NAME``.
 
     Every rank takes as many batches as every other: where samples are missing, `PlanSampler` gives fillers, which have
     no supervised token. So each sample counts once, and under ZeRO-3 all ranks gather parameters together.
@@ -74,59 +57,32 @@ def validation_loss(network: nn.Module, loader: DataLoader, should_stop: Callabl
     Args:
         network: The `VisionLanguageModel`, without wrappers, in evaluation mode.
         loader: Batches of a `MultimodalDataset`, ordered by a `PlanSampler` that doesn't shuffle.
-        should_stop: Asked before each batch; it has to say the same on every rank.
-
-    Returns:
-        The loss; None where it was stopped.
+        should_stop: Asked before each batch; it has to say the same on every rank. Where it does, None is returned.
     """
-    device = next(network.parameters()).device
-    names = [source.name for source in loader.dataset.sources]
-    sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)  # the last one is of fillers and padding
-    tokens, left_out = torch.zeros(len(names) + 1, dtype=torch.int64, device=device), Counter()
+    mean_weight = torch.ones((), device=next(network.parameters()).device)
+    own = sums, tokens, left_out = Counter(), Counter(), Counter()
     for batch in loader:
         if should_stop():
             return None
         left_out.update(sample["dropped"] for sample in batch.pop("dropped", ()))
         with naming([batch]):
-            losses = network(**network.data_preprocessor(batch), mode="loss", mean_weight=torch.ones((), device=device))
-        owners = [names.index(name) if name else len(names) for name in batch["datasets"]]
-        owners += [len(names)] * (len(losses["sample_losses"]) - len(owners))
-        index = torch.tensor(owners, device=device)
-        sums.index_add_(0, index, losses["sample_losses"])
-        counts = supervised_per_sample(batch).to(device)
-        tokens.index_add_(0, index[: len(counts)], counts)
-    by_name = (dict(zip(names, sum_over_ranks(each).tolist(), strict=False)) for each in (sums, tokens))
-    return ValidationLoss(*by_name, dict(sum(map(Counter, all_gather_object(dict(left_out))), Counter())))
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The answers of one validation and what they are worth.
-
-    Attributes:
-        measured: Of each data set; without a metric where the file has no answers.
-        rows: One per question: data set, id, images, question, expected and given answer, score; or why it is left out.
-        left_out: Number of questions that could not be asked.
-    """
-
-    measured: Sequence[Measured]
-    rows: Sequence[Mapping[str, Any]]
-    left_out: int
-
-    def scalars(self) -> dict[str, float]:
-        """``val/DATASET/FIGURE``, such as ``val/own/accuracy``."""
-        scored = [each for each in self.measured if each.metric]
-        return {f"val/{each.name}/{key}": value for each in scored for key, value in each.figures.items()}
-
-    def describe(self) -> str:
-        """One line: the headline of each data set, or the number of its answers."""
-        parts = []
-        for each in self.measured:
-            if each.metric and each.headline is not None:
-                parts.append(f"{each.name} {each.metric.headline} {each.headline:.1f} of {len(each.items):,}")
-            else:
-                parts.append(f"{each.name} {len(each.items):,} answers")
-        return ", ".join(parts) + (f"; left out: {self.left_out:,}" if self.left_out else "")
+            losses = network(**network.data_preprocessor(batch), mode="loss", mean_weight=mean_weight)
+        counts = supervised_per_sample(batch).tolist()
+        for name, loss, count in zip(batch["datasets"], losses["sample_losses"].tolist(), counts, strict=False):
+            sums[name] += loss
+            tokens[name] += count
+    sums, tokens, left_out = (sum(each, Counter()) for each in zip(*all_gather_object(own), strict=True))
+    means = {name: sums[name] / tokens[name] for name in sorted(tokens) if name}
+    count = sum(tokens.values())
+    loss = sum(sums.values()) / count if count else float("nan")
+    text = f"loss {loss:.4f}"
+    if len(means) > 1:
+        text += f" ({', '.join(f'{name} {mean:.4f}' for name, mean in means.items())})"
+    text += f" over {count:,} supervised tokens"
+    if left_out:
+        text += f"; left out: {', '.join(f'{number} {reason}' for reason, number in left_out.items())}"
+    scalars = {f"val_loss_by_dataset/{name}": mean for name, mean in means.items()}
+    return Found({**scalars, "val_loss": loss} if count else {}, text)
 
 
 def answer_questions(
@@ -137,8 +93,8 @@ def answer_questions(
     batch_size: int,
     max_new_tokens: int,
     should_stop: Callable[[], Any],
-) -> Scores | None:
-    """Answers all questions and scores the answers, on every rank.
+) -> Found | None:
+    """Answers all questions and scores the answers, on every rank; figures are named ``val/DATASET/FIGURE``.
 
     Ranks share the batches. Under ZeRO-3 all of them answer each one, because they gather parameters together.
 
@@ -149,9 +105,6 @@ def answer_questions(
         batch_size: Questions that a rank answers at a time.
         max_new_tokens: Length limit of an answer.
         should_stop: As for `validation_loss`.
-
-    Returns:
-        The scores; None where it was stopped.
     """
     together = any(map(is_partitioned, network.parameters()))
     ranks, rank = (1, 0) if together else (get_world_size(), get_rank())
@@ -168,18 +121,23 @@ def answer_questions(
     return _score(data_sets, {name: answer for part in all_gather_object(own) for name, answer in part.items()})
 
 
-def _score(data_sets: Sequence[DataSet], answers: Mapping[str, str | Unusable]) -> Scores:
-    measured, rows = [], []
+def _score(data_sets: Sequence[DataSet], answers: Mapping[str, str | Unusable]) -> Found:
+    scalars, texts, rows = {}, [], []
     for each in data_sets:
         given = {item.question.id: answers[each.asked(item).id] for item in each.items}
-        texts = {name: answer for name, answer in given.items() if not isinstance(answer, Unusable)}
-        found = measure(each.name, each.metric, each.items, texts)
-        scores = dict(zip(texts, found.scores, strict=True))
+        usable = {name: answer for name, answer in given.items() if not isinstance(answer, Unusable)}
+        found = measure(each.name, each.metric, each.items, usable)
+        scores = dict(zip(usable, found.scores, strict=True))
         for item in each.items:
             question, answer = item.question, given[item.question.id]
             row = {"dataset": each.name, "id": question.id, "images": question.images, "question": question.text}
-            row |= {"expected": item.expected, "answer": texts.get(question.id), "score": scores.get(question.id)}
-            rows.append(row | ({} if question.id in texts else {"left_out": answer.message}))
-        measured.append(found)
+            row |= {"expected": item.expected, "answer": usable.get(question.id), "score": scores.get(question.id)}
+            rows.append(row | ({} if question.id in usable else {"left_out": answer.message}))
+        if each.metric and found.headline is not None:
+            texts.append(f"{each.name} {each.metric.headline} {found.headline:.1f} of {len(found.items):,}")
+        else:
+            texts.append(f"{each.name} {len(found.items):,} answers")
+        if each.metric:
+            scalars |= {f"val/{each.name}/{key}": value for key, value in found.figures.items()}
     left_out = sum(len(each.left_out) for each in data_sets) + sum("left_out" in row for row in rows)
-    return Scores(measured, rows, left_out)
+    return Found(scalars, ", ".join(texts) + (f"; left out: {left_out:,}" if left_out else ""), rows)

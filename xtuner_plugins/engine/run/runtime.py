@@ -1,6 +1,6 @@
 """Makes MMEngine, XTuner and DeepSpeed run on this machine: a CPU, one GPU, or several.
 
-Each adjustment works around one defect of the pinned stack and is tested, so that an upgrade shows which can go.
+Each adjustment works around one defect of the pinned stack.
 """
 
 from __future__ import annotations

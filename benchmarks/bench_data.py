@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from data_inputs import INPUTS, RULE, Published, compare, like_llava_665k, make_base
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from xtuner_plugins.datasets import MultimodalDataset, collate
 from xtuner_plugins.datasets.images.tiles import MODES, open_tiles
@@ -46,17 +46,6 @@ def bench_images(folder: Path, args: argparse.Namespace) -> None:
         )
 
 
-class PeerDataset(Dataset):
-    def __init__(self, paths: list[str]):
-        self.paths, self.published = paths, Published()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.published(self.paths[index])
-
-
 def bench_loader(folder: Path, args: argparse.Namespace, warm_up: int = 12) -> None:
     """Two workers through the real dataset and collate.
 
@@ -65,26 +54,21 @@ def bench_loader(folder: Path, args: argparse.Namespace, warm_up: int = 12) -> N
     """
     paths, base = INPUTS[args.inputs](folder), make_base(folder / "base")
     size, num_batches = 4, args.batches
-    records = [
-        {
-            "image": path,
-            "conversations": [
-                {"from": "human", "value": "<image>\nWhat is it?"},
-                {"from": "gpt", "value": "An image."},
-            ],
-        }
-        for path in (paths * (num_batches * size // len(paths) + 1))[: num_batches * size]
-    ]
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "An image."}]
+    repeated = (paths * (num_batches * size // len(paths) + 1))[: num_batches * size]
+    records = [{"image": path, "conversations": turns} for path in repeated]
     random.Random(0).shuffle(records)
     (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
-    def loader(dataset, num_workers, collate_fn):
-        return DataLoader(dataset, batch_size=size, num_workers=num_workers, collate_fn=collate_fn)
+    def loader(dataset, collate_fn):
+        return DataLoader(dataset, batch_size=size, num_workers=2, collate_fn=collate_fn)
 
-    makers = {"peer": loader(PeerDataset([record["image"] for record in records]), 2, torch.cat)}
+    published = Published()
+    peers = [record["image"] for record in records]
+    makers = {"peer": loader(peers, lambda paths: torch.cat(list(map(published, paths))))}
     for fast in MODES:
         dataset = MultimodalDataset(base, str(folder / "data.jsonl"), fast_decoding=fast)
-        makers[f"{fast}, 2 workers"] = loader(dataset, 2, collate)
+        makers[f"{fast}, 2 workers"] = loader(dataset, collate)
     rates, busy = {name: [] for name in makers}, {name: [] for name in makers}
     for _ in range(args.rounds):
         for name, batches in makers.items():
@@ -128,11 +112,7 @@ def bench_packing(folder: Path, args: argparse.Namespace, num_samples: int = 100
             )
 
 
-BENCHES = {
-    "images": bench_images,
-    "loader": bench_loader,
-    "packing": bench_packing,
-}
+BENCHES = {"images": bench_images, "loader": bench_loader, "packing": bench_packing}
 
 
 def main() -> None:
@@ -140,9 +120,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=90, help="loader: how many (default: %(default)s)")
-    parser.add_argument(
-        "--inputs", choices=INPUTS, default="jpegs", help="images, loader: which images (default: %(default)s)"
-    )
+    inputs = "images, loader: which images (default: %(default)s)"
+    parser.add_argument("--inputs", choices=INPUTS, default="jpegs", help=inputs)
     args = parser.parse_args()
     if unknown := set(args.names) - set(BENCHES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")

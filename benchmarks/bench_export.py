@@ -7,8 +7,8 @@ Prints peak resident memory of the export's process, wall times (medians) and th
 what it wrote. Without --sync, whatever of the sources was in memory stays there (an export waits for the disk anyway).
 
 The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split. It has no model
-code, so the export is a Llama. `full` is a float32 .pth of projector and LLM, `lora` of rank 64 on all linear layers
-of the LLM plus the projector.
+code, so the export is in transformers' form, whose LLM is a Llama. `full` is a float32 .pth of projector and LLM,
+`lora` of rank 64 on all linear layers of the LLM plus the projector.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -94,10 +95,11 @@ def write_base(folder: Path, size: str) -> None:
 
 
 def write_inputs(base: Path, checkpoint: Path, config: Path, size: str, kind: str) -> None:
+    from tests.weights.training import save_pth
+
     write_base(base, size)
-    shapes = our_shapes(size)
     state = {}
-    for name, shape in shapes.items():
+    for name, shape in our_shapes(size).items():
         inner = name.removeprefix("language_model.")
         if name.startswith("mlp1.") or (kind == "full" and inner != name):
             state[f"model.{name}"] = torch.full(shape, 0.01)
@@ -105,10 +107,10 @@ def write_inputs(base: Path, checkpoint: Path, config: Path, size: str, kind: st
             layer = name.removesuffix(".weight")
             state[f"model.{layer}.lora_A.default.weight"] = torch.randn(RANK, shape[1]) * 0.02
             state[f"model.{layer}.lora_B.default.weight"] = torch.randn(shape[0], RANK) * 0.02
-    torch.save({"state_dict": state, "meta": {}}, checkpoint)
     lora = f"llm_lora=dict(type=LoraConfig, r={RANK}, lora_alpha=128, target_modules={list(TARGETS)!r})"
     setting = "freeze_llm=False" if kind == "full" else lora
     config.write_text(f"from peft import LoraConfig\nmodel = dict(base={str(base)!r}, {setting})\n")
+    save_pth(None, checkpoint, config, state=state)
 
 
 def drop_from_memory(files: list[Path]) -> None:
@@ -122,18 +124,15 @@ def drop_from_memory(files: list[Path]) -> None:
 def timed(command: list, *, sync: bool = False) -> dict:
     """Wall seconds (with ``sync`` until the disk has it all) and peak resident GiB of a process."""
     start = time.perf_counter()
-    code = (
-        "import resource, subprocess, sys\n"
-        "done = subprocess.run(sys.argv[1:])\n"
-        "print('peak_kib', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
-        "sys.exit(done.returncode)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            said.seek(0)
+            raise SystemExit(said.read()[-3000:])
     if sync:
         os.sync()
-    return {"wall_s": time.perf_counter() - start, "peak_gib": int(done.stdout.split("peak_kib")[1]) / 2**20}
+    return {"wall_s": time.perf_counter() - start, "peak_gib": usage.ru_maxrss / 2**20}
 
 
 def measure(args: argparse.Namespace, base: Path, checkpoint: Path, config: Path) -> dict:
@@ -146,7 +145,7 @@ def measure(args: argparse.Namespace, base: Path, checkpoint: Path, config: Path
         if args.sync:
             drop_from_memory([*base.iterdir(), checkpoint])
         tool = [sys.executable, ROOT / "tools/convert_to_official.py"]
-        exports.append(timed([*tool, config, checkpoint, out], sync=args.sync))
+        exports.append(timed([*tool, config, checkpoint, out, "--format", "hf"], sync=args.sync))
         if args.sync:
             drop_from_memory(list(out.iterdir()))
         copies.append(timed(["cp", "-r", out, copy], sync=args.sync))

@@ -218,9 +218,8 @@ def small_job(strategy: Strategy) -> Job:
 
 def small_model() -> nn.Module:
     """The model of `small_job`."""
-    encoder, llm = (
-        nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(n))) for n in (LAYERS // 4, LAYERS)
-    )
+    blocks = [nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS // 4 + LAYERS)]
+    encoder, llm = nn.Sequential(*blocks[: LAYERS // 4]), nn.Sequential(*blocks[LAYERS // 4 :])
     return nn.Sequential(encoder.requires_grad_(False), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), llm)
 
 

@@ -61,11 +61,8 @@ def build(family: str, folder: Path) -> None:
     for fields in (language_models.CLASSES["qwen3"][1], language_models.MOE):
         fields["head_dim"] = 32
     vision = {"torch_dtype": "float32", "num_hidden_layers": 4}
-    vision, llm = write_random_parts(
-        folder / "parts",
-        vision_overrides=vision,
-        llm_overrides={"torch_dtype": "float32", "tie_word_embeddings": False, "hidden_size": 128},
-    )
+    llm = {"torch_dtype": "float32", "tie_word_embeddings": False, "hidden_size": 128}
+    vision, llm = write_random_parts(folder / "parts", vision_overrides=vision, llm_overrides=llm)
     if kind:
         llm = language_models.write_llm(kind, folder / "llm", llm)
     prepare(llm, template)

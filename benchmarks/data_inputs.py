@@ -14,17 +14,10 @@ from xtuner_plugins.datasets.images.tiling import DynamicTiling
 SIZES = [(640, 480), (480, 640), (1024, 768), (336, 336), (1920, 1080), (2480, 3508)]
 RULE = DynamicTiling()
 NINE = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
-CONFIG = {
-    "model_type": "internvl_chat",
-    "template": "internvl2_5",
-    "force_image_size": 448,
-    "downsample_ratio": 0.5,
-    "dynamic_image_size": True,
-    "use_thumbnail": True,
-    "max_dynamic_patch": 12,
-    "vision_config": {"model_type": "intern_vit_6b", "patch_size": 14},
-    "llm_config": {"architectures": ["Qwen2ForCausalLM"]},
-}
+CONFIG = dict(model_type="internvl_chat", template="internvl2_5", force_image_size=448, downsample_ratio=0.5)
+CONFIG |= dict(dynamic_image_size=True, use_thumbnail=True, max_dynamic_patch=12)
+CONFIG |= dict(vision_config={"model_type": "intern_vit_6b", "patch_size": 14})
+CONFIG |= dict(llm_config={"architectures": ["Qwen2ForCausalLM"]})
 
 
 def compare(name: str, peer, ours: dict, rounds: int, clock=time.perf_counter) -> None:
@@ -75,13 +68,9 @@ class Published:
     def __init__(self):
         from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-        self.transform = Compose(
-            [
-                Resize((448, 448), interpolation=InterpolationMode.BICUBIC),
-                ToTensor(),
-                Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            ]
-        )
+        normalize = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        resize = Resize((448, 448), interpolation=InterpolationMode.BICUBIC)
+        self.transform = Compose([resize, ToTensor(), normalize])
 
     def __call__(self, path: str) -> torch.Tensor:
         image = Image.open(path).convert("RGB")
@@ -139,12 +128,10 @@ def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
             continue
         if kind == 1:
             size = coco[rng.integers(len(coco))] if rng.random() < 0.75 else tuple(map(int, rng.integers(300, 641, 2)))
+        elif kind == 2:
+            size = int(rng.integers(200, 400)), int(rng.integers(380, 500))
         else:
-            size = (
-                (int(rng.integers(200, 400)), int(rng.integers(380, 500)))
-                if kind == 2
-                else (1024, int(rng.integers(600, 1025)))
-            )
+            size = 1024, int(rng.integers(600, 1025))
         tiles[row] = rule.grid(*size).num_tiles
         tokens[row] += 256 * tiles[row] + 2
     return tokens, tiles

@@ -109,7 +109,7 @@ def marked_parts(model) -> Iterator[None]:
     calls = {
         "encoder": (model.model.vision_model, "patch_features"),
         "projector": (model.model.mlp1, "forward"),
-        "llm": (getattr(llm, model.llm.decoder), "forward"),
+        "llm": (llm.get_decoder(), "forward"),
         "head": (llm.get_output_embeddings(), "forward"),
     }
     with ExitStack() as stack:

@@ -13,6 +13,7 @@ those of the run that was left alone.
 """
 
 import argparse
+import filecmp
 import os
 import random
 import shutil
@@ -21,8 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -38,8 +39,7 @@ TRIES = 5  # of a phase whose command ends before it is killed
 FOLLOWS_IN = 60  # seconds in which the processes that weren't killed must end
 
 
-@dataclass
-class Kill:
+class Kill(NamedTuple):
     """One row of the table."""
 
     case: str
@@ -51,10 +51,7 @@ class Kill:
     left: int  # processes of ours that lived on
 
     def __str__(self) -> str:
-        return (
-            f"{self.case:<11}  {self.phase:<9}  {self.victim:<8}  {self.reached:>9.1f}  {self.moment:>8.1f}  "
-            f"{self.step:>4}  {self.left:>4}"
-        )
+        return "{:<11}  {:<9}  {:<8}  {:>9.1f}  {:>8.1f}  {:>4}  {:>4}".format(*self)
 
 
 HEADER = "kill  case         phase      victim    reached s  killed s  step  left"
@@ -176,14 +173,9 @@ def kill_once(project: Project, case: Case, phase: str, seconds: dict[str, float
 
 def differing_files(first: Path, second: Path) -> list[str]:
     """Names of files that differ between two exports. The manifest names its checkpoint, so it need only be there."""
-    names = sorted({p.relative_to(d).as_posix() for d in (first, second) for p in d.rglob("*") if p.is_file()})
-    same = [
-        (first / name).is_file()
-        and (second / name).is_file()
-        and (name == "export_manifest.json" or (first / name).read_bytes() == (second / name).read_bytes())
-        for name in names
-    ]
-    return [name for name, equal in zip(names, same, strict=True) if not equal]
+    names = {path.relative_to(folder) for folder in (first, second) for path in folder.rglob("*") if path.is_file()}
+    _, differing, missing = filecmp.cmpfiles(first, second, names, shallow=False)
+    return sorted({*map(str, differing)} - {"export_manifest.json"} | {*map(str, missing)})
 
 
 def phases_of(kills: int, cases: int, draw: random.Random) -> list[list[str]]:
@@ -254,9 +246,8 @@ def run(project: Project, cases: list[Case], kills: int, seed: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument(
-        "--cases", default=",".join(CASES), help=f"names, separated by commas (default: {', '.join(CASES)})"
-    )
+    names = f"names, separated by commas (default: {', '.join(CASES)})"
+    parser.add_argument("--cases", default=",".join(CASES), help=names)
     parser.add_argument("--seed", type=int, default=0, help="of phases, moments and victims")
     parser.add_argument("--out", type=Path, help="work in this folder, which must be new, and keep it")
     args = parser.parse_args()

@@ -20,6 +20,7 @@ _LLM_FIELDS = tuple(
         "max_position_embeddings rms_norm_eps rope_theta rope_scaling vocab_size bos_token_id eos_token_id pad_token_id"
     ).split()
 )
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # keys of every LLM, without prefix
 _LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _TOWER_FIELDS = tuple(
@@ -71,9 +72,7 @@ class LLMFamily:
         template: default conversation template.
         keeps_padding: keep the embedding's padded rows (as released Qwen3 models do) instead of cutting to the
             tokenizer's size.
-        embedding, head: keys of the input embedding and the output head, without prefix.
         quantized: names of a block's linear layers that 4 bits hold; None is ``lora_targets``.
-        decoder: attribute that holds the decoder without its head.
     """
 
     model_type: str
@@ -82,9 +81,6 @@ class LLMFamily:
     fields: tuple[str, ...] = _LLM_FIELDS
     template: str = "internvl2_5"
     keeps_padding: bool = False
-    embedding: str = "model.embed_tokens.weight"
-    head: str = "lm_head.weight"
-    decoder: str = "model"
     quantized: tuple[str, ...] | None = None
 
     @property

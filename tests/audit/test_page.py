@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xtuner_plugins.audit.cards import embed
 from xtuner_plugins.audit.check import PlainFiles, check_dataset
 from xtuner_plugins.audit.findings import find
 from xtuner_plugins.audit.page import as_json, pick, shares, what_if, write_page
@@ -117,8 +116,6 @@ def test_answers_of_a_pair_frames_of_a_video_and_boxes(write, qa, tmp_path):
         assert abs(np.concatenate(edges) - [50, 150, 20, 80]).max() <= 3
     page, _, _ = write({"a.jsonl": [qa("Where?", "<box>[[800, 2, 100, 8]]</box>", image="black.png")]}, PlainFiles)
     assert "within 0 to 1000" in page  # shown without its box, which can't be drawn
-    large = base64.b64decode(embed(Image.new("RGB", (1000, 500))).partition(",")[2])
-    assert Image.open(io.BytesIO(large)).size == (360, 180)
 
 
 def test_every_file_has_cards_and_records_with_a_reason_come_first(write, qa, tmp_path):

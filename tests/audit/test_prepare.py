@@ -124,6 +124,7 @@ def test_images_inside_a_file_are_written_once(tmp_path, monkeypatch):
         result = prepare(name, "part-*.parquet", "out.jsonl", "images")
         assert result.complaints == ["part-1.parquet:2: its image can't be read; download the file again"]
         names = [images[0] for images, _, _ in written(tmp_path / "out.jsonl", name)]
+        assert all(each.endswith(".jpg") for each in names)
         assert [(tmp_path / "images" / each).read_bytes() for each in names] == [red, red, blue] and names[0] == names[
             1
         ]

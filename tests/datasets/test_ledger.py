@@ -5,7 +5,6 @@ import stat
 
 import pytest
 
-from xtuner_plugins.datasets import ledger
 from xtuner_plugins.datasets.ledger import Ledger, TooManyBadSamples
 
 
@@ -49,7 +48,7 @@ def test_what_lies_behind_stays_and_what_will_be_met_again_goes(tmp_path):
 
 def test_the_ceiling_is_of_an_epoch_and_of_what_is_broken_on_all_ranks_together(tmp_path, monkeypatch):
     """Each rank has a ledger of its own over one file; resumed runs count what lies behind them."""
-    monkeypatch.setattr(ledger, "MAX_BAD_SAMPLES", 3)
+    monkeypatch.setattr("xtuner_plugins.datasets.ledger.MAX_BAD_SAMPLES", 3)
     own = Ledger(None)
     for epoch in range(3):
         own.account(epoch, 1, [bad(1), bad(2), bad(3), *(bad(9, reason) for reason in ("too_long", "rejected") * 5)])

@@ -22,7 +22,9 @@ def test_defaults_are_those_of_a_missing_field():
     assert (vision.num_attention_heads, vision.image_size, vision.patch_size) == (25, 224, 14)
     assert (vision.norm_type, vision.qk_normalization, vision.qkv_bias) == ("rms_norm", True, False)
     assert config.llm_config.model_type == "qwen2" and config.hidden_size == config.llm_config.hidden_size
-    assert (config.ps_version, config.downsample_ratio, config.select_layer) == ("v1", 0.5, -1)
+    expected = dict(ps_version="v1", downsample_ratio=0.5, select_layer=-1, min_dynamic_patch=1, max_dynamic_patch=6)
+    expected |= dict(dynamic_image_size=False, use_thumbnail=False, pad2square=False, force_image_size=None)
+    assert {name: getattr(config, name) for name in expected} == expected
     assert InternVLChatConfig.has_no_defaults_at_init and InternVLChatConfig.is_composition
     assert "internvl_chat" in repr(config)
     again = InternVLChatConfig(config.vision_config, config.llm_config)  # ready-made

@@ -10,10 +10,10 @@ import random
 import numpy as np
 import pytest
 import transformers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer
 
-from tests.weights.vocabularies import random_texts, sentencepiece_model, with_scheme, write_internlm2
+from tests.weights.language_models import random_texts, sentencepiece_model, write_internlm2
 from xtuner_plugins.datasets.plan.measure import count_pieces
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import encode, split_pieces
@@ -41,6 +41,20 @@ TURNS = [
 CONVERSATIONS = ((None, TURNS[:1]), (None, TURNS), (None, TURNS[1:]), ("Be brief.", TURNS))
 # Phi-3's own is the last: its control tokens swallow the white space behind them.
 SCHEMES = ("bytes", "bytes, swallowed", "first", "always", "never", "prepend", "prepend, swallowed")
+
+
+def with_scheme(tokenizer, scheme: str):
+    """Sets where a converted SentencePiece tokenizer writes a space: `first`, `always`, `never` or `prepend...`."""
+    backend, space = tokenizer.backend_tokenizer, normalizers.Replace(" ", "▁")
+    if scheme.startswith("prepend"):
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space])
+    else:
+        backend.normalizer = normalizers.Sequence([])
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+    if scheme != "never":
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        backend.decoder = decoders.Sequence(steps)
+    return tokenizer
 
 
 @pytest.fixture(scope="module", params=SCHEMES)

@@ -59,11 +59,14 @@ def test_a_checkpoint_answers_as_its_export_and_its_adapter(run, tmp_path):
 
 
 def test_what_the_words_mean(run):
-    table = {(): "iter_4.pth", ("iter_2.pth",): "iter_2.pth", (run / "iter_2.pth",): "iter_2.pth"}
-    for words, name in table.items():
-        assert find_source(run, *words) == Source(None, run / name)
-    assert find_source(run / "iter_4.pth") == Source(None, run / "iter_4.pth")
-    assert find_source(run / "mine.py", run / "iter_2.pth") == Source(run / "mine.py", run / "iter_2.pth")
+    for words, config, name in (
+        ((run,), None, "iter_4.pth"),
+        ((run / "iter_4.pth",), None, "iter_4.pth"),
+        ((run, "iter_2.pth"), None, "iter_2.pth"),
+        ((run, run / "iter_2.pth"), None, "iter_2.pth"),
+        ((run / "mine.py", run / "iter_2.pth"), run / "mine.py", "iter_2.pth"),
+    ):
+        assert find_source(*words) == Source(config, run / name)
 
 
 def test_a_description_is_what_a_session_does(toy_base, run, tmp_path):

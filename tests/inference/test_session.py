@@ -141,11 +141,11 @@ def test_an_image_of_several_questions_is_encoded_once(session, monkeypatch, tmp
 def test_tiles_and_pixels_are_those_of_training(session, toy_base, tmp_path):
     """Three images under a limit of 6: two tiles each, as the dataset cuts them, whatever each could use alone."""
     images, record = [], {"image": [], "conversations": [{"from": "human", "value": "<image>" * 3 + "Which?"}]}
+    record["conversations"].append({"from": "gpt", "value": "The last."})
     for name, size in {"a.png": (336, 224), "b.png": (448, 112), "c.png": (112, 112)}.items():
         images.append(tmp_path / name)
         make_image(*size).save(images[-1])
         record["image"].append(name)
-    record["conversations"].append({"from": "gpt", "value": "The last."})
     (tmp_path / "data.jsonl").write_text(json.dumps(record))
     sample = MultimodalDataset(str(toy_base), [str(tmp_path / "data.jsonl")], [str(tmp_path)], max_tiles=6)[0]
     shared = ChatSession(session.model, session.tokenizer, max_tiles=6)
@@ -163,24 +163,23 @@ def test_tiles_and_pixels_are_those_of_training(session, toy_base, tmp_path):
 
 def test_what_cannot_be_asked_or_opened(session, toy_base, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    for question, images, said in (
-        ("And this?", [tmp_path / "broken.png"], "broken.png"),
-        ("<image> or <image>?", [make_image(112, 112)], "2 <image> for 1 images"),
-        ("<image>?", [], "1 <image> for 0 images"),
+    for item, said in (
+        (("And this?", [tmp_path / "broken.png"]), "broken.png"),
+        (("<image> or <image>?", [make_image(112, 112)]), "2 <image> for 1 images"),
+        (("<image>?", []), "1 <image> for 0 images"),
     ):
         for asks in (lambda item: ask(session, *item), lambda item: session.answers([item])):
             with pytest.raises(ValueError, match=said):
-                asks((question, images))
-    for call, said in (
-        (lambda: session.answers([("Hi", [])], batch_size=0), "batch_size = 0"),
-        (lambda: ChatSession.from_pretrained(tmp_path / "missing"), "does not exist"),
-        (lambda: ChatSession.from_pretrained(tmp_path), "no config.json"),
-        (lambda: ChatSession.from_pretrained(toy_base, dtype="int4"), "dtype='int4' is unknown; it is one of: auto, b"),
-        (lambda: ChatSession(session.model, session.tokenizer, min_tiles=5, max_tiles=2), "min_tiles=5 and max_tiles"),
-        (lambda: resolve_device("tpu"), "device 'tpu' can't be used"),
-        (lambda: resolve_device("cuda:99"), "device 'cuda:99' can't be used"),
-        (lambda: resolve_device("meat"), "device 'meat' can't be used"),
+                asks(item)
+    opens, limited = ChatSession.from_pretrained, {"min_tiles": 5, "max_tiles": 2}
+    for call, words, options, said in (
+        (session.answers, ([("Hi", [])],), {"batch_size": 0}, "batch_size = 0"),
+        (opens, (tmp_path / "missing",), {}, "does not exist"),
+        (opens, (tmp_path,), {}, "no config.json"),
+        (opens, (toy_base,), {"dtype": "int4"}, "dtype='int4' is unknown; it is one of: auto, bfloat16"),
+        (ChatSession, (session.model, session.tokenizer), limited, "min_tiles=5 and max_tiles=2"),
+        *((resolve_device, (name,), {}, f"device '{name}' can't be used") for name in ("tpu", "cuda:99", "meat")),
     ):
         with pytest.raises(ValueError, match=said):
-            call()
+            call(*words, **options)
     assert resolve_device("cpu") == torch.device("cpu") and resolve_device("auto").type in ("cpu", "cuda")

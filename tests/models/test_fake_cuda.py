@@ -1,25 +1,51 @@
 """Which kernels a GPU gets, at true width: attention without masks, and no wait for the device."""
 
+import collections
 import itertools
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from benchmarks import bench_memory_plan
+from benchmarks.fake_gpu import LiveBytes
 from benchmarks.random_model import config_of
 from xtuner_plugins.models import attention
 from xtuner_plugins.planning.job import Batch
 from xtuner_plugins.planning.published import BASES
 
 from .batches import LORA
-from .fake_cuda import Watch
 
 LAYERS = 2
 FAMILIES = ("InternVL3-2B", "InternVL3_5-2B", "InternVL2_5-2B", "InternVL2-4B", "InternVL3_5-30B-A3B")
-STAGES = (
-    dict(freeze_llm=False),
-    dict(llm_lora=LORA | dict(r=16, lora_dropout=0.05)),
-    dict(freeze_visual_encoder=False),
-)
+STAGES = (dict(freeze_llm=False), dict(llm_lora=LORA | dict(lora_dropout=0.05)), dict(freeze_visual_encoder=False))
+
+
+class Watch(LiveBytes):
+    """What a step on fake CUDA tensors would ask of the device.
+
+    Attributes:
+        calls: operations by name, and by name and dtype.
+        waits: copies between CPU and device, but those from pinned memory that nobody waits for.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.waits = collections.Counter(), []
+        self._pinned: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, function._schema.name
+        if function is torch.ops.aten._pin_memory.default:  # FakeTensorMode doesn't know it
+            result = torch.empty(args[0].shape, dtype=args[0].dtype)
+            self._pinned.append(result)
+        else:
+            result = super().__torch_dispatch__(function, types, args, kwargs)
+        tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, torch.Tensor)]
+        self.calls.update([name, *[(name, each.dtype) for each in tensors[:1]]])
+        if name in ("aten::_to_copy", "aten::copy_") and len({each.device.type for each in tensors}) > 1:
+            is_pinned = any(tensors[0] is each for each in self._pinned)
+            self.waits += [] if is_pinned and kwargs.get("non_blocking") else [name]
+        return result
 
 
 def test_a_step_of_each_family(monkeypatch):

@@ -118,7 +118,7 @@ def test_each_image_is_encoded_once_and_each_prompt_read_once(build, monkeypatch
     monkeypatch.setattr(model, "train", None)
     tiles, calls = [], []
     model.model.vision_model.embeddings.register_forward_pre_hook(lambda module, args: tiles.append(len(args[0])))
-    decoder = getattr(model.model.language_model, model.llm.decoder)
+    decoder = model.model.language_model.get_decoder()
 
     def note(module, args, kwargs):
         calls.append((kwargs["inputs_embeds"].shape[1], decoder.layers[0].self_attn.training))

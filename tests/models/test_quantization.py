@@ -105,6 +105,7 @@ def test_the_merged_export_keeps_what_was_learned(tmp_path):
         exact, other = (logits(with_context(m, model), inputs) for m in (packed, plain))
         return ((exact - other).square().mean() / exact.square().mean()).sqrt().item()
 
-    quantize = linear_quantizer("language_model", model.llm.lora_targets, SETTINGS, torch.float32)
+    targets = llm_family(model.model.config.llm_config.to_dict()).lora_targets
+    quantize = linear_quantizer("language_model", targets, SETTINGS, torch.float32)
     of_base, of_export = gap(load(base, filled=quantize).train(), load(base)), gap(model.model, merged.model)
     assert of_export < 0.35 and of_export == pytest.approx(of_base, rel=0.15)

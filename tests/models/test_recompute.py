@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.models import recompute
-from xtuner_plugins.toy.models import write_random_parts
 
 from . import batches
 from .batches import LORA, WHOLE, assert_same, backward, make_batch, run
@@ -17,13 +15,6 @@ WAYS = {  # the first keeps all
     "all": dict(gradient_checkpointing=True),
     "all, on the host": dict(gradient_checkpointing=True, offload_activations=True),
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("deep")
-    build_base(*write_random_parts(folder, vision_overrides={"num_hidden_layers": 5}), folder / "base", dtype="float32")
-    return str(folder / "base")
 
 
 def build(base, **settings):
@@ -45,18 +36,18 @@ def kept_bytes(model, batch):
         return sum(kept.values())
 
 
-def test_nothing_changes_but_what_is_kept(base):
+def test_nothing_changes_but_what_is_kept(toy_base):
     """Bit for bit: the same operations run twice, dropout included. A gradient passes through a frozen LLM, too."""
     frozen = {"freeze_visual_encoder": True}
     for trains in (
         {"drop_path": 0.5},
-        {"visual_encoder_last_layers": 3, **frozen},
+        {"visual_encoder_last_layers": 1, **frozen},
         {"visual_encoder_lora": LORA | {"lora_dropout": 0.2}, **frozen},
         {"freeze_llm": True, **frozen},
     ):
         results, kept = [], {}
         for name, settings in WAYS.items():
-            model = build(base, **trains, **settings)
+            model = build(toy_base, **trains, **settings)
             batch = make_batch(model)
             torch.manual_seed(1)
             results.append(backward(model, batch))
@@ -69,8 +60,8 @@ def test_nothing_changes_but_what_is_kept(base):
         assert kept["all"] - kept["all, on the host"] >= inputs
 
 
-def test_a_frozen_llm_has_no_dropout(base):
-    model = build(base, freeze_llm=True)
+def test_a_frozen_llm_has_no_dropout(toy_base):
+    model = build(toy_base, freeze_llm=True)
     llm, batch = model.model.language_model, make_batch(model)
     assert not llm.training and not any(m.training for n, m in llm.named_modules() if n.endswith(("self_attn", "mlp")))
     for layer in llm.model.layers:
@@ -78,15 +69,15 @@ def test_a_frozen_llm_has_no_dropout(base):
     torch.testing.assert_close(run(model, batch)["loss"], run(model.eval(), batch)["loss"])
 
 
-def test_under_zero_3(base, monkeypatch):
+def test_under_zero_3(toy_base, monkeypatch):
     """The LLM in the reentrant way, the encoder in the other one, but not with LoRA."""
     with pytest.raises(ValueError, match="offload_activations=True needs gradient_checkpointing=True"):
-        build(base, gradient_checkpointing=False, offload_activations=True)
+        build(toy_base, gradient_checkpointing=False, offload_activations=True)
     ways = []
     monkeypatch.setattr(recompute, "is_deepspeed_zero3_enabled", lambda: True)
     monkeypatch.setattr(recompute, "_enable", lambda part, reentrant: ways.append((type(part).__name__, reentrant)))
-    model = build(base)
+    model = build(toy_base)
     assert ways == [("Qwen2ForCausalLM", True), ("InternVisionModel", False)]
     assert model.model.language_model.get_input_embeddings()(torch.tensor([1])).requires_grad
-    build(base, freeze_visual_encoder=True, visual_encoder_lora=LORA)
+    build(toy_base, freeze_visual_encoder=True, visual_encoder_lora=LORA)
     assert ways[2:] == [("Qwen2ForCausalLM", True)]

@@ -2,18 +2,16 @@
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from PIL import Image
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from xtuner_plugins.datasets import ledger
 from xtuner_plugins.datasets.collate import collate
-from xtuner_plugins.datasets.ledger import TooManyBadSamples
 from xtuner_plugins.datasets.left_out import dropped_sample
 from xtuner_plugins.errors import RecordError
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.models.preprocessor import TilePreprocessor
-from xtuner_plugins.models.rows import check_counts, fill_row, make_row
+from xtuner_plugins.models.rows import check_counts, make_row
 
 IMAGE = 7
 # Two samples of five and three tokens; the second has no image.
@@ -48,23 +46,6 @@ def test_a_padded_batch_and_a_pack_mean_the_same():
         assert (row.predicting.tolist(), row.targets.tolist()) == ([2, 3, 5], [2, 3, 5])
         assert (row.weights.tolist(), row.owners.tolist()) == ([0.5, 0.5, 4.0], [0, 0, 1])
         assert make_row(batch, IMAGE).weights is None
-
-
-def test_answers_go_on_from_their_prompt():
-    """Prompt 1 7 7 2, chosen 3 4, rejected 5 6 5; a second prompt 1 with the answer 2; two tokens of padding."""
-    batch = {
-        "input_ids": torch.tensor([[1, 7, 7, 2, 3, 4, 5, 6, 5, 1, 2, 0, 0]]),
-        "labels": torch.tensor([[-100, -100, -100, -100, 3, 4, 5, 6, 5, -100, 2, -100, -100]]),
-        "cu_seqlens": torch.tensor([0, 4, 6, 9, 10, 11], dtype=torch.int32),
-        "follows": torch.tensor([-1, 0, 0, -1, 3]),
-    }
-    row = make_row(batch, IMAGE)
-    assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5, 6, 0, 1, 0, 1]]
-    assert row.predicting.tolist() == [3, 4, 3, 6, 7, 9] and row.targets.tolist() == [3, 4, 5, 6, 5, 2]
-    assert row.owners.tolist() == [1, 1, 2, 2, 2, 4] and row.segments.branches.follows == (-1, 0, 0, -1, 3, -1)
-    filled = fill_row(row, 8)
-    assert filled.segments.bounds[-2:] == (13, 16) and filled.segments.branches.follows == (-1, 0, 0, -1, 3, -1, -1)
-    assert filled.input_ids.shape == filled.position_ids.shape == (1, 16) and fill_row(row, 13) is row
 
 
 def test_without_labels_one_target_of_weight_zero_stands_in():
@@ -112,18 +93,10 @@ def test_normalization_equals_totensor_and_normalize():
         preprocessor(batch)
 
 
-def test_samples_left_out_are_counted_without_a_ledger(caplog, monkeypatch):
-    """A run without `LedgerHook`: the model gets none of it, the log has each, and the ceiling holds."""
-    monkeypatch.setattr(ledger, "MAX_BAD_SAMPLES", 1)
-
-    def batch(reason):
-        return collate([dropped_sample(RecordError(reason, "words", place="f:7"), "f:7", 28)])
-
-    preprocessor, logger = TilePreprocessor(), MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)
+def test_samples_left_out_are_logged_without_a_ledger(monkeypatch):
+    said, preprocessor = [], TilePreprocessor()
+    monkeypatch.setattr(ledger, "print_log", lambda text, *_: said.append(text))
     for reason in ("image_missing", "too_long"):
-        assert "dropped" not in preprocessor(batch(reason))
-    logger.removeHandler(caplog.handler)
-    assert "(2 so far), too_long: f:7: words" in caplog.text and "LedgerHook" in caplog.text
-    with pytest.raises(TooManyBadSamples, match="2 samples can't be used, .* beyond 1 per"):
-        preprocessor(batch("json"))
+        batch = collate([dropped_sample(RecordError(reason, "words", place="f:7"), "f:7", 28)])
+        assert "dropped" not in preprocessor(batch)
+    assert "(2 so far), too_long: f:7: words" in said[1] and "LedgerHook" in said[1]

@@ -50,13 +50,6 @@ def test_settings_reach_the_job_and_its_batches():
     assert (job.adapters["llm"].rank, job.adapters["llm"].dropout) == (LoraConfig().r, False)
 
 
-def test_steps_and_time():
-    run = planned("finetune_full")
-    assert run.samples_per_step == 128 and run.steps == 5196  # 665,000 / 128, rounded up
-    assert run.seconds(100, 0.4) == pytest.approx(5196 * 128 * run.work.total / (8 * 4e13))
-    assert plan.plan_config(settings_of("finetune_packed") | {"train_cfg": {"max_iters": 7}}, plain(1)).steps == 7
-
-
 def test_what_cannot_be_planned():
     loader, mine = {"train_dataloader": {"batch_size": 1, "dataset": {"max_length": 512}}}, {"base": "exports/mine"}
     for settings, message in (
@@ -111,13 +104,12 @@ def test_lengths_are_taken_from_the_cache_and_never_measured(toy_base, tmp_path,
 
 
 ROWS = dict(batch_size=4, accumulative_counts=2, max_tiles=12, max_length=4096)
-PACKS = dict(pack_tokens=8192, pack_tiles=26, offload_activations=True)
 SMALLER = ["batch_size=2 accumulative_counts=4", "batch_size=1 accumulative_counts=8", "max_tiles=6 max_length=2048"]
 FASTER = ["gradient_checkpointing=False", "batch_size=8 accumulative_counts=1"]
 CHANGES = [  # GiB used of 80, settings; the changes that are planned
     (100, ROWS | {"gradient_checkpointing": False}, ["gradient_checkpointing=True", *SMALLER]),
     (100, ROWS, ["offload_activations=True", *SMALLER]),
-    (100, PACKS, ["pack_tokens=4096 pack_tiles=13"]),
+    (100, dict(pack_tokens=8192, pack_tiles=26, offload_activations=True), ["pack_tokens=4096 pack_tiles=13"]),
     (20, ROWS | {"sequence_parallel": 4}, ["sequence_parallel=1", *FASTER]),
 ]
 
@@ -139,11 +131,16 @@ def test_advice_is_planned_again():
     assert advise(20, ROWS, 70, 81)[0] == ["gradient_checkpointing=False fits too: 70.0 of 80.0 GiB"]
 
 
-def test_words_of_the_report(warm_up):
+def test_steps_time_and_words_of_the_report(warm_up):
+    run = planned("finetune_full")
+    assert run.samples_per_step == 128 and run.steps == 5196  # 665,000 / 128, rounded up
+    assert run.seconds(100, 0.4) == pytest.approx(5196 * 128 * run.work.total / (8 * 4e13))
+    assert plan.plan_config(settings_of("finetune_packed") | {"train_cfg": {"max_iters": 7}}, plain(1)).steps == 7
+    assert "; 5,196 steps of 128 samples, at most " in report.sentence(run.memory, run, GPUS["H100"])
+    cells = list(report.memory_table(run.memory, run.strategy, "H100", 80 * GIB).columns[1].cells)
+    assert cells[-2:] == [f"{80 - run.memory.total / GIB:.1f}", "fits"]
     for available, words in ((9, "does not fit"), (10, "tight"), (11, "tight"), (12, "fits")):
         assert report.verdict(Plan("loss", {"a": 10}, {"loss": 10}, 0), available) == words
     for strategy in (plain(1), strategy_named("deepspeed_zero2", 2)):
         assert set(plan_memory(replace(warm_up, last_layers=1), strategy).moments) <= set(report.MOMENTS)
-    for name, words in (("finetune_full", "; 5,196 steps of 128 samples, at "), ("finetune_lora", "counted the rec")):
-        assert words in report.sentence((run := planned(name)).memory, run, GPUS["H100"])
     assert report.duration(90) == "2 minutes" and report.duration(2 * 3600) == "2.0 hours"

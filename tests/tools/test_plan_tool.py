@@ -1,11 +1,14 @@
 """The plan as a user gets it."""
 
+import math
 import re
 import runpy
 
 import pytest
 
 from tests.conftest import ROOT
+
+READMES = ("README.md", "README_zh-CN.md")
 
 
 @pytest.fixture
@@ -75,3 +78,16 @@ def test_errors_are_one_line(plan, tmp_path):
         assert (status, lines, len(errors)) == (2, [], 1) and errors[0].startswith("error: "), (words, errors)
         assert message in errors[0], errors
     assert "--mfu: 40: give a number above 0, at most 1" in plan("finetune_full", "--mfu", "40")[2][-1]
+
+
+def test_the_tables_of_both_readmes_are_planned(plan):
+    recipes = ("finetune_qlora", "finetune_lora", "finetune_full")
+    tables = [
+        re.findall(r"^\| (InternVL3_5\S+) (\|.*\d GiB.*)\|$", (ROOT / name).read_text(), re.M) for name in READMES
+    ]
+    assert tables[0] == tables[1] and len(tables[0]) == 6
+    for base, cells in tables[0]:
+        for recipe, (gpus, needed) in zip(recipes, re.findall(r"(\d+) x (\d+) GiB", cells), strict=True):
+            _, lines, _ = plan(recipe, "--gpus", gpus, "--set", "batch_size=1", f"base=models/{base}")
+            total = next(line for line in lines if "sum, " in line)
+            assert math.ceil(float(re.search(r"(\d+\.\d)", total)[1])) == int(needed), (base, recipe)

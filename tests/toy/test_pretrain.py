@@ -42,7 +42,8 @@ def test_a_step_lowers_the_loss_on_a_fixed_batch():
 
 def test_labels_are_the_answers_alone(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(pretrain.build_tokenizer(tmp_path))
-    ids, labels = pretrain._Encoder(tokenizer)(None, " . red47", [("What number?", "47"), ("Is it?", "no")])
+    turns = [("What number?", "47"), ("Is it?", "no")]
+    ids, labels = pretrain._encode(lambda text: tokenizer(text)["input_ids"], None, " . red47", turns)
     assert tokenizer.decode(ids) == (
         "<|im_start|>user\n . red47\nWhat number?<|im_end|>\n<|im_start|>assistant\n47<|im_end|>\n"
         "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"

@@ -133,6 +133,7 @@ def test_configs_that_lie(toy_base, tmp_path, run_tool, refused):
     ]
     fields = read_json(toy_base / "config.json")
     lies = [({**fields, part: {**fields[part], key: value}}, words) for part, key, value, words in table]
+    lies.insert(0, ({"model_type": "internvl", "text_config": {}}, r"base holds something else .*'vision_config'"))
     texts = [('{"a":' * 100_000 + "1" + "}" * 100_000, "config.json is not readable JSON: maximum recursion")]
     lies.insert(0, ({**fields, "system_message": 3}, "system_message is 3, expected str"))
     texts += [(json.dumps(lie), words) for lie, words in lies]

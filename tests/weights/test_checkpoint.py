@@ -34,18 +34,23 @@ def test_what_is_opened(tmp_path):
         assert_same(opened.tensors, {"a": torch.ones(2)})
 
 
+STRANGE = {"u": {"state_dict": {}, "meta": {"iter": []}}, "x": {"state_dict": {"a": 3}}}
+STRANGE |= {"y": {"state_dict": {}, "meta": [7]}, "z": [7]}
+
+
 def test_refusals(tmp_path, refused):
     (tmp_path / "adapter").mkdir()
     write_json(tmp_path / "adapter" / "adapter_config.json", {"peft_type": "LORA"})
-    for name, content in {"x": {"state_dict": {"a": 3}}, "y": {"state_dict": {}, "meta": [7]}, "z": [7]}.items():
+    for name, content in STRANGE.items():
         torch.save(content, tmp_path / f"{name}.pth")
     for call, name, words in (
         (open_checkpoint, "adapter", "is a PEFT adapter; .*merge_and_unload"),
         (open_checkpoint, "nowhere", "does not exist"),
         (open_checkpoint, "x.pth", "a is not a tensor"),
-        (open_checkpoint, ".", r"it holds: adapter, x\.pth"),
+        (open_checkpoint, ".", r"it holds: adapter, u\.pth"),
         (read_checkpoint, "nowhere", "does not exist"),
         (read_checkpoint, "adapter", "is a directory without"),
+        (read_checkpoint, "u.pth", r"u.pth holds something else than it should \(TypeError: .*list"),
         *((read_checkpoint, name, f"{name} was not written by a training") for name in ("x.pth", "y.pth", "z.pth")),
     ):
         refused(words, call, tmp_path / name)
@@ -135,6 +140,7 @@ def test_what_is_no_whole_save(tmp_path, refused):
         *((stage, dict(shapes=short), "numbers are there, the parameters have .* different saves") for stage in (2, 3)),
         *((stage, dict(shapes=long), "the numbers end before b") for stage in (1, 3)),
         *((stage, dict(count=3), r"saved by 3 ranks but holds 2 \*_optim_states") for stage in (1, 3)),
+        *((stage, dict(param_shapes=[3]), "holds something else than it should") for stage in (1, 3)),
         (1, dict(frozen_param_fragments={}), "the frozen parameter c is listed but its numbers are missing"),
     ]
     for number, (stage, changes, words) in enumerate(table):
@@ -151,6 +157,6 @@ def test_what_is_no_whole_save(tmp_path, refused):
 
 def test_the_dtype_that_deepspeed_computes_in(refused):
     on, off = {"enabled": True}, {"enabled": False}
-    table = [({"bf16": on}, torch.bfloat16), ({"fp16": on, "bf16": off}, torch.float16), ({"bf16": off}, torch.float32)]
-    assert [partition_dtype(config) for config, _ in table] == [dtype for _, dtype in table]
+    configs = {"bf16": on}, {"fp16": on, "bf16": off}, {"bf16": off}
+    assert [*map(partition_dtype, configs)] == [torch.bfloat16, torch.float16, torch.float32]
     refused("stage is 2", over_ranks, {"zero_optimization": {"stage": 2}}, error=ValueError)

@@ -111,7 +111,7 @@ def test_what_must_never_be_replaced(tmp_path, monkeypatch, refused):
         "overwrite the base": "link/base link/base/ models/../models/base link models deep/../models/base",
         "lie inside": "models/base/x link/base/x models/base/new/deeper models/base/part",
         "not a plain directory": "file away/ gone",
-        "--force replaces only those": "home",
+        "--force replaces only model directories": "home",
     }
     table = [(out, "models/base", words) for words, outs in outputs.items() for out in outs.split()]
     table += [("link/base", given, "overwrite the base") for given in ("direct", "models/base/weights")]

@@ -35,14 +35,14 @@ from ..inference.questions import Question, Unusable
 from .items import Item
 from .metrics import Metric, by_group, find_metric
 
-IMAGES = "benchmark_images"  # in the cache folder: images that TSV files hold, under names made from their content
+IMAGES = "benchmark_images"  # in the cache folder: those that TSV files hold
 MAX_CELL = 128 * 2**20  # bytes of a cell: an image of 96 MiB in base64
 BRIEF = 64  # characters of a right answer; where none has more, an answer of 128 tokens is long enough
 LONGEST_REFERENCE = 64  # VLMEvalKit's rule: a shorter image cell is the index of the row that holds the image
 ROTATION = 1_000_000  # MMBench numbers the rotations of question 7 as 1000007, 2000007, ...
 FACTS = ("category", "group")
 KEYS = ("id", "image", "images", "question", "answer", "answers", "choices", "hint", *FACTS)
-WRITTEN = "written"  # of a TSV's row: the path of its image in the cache
+WRITTEN = "written"  # of a TSV's row: the path of its image in the cache, whose name is made from its content
 TURNS = "conversations"
 _FIELD = re.compile(r"\{(question|hint|choices)\}")
 _HAN = re.compile("[\u4e00-\u9fff]")
@@ -119,27 +119,19 @@ def open_data_sets(
         if read.name in found:
             problem = f"{found[read.name].path} and {path} have the same name, {read.name!r}"
             raise SettingError("data", problem, "rename one of them")
-        read.hash = items_hash(read.items)
-        lengths = [len(text) for item in read.items for text in item.expected or (" " * 1000,)]
-        read.longest_answer = 128 if max(lengths) <= BRIEF else 512
-        read.items = first_groups(read.items, limit or len(read.items))
+        facts = [(i.question.id, i.question.text, i.question.images, i.expected, i.facts) for i in read.items]
+        read.hash = text_hash(json.dumps(facts, ensure_ascii=False, sort_keys=True))
+        if all(item.expected and max(map(len, item.expected)) <= BRIEF for item in read.items):
+            read.longest_answer = 128
+        taken: set[int] = set()
+        for group in by_group(read.items):
+            taken.update(group if len(taken) < (limit or len(read.items)) else ())
+        read.items = [read.items[position] for position in sorted(taken)]
         found[read.name] = read
     return list(found.values())
 
 
-def items_hash(items: Sequence[Item]) -> str:
-    """Of what is asked and expected, and of the names of the images."""
-    facts = [(i.question.id, i.question.text, i.question.images, i.expected, dict(i.facts)) for i in items]
-    return text_hash(json.dumps(facts, ensure_ascii=False, sort_keys=True))
-
-
-def first_groups(items: Sequence[Item], limit: int) -> list[Item]:
-    """The first groups that make up `limit` items or more, in the items' order."""
-    taken: set[int] = set()
-    for group in by_group(items):
-        if len(taken) < limit:
-            taken.update(group)
-    return [item for position, item in enumerate(items) if position in taken]
+Rows = Iterable[tuple[str, "dict[str, Any] | DataError"]]  # the place of each, and the row or what is wrong with it
 
 
 def _open(path: Path, metric: str | None, prompt: str | None, images: str | None) -> DataSet:
@@ -148,38 +140,32 @@ def _open(path: Path, metric: str | None, prompt: str | None, images: str | None
     if not path.exists():
         raise SettingError("data", f"{path} isn't there", "correct the path")
     if path.is_dir():
-        folder, rows = ImageFolder(path), _in_folder(path)
+        folder, found = ImageFolder(path), _in_folder(path)
     elif suffix == ".tsv":
         known, template = next((row for stems, row in STEMS.items() if name.lower().startswith(stems)), (None, OWN))
-        folder, rows = ImageFolder(images or path.parent), _in_tsv(path)
+        folder, found = ImageFolder(images or path.parent), _in_tsv(path)
     elif suffix in (".jsonl", ".json"):
-        folder, rows = ImageFolder(images, path.parent), _in_lines(path)
+        folder, found = ImageFolder(images, path.parent), _in_lines(path)
     else:
         raise SettingError("data", f"{path} is neither .tsv nor .jsonl nor a folder", "name a file of questions")
-    rows, asks = list(rows), bool(prompt) and "{question}" not in prompt
-    if asks and all(row.get("question") for _, row in rows if isinstance(row, dict)):
+    found = list(found)
+    rows = [row for _, row in found if isinstance(row, dict)]
+    default = ""
+    if prompt and "{question}" in prompt:
+        template = prompt
+    elif prompt and all(row.get("question") for row in rows):
         told = "write {question} where the question belongs"
         raise SettingError("prompt", f"the prompt {prompt[:80]!r} has no {{question}}", told)
-    default, template = (prompt, template) if asks else ("", prompt or template)
-    found = [(place, _item(row, default, template, folder, place)) for place, row in rows]
-    items = [each for _, each in found if isinstance(each, Item)]
-    chosen = "multiple_choice" if all("choices" in item.facts for item in items) else "exact_match"
-    measure = find_metric(metric or known or chosen) if any(item.expected for item in items) else None
-    data_set = DataSet(name, str(path), measure, *_checked(found, measure))
-    if not data_set.items:
-        first = f"; the first: {data_set.left_out[0].message}" if found else ""
-        raise SettingError("data", f"{path}: none of its {len(found)} questions can be used{first}", "correct it")
-    return data_set
-
-
-def _checked(found: list[tuple[str, Item | DataError]], measure: Metric | None) -> tuple[list[Item], list[Unusable]]:
-    """The items that can be measured, and why the others can't be used."""
+    elif prompt:
+        default = prompt
+    has_answers = any(row.get(key) not in (None, []) for row in rows for key in ("answer", "answers"))
+    chosen = "multiple_choice" if all(row.get("choices") for row in rows) else "exact_match"
+    measure = find_metric(metric or known or chosen) if has_answers else None
     items: dict[str, Item] = {}
-    left_out = []
-    for place, item in found:
+    data_set = DataSet(name, str(path), measure, [])
+    for place, row in found:
         try:
-            if isinstance(item, DataError):
-                raise item
+            item = _item(row, default, template, folder, place)
             if measure is not None:
                 measure.check(item)
             if item.question.id in items:
@@ -187,36 +173,39 @@ def _checked(found: list[tuple[str, Item | DataError]], measure: Metric | None) 
             items[item.question.id] = item
         except DataError as error:
             said = str(error)
-            left_out.append(Unusable(place, said if place in said else f"{place}: {said}"))
-    return list(items.values()), left_out
+            data_set.left_out.append(Unusable(place, said if place in said else f"{place}: {said}"))
+    if not items:
+        first = f"; the first: {data_set.left_out[0].message}" if found else ""
+        raise SettingError("data", f"{path}: none of its {len(found)} questions can be used{first}", "correct it")
+    data_set.items = list(items.values())
+    return data_set
 
 
-def _item(
-    row: dict[str, Any] | DataError, default: str, template: str, folder: ImageFolder, place: str
-) -> Item | DataError:
-    """The item of a row of one's own, or what is wrong with it; `default` is asked where it has no question."""
-    try:
-        if isinstance(row, DataError):
-            raise row
-        choices = _choices(row.get("choices"), place)
-        values = {key: "".join(_texts(row, key, place)) for key in ("id", "hint", "question")}
-        values["question"] = values["question"] or default
-        if not values["question"].strip():
-            raise RecordError("question", "no 'question'", "every row needs one, or give --prompt", place)
-        values["choices"] = "\n".join(f"{letter}. {text}" for letter, text in choices.items())
-        text = clean(fill(template, values), "the question", place)
-        names = [each for key in ("images", "image") for each in _texts(row, key, place)]
-        paths = [folder.resolve(name) for name in names]
-        if gone := [path for path in paths if not os.path.isfile(path)]:
-            raise RecordError("image_missing", f"image {gone[0]!r} isn't there", "give the image folder", place)
-        if WRITTEN in row:
-            names, paths = [os.path.basename(row[WRITTEN])], [row[WRITTEN]]
-        answers = [_letter(each, choices) for key in ("answers", "answer") for each in _texts(row, key, place)]
-        facts = ({"choices": choices} if choices else {}) | {key: row[key] for key in FACTS if row.get(key) is not None}
-        name = values["id"] or f"line {place.rpartition(':')[2]}"
-        return Item(Question(name, text, tuple(names), tuple(paths)), tuple(answers), facts, place)
-    except DataError as error:
-        return error
+def _item(row: dict[str, Any] | DataError, default: str, template: str, folder: ImageFolder, place: str) -> Item:
+    """The item of a row of one's own; `default` is asked where it has no question.
+
+    Raises:
+        DataError: What is wrong with the row.
+    """
+    if isinstance(row, DataError):
+        raise row
+    choices = _choices(row.get("choices"), place)
+    values = {key: "".join(_texts(row, key, place)) for key in ("id", "hint", "question")}
+    values["question"] = values["question"] or default
+    if not values["question"].strip():
+        raise RecordError("question", "no 'question'", "every row needs one, or give --prompt", place)
+    values["choices"] = "\n".join(f"{letter}. {text}" for letter, text in choices.items())
+    text = clean(fill(template, values), "the question", place)
+    names = [each for key in ("images", "image") for each in _texts(row, key, place)]
+    paths = [folder.resolve(name) for name in names]
+    if gone := [path for path in paths if not os.path.isfile(path)]:
+        raise RecordError("image_missing", f"image {gone[0]!r} isn't there", "give the image folder", place)
+    if WRITTEN in row:
+        names, paths = [os.path.basename(row[WRITTEN])], [row[WRITTEN]]
+    answers = [_letter(each, choices) for key in ("answers", "answer") for each in _texts(row, key, place)]
+    facts = ({"choices": choices} if choices else {}) | {key: row[key] for key in FACTS if row.get(key) is not None}
+    name = values["id"] or f"line {place.rpartition(':')[2]}"
+    return Item(Question(name, text, tuple(names), tuple(paths)), tuple(answers), facts, place)
 
 
 def fill(prompt: str, values: Mapping[str, str]) -> str:
@@ -256,7 +245,7 @@ def _letter(answer: str, choices: Mapping[str, str]) -> str:
     return same[0] if len(same) == 1 and answer not in choices else answer
 
 
-def _in_folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _in_folder(folder: Path) -> Rows:
     """A row for each image below a folder, in the order of their names; hidden ones are passed over."""
     from PIL import Image
 
@@ -266,7 +255,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield str(folder / path), {"id": path.as_posix(), "image": path.as_posix()}
 
 
-def _in_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+def _in_lines(path: Path) -> Rows:
     """A row, or what is wrong, for each JSON line that isn't empty, or each record of a JSON array."""
     records = open_index(str(path))
     for row in range(len(records)):
@@ -296,7 +285,7 @@ def _of_training(values: dict[str, Any], place: str) -> dict[str, Any]:
     return {"id": values.get("id"), "images": images, "question": question, "answer": said[1]}
 
 
-def _in_tsv(path: Path) -> Iterable[tuple[str, dict[str, Any] | DataError]]:
+def _in_tsv(path: Path) -> Rows:
     """A row of one's own, or what is wrong, for each row; images in base64 are written into the cache."""
     found, written = [], {}  # the path of the image that the row with an index holds
     for place, cells in _cells(path):

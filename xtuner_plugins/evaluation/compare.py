@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,12 @@ from .metrics import find_metric
 from .results import Interval, Measured, Row, are_trials, between, draw, middle, named, number
 
 COLUMNS = ("data set", "metric", "A", "B", "B - A", "95 % interval", "p", "A better", "B better", "questions", "B is")
+OF_CARD = "name metric before after gain interval p better_a better_b questions verdict".split()
 SURE = 0.05  # a larger p-value is no difference
+MUST_AGREE = {
+    "hash": "asks other questions or expects other answers than A; measure both on the same file",
+    "metric": "has another metric than A; give both the same --metric",
+}
 Result = tuple[Mapping[str, Any], Sequence[Row]]
 
 
@@ -94,23 +100,20 @@ def compare(one: Result, other: Result) -> dict[str, Comparison]:
     common = [name for name in first if name in second and first[name].get("metric")]
     if not common:
         raise ValueError(f"no scored data set in common: A has {', '.join(first)}, B has {', '.join(second)}")
-    for name in common:
-        for key, remedy in (("hash", "measure both on the same file"), ("metric", "give both the same --metric")):
-            if first[name].get(key) != second[name].get(key):
-                what = "asks other questions or expects other answers" if key == "hash" else "has another metric"
-                raise ValueError(f"data set {name}: B {what} than A; {remedy}")
+    for name, key in itertools.product(common, MUST_AGREE):
+        if first[name].get(key) != second[name].get(key):
+            raise ValueError(f"data set {name}: B {MUST_AGREE[key]}")
     return {name: _compare_one(name, first[name]["metric"], one[1], other[1]) for name in common}
 
 
 def _compare_one(name: str, metric: str, one: Sequence[Row], other: Sequence[Row]) -> Comparison:
-    answered = {row.item.question.id: row for row in other if row.dataset == name}
-    pairs = [
-        (row, answered[row.item.question.id]) for row in one if row.dataset == name and row.item.question.id in answered
-    ]
-    if not pairs:
+    theirs = {row.item.question.id: row for row in other if row.dataset == name}
+    mine = [row for row in one if row.dataset == name and row.item.question.id in theirs]
+    if not mine:
         raise ValueError(f"data set {name}: no question that both answered; run both without --limit")
-    items = [row.item for row, _ in pairs]
-    a, b = (Measured(name, find_metric(metric), items, [pair[side].answer for pair in pairs]) for side in (0, 1))
+    pairs = [(row, theirs[row.item.question.id]) for row in mine]
+    measure, items = find_metric(metric), [row.item for row in mine]
+    a, b = (Measured(name, measure, items, [row.answer for row in side]) for side in zip(*pairs, strict=True))
     return Comparison(a, b, pairs, *_difference(a, b))
 
 
@@ -156,19 +159,7 @@ def comparison_table(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, 
 
 def card_rows(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """The rows of a model card, where A was measured before and B after training, from `Comparison.as_json`."""
-    return [
-        {
-            "name": name,
-            "metric": named(values),
-            "before": number(values["a"]),
-            "after": number(values["b"]),
-            "gain": f"{values['gain']:+.1f}",
-            "interval": between(values["interval"]),
-            "verdict": values["verdict"],
-            "questions": f"{values['num_common']:,}",
-        }
-        for name, values in found.items()
-    ]
+    return [dict(zip(OF_CARD, row, strict=True)) for row in comparison_table(found)[1:]]
 
 
 def p_text(value: float | None) -> str:

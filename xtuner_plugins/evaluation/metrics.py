@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -58,21 +58,19 @@ def percent(found: Sequence[bool | float]) -> float:
 class Metric:
     """A measure of answers whose headline is a share in percent: the mean of the scores, unless `tally` says otherwise.
 
-    Args:
+    Attributes:
         name: As on the command line and in results.json.
-        score: `score(answer, item)` says how good one answer is, in [0, 1].
         headline: The key of `figures` by which models are compared.
         higher_is_better: Whether more of the headline is better; False for error rates.
     """
 
-    def __init__(
-        self,
-        name: str,
-        score: Callable[[str, Item], float],
-        headline: str = "accuracy",
-        higher_is_better: bool = True,
-    ):
-        self.name, self.score, self.headline, self.higher_is_better = name, score, headline, higher_is_better
+    name: str
+    headline = "accuracy"
+    higher_is_better = True
+
+    def score(self, answer: str, item: Item) -> float:
+        """How good one answer is, in [0, 1]."""
+        raise NotImplementedError
 
     def problem(self, item: Item) -> tuple[str, str] | None:
         """What keeps an item from being measured, and the remedy."""
@@ -101,53 +99,69 @@ class Metric:
         return {name: float(share(rows[places].sum(axis=0))) for name, places in parts.items()}
 
 
-def exact_match(answer: str, item: Item) -> float:
+class ExactMatch(Metric):
     """Case and the space around the text don't count; everything else does, as in the scripts for GQA and OCR-VQA."""
-    return answer.strip().lower() in {text.strip().lower() for text in item.expected}
+
+    name = "exact_match"
+
+    def score(self, answer: str, item: Item) -> float:
+        return answer.strip().lower() in {text.strip().lower() for text in item.expected}
 
 
-def mentions(answer: str, item: Item) -> float:
+class Mentions(Metric):
     """The first line of the answer holds one of the right texts, as whole words and numbers, in whatever case."""
-    first = answer.strip().partition("\n")[0].lower()
-    texts = "|".join(re.escape(text.strip().lower()) for text in item.expected if text.strip())
-    return bool(re.search(rf"(?<![0-9a-z])(?<![0-9][.,])({texts})(?![0-9a-z]|[.,][0-9])", first))
+
+    name = "mentions"
+
+    def score(self, answer: str, item: Item) -> float:
+        first = answer.strip().partition("\n")[0].lower()
+        texts = "|".join(re.escape(text.strip().lower()) for text in item.expected if text.strip())
+        return bool(re.search(rf"(?<![0-9a-z])(?<![0-9][.,])({texts})(?![0-9a-z]|[.,][0-9])", first))
 
 
-def anls(answer: str, item: Item) -> float:
+class Anls(Metric):
     """The similarity to the nearest right answer, 0 below a half; case and runs of white space don't count.
 
     A similarity of exactly 0.5 counts, as in the challenge's own script; the paper's formula would make it 0.
     """
-    from rapidfuzz.distance import Levenshtein
 
-    given, *known = (" ".join(text.lower().split()) for text in (answer, *item.expected))
-    similarity = max(Levenshtein.normalized_similarity(given, text) for text in known)
-    return similarity if similarity >= THRESHOLD else 0.0
+    name = headline = "anls"
+
+    def score(self, answer: str, item: Item) -> float:
+        from rapidfuzz.distance import Levenshtein
+
+        given, *known = (" ".join(text.lower().split()) for text in (answer, *item.expected))
+        similarity = max(Levenshtein.normalized_similarity(given, text) for text in known)
+        return similarity if similarity >= THRESHOLD else 0.0
 
 
-def relaxed_accuracy(answer: str, item: Item) -> float:
+class RelaxedAccuracy(Metric):
     """Numbers may be off by 5 percent, texts may not.
 
     A number with a percent sign is a hundredth of it, as in the published scripts: "5%" is 0.05, so it matches "0.05"
     and not "5". Where the right answer is 0 or no number, the texts are compared, without case.
     """
-    return any(_is_close(answer.strip(), text.strip()) for text in item.expected)
 
+    name = headline = "relaxed_accuracy"
 
-def _is_close(given: str, expected: str) -> bool:
-    wanted, number = _number(expected), _number(given)
-    if wanted and number is not None:
-        return abs(number - wanted) <= TOLERANCE * abs(wanted)
-    return given.lower() == expected.lower()
+    def score(self, answer: str, item: Item) -> float:
+        return any(self._is_close(answer.strip(), text.strip()) for text in item.expected)
 
+    @classmethod
+    def _is_close(cls, given: str, expected: str) -> bool:
+        wanted, number = cls._number(expected), cls._number(given)
+        if wanted and number is not None:
+            return abs(number - wanted) <= TOLERANCE * abs(wanted)
+        return given.lower() == expected.lower()
 
-def _number(text: str) -> float | None:
-    """A finite number; None for what is none ("nan" and "inf" are words here)."""
-    try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    @staticmethod
+    def _number(text: str) -> float | None:
+        """A finite number; None for what is none ("nan" and "inf" are words here)."""
+        try:
+            value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            return None
+        return value if math.isfinite(value) else None
 
 
 ARTICLES = ("a", "an", "the")
@@ -176,8 +190,7 @@ class VqaAccuracy(Metric):
     EvalAI does it for TextVQA; the script of VQAv2 does it only where annotators disagree.
     """
 
-    def __init__(self):
-        super().__init__("vqa_accuracy", self._score, "vqa_accuracy")
+    name = headline = "vqa_accuracy"
 
     def problem(self, item: Item) -> tuple[str, str] | None:
         if item.expected and len(item.expected) != NUM_ANNOTATORS:
@@ -185,8 +198,7 @@ class VqaAccuracy(Metric):
             return problem, "give ten (repeat what several said), or take another metric, such as exact_match"
         return super().problem(item)
 
-    @staticmethod
-    def _score(answer: str, item: Item) -> float:
+    def score(self, answer: str, item: Item) -> float:
         given, said = normalize(answer), [normalize(text) for text in item.expected]
         agreeing = said.count(given)
         return sum(min(1.0, (agreeing - (text == given)) / AGREEMENT) for text in said) / len(said)
@@ -228,8 +240,10 @@ class MultipleChoice(Metric):
     them; `unclear` is the share of answers that name no choice.
     """
 
-    def __init__(self):
-        super().__init__("multiple_choice", lambda answer, item: self._chosen(answer, item) == item.expected[0])
+    name = "multiple_choice"
+
+    def score(self, answer: str, item: Item) -> float:
+        return chosen_letter(answer, item.facts["choices"]) == item.expected[0]
 
     def problem(self, item: Item) -> tuple[str, str] | None:
         if not (choices := item.facts.get("choices")):
@@ -237,10 +251,6 @@ class MultipleChoice(Metric):
         if len(item.expected) != 1 or item.expected[0] not in choices:
             return f"the answer {list(item.expected)} is none of the letters {', '.join(choices)}", "correct it"
         return None
-
-    @staticmethod
-    def _chosen(answer: str, item: Item) -> str | None:
-        return chosen_letter(answer, item.facts["choices"])
 
     def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         """A row of (right, 1) per group, which stands at its first item."""
@@ -253,12 +263,16 @@ class MultipleChoice(Metric):
         result, pairs = super().figures(answers, items), list(zip(answers, items, strict=True))
         if len(by_group(items)) < len(items):
             result["accuracy_single"] = percent([self.score(*pair) for pair in pairs])
-        return result | {"unclear": percent([self._chosen(*pair) is None for pair in pairs])}
+        unclear = [chosen_letter(answer, item.facts["choices"]) is None for answer, item in pairs]
+        return result | {"unclear": percent(unclear)}
 
 
 def says_no(answer: str) -> bool:
     """Whether the first sentence contains "no" or "not"; by POPE's own script, everything else says yes."""
     return not {"No", "no", "not"}.isdisjoint(answer.split(".")[0].replace(",", "").split())
+
+
+_YES_OR_NO = re.compile(r"(?<![^\s,.])(yes|no|not)(?![^\s,.])", re.IGNORECASE)
 
 
 class YesNo(Metric):
@@ -269,8 +283,10 @@ class YesNo(Metric):
     POPE takes an answer that says neither for "yes"; `unclear` is the share of answers without any such word.
     """
 
-    def __init__(self):
-        super().__init__("yes_no", lambda answer, item: says_no(answer) == self._is_no(item), "f1")
+    name, headline = "yes_no", "f1"
+
+    def score(self, answer: str, item: Item) -> float:
+        return says_no(answer) == self._is_no(item)
 
     def problem(self, item: Item) -> tuple[str, str] | None:
         if len(item.expected) != 1 or item.expected[0].strip().lower() not in ("yes", "no"):
@@ -283,41 +299,33 @@ class YesNo(Metric):
 
     def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         """Twice the hits, and that with all errors, for each category."""
-        return _yes_no_tallies(self._cells(answers, items))["f1"]
+        return self._tallies(answers, items)["f1"]
 
-    def _cells(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
-        """Hits, false alarms, misses and rejections `[items, categories, 4]`."""
+    def _tallies(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, np.ndarray]:
+        """Parts and wholes `[items, categories, 2]` of each figure."""
         columns = list(by_category(items).values())
         if rest := sorted(set(range(len(items))).difference(*columns)):
             columns.append(rest)
-        cells = np.zeros((len(items), len(columns), 4))
+        cells = np.zeros((4, len(items), len(columns)))
         for column, places in enumerate(columns):
-            cells[places, column, [2 * says_no(answers[n]) + self._is_no(items[n]) for n in places]] = 1
-        return cells
+            cells[[2 * says_no(answers[n]) + self._is_no(items[n]) for n in places], places, column] = 1
+        hits, false, missed, rejected = cells
+        pairs = {
+            "f1": (2 * hits, 2 * hits + false + missed),
+            "accuracy": (hits + rejected, cells.sum(axis=0)),
+            "precision": (hits, hits + false),
+            "recall": (hits, hits + missed),
+            "yes_ratio": (hits + false, cells.sum(axis=0)),
+        }
+        return {name: np.stack(pair, axis=-1) for name, pair in pairs.items()}
 
     def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
-        tallies = _yes_no_tallies(self._cells(answers, items).sum(axis=0))
-        result = {name: float(share(sums)) for name, sums in tallies.items()}
+        sums = {name: rows.sum(axis=0) for name, rows in self._tallies(answers, items).items()}
+        result = {name: float(share(rows)) for name, rows in sums.items()}
         result["unclear"] = percent([not _YES_OR_NO.search(answer) for answer in answers])
         for column, category in enumerate(by_category(items)):
-            result |= {f"{name}/{category}": float(share(sums[[column]])) for name, sums in tallies.items()}
+            result |= {f"{name}/{category}": float(share(rows[[column]])) for name, rows in sums.items()}
         return result
-
-
-_YES_OR_NO = re.compile(r"(?<![^\s,.])(yes|no|not)(?![^\s,.])", re.IGNORECASE)
-
-
-def _yes_no_tallies(cells: np.ndarray) -> dict[str, np.ndarray]:
-    """Parts and wholes `[..., categories, 2]` of each figure."""
-    hits, false, missed, rejected = np.moveaxis(cells, -1, 0)
-    pairs = {
-        "f1": (2 * hits, 2 * hits + false + missed),
-        "accuracy": (hits + rejected, hits + false + missed + rejected),
-        "precision": (hits, hits + false),
-        "recall": (hits, hits + missed),
-        "yes_ratio": (hits + false, hits + false + missed + rejected),
-    }
-    return {name: np.stack(pair, axis=-1) for name, pair in pairs.items()}
 
 
 _NUMBER = r"(-?(?:\d+(?:\.\d*)?|\.\d+))"
@@ -352,9 +360,10 @@ class Iou(Metric):
     Figures: `accuracy`, `mean_iou`, and `unclear`, the share of answers without a box.
     """
 
-    def __init__(self):
-        # Fractions round; whole pixels may overlap by exactly a half.
-        super().__init__("iou", lambda answer, item: self._iou(answer, item) >= THRESHOLD - 1e-9)
+    name = "iou"
+
+    def score(self, answer: str, item: Item) -> float:
+        return self._iou(answer, item) >= THRESHOLD - 1e-9  # fractions round; pixels may overlap by exactly a half
 
     def problem(self, item: Item) -> tuple[str, str] | None:
         if (problem := super().problem(item)) or self._iou(item.expected[0], item):
@@ -379,10 +388,10 @@ class Cer(Metric):
     around a text is ignored. The score of one answer is 1 minus its rate, at least 0.
     """
 
-    def __init__(self):
-        super().__init__("cer", self._score, "cer", higher_is_better=False)
+    name = headline = "cer"
+    higher_is_better = False
 
-    def _score(self, answer: str, item: Item) -> float:
+    def score(self, answer: str, item: Item) -> float:
         edits, length = self._edits(answer, item)
         return max(0.0, 1 - edits / length)
 
@@ -400,20 +409,8 @@ class Cer(Metric):
         return min(counts, key=lambda count: count[0] / count[1])
 
 
-METRICS: dict[str, Metric] = {
-    each.name: each
-    for each in (
-        Metric("exact_match", exact_match),
-        Metric("mentions", mentions),
-        VqaAccuracy(),
-        Metric("anls", anls, "anls"),
-        Metric("relaxed_accuracy", relaxed_accuracy, "relaxed_accuracy"),
-        MultipleChoice(),
-        YesNo(),
-        Iou(),
-        Cer(),
-    )
-}
+_KINDS = (ExactMatch, Mentions, VqaAccuracy, Anls, RelaxedAccuracy, MultipleChoice, YesNo, Iou, Cer)
+METRICS: dict[str, Metric] = {kind.name: kind() for kind in _KINDS}
 
 
 def find_metric(name: str) -> Metric:

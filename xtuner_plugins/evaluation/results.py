@@ -50,13 +50,6 @@ def clusters(items: Sequence[Item]) -> np.ndarray:
     return np.unique(labels[: len(items)], return_inverse=True)[1]
 
 
-def cluster_sums(tally: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """Rows `[items, C, 2]` added up to `[clusters, C, 2]`."""
-    sums = np.zeros((cluster.max(initial=-1) + 1, *tally.shape[1:]))
-    np.add.at(sums, cluster, tally)
-    return sums
-
-
 def are_trials(sums: np.ndarray) -> bool:
     """Whether each cluster is one trial that succeeds or fails: exact tests and intervals hold."""
     return sums.shape[1] == 1 and bool((sums[..., 1] == 1).all() and np.isin(sums[..., 0], (0, 1)).all())
@@ -129,7 +122,10 @@ class Measured:
     @cached_property
     def sums(self) -> np.ndarray:
         """Parts and wholes of the headline `[clusters, C, 2]`."""
-        return cluster_sums(self.metric.tally(self.answers, self.items), clusters(self.items))
+        tally, cluster = self.metric.tally(self.answers, self.items), clusters(self.items)
+        sums = np.zeros((cluster.max() + 1, *tally.shape[1:]))
+        np.add.at(sums, cluster, tally)
+        return sums
 
     @cached_property
     def interval(self) -> Interval | None:
@@ -224,24 +220,15 @@ def read_results(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
 
 
 def _line(row: Row) -> dict[str, Any]:
-    question = row.item.question
-    return {
-        "dataset": row.dataset,
-        "id": question.id,
-        "images": question.images,
-        "paths": question.paths,
-        "question": question.text,
-        "expected": row.item.expected,
-        "facts": dict(row.item.facts),
-        "answer": row.answer,
-        "score": row.score,
-    }
+    item, question = row.item, row.item.question
+    asked = {"id": question.id, "images": question.images, "paths": question.paths, "question": question.text}
+    known = {"expected": item.expected, "facts": item.facts}
+    return {"dataset": row.dataset, **asked, **known, "answer": row.answer, "score": row.score}
 
 
 def _row(line: Mapping[str, Any]) -> Row:
     question = Question(line["id"], line["question"], tuple(line["images"]), tuple(line["paths"]))
-    item = Item(question, tuple(line["expected"]), line["facts"])
-    return Row(line["dataset"], item, line["answer"], line["score"])
+    return Row(line["dataset"], Item(question, tuple(line["expected"]), line["facts"]), line["answer"], line["score"])
 
 
 def table(data_sets: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -263,13 +250,8 @@ def table(data_sets: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells in columns: the first two to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:{'<' if column < 2 else '>'}{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    form = "  ".join(f"{{:{'<' if column < 2 else '>'}{width}}}" for column, width in enumerate(widths))
+    return "\n".join(form.format(*row).rstrip() for row in rows)
 
 
 def named(found: Mapping[str, Any]) -> str:

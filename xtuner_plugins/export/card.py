@@ -79,13 +79,12 @@ def fill(directory: str | Path, section: str, **values: Any) -> None:
     """
     path, template = Path(directory) / FILE, _template()
     begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
+    block = begin + "".join(template.blocks[section](template.new_context(values))) + end
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    head, found, rest = text.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not found or not closed:
+    text, found = re.subn(f"{begin}.*?{end}", lambda _: block, text, count=1, flags=re.DOTALL)
+    if not found:
         raise ValueError(f"{path} isn't there or lacks {begin} ... {end}; export the model again")
-    block = "".join(template.blocks[section](template.new_context(values)))
-    write_whole(path, lambda beside: beside.write_text(f"{head}{begin}{block}{end}{tail}", encoding="utf-8"))
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def _template():

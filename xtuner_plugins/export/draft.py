@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 
 from .. import hub
-from ..families import llm_family
+from ..families import EMBEDDING, HEAD
 from ..hub.conversation import TEMPLATES, get_conv_template
 from ..weights import allowed, hf, internlm2, official, tokenizer_files
 from ..weights.lazy import Joined, LazyTensor, MemoryTensor
@@ -157,8 +157,7 @@ def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: ModuleTyp
             tokenizer_files.add_tokens(tokenizer, [to.PROCESSOR_TOKEN])
         rows = max(rows, tokenizer_files.num_token_rows(tokenizer))
     fields = to.write_config(config, tokenizer, rows)
-    family = llm_family(config["llm_config"])
-    resized = {f"language_model.{name}" for name in (family.embedding, family.head)}
+    resized = {f"language_model.{name}" for name in (EMBEDDING, HEAD)}
     tensors = {name: _with_rows(tensor, rows) if name in resized else tensor for name, tensor in tensors.items()}
     keys = to.keys(fields)
 

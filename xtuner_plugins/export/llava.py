@@ -33,7 +33,6 @@ KEYS = KeyMapping(
     ],
     "LLaVA-type",
     "transformers Llava",
-    ours="left",
 )
 
 

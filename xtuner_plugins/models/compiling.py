@@ -35,26 +35,17 @@ def compile_model_blocks(model: nn.Module, backend: str = BACKEND) -> int:
     """
     packed = [name for name, each in model.named_modules() if type(each).__module__.startswith("bitsandbytes")]
     encoder_blocks = used_blocks(model.vision_model, model.select_layer)
-    for is_so, reason, remedy in (
-        (
-            is_deepspeed_zero3_enabled(),
-            "ZeRO-3 gathers and releases weights inside of blocks, which can't be compiled",
-            "use --deepspeed deepspeed_zero2",
-        ),
-        (packed, f"packed weights ({', '.join(packed[:1])}) aren't compiled", "set the quantization to None"),
-        (
-            any(getattr(block, "drop_path_rate", 0) for block in encoder_blocks),
-            "stochastic depth would make each block of the encoder a graph of its own",
-            "set drop_path=0",
-        ),
-        (
-            backend == BACKEND and not has_compiler(),
-            "it needs a C++ compiler, and none is found",
-            "install g++, name one in the variable CXX",
-        ),
-    ):
+    drops_blocks = any(getattr(block, "drop_path_rate", 0) for block in encoder_blocks)
+    lacks_compiler, under_zero3 = backend == BACKEND and not has_compiler(), is_deepspeed_zero3_enabled()
+    refused = {
+        "ZeRO-3 gathers and releases weights inside of blocks; use --deepspeed deepspeed_zero2": under_zero3,
+        f"packed weights ({', '.join(packed[:1])}) aren't compiled; set the quantization to None": packed,
+        "stochastic depth would make each block of the encoder a graph of its own; set drop_path=0": drops_blocks,
+        "it needs a C++ compiler, and none is found; install g++, name one in the variable CXX": lacks_compiler,
+    }
+    for reason, is_so in refused.items():
         if is_so:
-            raise ValueError(f"compile_blocks=True: {reason}; {remedy}, or set compile_blocks=False")
+            raise ValueError(f"compile_blocks=True: {reason}, or set compile_blocks=False")
     keep_out_of_graphs()
     blocks = [*encoder_blocks, *model.language_model.get_decoder().layers]
     for block in blocks:

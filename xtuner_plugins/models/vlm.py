@@ -18,7 +18,7 @@ from transformers.integrations.deepspeed import deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..dtypes import resolve_dtype
-from ..families import PARTS, families_of, llm_family
+from ..families import PARTS, families_of
 from ..hub.constants import IMAGE_CONTEXT
 from ..hub.modeling_flash import FLASH_PARTS
 from ..ranges import ROW_MULTIPLE, check
@@ -121,7 +121,6 @@ class VisionLanguageModel(BaseModel):
         self.sequence_parallel = check("sequence_parallel", sequence_parallel)
         check_heads(self.model.config.llm_config.to_dict(), sequence_parallel)
         self.data_preprocessor.group = own_group(sequence_parallel)
-        self.llm = llm_family(self.model.config.llm_config.to_dict())
         self._blocks_below = chosen.apply(self.model)  # frozen ones below those that train
         for name in FLASH_PARTS if self.model.flash_mode else ():
             getattr(self.model, name).requires_grad_(name in self.flash_parts)
@@ -259,7 +258,7 @@ class VisionLanguageModel(BaseModel):
     def _run_llm(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[1, S, D]`` of a row with the encoder's ``patches``."""
         check_rotations(row, self.model.config.llm_config)
-        decoder = getattr(self.model.language_model, self.llm.decoder)
+        decoder = self.model.language_model.get_decoder()
         embeds = self._embed(row, patches)
         with save_on_cpu(pin_memory=embeds.is_cuda) if self._offloads else nullcontext():
             return decoder(

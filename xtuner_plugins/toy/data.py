@@ -11,7 +11,7 @@ root/images/pretrain/00000.jpg  root/images/train/...  root/images/test/...  roo
 import argparse
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -55,10 +55,9 @@ def write_data(root: str | Path, counts: Mapping[str, int], *, seed: int = 0, wo
                 (root / "images" / split).mkdir(parents=True, exist_ok=True)
                 parts = pool.map(partial(_make_records, root, split, seed), range(counts.get(split, 0)), chunksize=50)
                 records += [record for part in parts for record in part]
-            if path.suffix == ".json":
-                path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-            else:
-                path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            text = json.dumps(records, indent=1) + "\n" if path.suffix == ".json" else lines
+            path.write_text(text, encoding="utf-8")
     return files
 
 
@@ -74,28 +73,29 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
     if split == "train" and rng.random() < TEXT_SHARE:
         sums = [(rng.randrange(5), rng.randrange(5)) for _ in range(4)]
         return [_record(f"{split}-{index:05d}", [(f"What is {a} plus {b}?", str(a + b)) for a, b in sums])]
-    name = f"{split}/{index:05d}.jpg"
+    stem, name = f"{split}-{index:05d}", f"{split}/{index:05d}.jpg"
     draw(scene).save(root / "images" / name, **JPEG)
     if split == "pretrain":
-        return [_record(f"{split}-{index:05d}", [(rng.choice(CAPTION_REQUESTS), describe(scene))], name)]
+        return [_record(stem, [(rng.choice(CAPTION_REQUESTS), describe(scene))], name)]
     questions = ask(scene, rng)
     if split == "train":
-        return [_record(f"{split}-{index:05d}", [(q.text, q.answer) for q in questions], name)]
-    if split == "crossing":
-        questions = [q for q in questions if q.kind == ACROSS]
-    return [
-        {**_record(f"{split}-{index:05d}-{number}", [(q.text, q.answer)], name), "kind": q.kind}
-        for number, q in enumerate(questions)
-    ]
+        return [_record(stem, [(q.text, q.answer) for q in questions], name)]
+    asked = [q for q in questions if split == "test" or q.kind == ACROSS]
+    singles = [_record(f"{stem}-{number}", [(q.text, q.answer)], name) for number, q in enumerate(asked)]
+    return [{**single, "kind": q.kind} for single, q in zip(singles, asked, strict=True)]
 
 
-def _record(name: str, turns: list[tuple[str, str]], image: str | None = None) -> dict:
-    messages = []
+def _record(name: str, turns: Sequence[tuple[str, str]], image: str | None = None) -> dict:
+    return {"id": name, **({"image": image} if image else {}), "conversations": messages(turns, bool(image))}
+
+
+def messages(turns: Sequence[tuple[str, str]], has_image: bool = True) -> list[dict[str, str]]:
+    """Questions and answers as a record holds them; the image comes before the first question."""
+    found = []
     for index, (question, answer) in enumerate(turns):
-        prefix = "<image>\n" if image and index == 0 else ""
-        messages.append({"from": "human", "value": prefix + question})
-        messages.append({"from": "gpt", "value": answer})
-    return {"id": name, **({"image": image} if image else {}), "conversations": messages}
+        prefix = "<image>\n" if has_image and index == 0 else ""
+        found += [{"from": "human", "value": prefix + question}, {"from": "gpt", "value": answer}]
+    return found
 
 
 def make_parser(about: str) -> argparse.ArgumentParser:

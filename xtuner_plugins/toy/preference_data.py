@@ -28,7 +28,7 @@ from pathlib import Path
 from PIL import Image
 
 from xtuner_plugins.processes import die_with_parent
-from xtuner_plugins.toy.data import GRIDS, JPEG, make_parser
+from xtuner_plugins.toy.data import GRIDS, JPEG, make_parser, messages
 from xtuner_plugins.toy.images import COLORS, draw, make_scene
 from xtuner_plugins.toy.language import NUMBER_WORDS, Question, ask
 
@@ -54,8 +54,8 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
     scene = make_scene(rng, rng.choice(GRIDS["test"]))
     image, questions, records = draw(scene), ask(scene, rng), []
     whole = split == "test" or index % 3 == 0
-    if split == "pairs":
-        questions = _number_and_other(questions)[: 2 if whole else 1]
+    if split == "pairs":  # the question about the number, and the first of the others, which are in random order
+        questions = sorted(questions, key=lambda question: question.kind != "number")[: 2 if whole else 1]
     for shrunk in (False, True) if whole else (False,):
         name = f"{split}/{index:05d}{'_small' if shrunk else ''}.jpg"
         if shrunk:
@@ -63,20 +63,13 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
         image.save(root / "images" / name, **JPEG)
         for number, question in enumerate(questions):
             facts = {"id": f"{Path(name).stem}-{number}", "image": name}
-            asked = f"<image>\n{question.text}"
             kind, chosen, rejected = _answers(question, shrunk, rng)
             if split == "pairs":
-                records.append({**facts, "question": asked, "chosen": chosen, "rejected": rejected})
+                answers = {"chosen": chosen, "rejected": rejected}
+                records.append({**facts, "question": f"<image>\n{question.text}", **answers})
             else:
-                turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": chosen}]
-                records.append({**facts, "conversations": turns, "kind": kind})
+                records.append({**facts, "conversations": messages([(question.text, chosen)]), "kind": kind})
     return records
-
-
-def _number_and_other(questions: list[Question]) -> list[Question]:
-    """The question about the number, and the first of the others, which are in random order."""
-    about_number = [question for question in questions if question.kind == "number"]
-    return about_number + [question for question in questions if question.kind != "number"][:1]
 
 
 def _answers(question: Question, shrunk: bool, rng: random.Random) -> tuple[str, str, str]:
@@ -84,16 +77,12 @@ def _answers(question: Question, shrunk: bool, rng: random.Random) -> tuple[str,
     if question.kind == "number":
         if shrunk:
             return UNREADABLE_KIND, UNREADABLE, str(rng.randint(10, 99))
-        return "number", question.answer, rng.choice((UNREADABLE, _misread(question.answer, rng)))
+        place, number = rng.randrange(len(question.answer)), question.answer
+        digit = rng.choice([digit for digit in "123456789" if digit != number[place]])
+        misread = number[:place] + digit + number[place + 1 :]
+        return "number", number, rng.choice((UNREADABLE, misread))
     others = {"colour": COLORS, "count": NUMBER_WORDS[1:4], "presence": ("yes", "no")}[question.kind]
     return question.kind, question.answer, rng.choice([other for other in others if other != question.answer])
-
-
-def _misread(number: str, rng: random.Random) -> str:
-    """The number with another digit at one place."""
-    place = rng.randrange(len(number))
-    digit = rng.choice([digit for digit in "123456789" if digit != number[place]])
-    return number[:place] + digit + number[place + 1 :]
 
 
 def main(argv: list[str] | None = None) -> int:

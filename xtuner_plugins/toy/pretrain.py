@@ -11,8 +11,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -148,12 +148,13 @@ def pretrain_llm(out_dir: str | Path, *, steps: int = LLM_STEPS, seed: int = 0, 
     config = llm_config(out_dir, {**LLM, "initializer_range": 0.05})
     model = Qwen2ForCausalLM(Qwen2Config(**config)).train()
     rng = random.Random(f"llm-{seed}")
-    encode = _Encoder(tokenizer)
+    ids_of = cache(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
     digits = torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789")))
 
     def loss_of(progress: float) -> tuple[torch.Tensor, float]:
         size = LLM_BATCH if progress < 0.6 else LLM_BATCH // 2
-        input_ids, labels = _pad([encode(*_dialogue(rng, progress)) for _ in range(size)], tokenizer.pad_token_id)
+        samples = [_encode(ids_of, *_dialogue(rng, progress)) for _ in range(size)]
+        input_ids, labels = _pad(samples, tokenizer.pad_token_id)
         hidden = model.model(input_ids=input_ids).last_hidden_state[:, :-1]
         asked = labels[:, 1:] != IGNORE
         targets = labels[:, 1:][asked]
@@ -181,32 +182,18 @@ def _dialogue(rng: random.Random, progress: float) -> tuple[str | None, str, lis
     return system, text, [(q.text, q.answer) for q in questions]
 
 
-class _Encoder:
-    """Encodes dialogues in the conversation template as ids and labels; remembers the ids of recurring texts."""
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
-        self.known: dict[str, list[int]] = {}
-
-    def _ids(self, text: str) -> list[int]:
-        if text not in self.known:
-            self.known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.known[text]
-
-    def __call__(self, system: str | None, text: str, turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        ids = list(self._ids(f"<|im_start|>system\n{system}{EOS}")) if system else []
-        labels = [IGNORE] * len(ids)
-        user, assistant = "<|im_start|>user\n", "<|im_start|>assistant\n"
-        for index, (question, answer) in enumerate(turns):
-            if index == 0:
-                words = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-                asked = [*self._ids(user), *words, *self._ids(f"\n{question}{EOS}{assistant}")]
-            else:
-                asked = self._ids(f"{user}{question}{EOS}{assistant}")
-            answered, line = self._ids(answer + EOS.strip()), self._ids("\n")
-            ids += [*asked, *answered, *line]
-            labels += [IGNORE] * len(asked) + answered + [IGNORE] * len(line)
-        return ids, labels
+def _encode(
+    ids_of: Callable[[str], list[int]], system: str | None, text: str, turns: list[tuple[str, str]]
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of a dialogue in the conversation template."""
+    user, assistant = "<|im_start|>user\n", "<|im_start|>assistant\n"
+    parts = [(f"<|im_start|>system\n{system}{EOS}", False)] if system else []
+    for index, (question, answer) in enumerate(turns):
+        asked = [user, text, f"\n{question}{EOS}{assistant}"] if index == 0 else [f"{user}{question}{EOS}{assistant}"]
+        parts += [*((words, False) for words in asked), (answer + EOS.strip(), True), ("\n", False)]
+    found = [(ids_of(words), is_answer) for words, is_answer in parts]
+    labels = [ids if is_answer else [IGNORE] * len(ids) for ids, is_answer in found]
+    return [token for ids, _ in found for token in ids], [label for part in labels for label in part]
 
 
 def _pad(samples: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from xtuner_plugins.datasets import MultimodalDataset, collate
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.models import VisionLanguageModel
+from xtuner_plugins.toy.data import messages
 from xtuner_plugins.toy.images import RGB, TILE
 from xtuner_plugins.toy.models import write_random_parts
 
@@ -78,19 +79,13 @@ def _records(images: Path, split: str, index: int, rng: random.Random) -> list[d
         image, kinds = image.resize((TILE, TILE), Image.Resampling.BICUBIC), ["colour"]
     name = f"{split}_{index:03d}.png"
     image.save(images / name)
-    turns = [[{"from": "human", "value": QUESTIONS[kind]}, {"from": "gpt", "value": answers[kind]}] for kind in kinds]
+    turns = [(QUESTIONS[kind], answers[kind]) for kind in kinds]
     if split == "train":
-        conversation = [message for turn in turns for message in turn]
-        return [_with_image(name, conversation)]
+        return [{"image": name, "conversations": messages(turns)}]
     return [
-        {**_with_image(name, turn), "id": f"{split}-{index}-{kind}", "kind": kind}
+        {"image": name, "conversations": messages([turn]), "id": f"{split}-{index}-{kind}", "kind": kind}
         for kind, turn in zip(kinds, turns, strict=True)
     ]
-
-
-def _with_image(name: str, messages: list[dict]) -> dict:
-    first = {**messages[0], "value": "<image>\n" + messages[0]["value"]}
-    return {"image": name, "conversations": [first, *messages[1:]]}
 
 
 def write_untrained_base(root: str | Path, *, seed: int = 0) -> Path:

@@ -8,10 +8,9 @@ say what a missing key says. Values that lie about the model are refused before 
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import reprlib
 from collections.abc import Iterable, Mapping
+from reprlib import repr as _short  # what a file holds may be of any length
 from typing import Any
 
 from ..families import encoder_family, llm_family
@@ -140,20 +139,17 @@ def file_fields(name: str, fields: Mapping[str, Any], where: str) -> dict[str, A
 
 def _keep(fields: Mapping[str, Any], keys: Iterable[str], where: str) -> dict[str, Any]:
     kept = {key: fields[key] for key in fields if key in set(keys)}
-    other = tuple(key for key in fields if key not in kept)
-    if other and (said := _telling(tuple(json.dumps([key, fields[key]]) for key in other))):
-        _tell(where, said)
+    said = {key: value for key, value in fields.items() if key not in kept and value not in (None, False, "", [], {})}
+    if told := tuple(key for key in said if said[key] != _defaults().get(key)):  # it says more than a missing key does
+        _tell(where, told)
     return kept
 
 
 @functools.lru_cache
-def _telling(items: tuple[str, ...]) -> tuple[str, ...]:
-    """Keys of the items that say more than a missing key does."""
+def _defaults() -> dict[str, Any]:
     from transformers import PretrainedConfig
 
-    defaults = {**PretrainedConfig().to_dict(), "_name_or_path": ""}
-    pairs = map(json.loads, items)
-    return tuple(key for key, value in pairs if value not in (None, False, "", [], {}) and defaults.get(key) != value)
+    return PretrainedConfig().to_dict()
 
 
 @functools.lru_cache
@@ -187,7 +183,3 @@ def _check_ids(key: str, value: Any, vocab_size: int | None, where: str) -> None
     for each in value if isinstance(value, list) else [value]:
         if each is not None and (type(each) is not int or not -1 <= each < (vocab_size or MOST)):
             raise CheckpointError(f"{where}: {key} is {_short(value)}, expected ids below vocab_size {vocab_size}")
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value)

@@ -55,7 +55,6 @@ KEYS = KeyMapping(
     ],
     "official InternVL",
     "transformers InternVL",
-    ours="left",
     # Some directories were saved with the model's names in memory.
     prefixes={"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""},
 )

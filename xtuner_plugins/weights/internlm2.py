@@ -28,18 +28,17 @@ def keys(config: Mapping) -> KeyMapping:
     sizes = (config["num_attention_heads"] // groups, 1, 1)  # wqkv: per key head its query heads, the key, the value
     return KeyMapping(
         [
-            Row("model.tok_embeddings.weight", "model.embed_tokens.weight"),
-            Row(layer + "attention.wqkv.{p}", tuple(f"{layer}self_attn.{n}_proj.{{p}}" for n in "qkv"), sizes, groups),
-            Row(layer + "attention.wo.{p}", layer + "self_attn.o_proj.{p}"),
-            Row(layer + "feed_forward.w1.weight", layer + "mlp.gate_proj.weight"),
-            Row(layer + "feed_forward.w3.weight", layer + "mlp.up_proj.weight"),
-            Row(layer + "feed_forward.w2.weight", layer + "mlp.down_proj.weight"),
-            Row(layer + "attention_norm.weight", layer + "input_layernorm.weight"),
-            Row(layer + "ffn_norm.weight", layer + "post_attention_layernorm.weight"),
+            Row("model.embed_tokens.weight", "model.tok_embeddings.weight"),
+            Row(tuple(f"{layer}self_attn.{n}_proj.{{p}}" for n in "qkv"), layer + "attention.wqkv.{p}", sizes, groups),
+            Row(layer + "self_attn.o_proj.{p}", layer + "attention.wo.{p}"),
+            Row(layer + "mlp.gate_proj.weight", layer + "feed_forward.w1.weight"),
+            Row(layer + "mlp.up_proj.weight", layer + "feed_forward.w3.weight"),
+            Row(layer + "mlp.down_proj.weight", layer + "feed_forward.w2.weight"),
+            Row(layer + "input_layernorm.weight", layer + "attention_norm.weight"),
+            Row(layer + "post_attention_layernorm.weight", layer + "ffn_norm.weight"),
             Row("model.norm.weight", "model.norm.weight"),
-            Row("output.weight", "lm_head.weight"),
+            Row("lm_head.weight", "output.weight"),
         ],
-        "InternLM2",
         "Llama",
-        ours="right",
+        "InternLM2",
     )

@@ -57,20 +57,14 @@ def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -
     model = empty_model(config_from_fields(config, what))
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     held = {name: tensor.shape for name, tensor in tensors.items()}
+    both = sorted(name for name in own.keys() & held.keys() if own[name] != held[name])
     wrong = {
         "missing": sorted(own.keys() - held.keys()),
         "unexpected": sorted(held.keys() - own.keys()),
-        "of another shape": [
-            f"{name} is {list(held[name])}, the model has {list(own[name])}"
-            for name in sorted(own.keys() & held.keys())
-            if own[name] != held[name]
-        ],
+        "of another shape": [f"{name} is {list(held[name])}, the model has {list(own[name])}" for name in both],
     }
-    said = [
-        f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
-        for kind, names in wrong.items()
-        if names
-    ]
+    shown = {f"{len(names)} {kind}": names[:4] + ["..."] * (len(names) > 4) for kind, names in wrong.items() if names}
+    said = [f"{what}: {', '.join(names)}" for what, names in shown.items()]
     if any(".lora_" in name or ".base_layer." in name for name in wrong["unexpected"]):
         said.append("these are unmerged adapters, not a model: export them with tools/convert_to_official.py")
     if said:

@@ -24,6 +24,7 @@ import torch
 
 from .lazy import LazyTensor
 from .reading import CheckpointError
+from .record import plain
 
 ADAPTER_NAME = "default"
 TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
@@ -78,10 +79,7 @@ def read_settings(settings: Mapping | None) -> Lora | None:
     """
     if settings is None:
         return None
-    options = {key: dict.__getitem__(settings, key) for key in settings if key != "type"}  # `type` would import PEFT
-    for name, value in options.items():  # plain values of a config's own classes
-        if isinstance(value, (list, tuple, Mapping)):
-            options[name] = dict(value) if isinstance(value, Mapping) else list(value)
+    options = {name: value for name, value in plain(settings).items() if name != "type"}
     known = {each.name for each in fields(Lora)} - {"options"}
     if unknown := [name for name, value in options.items() if name not in (*known, *_OF_TRAINING) and value]:
         raise CheckpointError(f"LoRA settings: {', '.join(unknown)} can't be merged; leave it out")

@@ -30,8 +30,9 @@ from pathlib import Path
 from types import ModuleType
 
 from . import allowed, hf, internlm2, manifest, official, preprocessing, qwen1
+from .errors import CheckpointError, refusing
 from .lazy import LazyTensor
-from .reading import CheckpointError, open_weights, read_json
+from .reading import open_weights, read_json
 
 _LANGUAGE_FORMATS = {"internlm2": internlm2, "qwen": qwen1}
 
@@ -61,6 +62,7 @@ class ModelView:
     changed: set[str] = field(default_factory=set)
 
 
+@refusing
 def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
     """Format, ``config.json`` as stored, and the same as complete official fields, of a model directory.
 
@@ -89,6 +91,7 @@ def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
     return found, fields, config
 
 
+@refusing
 def open_model(directory: str | Path) -> ModelView:
     """Config and lazy tensors of a model directory of any format.
 
@@ -101,6 +104,7 @@ def open_model(directory: str | Path) -> ModelView:
     return ModelView(Path(directory), found, config, tensors, stored_config, stored)
 
 
+@refusing
 def open_language_model(directory: Path) -> tuple[dict, dict[str, LazyTensor]]:
     """Config and tensors of a bare language model; InternLM2 as Llama, Qwen as Qwen2.
 

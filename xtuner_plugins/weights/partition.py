@@ -30,7 +30,7 @@ def is_partitioned(parameter: nn.Parameter) -> bool:
 
 
 def over_ranks(config: Mapping) -> Callable[[nn.Module, str], None]:
-    """For ``loader.fill(filled=...)``: splits the own parameters of each module over the ranks.
+    """For ``loader.build(filled=...)``: splits the own parameters of each module over the ranks.
 
     Every rank of the process group must load the same model: splitting is a collective operation.
 
@@ -40,11 +40,11 @@ def over_ranks(config: Mapping) -> Callable[[nn.Module, str], None]:
     Raises:
         ValueError: another stage.
     """
-    from deepspeed import zero
-
     stage = (config.get("zero_optimization") or {}).get("stage")
     if stage != 3:
         raise ValueError(f"zero_optimization.stage is {stage}; only stage 3 partitions parameters")
+    from deepspeed import zero
+
     kept = ("zero_optimization", "bf16", "fp16")
     # The batch size doesn't matter here, but DeepSpeed refuses a configuration without one.
     config = {"train_micro_batch_size_per_gpu": 1, **{key: config[key] for key in kept if key in config}}

@@ -12,20 +12,19 @@ _QWEN, _QWEN2 = "transformer.h.{i}.", "model.layers.{i}."
 # Qwen <-> Qwen2, names without prefix. Qwen's w1 is the up projection, its w2 the gate projection.
 KEYS = KeyMapping(
     [
-        Row("transformer.wte.weight", "model.embed_tokens.weight"),
-        Row(_QWEN + "ln_1.weight", _QWEN2 + "input_layernorm.weight"),
-        Row(_QWEN + "ln_2.weight", _QWEN2 + "post_attention_layernorm.weight"),
-        Row(_QWEN + "attn.c_attn.{p}", tuple(f"{_QWEN2}self_attn.{n}_proj.{{p}}" for n in "qkv")),
-        Row(_QWEN + "attn.c_proj.weight", _QWEN2 + "self_attn.o_proj.weight"),
-        Row(_QWEN + "mlp.w1.weight", _QWEN2 + "mlp.up_proj.weight"),
-        Row(_QWEN + "mlp.w2.weight", _QWEN2 + "mlp.gate_proj.weight"),
-        Row(_QWEN + "mlp.c_proj.weight", _QWEN2 + "mlp.down_proj.weight"),
-        Row("transformer.ln_f.weight", "model.norm.weight"),
+        Row("model.embed_tokens.weight", "transformer.wte.weight"),
+        Row(_QWEN2 + "input_layernorm.weight", _QWEN + "ln_1.weight"),
+        Row(_QWEN2 + "post_attention_layernorm.weight", _QWEN + "ln_2.weight"),
+        Row(tuple(f"{_QWEN2}self_attn.{n}_proj.{{p}}" for n in "qkv"), _QWEN + "attn.c_attn.{p}"),
+        Row(_QWEN2 + "self_attn.o_proj.weight", _QWEN + "attn.c_proj.weight"),
+        Row(_QWEN2 + "mlp.up_proj.weight", _QWEN + "mlp.w1.weight"),
+        Row(_QWEN2 + "mlp.gate_proj.weight", _QWEN + "mlp.w2.weight"),
+        Row(_QWEN2 + "mlp.down_proj.weight", _QWEN + "mlp.c_proj.weight"),
+        Row("model.norm.weight", "transformer.ln_f.weight"),
         Row("lm_head.weight", "lm_head.weight"),
     ],
-    "Qwen",
     "Qwen2",
-    ours="right",
+    "Qwen",
 )
 
 

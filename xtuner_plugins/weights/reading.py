@@ -194,46 +194,45 @@ def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
     """
     if not Path(directory).is_dir():
         raise CheckpointError(f"model directory {directory} does not exist")
-    index, *shards = weight_files(directory) or (None,)
-    if index is None:
+    files = weight_files(directory)
+    if not files:
         raise CheckpointError(
             f"{directory} has no model.safetensors(.index.json) nor pytorch_model.bin(.index.json); "
             f"it holds: {listing(Path(directory))}"
         )
+    index, *shards = files
     opener = open_safetensors if index.name.startswith("model.safetensors") else state_dict
     if not shards:
         return opener(index)
     if missing := [path.name for path in shards if not path.is_file()]:
         raise CheckpointError(f"{directory} lacks {', '.join(missing)}, which {index.name} names; download the rest")
-    held = {(name, path): tensor for path in shards for name, tensor in opener(path).items()}
-    where = _shard_paths(index)
-    if wrong := sorted(held.keys() ^ set(where.items())):
-        name, path = wrong[0]
-        raise CheckpointError(
-            f"{index} and the shards disagree about {len(wrong)} tensors, such as {name} in {path.name}"
-        )
-    return {name: held[name, path] for name, path in where.items()}
+    held = {(name, path.name): tensor for path in shards for name, tensor in opener(path).items()}
+    where = _weight_map(index)
+    if wrong := sorted(held.keys() ^ where.items()):
+        name, file = wrong[0]
+        raise CheckpointError(f"{index} and the shards disagree about {len(wrong)} tensors, such as {name} in {file}")
+    return {name: held[name, file] for name, file in where.items()}
 
 
-def _shard_paths(index: Path) -> dict[str, Path]:
-    """Tensor name to shard file of an index; a file outside the index's folder is refused."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name to name of its shard in an index; a file outside the index's folder is refused."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
         raise CheckpointError(f"{index} has no weight_map")
-    for name, file in weight_map.items():
+    for name, file in found.items():
         if not isinstance(file, str) or file in ("", ".", "..") or Path(file).name != file:
             raise CheckpointError(f"{index}: tensor {name} points to {file!r}, outside its own folder: refused")
-    return {name: index.parent / file for name, file in weight_map.items()}
+    return found
 
 
 def weight_files(directory: str | Path) -> list[Path]:
     """The files that ``open_weights`` reads, index first."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
-        index = Path(directory, f"{stem}.index.json")
+        whole, index = Path(directory, stem), Path(directory, f"{stem}.index.json")
         if index.is_file():
-            return [index, *sorted(set(_shard_paths(index).values()))]
-        if (index.parent / stem).is_file():
-            return [index.parent / stem]
+            return [index, *(index.with_name(file) for file in sorted(set(_weight_map(index).values())))]
+        if whole.is_file():
+            return [whole]
     return []
 
 

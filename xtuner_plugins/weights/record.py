@@ -45,7 +45,8 @@ SHARES, LENGTHS = ("ranks", "batch_size", "accumulative_counts"), ("max_epochs",
 STEPS = ("samples_per_step", *SHARES, *LENGTHS)
 LONGER = ": warm-up and cosine span that length from here on"
 WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
-# They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those.
+# They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those. A
+# record tells nobody where data lie, nor the keys of a store.
 _NEUTRAL = {
     "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple "
     "offload_activations sequence_parallel",
@@ -78,14 +79,11 @@ def file_hash(path: str | Path) -> str:
 
 def base_facts(directory: str | Path) -> dict[str, Any]:
     """Path of a base, and SHA-256 of its config, weights and tokenizer files by name."""
-    found = [path for path in sorted(Path(directory).iterdir()) if path.suffix in BASE_SUFFIXES]
-    files = [path for path in found if path.name not in NOT_OF_BASE]
+    found = {path.name: path for path in sorted(Path(directory).iterdir()) if path.suffix in BASE_SUFFIXES}
+    files = {name: path for name, path in found.items() if name not in NOT_OF_BASE}
     with ThreadPoolExecutor(4) as pool:
-        hashes = pool.map(file_hash, files)
-    return {
-        "path": os.path.abspath(directory),
-        "files": {path.name: each for path, each in zip(files, hashes, strict=True)},
-    }
+        hashes = pool.map(file_hash, files.values())
+    return {"path": os.path.abspath(directory), "files": dict(zip(files, hashes, strict=True))}
 
 
 def data_facts(dataset: Any) -> list[dict[str, Any]]:
@@ -93,7 +91,7 @@ def data_facts(dataset: Any) -> list[dict[str, Any]]:
     return [
         {
             "name": source.name,
-            "sha256": " ".join(map(file_hash, _files(source.index))),
+            "sha256": " ".join(map(file_hash, sorted(getattr(source.index, "stamps", None) or [source.index.file]))),
             "columns": plain(source.index.columns),
             "rejected": sorted(map(int, rejected)),
             "repeat": source.repeat,
@@ -105,10 +103,6 @@ def data_facts(dataset: Any) -> list[dict[str, Any]]:
         }
         for source, rejected in zip(dataset.sources, dataset.rejected, strict=True)
     ]
-
-
-def _files(index: Any) -> list[str]:
-    return [index.file] if hasattr(index, "file") else sorted(index.stamps)
 
 
 def plain(value: Any, *, fill: bool = False) -> Any:
@@ -163,19 +157,17 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
     wrapper = {**cfg["optim_wrapper"], **(cfg.get("optim_wrapper_grouping") or {})}
     clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
     wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
-    parts = {key: loader[key] for key in LOADER if loader.get(key)}
-    for name in parts.keys() & {"dataset", "sampler"}:
-        parts[name] = _counting(parts[name], f"train_dataloader.{name}")
     return {
         "model": _counting(cfg["model"], "model"),
-        "train_dataloader": parts,
+        "train_dataloader": {
+            key: _counting(loader[key], f"train_dataloader.{key}") for key in LOADER if loader.get(key)
+        },
         "optim_wrapper": {key: wrapper[key] for key in WRAPPER if wrapper.get(key)},
         "param_scheduler": cfg.get("param_scheduler"),
     }
 
 
 def _counting(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Without what is neutral: a record tells nobody where data lie, nor the keys of a store."""
     return {key: value for key, value in settings.items() if f"{part}.{key}" not in NEUTRAL}
 
 
@@ -284,9 +276,9 @@ def check_form(record: Any, where: str) -> dict[str, Any]:
         files, steps = record["base"]["files"], record["steps"]
         parts = files, record["settings"]["model"], steps, record["versions"], *record["data"]
         texts = record["base"]["path"], *files.values()
-        if all(isinstance(each, Mapping) for each in parts) and all(isinstance(each, str) for each in texts):
-            if all(key in steps for key in STEPS):
-                return dict(record)
+        has_form = all(isinstance(each, Mapping) for each in parts) and all(isinstance(each, str) for each in texts)
+        if has_form and steps.keys() >= set(STEPS):
+            return dict(record)
     raise CheckpointError(f"{where} holds a record of its run that can't be read")
 
 

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .reading import CheckpointError
-from .writer import format_size, write_json
+from .writer import write_json
 
 CONFIG = "config.json"
 _DISK_MARGIN = 64 * 2**20  # JSON, tokenizer and code files, rounded up generously
@@ -58,10 +58,7 @@ def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Pat
     if held and not force:
         raise CheckpointError(f"{out} exists already; choose another name or replace it with --force")
     if held and not (out / CONFIG).is_file():
-        raise CheckpointError(
-            f"{out} holds no {CONFIG}, so it is not a model directory, and --force replaces only those; choose another "
-            "name or remove it yourself"
-        )
+        raise CheckpointError(f"{out} holds no {CONFIG}, and --force replaces only model directories; remove it")
     return out
 
 
@@ -83,14 +80,15 @@ def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Pat
     parent = next(each for each in out.parents if each.exists())
     needed, free = num_bytes + _DISK_MARGIN, shutil.disk_usage(parent).free
     if free < needed:
-        raise CheckpointError(
-            f"{out} needs {format_size(needed)} but only {format_size(free)} are free on {parent}; free some space or "
-            "write elsewhere"
-        )
-    stage = _beside(out, "partial")
+        sizes = f"{needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free on {parent}"
+        raise CheckpointError(f"{out} needs {sizes}; free some space or write elsewhere")
+    run = f"{os.getpid()}-{secrets.token_hex(4)}"
+    stage, replaced = (out.with_name(f".{out.name}.{what}-{run}") for what in ("partial", "replaced"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out)
+        for path in _beside(out, "partial"):
+            if not Path("/proc", path.name.split("-")[-2]).exists():  # its process was killed
+                shutil.rmtree(path, ignore_errors=True)
         stage.mkdir()  # with default permissions (umask), unlike tempfile's
         yield stage
         write_json(stage / CONFIG, config)
@@ -98,7 +96,7 @@ def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Pat
             for name in (*files, "."):
                 _sync(Path(root, name))
         if out.exists():
-            os.rename(out, _beside(out, "replaced"))
+            os.rename(out, replaced)
         os.rename(stage, out)
         _sync(out.parent)
     except OSError as error:
@@ -109,13 +107,14 @@ def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Pat
         recover(out)
 
 
-def _beside(out: Path, what: str) -> Path:
-    return out.parent / f".{out.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}"
+def _beside(out: Path, what: str) -> list[Path]:
+    """What runs have hidden beside ``out``."""
+    return sorted(out.parent.glob(f".{glob.escape(out.name)}.{what}-*"))
 
 
 def recover(out: Path) -> None:
     """Puts back what an interrupted run had renamed away from ``out``, or removes it if ``out`` is complete."""
-    for hidden in sorted(out.parent.glob(f".{glob.escape(out.name)}.replaced-*")):
+    for hidden in _beside(out, "replaced"):
         if not (hidden / CONFIG).is_file() or (out / CONFIG).is_file():
             (hidden / CONFIG).unlink(missing_ok=True)  # first, so that no part of it ever loads
             shutil.rmtree(hidden, ignore_errors=True)
@@ -136,10 +135,3 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(fd)
-
-
-def _remove_stale(out: Path) -> None:
-    """Removes what a killed run of another process left for the same target."""
-    for path in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
-        if not Path("/proc", path.name.removeprefix(f".{out.name}.partial-").split("-")[0]).exists():
-            shutil.rmtree(path, ignore_errors=True)

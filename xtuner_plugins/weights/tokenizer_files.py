@@ -140,24 +140,22 @@ def _rendered(tokenizer, messages: list[dict], template: str | None = None) -> s
 def describe_prompt(tokenizer, conversation: Conversation) -> list[str]:
     """Lines on how a question is prompted in training, with its tokens; and how the tokenizer's own template does."""
     question = [{"role": "user", "content": "Q"}]
-
-    def line(what: str, text: str) -> str:
-        return f"{what}: {text!r} ({len(tokenizer(text, add_special_tokens=False).input_ids)} tokens)"
-
     ours = _rendered(tokenizer, question, chat_template(tokenizer, conversation))
-    lines = [line(f"prompt with template {conversation.name}", ours)]
-    if tokenizer.chat_template and (own := _rendered(tokenizer, question)) != ours:
-        lines.append(line("the language model's own chat template renders", own))
-    if tokenizer.eos_token != conversation.stop_token:
-        end = f"answers end with {conversation.stop_token!r}"
-        lines.append(f"{end}; the tokenizer ends texts with {tokenizer.eos_token!r}")
+    own = _rendered(tokenizer, question) if tokenizer.chat_template else ours
+    texts = {f"prompt with template {conversation.name}": ours}
+    if own != ours:
+        texts["the language model's own chat template renders"] = own
+    counts = {text: len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts.values()}
+    lines = [f"{what}: {text!r} ({counts[text]} tokens)" for what, text in texts.items()]
+    if tokenizer.eos_token != (stop := conversation.stop_token):
+        lines.append(f"answers end with {stop!r}; the tokenizer ends texts with {tokenizer.eos_token!r}")
     return lines
 
 
 def processor_template(conversation: Conversation, *, image: str, video: str | None) -> str:
     """A processor's chat template, with texts for images and videos (None ignores them) of messages in parts."""
-    parts = [(kind, text) for kind, text in (("image", image), ("video", video)) if text is not None]
-    media = "".join(f"{{% elif part['type'] == '{kind}' %}}{_text(text)}" for kind, text in parts)
+    texts = {kind: text for kind, text in (("image", image), ("video", video)) if text is not None}
+    media = "".join(f"{{% elif part['type'] == '{kind}' %}}{_text(text)}" for kind, text in texts.items())
     content = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
         "{% if part['type'] == 'text' %}{{ part['text'] }}" + media + "{% endif %}{% endfor %}{% endif %}"
@@ -254,16 +252,15 @@ def write_template(out: Path, template: str, *, processor: bool) -> None:
 def drop_last_token(directory: Path, token: str) -> None:
     """Removes a processor's token, and what names it, from a directory's tokenizer files if it has the largest id."""
     state = read_json(directory / "tokenizer.json")
-    added = state.get("added_tokens", [])
-    if not added or added[-1]["content"] != token:
+    *kept, last = state.get("added_tokens") or [{}]
+    if last.get("content") != token:
         return
-    number = str(added.pop()["id"])
-    write_json(directory / "tokenizer.json", state)
+    write_json(directory / "tokenizer.json", {**state, "added_tokens": kept})
     named = [token, "processor_class", "model_specific_special_tokens"]  # the last by transformers 5
     named += ["video_token", "start_image_token", "end_image_token", "context_image_token"]
     for path in map(directory.joinpath, ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")):
         fields = {key: value for key, value in read_json(path, missing={}).items() if key not in named}
-        fields.get("added_tokens_decoder", {}).pop(number, None)
+        fields.get("added_tokens_decoder", {}).pop(str(last["id"]), None)
         if token in fields.get("additional_special_tokens", ()):
             fields["additional_special_tokens"].remove(token)
         if path.is_file():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import record
-from .errors import CheckpointError
+from .errors import CheckpointError, refusing
 
 CHECKPOINT_NAME = re.compile(r"(iter|epoch)_(\d+)\.pth")
 LAST_CHECKPOINT = "last_checkpoint"
@@ -37,6 +37,7 @@ def newest_checkpoint(work_dir: str | Path) -> Path | None:
     return None
 
 
+@refusing
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Facts about a checkpoint; its tensors stay on disk.
 
@@ -58,8 +59,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if folder is None:
             raise CheckpointError(f"{path} is a directory without *_model_states.pt, so no DeepSpeed checkpoint")
         files = open_deepspeed(folder).files
-        content = load_pickle(files[0])
-        has_optimizer = any("optim_states" in file.name for file in files)
+        content, has_optimizer = load_pickle(files[0]), "optim_states" in files[-1].name
     else:
         content = load_pickle(path)
         content = content if isinstance(content, Mapping) else {}

@@ -31,15 +31,6 @@ def resolve_dtype(name: str | None) -> torch.dtype | None:
     return DTYPES.get(name)
 
 
-def format_size(num_bytes: float) -> str:
-    """``4.1 GB`` and the like, decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.{int(unit != 'B')}f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"
-
-
 def json_text(value: Mapping, default: Callable | None = None) -> str:
     """Indented JSON; ``default`` turns other objects into plain values."""
     return json.dumps(value, ensure_ascii=False, indent=2, default=default) + "\n"
@@ -76,8 +67,8 @@ def write_weights(
         if shards[-1] and sum(each.nbytes for each in shards[-1].values()) + tensor.nbytes > max_shard_size:
             shards.append({})
         shards[-1][name] = tensor
-    files = {f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard for number, shard in enumerate(shards, 1)}
-    files = files if len(shards) > 1 else {"model.safetensors": shards[0]}
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    files = dict(zip(names if len(shards) > 1 else ["model.safetensors"], shards, strict=True))
     for file, shard in files.items():
         write_single(stage / file, shard, advance)
     if len(shards) > 1:

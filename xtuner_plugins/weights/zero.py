@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .errors import CheckpointError, refusing
 from .lazy import Joined, LazyTensor
-from .reading import Checkpoint, CheckpointError, load_pickle
+from .reading import Checkpoint, load_pickle
 
 
 def checkpoint_directory(path: Path) -> Path | None:
@@ -74,6 +75,7 @@ class Shards:
         return tensors
 
 
+@refusing
 def read_shards(path: Path) -> Shards:
     """Opens the files of a DeepSpeed directory.
 
@@ -85,8 +87,6 @@ def read_shards(path: Path) -> Shards:
         for kind in ("model", "optim")
     )
     states = [load_pickle(file) for file in model_files]
-    if not all(isinstance(state, dict) and "module" in state for state in states):
-        raise CheckpointError(f"{path}: *_model_states.pt are no DeepSpeed model states")
     whole = Shards(path, model_files + optim_files, states, [], 0, 1, [])
     if not optim_files and any(file.name.startswith("zero_pp_rank") for file in model_files):
         raise CheckpointError(
@@ -113,6 +113,7 @@ def read_shards(path: Path) -> Shards:
     return replace(whole, optims=optims, stage=stage, world_size=world_size, groups=groups)
 
 
+@refusing
 def open_deepspeed(path: Path) -> Checkpoint:
     """Lazy tensors of a DeepSpeed directory: fp32 masters for what trained, as saved for what was frozen.
 
@@ -134,6 +135,7 @@ def open_deepspeed(path: Path) -> Checkpoint:
     return replace(opened, tensors=tensors)
 
 
+@refusing
 def open_optimizer(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """The optimizer's state in a ZeRO directory.
 

@@ -178,7 +178,10 @@ def test_what_is_no_video(videos, tmp_path, monkeypatch):
     assert probe_video(str(tmp_path / "one.gif"), 4) == (1, (8, 8)) and levels(tmp_path / "one.gif", 4) == [0]
     (tmp_path / "none.gif").write_bytes((tmp_path / "one.gif").read_bytes()[:13] + b";")  # header, then the end
     refused(tmp_path / "none.gif", "none.gif: can't be decoded")
-    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {videos}/a.mp4\n")  # FFmpeg itself would follow it
+    (tmp_path / "secret.mp4").write_bytes((videos / "a.mp4").read_bytes())
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with av.open(str(tmp_path / "list.mp4")) as container:  # FFmpeg itself follows it
+        assert container.format.name == "concat"
     refused(tmp_path / "list.mp4", "list.mp4: can't be decoded")
     (tmp_path / "11.png").symlink_to(videos / "frames" / "f1.png")
     refused(tmp_path, "'11.png' is a link out of the folder")

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xtuner_plugins.datasets import SettingError
-from xtuner_plugins.datasets.plan import packing
 from xtuner_plugins.datasets.plan.bin_packing import Sizes, _best_fit
 from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
 
@@ -82,7 +81,7 @@ def test_sparing_short_samples_fills_packs_that_few_can_close_where_it_is_worth_
     tokens, tiles = draw(3000, **SCARCE)
     found = []
     for worth in (1.0, 1.1):
-        monkeypatch.setattr(packing, "WORTH_WAITING", worth)
+        monkeypatch.setattr("xtuner_plugins.datasets.plan.packing.WORTH_WAITING", worth)
         found.append(len(pack_samples(np.arange(3000), tokens, tiles, max_tokens=8192)))
     assert found[0] < 0.9992 * found[1]
 

@@ -65,7 +65,7 @@ def meaning(raw):
 
 
 def changed(value, rng):
-    """The value with a few places changed."""
+    """The value with a few places changed, left out or doubled."""
     if rng.random() < 0.03:
         return copy.deepcopy(rng.choice(VALUES))
     if isinstance(value, dict):

@@ -31,11 +31,7 @@ BAD = {
     "two_prompts": {"chosen": [*ASKED, CAT], "rejected": [{"role": "user", "content": "x"}, DOG]},
     "two_formats": {"prompt": "a", "question": "a", "chosen": "b", "rejected": "c"},
     "pair_answer": {"prompt": "a", "chosen": "b", "rejected": ["c", "d"]},
-    "history": {"query": "a", "history": ["x"], "response": "b", "rejected_response": "c"},
-    "image_count": {"prompt": "<image> a", "chosen": "b", "rejected": "c"},
-    "turn_order": {"prompt": [CAT], "chosen": "b", "rejected": "c"},
     "record_type": ["prompt"],
-    "conversations_type": {"messages": "a", "rejected": "c"},
 }
 
 

@@ -26,7 +26,6 @@ WARNED = [
     ("foreign_form", dict(answer="<|box_start|>(1,2),(3,4)<|box_end|>")),
     ("media_role", dict(question="<image>\nTag?", answer="Write <image> in RSS.", image="a.jpg")),
     ("unread_key:audio", dict(image="a.jpg", audio="a.wav")),
-    ("unread_key:tools", dict(tools="[{}]")),
     (None, dict(question="<b>bold</b> <video controls> <img src='a.png'> <input> a < b > c <ref> </ref>")),
     (None, dict(question="<image>\n<image>", image=["a.jpg", "b.jpg"], width=3, height=4)),
     (None, dict(answer="<ref>it</ref><box>[[0, 0, 1000, 1000]]</box><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>")),

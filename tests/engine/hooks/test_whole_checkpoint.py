@@ -1,13 +1,10 @@
-"""A checkpoint gets its name once it is whole, and is of this model; kills and full disks are in `test_going_on.py`."""
+"""A checkpoint gets its name once it is whole; kills, full disks and other models are in `test_going_on.py`."""
 
 import tracemalloc
-from types import SimpleNamespace
 
-import pytest
 import torch
 from mmengine.runner import runner as mmengine_runner
 
-from xtuner_plugins.engine import WholeCheckpointHook
 from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place, _written_directly, tidy
 
 
@@ -42,16 +39,3 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
         do(folder)
         assert [path.name for path in folder.iterdir()] == ["iter_1.pth"]
         assert (folder / "iter_1.pth" / "file").read_text() == kept
-
-
-def test_a_checkpoint_of_another_model_is_refused():
-    runner, hook = SimpleNamespace(model=torch.nn.Linear(3, 2), optim_wrapper=None), WholeCheckpointHook()
-    hook.after_load_checkpoint(runner, {"state_dict": torch.nn.Linear(3, 2).state_dict()})
-    hook.after_load_checkpoint(runner, {"module": {"other": torch.ones(1)}})  # the strategy has compared it
-    for state, message in (
-        ({"weight": torch.ones(2, 3)}, "missing bias"),
-        ({"weight": torch.ones(2, 3), "bias": torch.ones(2), "scale": torch.ones(1)}, "unknown scale"),
-        ({"weight": torch.ones(3, 3), "bias": torch.ones(2)}, r"weight is \(3, 3\), the model has \(2, 3\)"),
-    ):
-        with pytest.raises(ValueError, match=f"another choice of trained parts: {message}"):
-            hook.after_load_checkpoint(runner, {"state_dict": state})

@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 
 from tests.conftest import HANGS_AFTER
-from tests.process_table import ends, wait_until
+from tests.process_table import wait_until
 from xtuner_plugins.engine.launch import ranks
 from xtuner_plugins.engine.launch.ranks import run_ranks
 from xtuner_plugins.processes import PARENT_ENDED, STOP_REQUESTS
@@ -53,16 +52,3 @@ def test_the_status_is_that_of_the_first_that_failed_and_others_are_ended(tmp_pa
     for number, status in ((9, 137), (2, 130), (int(PARENT_ENDED), 143)):
         assert run(f"import os; os.kill(os.getpid(), {number})", tmp_path, 1) == status
     assert run("import os, time\nif os.environ['RANK'] == '1': exit(5)\ntime.sleep(60)", tmp_path, 3) == 5
-
-
-def test_ranks_end_with_their_parent():
-    rank = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-    code = (
-        f"import sys\nfrom {run_ranks.__module__} import run_ranks\nrun_ranks([sys.executable, '-c', {rank!r}], [{{}}])"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    with parent.stdout as out:
-        child = int(out.readline())
-        parent.kill()
-        parent.wait()
-        assert ends(child)

@@ -2,10 +2,8 @@
 
 import copy
 import itertools
-import random
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
@@ -123,11 +121,3 @@ def test_steps_without_a_loss_change_nothing_and_others_name_their_samples(model
     poisoned = {**one, "loss_weights": torch.tensor([float("inf")]), "sources": ["bad.jsonl:7"]}
     with pytest.raises(NonFiniteError, match="the loss is (nan|inf), from the samples bad.jsonl:7$"):
         gradients(model, [other, poisoned])
-
-
-def test_what_is_random_in_a_step_depends_on_seed_rank_and_step_alone():
-    found = []
-    for arguments in ((7, 0, 3), (8, 0, 3), (7, 1, 3), (7, 0, 4)) * 2:
-        seed_step(*arguments)
-        found.append((random.random(), np.random.rand(), float(torch.rand(()))))
-    assert found[:4] == found[4:] and all(len(set(draws)) == 4 for draws in zip(*found, strict=True))

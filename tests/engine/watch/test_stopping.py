@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import HANGS_AFTER
 from xtuner_plugins.engine.watch import stopping
-from xtuner_plugins.engine.watch.stopping import ONE_REQUEST_SECONDS, StopRequests, command_to_go_on, watching
+from xtuner_plugins.engine.watch.stopping import ONE_REQUEST_SECONDS, StopRequests, watching
 from xtuner_plugins.processes import PARENT_ENDED
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 
@@ -68,18 +68,6 @@ def test_workers_leave_signals_to_their_parent_and_handlers_come_and_go(requests
             signal.raise_signal(signal.SIGTERM)
 
     assert in_a_child(told, PARENT_ENDED) == 7 and in_a_child(told, PARENT_ENDED, signal.SIGTERM) == -signal.SIGTERM
-
-
-def test_the_command_that_goes_on_has_one_more_resume(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "a.py", "b c"])
-    old, xtuners = "python tools/train.py a --resume old.pth --set 'x=[1, 2]'", "xtuner train a.py 'b c'"
-    for started, resumed in (
-        (old, f"{old} --resume"),  # the last one counts
-        (f"{old} --resume", f"{old} --resume"),
-        ("", f"{xtuners} --resume auto"),
-        (f"{xtuners} --resume auto", f"{xtuners} --resume auto"),
-    ):
-        assert command_to_go_on({"NPROC_PER_NODE": "2", stopping.COMMAND: started}) == f"NPROC_PER_NODE=2 {resumed}"
 
 
 @pytest.mark.slow

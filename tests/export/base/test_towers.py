@@ -77,24 +77,17 @@ def test_features_equal_those_of_transformers(toy_parts, tmp_path):
 @torch.no_grad()
 def test_an_intern_vit_is_cut_and_folded(toy_parts, tmp_path):
     mean, std = NORMALIZATION["clip"]
-    for name, options in {
-        "plain": {},
-        "cut": {"select_layer": -2},
-        "same": {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
-        "folded": {"image_mean": mean, "image_std": std},
-    }.items():
-        build_base(*toy_parts, tmp_path / name, dtype="float32", **options)
-    plain, cut, same, folded = (
-        load_model(tmp_path / name, dtype=None).vision_model for name in ("plain", "cut", "same", "folded")
-    )
+    options = {"plain": {}, "cut": {"select_layer": -2}, "folded": {"image_mean": mean, "image_std": std}}
+    for name, each in options.items():
+        build_base(*toy_parts, tmp_path / name, dtype="float32", **each)
+    plain, cut, folded = (load_model(tmp_path / name, dtype=None).vision_model for name in options)
     pixels = torch.rand(2, 3, 112, 112)
     given = normalized(pixels, *IMAGENET)
     reference = plain(pixel_values=given, output_hidden_states=True)
     assert torch.equal(cut(pixel_values=given).last_hidden_state, reference.hidden_states[-2])
-    assert len(cut.encoder.layers) == 1 and torch.equal(same(given).last_hidden_state, reference.last_hidden_state)
     expected = plain(normalized(pixels, mean, std)).last_hidden_state
     assert (folded(given).last_hidden_state - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert (reference.last_hidden_state - expected).abs().max() > 1e-3
+    assert len(cut.encoder.layers) == 1 and (reference.last_hidden_state - expected).abs().max() > 1e-3
 
 
 def test_other_forms_of_clip_and_siglip_give_the_same_base(toy_parts, tmp_path):

@@ -33,13 +33,9 @@ RULES = (  # oldest first
 )
 
 
-def resize_rule(pillow_version: str | None = None) -> ResizeRule:
-    """The rule of a Pillow release; releases newer than the last known one have its rule.
-
-    Args:
-        pillow_version: such as "12.3.0"; None takes the installed Pillow.
-    """
-    release = Version(pillow_version or PIL.__version__).release[:2]
+def resize_rule() -> ResizeRule:
+    """The rule of the installed Pillow; releases newer than the last known one have its rule."""
+    release = Version(PIL.__version__).release[:2]
     return next(rule for rule in reversed(RULES) if release >= rule.since)
 
 

@@ -53,12 +53,15 @@ def normalize_boxes(record: Record, real_size: Callable[[int], Size] | None = No
     kind = record.extra.get("boxes")
     if kind not in (None, "normalized", "pixel"):
         fail(record.source, "boxes", f"'boxes' is {kind!r}", 'write "boxes": "pixel" or leave it out')
-    if kind == "pixel":
-        record = _from_pixels(record, real_size)
-    elif record.has_markup:
-        record = _check_frame(record)
-    fills = record.has_markup and fills_texts(record.extra.get("objects"))
-    return _fill_objects(record, real_size) if fills else record
+    size = _pixel_size(record, real_size) if kind == "pixel" else None
+    if not record.has_markup:
+        return record
+    warnings = list(record.warnings)
+    for text in record.texts:
+        _check_tags(text, record, warnings)
+    changed = record.map_texts(lambda text: BOX.sub(lambda match: _box(match, size, record, warnings), text))
+    record = replace(changed, warnings=tuple(warnings))
+    return _fill_objects(record, real_size) if fills_texts(record.extra.get("objects")) else record
 
 
 def find_boxes(text: str) -> list[tuple[float, ...]]:
@@ -99,7 +102,8 @@ def _scale(box: tuple | list, size: tuple, record: Record, reason: str) -> list[
     return [round(value / side * FRAME_SIZE) for value, side in zip(box, (width, height) * 2, strict=False)]
 
 
-def _from_pixels(record: Record, real_size: Callable[[int], Size] | None) -> Record:
+def _pixel_size(record: Record, real_size: Callable[[int], Size] | None) -> Size:
+    """Width and height of the only image, in whose pixels the boxes are."""
     images = [place for place, medium in enumerate(record.media) if medium.kind == "image"]
     if len(images) != 1:
         remedy = "give boxes in the 0-1000 frame instead"
@@ -111,26 +115,7 @@ def _from_pixels(record: Record, real_size: Callable[[int], Size] | None) -> Rec
     if real_size is not None and (real := real_size(images[0])) != size:
         problem = f"the record says {width}x{height}, the image is {real[0]}x{real[1]}"
         fail(record.source, "boxes", problem, "correct width and height (of the upright image)")
-
-    def convert(match: re.Match) -> str:
-        boxes = _corners(match[1])
-        if not all(len(box) == 4 for box in boxes):
-            fail(record.source, "boxes", f"{match[1].strip()[:40]!r} is no box", "write [[x1, y1, x2, y2]]")
-        return f"<box>{json.dumps([_scale(box, size, record, 'boxes') for box in boxes])}</box>"
-
-    for text in record.texts:
-        _check_tags(text, record, [])
-    return record.map_texts(lambda text: BOX.sub(convert, text))
-
-
-def _check_frame(record: Record) -> Record:
-    """The record itself, with warnings added."""
-    warnings = list(record.warnings)
-    for text in record.texts:
-        _check_tags(text, record, warnings)
-        for match in BOX.finditer(text):
-            _check_box(match[1].strip()[:60], _corners(match[1]), record, warnings)
-    return replace(record, warnings=tuple(warnings))
+    return size
 
 
 def _check_tags(text: str, record: Record, warnings: list[RecordError]) -> None:
@@ -145,17 +130,24 @@ def _check_tags(text: str, record: Record, warnings: list[RecordError]) -> None:
             warn(warnings, record.source, "grounding", problem, "close every tag")
 
 
-def _check_box(text: str, corners: list[tuple[float, ...]], record: Record, warnings: list[RecordError]) -> None:
-    """Look at the content of one `<box>`."""
-    if not all(len(box) == 4 for box in corners):
-        warn(warnings, record.source, "grounding", f"{text[:40]!r} in <box> is no box", "write [[x1, y1, x2, y2]]")
-        return
-    for x1, y1, x2, y2 in corners:
+def _box(match: re.Match, size: Size | None, record: Record, warnings: list[RecordError]) -> str:
+    """A `<box>` in the frame of 0 to 1000, converted where its numbers are pixels of an image of this size."""
+    boxes, text = _corners(match[1]), match[1].strip()[:60]
+    if not all(len(box) == 4 for box in boxes):
+        problem, remedy = f"{text[:40]!r} in <box> is no box", "write [[x1, y1, x2, y2]]"
+        if size is not None:
+            fail(record.source, "boxes", problem, remedy)
+        warn(warnings, record.source, "grounding", problem, remedy)
+        return match[0]
+    if size is not None:
+        return f"<box>{json.dumps([_scale(box, size, record, 'boxes') for box in boxes])}</box>"
+    for x1, y1, x2, y2 in boxes:
         if not (0 <= x1 <= x2 <= FRAME_SIZE and 0 <= y1 <= y2 <= FRAME_SIZE):
             fail(record.source, "boxes", f"the box {text} isn't [[x1, y1, x2, y2]] within 0 to {FRAME_SIZE}")
-    if max(max(box) for box in corners) <= 1 and any(value % 1 for box in corners for value in box):
+    if max(max(box) for box in boxes) <= 1 and any(value % 1 for box in boxes for value in box):
         problem = f"the box {text} seems to be in fractions of the image"
         warn(warnings, record.source, "grounding", problem, f"write it in the frame of 0 to {FRAME_SIZE}")
+    return match[0]
 
 
 def _fill_objects(record: Record, real_size: Callable[[int], Size] | None) -> Record:

@@ -104,12 +104,11 @@ def check_unchanged(file: str | int, stamp: tuple[int, ...], path: str) -> None:
         raise SourceError(f"{path}: the file has changed since it was opened; start again when nothing writes to it")
 
 
-def open_index(path: str, *, file: str = "", columns: Mapping[str, str] | None = None) -> OffsetIndex:
+def open_index(path: str, file: str = "", columns: Mapping[str, str] | None = None) -> OffsetIndex:
     """The records of an annotation file; the index of a large file is kept on disk and memory-mapped.
 
     Args:
-        path: as messages call it.
-        file: where its content is; default: `path`.
+        path, file, columns: as `OffsetIndex` has them; without `file` the content is in `path`.
 
     Raises:
         SettingError: the file is missing, empty, not readable, or neither a JSON array nor JSON lines.

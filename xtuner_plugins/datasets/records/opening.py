@@ -31,7 +31,6 @@ KINDS = {".parquet": "parquet", ".tar": "tar"}  # shards of which a folder may c
 NUMBERED = re.compile(r"(?P<name>.*)-(?P<number>\d+)-of-(?P<total>\d+)\W.*")
 SPLITS = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
 
-
 RecordSource = OffsetIndex | TableRecords  # records that are read at random; crosses to other processes by pickle
 
 
@@ -58,7 +57,7 @@ def open_records(
     if kind:
         return TableRecords(named, kind, [path], columns)
     packed = PACKED.get(head[:2])
-    return open_index(named, file=_unpack(path, named, packed) if packed else path, columns=columns)
+    return open_index(named, _unpack(path, named, packed) if packed else path, columns)
 
 
 def stem_of(path: str | os.PathLike) -> str:

@@ -25,10 +25,6 @@ class LedgerHook(Hook):
 
     priority = "VERY_HIGH"
 
-    def __init__(self):
-        self.ledger: Ledger | None = None
-        self._epoch = 0
-
     def before_train(self, runner) -> None:
         """Starts or continues the file, and enters what the first epoch's plan leaves out."""
         iterator = planned_loop(runner).dataloader_iterator

@@ -144,9 +144,8 @@ def show(contract: Mapping[str, Any]) -> str:
     lines += [f"  {line}" for line in data["summary"].splitlines()]
     tokens = "" if run["tokens"] is None else f", about {run['tokens']:,} tokens"
     lines.append(f"  run: {run['steps']:,} optimizer steps, {run['done']:,} of them done{tokens}")
-    batch = "" if run["batch_size"] is None else f" of {run['batch_size']}"
     lines.append(
-        f"  step: {run['micro_batches']} micro-batches{batch} on each of {run['ranks']} ranks; "
+        f"  step: {run['micro_batches']} micro-batches of {run['batch_size']} on each of {run['ranks']} ranks; "
         f"{run['micro_batches_per_epoch']:,} micro-batches per rank and epoch; seed {run['seed']}"
     )
     if not contract["resumable"]:

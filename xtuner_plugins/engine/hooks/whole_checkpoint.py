@@ -43,10 +43,7 @@ class WholeCheckpointHook(CheckpointHook):
     of the optimizer's parameters, which a run under DeepSpeed needs to resume from it. A checkpoint of another model is
     refused: MMEngine would load what fits and only warn about the rest.
 
-    Args:
-        interval: Optimizer steps between two checkpoints; -1 saves only at the end.
-        max_keep_ckpts: Checkpoints kept; -1 keeps all.
-        **kwargs: As `mmengine.hooks.CheckpointHook`.
+    It takes what MMEngine's takes: ``interval`` in optimizer steps, ``max_keep_ckpts``.
 
     Raises:
         ValueError: Parameters are missing from a checkpoint, unknown to the model, or differ in shape.
@@ -54,9 +51,7 @@ class WholeCheckpointHook(CheckpointHook):
             earlier checkpoint was removed.
     """
 
-    def __init__(self, interval: int = -1, max_keep_ckpts: int = -1, **kwargs):
-        self._saved_step: int | None = None
-        super().__init__(interval=interval, max_keep_ckpts=max_keep_ckpts, **kwargs)
+    _saved_step: int | None = None
 
     def before_train(self, runner) -> None:
         """As MMEngine's; also removes half-written checkpoints of a killed run."""

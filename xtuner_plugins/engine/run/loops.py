@@ -278,12 +278,10 @@ class PlannedTrainLoop(IterBasedTrainLoop):
     def _go_on(self) -> None:
         """Moves to the checkpoint's position, and plans the rest of the run."""
         iterator = self.dataloader_iterator
-        if self.resume_at is None:
-            print_log(f"fetching {self._iter} steps again: this checkpoint knows no place", "current")
-            for _ in range(self._iter):
-                next(iterator)
-            return
-        iterator.skip_to(self.resume_at)
+        if self.resume_at is None:  # no StateHook has saved it
+            iterator.skip_steps(self._iter)
+        else:
+            iterator.skip_to(self.resume_at)
         if self.planned_epochs is None:
             return
         # The number of ranks or micro-batches may have changed: the rest of the data decides how many steps remain.

@@ -45,10 +45,6 @@ class StepDropped(Exception):
     """A signal came before the last micro-batch of a step: no rank updates its weights."""
 
 
-class _NormNotFinite(ArithmeticError):
-    """Keeps an update from being made."""
-
-
 def unwrap(model: Any) -> nn.Module:
     """The `VisionLanguageModel` inside DDP or DeepSpeed wrappers."""
     if _is_deepspeed(model):
@@ -197,43 +193,21 @@ class _PlainDriver:
     def update(self) -> tuple[float, bool]:
         """Clips and steps; returns the gradient norm before clipping and whether MMEngine has logged it.
 
-        Gradients that aren't finite are dropped; where they are scaled, the scale is halved.
+        Clipping by a norm that isn't finite would ruin every weight: such gradients are dropped, and where they are
+        scaled, the scale is halved.
         """
-        clips_norm = bool(self.optim_wrapper.clip_grad_kwargs) and self.optim_wrapper.grad_name == "grad_norm"
-        norm = 0.0
+        wrapper = self.optim_wrapper
         if self._scaler is not None:
-            self._scaler.unscale_(self.optim_wrapper.optimizer)
-        if self._scaler is not None or not clips_norm:
-            gradients = [
-                p.grad for group in self.optim_wrapper.param_groups for p in group["params"] if p.grad is not None
-            ]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not math.isfinite(norm):
-            self.optim_wrapper.zero_grad()
-            if self._scaler is not None:
-                self._scaler.update()
-            return norm, False
-        if clips_norm:
-            # Clipping by a norm that isn't finite would ruin every weight. MMEngine's wrapper clips and steps in one.
-            handle = self.optim_wrapper.optimizer.register_step_pre_hook(self._require_norm)
-            try:
-                self.optim_wrapper.step()
-            except _NormNotFinite:
-                return self._clipped_norm(), False
-            finally:
-                handle.remove()
-                self.optim_wrapper.zero_grad()
-            return self._clipped_norm(), True
-        self.optim_wrapper.step()
-        self.optim_wrapper.zero_grad()
-        return norm, False
-
-    def _clipped_norm(self) -> float:
-        return self.optim_wrapper.message_hub.get_scalar("train/grad_norm").current()
-
-    def _require_norm(self, *_: Any) -> None:
-        if not math.isfinite(self._clipped_norm()):
-            raise _NormNotFinite
+            self._scaler.unscale_(wrapper.optimizer)
+        parameters = (parameter for group in wrapper.param_groups for parameter in group["params"])
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        is_finite = math.isfinite(norm)
+        if is_finite:
+            wrapper.step()
+        elif self._scaler is not None:
+            self._scaler.update()
+        wrapper.zero_grad()
+        return norm, is_finite and bool(wrapper.clip_grad_kwargs) and wrapper.grad_name == "grad_norm"
 
 
 class _DeepSpeedDriver:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ...families import FLASH, PARTS, LLMFamily, encoder_family, llm_family
+from ...families import EMBEDDING, FLASH, HEAD, PARTS, LLMFamily, encoder_family, llm_family
 from ...hub.constants import ADDED_TOKENS, PROJECTOR_TYPES
 from ...hub.conversation import TEMPLATES, Conversation, get_conv_template
 from ...weights import model_view, official, preprocessing, tokenizer_files
@@ -227,21 +227,21 @@ def read_llm(directory: Path) -> LLMPart:
     else:
         (config, tensors), conversation = model_view.open_language_model(directory), None
     family = llm_family(config, f"language model: {directory}")
-    if family.embedding not in tensors:
-        raise CheckpointError(f"language model: {directory} has no {family.embedding}")
-    if config.get("tie_word_embeddings") or family.head not in tensors:
+    if EMBEDDING not in tensors:
+        raise CheckpointError(f"language model: {directory} has no {EMBEDDING}")
+    if config.get("tie_word_embeddings") or HEAD not in tensors:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         ties_by_default = CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings
         if not config.get("tie_word_embeddings", ties_by_default):
             raise CheckpointError(
-                f"language model: {directory} has no {family.head} although its config says that it is not tied"
+                f"language model: {directory} has no {HEAD} although its config says that it is not tied"
             )
-        tensors[family.head] = tensors[family.embedding]
+        tensors[HEAD] = tensors[EMBEDDING]
     tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)
     conversation = conversation or tokenizer_files.own_conversation(tokenizer)
     num_new = tokenizer_files.add_tokens(tokenizer, ADDED_TOKENS)
-    is_tied = tensors[family.head] is tensors[family.embedding]
+    is_tied = tensors[HEAD] is tensors[EMBEDDING]
     return LLMPart(config, family, tokenizer, tensors, num_new, conversation, is_tied)
 
 
@@ -263,9 +263,8 @@ def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
     """The LLM's tensors with ``num_rows`` rows of embedding and head; each new row is the mean of the old ones."""
     tensors, new = dict(llm.tensors), llm.num_new_tokens
     old = tokenizer_files.num_token_rows(llm.tokenizer) - new
-    embedding, head = llm.family.embedding, llm.family.head
-    tensors[embedding] = _resize_rows(tensors[embedding], old, new, num_rows, embedding)
-    tensors[head] = tensors[embedding] if llm.is_tied else _resize_rows(tensors[head], old, new, num_rows, head)
+    tensors[EMBEDDING] = _resize_rows(tensors[EMBEDDING], old, new, num_rows, EMBEDDING)
+    tensors[HEAD] = tensors[EMBEDDING] if llm.is_tied else _resize_rows(tensors[HEAD], old, new, num_rows, HEAD)
     return tensors
 
 
@@ -308,7 +307,7 @@ def make_config(
         raise ValueError(f"projector_type {projector_type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}")
     rows = tokenizer_files.num_token_rows(llm.tokenizer)
     if llm.family.keeps_padding:
-        rows = max(rows, llm.tensors[llm.family.embedding].shape[0])
+        rows = max(rows, llm.tensors[EMBEDDING].shape[0])
     dropped = ("auto_map", "_name_or_path", "transformers_version", "dtype")
     source = {k: v for k, v in llm.config.items() if k not in dropped}
     source.update(architectures=[llm.family.architecture], vocab_size=rows, torch_dtype=dtype)

@@ -31,10 +31,7 @@ KEYS = KeyMapping(
     ],
     "InternViT",
     "DINOv2",
-    ours="left",
 )
-# What is no part of an InternViT: DINOv2's final norm, what its training masked patches with, a classifier
-_LEFT_OUT = ("layernorm.", "embeddings.mask_token", "classifier.")
 
 
 def check_tile_size(size: int, patch_size: int, directory: Path) -> None:
@@ -64,7 +61,8 @@ def read_dinov2(directory: Path, size: int) -> tuple[dict, dict[str, LazyTensor]
         )
     check_tile_size(size, config.patch_size, directory)
     held = {name.removeprefix("dinov2."): tensor for name, tensor in open_weights(directory).items()}
-    tensors = KEYS.to_ours({name: tensor for name, tensor in held.items() if not name.startswith(_LEFT_OUT)})
+    held.pop("embeddings.mask_token", None)  # of its training; the final norm and a classifier stay behind, too
+    tensors = KEYS.to_ours({name: held[name] for name in held if name.startswith(("embeddings.", "encoder."))})
     if _POSITIONS in tensors:
         tensors[_POSITIONS] = MemoryTensor(_resized(tensors[_POSITIONS].read().float(), size // config.patch_size))
     fields = {

@@ -1,0 +1,122 @@
+"""Flash on the toy world: how many image tokens the router saves, and what that costs in right answers.
+
+    make quickstart
+    python benchmarks/flash_toy.py             # both stages on the quick start's model; --lora trains the LLM, too
+
+Builds a Flash base of the quick start's export, trains both stages with the recipes' commands, and asks the held-out
+questions: nothing compressed, by the router, as many tiles at random, and all. Results go to work_dirs/flash_toy.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from xtuner_plugins.hub import modeling_flash
+from xtuner_plugins.inference.opening import open_session
+from xtuner_plugins.toy.evaluate import answer, is_right, read_questions
+from xtuner_plugins.toy.quickstart import last_checkpoint
+
+START, OUT = Path("work_dirs/quickstart"), Path("work_dirs/flash_toy")
+IN_FLOAT32 = ["model.llm_quantization=None", "model.dtype=float32"]
+
+
+def run(*words: object) -> None:
+    """Runs a command of the project; ends where it fails."""
+    print("$ python", *words, flush=True)
+    subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def train(stage: str, base: Path, steps: int, rate: float, *options: str) -> Path:
+    """Trains a stage on the quick start's data and exports it; returns the export."""
+    data, work_dir, out = START / "data", OUT / stage, OUT / f"{stage}-export"
+    settings = [f"base={base}", f"data_paths={data}/train.jsonl", f"image_folders={data}/images", "max_tiles=6"]
+    settings += ["batch_size=16", "accumulative_counts=1", "num_workers=0", f"max_steps={steps}", f"lr={rate}"]
+    words = ["--set", *settings, "save_steps=-1", "--cfg-options", *IN_FLOAT32, *options]
+    run("tools/train.py", stage, "--work-dir", work_dir, *words)
+    run(
+        "tools/convert_to_official.py",
+        stage,
+        last_checkpoint(Path.cwd() / work_dir),
+        out,
+        "--force",
+        "--dtype",
+        "float32",
+    )
+    return out
+
+
+def ask(session, questions: list[dict], choose) -> tuple[list[bool], float]:
+    """Whether each answer is right, and the share of the image tokens that the model read."""
+    counts, original = [0, 0], modeling_flash.choose_tiles
+
+    def counted(probabilities, *limits):
+        chosen = choose(original, probabilities, *limits)
+        counts[0] += int(chosen.sum())
+        counts[1] += len(chosen)
+        return chosen
+
+    modeling_flash.choose_tiles = counted
+    try:
+        given = answer(session, questions, START / "data/images", ["tiling"])["tiling"]
+    finally:
+        modeling_flash.choose_tiles = original
+    right = [is_right(given[each["id"]], each["answer"]) for each in questions]
+    return right, 1 - 0.75 * counts[0] / max(1, counts[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, nargs=2, default=[600, 60], help="of both stages (default 600 60)")
+    parser.add_argument("--lora", action="store_true", help="stage 1 trains the LLM by LoRA, too, not mlp2 alone")
+    parser.add_argument("--quantiles", type=float, nargs="+", default=[0.3, 0.39], help="relative thresholds to try")
+    args = parser.parse_args()
+    model, base = START / "model", OUT / "base"
+    parts = [f"--{part}={model}" for part in ("vision", "llm", "projector")]
+    run("tools/build_base_model.py", "--flash", *parts, f"--out={base}", "--max-tiles=6", "--dtype=float32", "--force")
+    alone = [] if args.lora else ["model.llm_lora=None", "optim_wrapper.paramwise_cfg.part_lr.lora=None"]
+    first = train("flash_consistency", base, args.steps[0], 1e-3, *alone)
+    second = train("flash_router", first, args.steps[1], 1e-3, "model.exact_labels=True")
+
+    questions = read_questions(START / "data/test.jsonl")
+    rng, session = random.Random(0), open_session(second, device="cpu", dtype="float32")
+    settings = session.model.config
+
+    def at_random(original, probabilities, *limits):
+        order = torch.tensor([rng.random() for _ in probabilities])
+        return (
+            original(order, settings.flash_relative_threshold, 0.0) if len(order) else original(probabilities, *limits)
+        )
+
+    ways = {"none": lambda original, probabilities, *_: torch.zeros(len(probabilities), dtype=torch.bool)}
+    for quantile in args.quantiles:
+        ways[f"router, {quantile:g}"] = lambda original, *rest: original(*rest)
+        ways[f"at random, {quantile:g}"] = at_random
+    ways["all"] = lambda original, probabilities, *_: torch.ones(len(probabilities), dtype=torch.bool)
+    whole = open_session(model, device="cpu", dtype="float32")
+    before, _ = ask(whole, questions, ways["none"])
+    rows = {"the model before": {"tokens": 1.0, "right": sum(before) / len(before)}}
+    print(f"the model before: right {rows['the model before']['right']:.1%}", flush=True)
+    for name, choose in ways.items():
+        if ", " in name:
+            settings.flash_relative_threshold = float(name.split(", ")[1])
+        right, tokens = ask(session, questions, choose)
+        rows[name] = {"tokens": tokens, "right": sum(right) / len(right), "difference": difference(before, right)}
+        print(
+            f"{name:18} tokens {tokens:6.1%}  right {rows[name]['right']:6.1%}  {rows[name]['difference']}", flush=True
+        )
+    (OUT / "results.json").write_text(json.dumps({**vars(args), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def difference(before: list[bool], after: list[bool]) -> str:
+    """Points of the paired difference with half its 95 % interval."""
+    gaps = torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)
+    return f"{100 * gaps.mean():+.1f} ({196 * gaps.std() / len(gaps) ** 0.5:.1f})"
+
+
+if __name__ == "__main__":
+    main()

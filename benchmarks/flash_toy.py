@@ -23,6 +23,7 @@ from xtuner_plugins.toy.quickstart import last_checkpoint
 
 START, OUT = Path("work_dirs/quickstart"), Path("work_dirs/flash_toy")
 IN_FLOAT32 = ["model.llm_quantization=None", "model.dtype=float32"]
+LORA = ["model.llm_lora={'r': 16, 'lora_alpha': 32}", "optim_wrapper.paramwise_cfg.part_lr.lora=1e-4"]
 
 
 def run(*words: object) -> None:
@@ -35,7 +36,14 @@ def train(stage: str, base: Path, steps: int, rate: float, *options: str) -> Pat
     """Trains a stage on the quick start's data and exports it; returns the export."""
     data, work_dir, out = START / "data", OUT / stage, OUT / f"{stage}-export"
     settings = [f"base={base}", f"data_paths={data}/train.jsonl", f"image_folders={data}/images", "max_tiles=6"]
-    settings += ["batch_size=16", "accumulative_counts=1", "num_workers=0", f"max_steps={steps}", f"lr={rate}"]
+    settings += [
+        "batch_size=16",
+        "accumulative_counts=1",
+        "num_workers=0",
+        "max_epochs=50",
+        f"max_steps={steps}",
+        f"lr={rate}",
+    ]
     words = ["--set", *settings, "save_steps=-1", "--cfg-options", *IN_FLOAT32, *options]
     run("tools/train.py", stage, "--work-dir", work_dir, *words)
     run(
@@ -71,15 +79,15 @@ def ask(session, questions: list[dict], choose) -> tuple[list[bool], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, nargs=2, default=[600, 60], help="of both stages (default 600 60)")
+    parser.add_argument("--steps", type=int, nargs=2, default=[1500, 60], help="of both stages (default 1500 60)")
     parser.add_argument("--lora", action="store_true", help="stage 1 trains the LLM by LoRA, too, not mlp2 alone")
-    parser.add_argument("--quantiles", type=float, nargs="+", default=[0.3, 0.39], help="relative thresholds to try")
+    parser.add_argument("--quantiles", type=float, nargs="+", default=[0.3], help="relative thresholds to try")
     args = parser.parse_args()
     model, base = START / "model", OUT / "base"
     parts = [f"--{part}={model}" for part in ("vision", "llm", "projector")]
     run("tools/build_base_model.py", "--flash", *parts, f"--out={base}", "--max-tiles=6", "--dtype=float32", "--force")
-    alone = [] if args.lora else ["model.llm_lora=None", "optim_wrapper.paramwise_cfg.part_lr.lora=None"]
-    first = train("flash_consistency", base, args.steps[0], 1e-3, *alone)
+    adapters = LORA if args.lora else []
+    first = train("flash_consistency", base, args.steps[0], 1e-3, *adapters)
     second = train("flash_router", first, args.steps[1], 1e-3, "model.exact_labels=True")
 
     questions = read_questions(START / "data/test.jsonl")

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tests.hub.test_versions import environment
-from tests.probed import probed
 from tests.vision_towers import write_tower
 from tests.weights.training import LORA, chat_inputs, logits, make_model, save_pth, with_context
 from xtuner_plugins.export.base.build import build_base
@@ -36,7 +35,7 @@ def test_what_is_trained_is_what_both_forms_answer(base, settings, tmp_path):
     for format in (None, "llava"):
         job, out = prepare(None, checkpoint, format=format), tmp_path / str(format)
         write(job, out)
-        probed(module.verify, job, out)
+        module.verify(job, out)  # in a process of its own
     inputs = chat_inputs(model.model)
     expected = logits(model.model, inputs)
     ours, untrained = (with_context(load_model(each, dtype=None), model.model) for each in (tmp_path / "None", base))

@@ -5,8 +5,8 @@
 Directories, or hub names (org/model) where the network allows. --vision takes InternViT, DINOv2, DINOv3, CLIP or SigLIP
 (whole, or the tower), --llm a language model with its tokenizer, and both a whole model, whose tower or LLM is taken.
 
-Projector types: pixel_shuffle_mlp is InternVL's (default for InternViT), mlp LLaVA's without merging of patches
-(default for CLIP and SigLIP), bilinear_mlp LLaVA's after a bilinear reduction of the patch grid to half its side.
+Projector types: pixel_shuffle_mlp is InternVL's (the default), mlp LLaVA's without merging of patches (the default
+for CLIP and SigLIP), bilinear_mlp LLaVA's after a bilinear reduction of the patch grid to half its side.
 """
 
 import argparse

@@ -72,7 +72,9 @@ def list_configs(args: argparse.Namespace) -> None:
     ]
     if not chosen:
         words = ", ".join(sorted({word for name in families for word in name.split("_")}))
-        raise ConfigError(f"no such config; families: {', '.join(sorted(set(families.values())))}; words: {words}")
+        raise ConfigError(
+            f"no such config; families: {', '.join(sorted(set(families.values()) - {'.'}))}; words: {words}"
+        )
     for family, name in sorted(chosen):
         said = labels_of(leaves()[name])
         rows = {"family": family, "starts from": said["starts from"].partition(":")[0]}

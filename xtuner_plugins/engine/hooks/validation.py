@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,21 +122,22 @@ class ValidationHook(Hook):
         is_due = step % self.interval == 0 or step == runner.max_iters
         if not is_due or requests.agreed or not (self._loader or self._session):
             return
-        began, network, found = time.perf_counter(), unwrap(runner.model), {}
+        network, found, ends = unwrap(runner.model), {}, [time.perf_counter()]
         with undisturbed(runner):
             if self._loader is not None:
                 found["validation"] = validation_loss(network, self._loader, agree_to_stop)
+                ends.append(time.perf_counter())
             if self._session is not None and not requests.agreed:
                 sizes = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
                 answered = answer_questions(self._questions, network, self._session, **sizes, should_stop=agree_to_stop)
                 found["benchmarks"] = answered
+                ends.append(time.perf_counter())
         if requests.agreed:
             return
         self._done = step
-        for name, each in found.items():
+        for (name, each), (begin, end) in zip(found.items(), pairwise(ends), strict=True):
             runner.visualizer.add_scalars(each.scalars, step=step)
-            seconds = time.perf_counter() - began
-            runner.logger.info(f"{name} after step {step:,} ({seconds:.1f} s): {each.text}")
+            runner.logger.info(f"{name} after step {step:,} ({end - begin:.1f} s): {each.text}")
             if each.rows and is_main_process():
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in each.rows)
                 path = Path(runner.work_dir, "validation", f"iter_{step}.jsonl")

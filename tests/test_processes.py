@@ -1,5 +1,6 @@
 """Children end with their parent, however it ends."""
 
+import io
 import itertools
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 from tests.conftest import ROOT
 from tests.process_table import ends
+from xtuner_plugins import processes
 from xtuner_plugins.engine.run.runtime import adjust_stack
 from xtuner_plugins.processes import ALLOCATOR, allocator_settings, is_ancestor
 
@@ -80,3 +82,19 @@ def test_segments_grow_on_a_gpu_unless_the_user_has_said_otherwise(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     adjust_stack()  # of a process that XTuner's own command has started
     assert os.environ[ALLOCATOR[1]] == "expandable_segments:True"
+
+
+def test_progress_in_a_log_is_whole_lines(monkeypatch):
+    """A bar that only terminals see left an evaluation of an hour without a line."""
+    log = io.StringIO()
+    monkeypatch.setattr(processes, "LOG_SECONDS", 0)
+    with processes.progress_bar(total=3, unit="question", desc="answering", file=log) as bar:
+        for _ in range(3):
+            bar.update()
+    lines = log.getvalue().splitlines()
+    assert [line.split(" [")[0] for line in lines[:4]] == [
+        "answering:   0% 0/3",
+        "answering:  33% 1/3",
+        "answering:  67% 2/3",
+        "answering: 100% 3/3",
+    ]

@@ -44,11 +44,10 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def build(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from xtuner_plugins.export.base.build import build_base
+    from xtuner_plugins.processes import progress_bar
 
-    with tqdm(unit="B", unit_scale=True, desc="writing weights", disable=None) as bar:
+    with progress_bar(unit="B", unit_scale=True, desc="writing weights") as bar:
         done = build_base(**vars(args), progress=bar.update)
     print(
         f"wrote {done['out']}: {done['num_parameters']:,} parameters, {done['num_bytes'] / 1e9:.2f} GB, "

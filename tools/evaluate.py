@@ -91,7 +91,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from xtuner_plugins.processes import quiet_imports
+    from xtuner_plugins.processes import progress_bar, quiet_imports
 
     quiet_imports()
     from xtuner_plugins.inference.opening import find_source
@@ -118,7 +118,7 @@ def evaluate(args: argparse.Namespace) -> int:
     job = Job(args.model, args.checkpoint, opening_of(args), *sizes)
     with closing(Evaluation(source, job, data_sets, args.out, limit=args.limit)) as evaluation:
         print(f"computing in {evaluation.computes_in}", file=sys.stderr)
-        with tqdm(total=len(evaluation.unanswered), unit="question", desc="answering", disable=None) as bar:
+        with progress_bar(total=len(evaluation.unanswered), unit="question", desc="answering") as bar:
             for question, answer in evaluation.answer():
                 if isinstance(answer, Unusable):
                     leave_out(question.id.partition("/")[0], answer)

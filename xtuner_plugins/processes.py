@@ -19,9 +19,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TextIO
+
+from tqdm import tqdm
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS = 1.0
+LOG_SECONDS = 30.0  # between lines of progress in a log
 STARTED_BY = "XTUNER_PLUGINS_STARTED_BY"  # process id of the caller of `start_bound`
 ENDED_BY = "XTUNER_PLUGINS_ENDED_BY"  # number of the signal that a child gets when its parent ends, if not SIGKILL
 
@@ -178,6 +182,26 @@ def _start_watching(wait: Callable[..., object], *args) -> None:
 def _wait_for(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
+
+
+def progress_bar(**options: Any) -> tqdm:
+    """A bar on a terminal; in a log file a line at the beginning, one every `LOG_SECONDS`, and one at the end.
+
+    Args:
+        options: Of tqdm.
+    """
+    file = options.setdefault("file", sys.stderr)
+    return (
+        tqdm(**options)
+        if file.isatty()
+        else _Lines(**{"mininterval": LOG_SECONDS, "miniters": 1, "ncols": 0}, **options)
+    )
+
+
+class _Lines(tqdm):
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:
+        return lambda text: print(text, file=file, flush=True)
 
 
 def quiet_imports() -> None:

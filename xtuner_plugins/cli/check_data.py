@@ -156,10 +156,10 @@ def _write_json(path: str, content: dict) -> None:
 
 
 def _progress(dataset, title: str):
-    from tqdm import tqdm
+    from ..processes import progress_bar
 
     total = sum(len(source.index) for source in dataset.sources)
-    return tqdm(total=total, unit="record", desc=title, file=sys.stderr)
+    return progress_bar(total=total, unit="record", desc=title)
 
 
 def _check(dataset, num_workers: int | None, number: int) -> list:

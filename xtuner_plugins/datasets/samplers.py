@@ -21,6 +21,7 @@ from mmengine.registry import DATA_SAMPLERS
 
 from ..errors import SettingError, check_choice
 from ..files import array_hash, text_hash
+from ..processes import progress_bar
 from ..settings import ConfigError
 from .dataset import MultimodalDataset
 from .left_out import FILLER_INDEX, describe, left_out
@@ -77,9 +78,7 @@ class PlanSampler(Plan):
         if self._layout is None:
             total, options = sum(len(source.index) for source in self.dataset.sources), {}
             if self._shows_progress and total >= PROGRESS_FROM:
-                from tqdm import tqdm
-
-                options["progress"] = tqdm(total=total, unit="record", desc="measuring lengths", mininterval=1.0).update
+                options["progress"] = progress_bar(total=total, unit="record", desc="measuring lengths").update
             self._layout = self.dataset.layout(**options)
         return self._layout
 

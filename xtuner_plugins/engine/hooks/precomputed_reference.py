@@ -14,7 +14,6 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ...datasets.dataset import bind_worker
 from ...datasets.left_out import FILLER
@@ -22,6 +21,7 @@ from ...datasets.preference import SEGMENTS_PER_PAIR, PreferenceDataset, collate
 from ...datasets.reference import ReferenceLogProbs
 from ...errors import DataError, SettingError
 from ...files import content_hash
+from ...processes import progress_bar
 from ...weights.reading import weight_files
 from ..run.loops import TrainingStopped
 from ..run.steps import unwrap
@@ -119,7 +119,7 @@ def _compute(
     options = {key: loader[key] for key in ("batch_size", "num_workers")}
     batches = DataLoader(records, collate_fn=partial(_load, dataset), **options)
     values, size = [], len(records) // len(chunks)
-    for batch in tqdm(batches, "reference", unit="batch", disable=None if is_main_process() else True):
+    for batch in progress_bar(iterable=batches, desc="reference", unit="batch", disable=not is_main_process()):
         values += _log_probs(network, batch)
         while len(values) >= size:
             reference.save(chunks.pop(0), values[:size])

@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_training.py [--shape small] [--ways official rows packs] [--rounds 3]
 
 The official way is `InternVLChatModel.forward` on padded batches: attention with a mask of the whole batch, logits of
-every position. TRL's (`--ways trl`, where it is installed) is its `SFTTrainer.training_step` on transformers' model of
-the same export. Ours takes the same padded batches (`rows`), and packs of the same samples (`packs`). The LLM trains,
-the vision encoder is frozen, and the vocabulary has 151,674 tokens, as InternVL2.5's with Qwen2.5.
+every position. `trl`, `swift` and `llamafactory`, where they are installed, are `training_step` of the trainers of TRL,
+ms-swift and LLaMA-Factory on transformers' model of the same export. Ours takes the same padded batches (`rows`), and
+packs of the same samples (`packs`). The LLM trains, the vision encoder is frozen, and the vocabulary has 151,674
+tokens, as InternVL2.5's with Qwen2.5.
 
 Each way runs in a process of its own, in turns, after one step that isn't counted; medians over rounds are printed, and
 ratios to the first way. Useful tokens are those that aren't
@@ -39,7 +40,6 @@ SHAPES = {
     "small": dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4),
     "medium": dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8),
 }
-WAYS = ("official", "trl", "rows", "packs")
 BATCH_SIZE, NUM_BATCHES = 8, 4
 
 
@@ -78,23 +78,49 @@ def widen(model: torch.nn.Module) -> None:
         table.weight.data[known:] = 0
 
 
-def trl_trainer(base: str):
-    """TRL's trainer of transformers' model, from the hf form beside the base."""
-    from datasets import Dataset
+SETTINGS = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], remove_unused_columns=False)
+
+
+def transformers_model(hf: str):
+    """Transformers' model and tokenizer of the hf form, the encoder frozen."""
     from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    model = AutoModelForImageTextToText.from_pretrained(hf, dtype=torch.float32, attn_implementation="sdpa")
+    return model, AutoTokenizer.from_pretrained(hf)
+
+
+def trl_trainer(hf: str, rows):
+    """TRL's trainer."""
     from trl import SFTConfig, SFTTrainer
 
-    model = AutoModelForImageTextToText.from_pretrained(f"{base}-hf", dtype=torch.float32, attn_implementation="sdpa")
-    widen(model)
-    model.model.vision_tower.requires_grad_(False)
-    settings = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], max_length=None)
-    config = SFTConfig(f"{base}-trl", dataset_kwargs={"skip_prepare_dataset": True}, **settings)
-    tokenizer = AutoTokenizer.from_pretrained(f"{base}-hf")
-    rows = Dataset.from_list([{"input_ids": [1]}])  # it is given batches, but asks for some
-    trainer = SFTTrainer(model, config, lambda rows: rows[0], rows, processing_class=tokenizer)
-    trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
-    trainer.model.train()
-    return trainer
+    model, tokenizer = transformers_model(hf)
+    config = SFTConfig(f"{hf}-trl", dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, **SETTINGS)
+    return SFTTrainer(model, config, lambda rows: rows[0], rows, processing_class=tokenizer)
+
+
+def swift_trainer(hf: str, rows):
+    """ms-swift's trainer, with its own loading of the model."""
+    from swift.model import get_model_processor
+    from swift.template import get_template
+    from swift.trainers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+    kind = dict(model_type="internvl", torch_dtype=torch.float32, attn_impl="sdpa", use_hf=True)
+    model, processor = get_model_processor(hf, **kind)
+    return Seq2SeqTrainer(model, Seq2SeqTrainingArguments(f"{hf}-swift", **SETTINGS), get_template(processor), rows)
+
+
+def llamafactory_trainer(hf: str, rows):
+    """LLaMA-Factory's trainer."""
+    from llamafactory.hparams import FinetuningArguments, TrainingArguments
+    from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
+
+    model, tokenizer = transformers_model(hf)
+    settings = dict(args=TrainingArguments(f"{hf}-factory", **SETTINGS), train_dataset=rows, tokenizer=tokenizer)
+    return CustomSeq2SeqTrainer(FinetuningArguments(), None, model=model, **settings)
+
+
+PEERS = {"trl": trl_trainer, "swift": swift_trainer, "llamafactory": llamafactory_trainer}
+WAYS = ("official", *PEERS, "rows", "packs")
 
 
 def measure(way: str, base: str) -> dict:
@@ -107,8 +133,17 @@ def measure(way: str, base: str) -> dict:
     LossHead.take_over(llm.get_output_embeddings())
     if way == "official":
         llm.set_attn_implementation("sdpa")
-    peer = trl_trainer(base) if way == "trl" else None
-    trained = peer.model if peer else model.train()
+    peer = None
+    if way in PEERS:
+        from datasets import Dataset
+
+        peer = PEERS[way](
+            f"{base}-hf", Dataset.from_list([{"input_ids": [1]}])
+        )  # it is given batches, but asks for some
+        widen(peer.model)
+        peer.model.model.vision_tower.requires_grad_(False)
+        peer.current_gradient_accumulation_steps = 1  # as `train` sets it
+    trained = (peer.model if peer else model).train()
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-5)
     for parameter in optimizer.param_groups[0]["params"]:
         parameter.grad = torch.zeros_like(parameter)
@@ -159,7 +194,7 @@ def main() -> None:
             llm = {**SHAPES[shape], "num_key_value_heads": SHAPES[shape]["num_attention_heads"] // 2}
             base = Path(folder, "base")
             build_base(*write_random_parts(folder, llm_overrides=llm), base, dtype="float32")
-            if "trl" in args.ways:
+            if not PEERS.keys().isdisjoint(args.ways):
                 convert = [sys.executable, str(Path(__file__).parents[1] / "tools" / "convert_to_official.py")]
                 subprocess.run([*convert, "--from", base, f"{base}-hf", "--format", "hf"], check=True, stdout=2)
             found = {way: [] for way in args.ways}
@@ -179,7 +214,7 @@ def report(shape: str, found: dict[str, list[dict]]) -> None:
     print(f"{shape}: {BATCH_SIZE * NUM_BATCHES} samples, batches of {BATCH_SIZE}")
     for way, figures in medians.items():
         print(
-            f"  {way:<9} {figures['tokens_per_second']:7.0f} useful tokens/s "
+            f"  {way:<12} {figures['tokens_per_second']:7.0f} useful tokens/s "
             f"({figures['tokens_per_second'] / peer['tokens_per_second']:.2f}x), "
             f"a step adds {figures['peak']:.2f} GiB ({figures['peak'] / peer['peak']:.2f}x), "
             f"{figures['padding']:.2f} tokens computed per useful one, first loss {figures['first_loss']:.6f}"

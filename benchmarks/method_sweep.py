@@ -36,7 +36,8 @@ def measure(real: Path, out: Path, method: str, rate: float) -> dict:
         own += ["lora_dropout=0.0"] if leaf == "finetune_lora" else []
         call([ROOT / "tools/train.py", leaf, "--work-dir", work_dir, "--set", *own], work_dir)
         files = ["--data", *(data / f"{name}.jsonl" for name in FILES), "text", "--images", data / "images"]
-        call([ROOT / "tools/evaluate.py", work_dir, *files, "--out", work_dir / "answers", *SHORT], work_dir)
+        quick = [*SHORT, "--batch-size", 32, "--dtype", "bfloat16"]
+        call([ROOT / "tools/evaluate.py", work_dir, *files, "--out", work_dir / "answers", *quick], work_dir)
     scores = {name: each["score"] for name, each in read_results(work_dir / "answers")[0]["datasets"].items()}
     images = sum(scores[name] for name in FILES) / len(FILES)
     return {"method": method, "lr": rate, "images": images, "text": scores["text"], **scores}

@@ -9,7 +9,7 @@
     python tools/check_data.py finetune_packed --step 100 [--ranks 8 --rank 3] [--html step.html]
 
 It says which records can't be trained on, and what else it found: copies within and between files, training images in
-validation data and benchmarks, refusals, images enlarged or squeezed (docs/data.md). Findings don't change the exit
+validation data and benchmarks, images enlarged or squeezed (docs/data.md). Findings don't change the exit
 status. --html shows all of it, with cards of records. With a model the lengths stay in the cache, for runs and plan.py.
 A config's val_data_paths and val_benchmarks are checked after its training data; --reject-list is about the
 training data alone. --names-only only compares the names in records with the files of the image folders.

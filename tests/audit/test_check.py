@@ -7,8 +7,15 @@ import pytest
 from PIL import Image
 
 from xtuner_plugins.audit import opening
-from xtuner_plugins.audit.check import PlainFiles, Questions, check_dataset, count_samples, stops, write_reject_list
-from xtuner_plugins.audit.names import count_folders
+from xtuner_plugins.audit.check import (
+    PlainFiles,
+    Questions,
+    check_dataset,
+    count_folders,
+    count_samples,
+    stops,
+    write_reject_list,
+)
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.plan.measure import Measure
 from xtuner_plugins.datasets.samplers import PlanSampler

@@ -8,7 +8,7 @@ from PIL import Image
 from tests.datasets.source_kinds import write_parquet, write_webdataset
 from xtuner_plugins.audit.check import PlainFiles, check_dataset
 from xtuner_plugins.audit.findings import find, near_pairs
-from xtuner_plugins.audit.opening import is_refusal, is_repetitive, normalize
+from xtuner_plugins.audit.opening import normalize
 from xtuner_plugins.datasets import MultimodalDataset
 
 
@@ -77,10 +77,8 @@ def test_leaks_of_records_images_and_looks(found):
 
 
 def test_answers_texts_shapes_and_what_does_not_fit(found):
-    answers = ["I'm sorry, but I can't say.", "A cup.", "the cat and the dog " * 12]
-    kinds = found([*zip("012", answers, strict=True), *(("Describe it.", "A nice photo.", name) for name in "acr")])
-    assert kinds["refusals"].examples == [[(0, 0, 0)]] and kinds["repetitive"].examples == [[(0, 0, 2)]]
-    assert kinds["equal_texts"].count == 2 and list(kinds) == ["equal_texts", "refusals", "repetitive"]
+    kinds = found([("Describe it.", "A nice photo.", name) for name in "acr"])
+    assert kinds["equal_texts"].count == 2 and list(kinds) == ["equal_texts"]
     often = [(f"{number}?", "Yes." if number % 3 == 0 else f"No {number}") for number in range(30)]
     assert found(often)["frequent_answers"].count == 10
     long = " ".join(map(str, range(500)))
@@ -115,13 +113,5 @@ def test_all_near_pairs_and_no_others():
     assert len(near_pairs(flat)) == len(near_pairs(flat[:1])) == len(near_pairs(flat[:0])) == 0
 
 
-def test_texts():
+def test_texts_that_count_as_copies():
     assert normalize("  A  Cat.\n") == normalize("a cat") == normalize("Ａ cat") != normalize("A dog")
-    for text in ("I'm sorry, but I can't help.", "Sorry. As an AI language model, I", "很抱歉，我无法识别图中的人。"):
-        assert is_refusal(text)
-    for text in ("A sorry sight: an empty bowl.", "The door is closed.", "图中有一只猫。" * 40 + "抱歉"):
-        assert not is_refusal(text)
-    assert is_repetitive("the cat sat on the mat and " * 10) and is_repetitive("图中有一只猫。" * 10)
-    assert not is_repetitive("yes " * 10) and not is_repetitive(" ".join(map(str, range(100))))
-    cycle = [*"abcdefghijkl"] * 3  # of 12 words: the first 27 have 24 sequences, half of which come again
-    assert is_repetitive(" ".join(cycle[:28])) and not is_repetitive(" ".join(cycle[:27]))

@@ -11,8 +11,7 @@ from PIL import Image
 
 from tests.datasets.store_servers import BUCKET, ObjectServer
 from xtuner_plugins.datasets import MultimodalDataset, stores
-from xtuner_plugins.datasets.images.media import image_size, load_image
-from xtuner_plugins.datasets.images.stored import open_images
+from xtuner_plugins.datasets.images.media import image_size, load_image, open_images
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.stores import Store, localize
 from xtuner_plugins.errors import DataError, MediaError, SettingError, SourceError

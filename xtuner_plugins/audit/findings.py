@@ -8,7 +8,6 @@ import numpy as np
 
 from ..datasets.plan.lengths import SHRUNK, TRUNCATED
 from .check import Checked, FileReport
-from .opening import REFUSES, REPEATS
 
 MOST_EXAMPLES = 24  # of each finding
 MOST_ROWS = 4  # of an example
@@ -46,8 +45,6 @@ TITLES = {
     "near_images": ("images that look like another one", "与另一张近乎相同的图像"),
     "equal_texts": ("records with the text of another, about other images", "图像不同而文字与另一条完全相同的记录"),
     "frequent_answers": ("records with the first answer of over 5 % of a file", "首个回答占文件 5 % 以上的记录"),
-    "refusals": ("records with an answer that refuses", "含有拒绝回答的记录"),
-    "repetitive": ("records with an answer that repeats over half of its 4-word sequences", "含有自我重复回答的记录"),
     "upscaled": ("images enlarged to more than three times their sides", "放大到边长三倍以上的图像"),
     "extreme": ("images more than five times as long as wide, or as wide as long", "长宽比超过 5 的图像"),
     "shrink_tiles": ("records with fewer tiles, to fit max_length", "为满足 max_length 而减少图块的记录"),
@@ -62,8 +59,6 @@ REMEDIES = {
     "near_images": ("see the cards: frames of one film, or copies in another size", "视频的帧，或缩放的副本，见卡片"),
     "equal_texts": ("an answer that fits every image teaches to ignore them", "对任何图像都成立的回答会让模型忽略图像"),
     "frequent_answers": ("balance them: always giving it is often right", "总是这样回答也常正确；请平衡回答"),
-    "refusals": ("keep them only if the model should refuse, too", "除非希望模型拒绝，否则请删去"),
-    "repetitive": ("often the output of a model that was cut off; remove them", "多为被截断的模型输出；请删去"),
     "upscaled": ("small images cost many tokens: lower the file's max_tiles", "小图也耗费词元：可调低 max_tiles"),
     "extreme": ("grids reach a ratio of max_tiles; more is squeezed", "网格长宽比至多为 max_tiles；超出会被压扁"),
     "shrink_tiles": ("raise max_length, or lower max_tiles for all", "调高 max_length，或统一调低 max_tiles"),
@@ -143,8 +138,6 @@ def find(dataset: Checked, reports: Sequence[FileReport], validation: Held = ())
         images.copies("near_images", near),
         records.copies("equal_texts", [others[group] for group in groups(train["text"][others])]),
         records.finding("frequent_answers", _frequent(train["answer"], records.of)),
-        records.finding("refusals", np.flatnonzero(train["flags"] & REFUSES)),
-        records.finding("repetitive", np.flatnonzero(train["flags"] & REPEATS)),
         *_shapes(dataset, images),
         *(records.finding(kind, np.flatnonzero(np.concatenate(rows))) for kind, rows in fates),
     ]
@@ -217,10 +210,10 @@ def _frequent(answers: np.ndarray, files: np.ndarray) -> np.ndarray:
 def _shapes(dataset: Checked, table: _Table) -> Iterator[Finding]:
     images = table.rows[: table.num_train]
     width, height = images["width"].astype(np.int64), images["height"].astype(np.int64)
-    enlarged = np.zeros(len(images), bool)
-    for row, (number, *size) in enumerate(zip(table.of, width.tolist(), height.tolist(), strict=False)):
+    enlarged = []
+    for number, *size in zip(table.of, width.tolist(), height.tolist(), strict=False):
         tiling = dataset.sources[number].tiling
-        grid = tiling.grid(*size)
-        enlarged[row] = grid.columns * grid.rows * tiling.tile_size**2 > UPSCALED * size[0] * size[1]
+        columns, rows, _ = tiling.grid(*size)
+        enlarged.append(columns * rows * tiling.tile_size**2 > UPSCALED * size[0] * size[1])
     yield table.finding("upscaled", np.flatnonzero(enlarged))
     yield table.finding("extreme", np.flatnonzero(np.maximum(width, height) > EXTREME * np.minimum(width, height)))

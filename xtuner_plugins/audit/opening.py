@@ -2,14 +2,13 @@
 
 The parts of a file lie beside its lengths, each with the state of its image files (size, times and inode), so that a
 check that was killed goes on where it stopped, and a second one opens only what has changed, and what was unusable.
-What is kept are hashes that find copies, and flags of answers:
+What is kept are hashes that find copies:
 
     records   one row per usable record: hashes of its text, with and without its images, and of its first answer
     images    one row per image (of a video its first frame): size, hashes of name and pixels, and its look
 """
 
 import os
-import re
 import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -32,25 +31,14 @@ from ..datasets.text.tokens import single_threaded_tokenizer
 from ..errors import MediaError
 from ..processes import map_in_workers
 
-FORMAT = "4"  # of the parts; to be raised when other facts are kept
+FORMAT = "5"  # of the parts; to be raised when other facts are kept
 CHUNK = 128  # records that a worker takes at a time, and a crash can lose
 REDUCED = 240  # pixels that both sides of a reduced image keep; with fewer, fewer scaled copies are found
-RECORD = np.dtype([("row", "i4"), ("text", "u8"), ("whole", "u8"), ("answer", "u8"), ("flags", "u1")])
+RECORD = np.dtype([("row", "i4"), ("text", "u8"), ("whole", "u8"), ("answer", "u8")])
 IMAGE = np.dtype(
     [(name, "i4") for name in ("row", "width", "height")] + [("name", "u8"), ("pixels", "u8"), ("look", "u8", 2)]
 )
-REFUSES, REPEATS = 1, 2  # bits of a record's flags
 SIDE = 8  # a look compares the neighbors among 9 x 9 gray values
-GRAM, LONG, REPEATED = 4, 24, 0.5  # words of an n-gram; words of an answer that is examined; share that is too much
-REFUSAL_WITHIN = 160  # characters from the start of an answer
-REFUSAL = re.compile(
-    r"\b(i['’]?m|i am|we are) (very |really |so |terribly )?sorry\b|\bas an? (ai|language model|artificial)\b"
-    r"|\bi (cannot|can['’]?t|can not|am unable to|am not able to|won['’]?t be able to)\b"
-    r"|\bi['’]m (unable|not able) to\b"
-    r"|抱歉|对不起|(我|系统)?(无法|不能)(提供|回答|识别|协助|满足|确定|看到|帮助)|作为(一个|一名)?(AI|人工智能|语言模型)",
-    re.IGNORECASE,
-)
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
 
 @dataclass
@@ -75,7 +63,10 @@ class Look:
         if [medium.kind for medium in record.media] == ["image"]:
             warnings.append(compare_size(record, images[0][1:3]))
         self.seen += [Complaint.of(row, each, is_warning=True) for each in warnings if each is not None]
-        self.records.append(note(row, record, images))
+        text = "\n".join(normalize(turn.text) for turn in record.turns)
+        whole = text + "".join(str(image[4]) for image in images)
+        answers = [normalize(turn.text) for turn in record.turns if turn.role == "assistant"]
+        self.records.append((row, hash_text(text), hash_text(whole), hash_text(answers[0])))
         self.images += images
 
     def _images(self, row: int, record: Record) -> list[tuple]:
@@ -92,10 +83,8 @@ class Look:
                 videos.add(medium.name)
                 frame = load_frames(path, self.task.num_frames)[0]
                 facts = look_at(frame, frame.size, None)
-            elif state is None:
-                facts = _look_at(path)
             else:
-                facts = _look_at_file(path, state)
+                facts = _look_at(path) if state is None else _look_at_file(path, state)
             name = f"{str(path)} {row if in_record else ''}"  # names inside of records are alike
             images.append((row, *facts[:2], hash_text(name), *facts[2:]))
         return images
@@ -134,8 +123,7 @@ def open_file(task: Measure, directory: Path, num_workers: int | None) -> Iterat
     Args:
         directory: of the file's lengths.
     """
-    folder = directory / f"opened-{FORMAT}-{PIL.__version__}"
-    total = len(task.index)
+    folder, total = directory / f"opened-{FORMAT}-{PIL.__version__}", len(task.index)
     parts = [range(first, min(first + CHUNK, total)) for first in range(0, max(total, 1), CHUNK)]
     with single_threaded_tokenizer():
         yield from map_in_workers(partial(_open_part, task, folder), parts, num_workers)
@@ -157,11 +145,10 @@ def _kept(task: Measure, path: Path) -> dict | None:
     if found is None or any(stamp(name) != state for name, state in found["stamps"].items()):
         return None
     found["seen"] = [Complaint(*words) for words in found["seen"]]
-    return found if unusable(open_rows(task, [each.row for each in unusable(found)])) == unusable(found) else None
+    return found if _unusable(open_rows(task, [each.row for each in _unusable(found)])) == _unusable(found) else None
 
 
-def unusable(found: dict) -> list[Complaint]:
-    """The complaints about records that can't be used."""
+def _unusable(found: dict) -> list[Complaint]:
     return [each for each in sorted(found["complaints"] + found["seen"]) if not each.is_warning]
 
 
@@ -173,18 +160,6 @@ def hash_text(text: str) -> int:
 def normalize(text: str) -> str:
     """A text as copies are compared: compatibility forms, case, white space and final punctuation don't count."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".。!！ ")
-
-
-def is_refusal(text: str) -> bool:
-    """Whether an answer begins as refusals do, in English or Chinese."""
-    return REFUSAL.search(text[:REFUSAL_WITHIN]) is not None
-
-
-def is_repetitive(text: str) -> bool:
-    """Whether more than half of an answer's sequences of four words (or Chinese characters) have come before in it."""
-    words = WORD.findall(text)
-    grams = list(zip(*(words[place:] for place in range(GRAM)), strict=False))
-    return len(words) >= LONG and len(set(grams)) < (1 - REPEATED) * len(grams)
 
 
 def look_at(image: Image.Image, size: tuple[int, int], content: bytes | None) -> tuple:
@@ -202,17 +177,3 @@ def look_at(image: Image.Image, size: tuple[int, int], content: bytes | None) ->
     look = tuple(int(np.packbits(rise).view(np.uint64)[0]) for rise in rises)
     content = repr(image.size).encode() + image.tobytes() if content is None else content
     return *size, xxhash.xxh3_64_intdigest(content), look
-
-
-def note(row: int, record: Record, images: Sequence[tuple]) -> tuple:
-    """The row of a record in the table of records.
-
-    Args:
-        images: rows of the table of images.
-    """
-    texts = [turn.text for turn in record.turns]
-    answers = [turn.text for turn in record.turns if turn.role == "assistant"]
-    text = "\n".join(map(normalize, texts))
-    flags = REFUSES * any(map(is_refusal, answers)) + REPEATS * any(map(is_repetitive, answers))
-    whole = hash_text(text + "".join(str(image[4]) for image in images))
-    return row, hash_text(text), whole, hash_text(normalize(answers[0] if answers else "")), flags

@@ -10,7 +10,7 @@ import torch
 from ..datasets.left_out import FILLER
 from ..html_page import render
 from ..hub.constants import IGNORE_INDEX
-from .cards import embed_tiles, token_runs
+from .page import embed_tiles, token_runs
 
 PAIR = 3  # segments of a preference pair: prompt, chosen, rejected
 

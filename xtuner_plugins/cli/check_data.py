@@ -106,7 +106,7 @@ def compare_names(datasets: Sequence, path: str | None) -> int:
     Args:
         path: gets all missing and superfluous names as JSON; None writes nothing.
     """
-    from ..audit.names import count_folders
+    from ..audit.check import count_folders
 
     folders = []
     for dataset in datasets:

@@ -19,9 +19,8 @@ from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
 from . import left_out
 from .base import read_base, work_rates
-from .images.jpeg import degrade
 from .images.media import MediaSource, image_size
-from .images.tiles import MODES, open_tiles
+from .images.tiles import MODES, degrade, open_tiles
 from .images.tiling import DynamicTiling
 from .images.video import load_frames, probe_video
 from .mixture import Source, open_sources, pick_records

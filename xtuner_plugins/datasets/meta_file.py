@@ -28,7 +28,7 @@ from mmengine.logging import print_log
 
 from ..errors import DataError, SettingError
 from ..files import is_url
-from .images.jpeg import OFFICIAL
+from .images.tiles import OFFICIAL_QUALITY
 from .records.json_index import parse_json
 
 HEAD = 1 << 16  # bytes that show whether a file may be a meta file
@@ -126,7 +126,7 @@ def _entry(meta: Path, name: str, entry: object) -> Entry:
     path, root = _find(meta, entry["annotation"]), entry.get("root")
     if not is_url(path) and not os.path.isfile(path):
         raise SettingError("data_paths", f"{where}: annotation {entry['annotation']!r} isn't there", "correct it")
-    quality = OFFICIAL if entry.get("data_augment") else None
+    quality = OFFICIAL_QUALITY if entry.get("data_augment") else None
     settings = {"name": name, "max_tiles": entry.get("max_dynamic_patch"), "jpeg_quality": quality}
     used = {key: value for key, value in settings.items() if value}
     return Entry(path, _find(meta, root) if root else None, entry.get("repeat_time", 1), used)

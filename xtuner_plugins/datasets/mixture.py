@@ -12,9 +12,8 @@ import numpy as np
 from ..errors import DataError, SettingError
 from ..files import masked
 from .base import prompt_of, tiling_of
-from .images.jpeg import check_quality
-from .images.media import ImageFolder
-from .images.stored import StoreImages, open_images
+from .images.media import ImageFolder, StoreImages, open_images
+from .images.tiles import check_quality
 from .images.tiling import DynamicTiling
 from .meta_file import list_files
 from .records.opening import RecordSource, folder_of, open_records, stem_of

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, SettingError
-from xtuner_plugins.datasets.images.jpeg import check_quality, degrade
+from xtuner_plugins.datasets.images.tiles import check_quality, degrade
 
 
 def test_a_tile_is_as_pillow_writes_and_reads_it_with_a_quality_of_the_range():

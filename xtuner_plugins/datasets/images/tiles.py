@@ -5,19 +5,24 @@
 | False | Pillow | equal to the published algorithm |
 | True | torchvision decodes plain JPEG and PNG, and resizes all as uint8 | few are one level off, rarely two |
 | "auto" | as True, but as False where that is as fast: nothing to resize, or a processor without AVX2 | as either |
+
+Training tiles may get JPEG artifacts, as `data_augment` of the official recipe adds them.
 """
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from ...errors import SettingError
 from .media import SWAPS_SIDES, Blob, MediaSource, load_image, open_image, orientation, upright_size
 from .tiling import DynamicTiling, Grid
 
 MODES = (False, True, "auto")
 FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}  # EXIF orientation -> axes, once sides are swapped
 LANES = 4  # channels that the kernel resizes in the time of one
+OFFICIAL_QUALITY = (75, 100)  # what `data_augment` means in the official code
 
 
 def open_tiles(source: MediaSource, rule: DynamicTiling, fast: bool | str = False) -> torch.Tensor:
@@ -97,3 +102,27 @@ def _resize_gray(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     rows = _resize(rows, rows.shape[1], width).reshape(-1, width)[:old]
     found = _resize(rows.view(old, -1, LANES).permute(2, 0, 1), height, width // LANES)
     return found.permute(1, 2, 0).reshape(1, height, width)
+
+
+def check_quality(value: Sequence[int] | None) -> tuple[int, int] | None:
+    """The setting `jpeg_quality`: lowest and highest quality, or None.
+
+    Raises:
+        SettingError: anything else.
+    """
+    if value is None:
+        return None
+    whole = isinstance(value, Sequence) and len(value) == 2 and all(type(each) is int for each in value)
+    if not whole or not 1 <= value[0] <= value[1] <= 100:
+        problem = f"jpeg_quality={value!r} can't be used"
+        raise SettingError("jpeg_quality", problem, "give (lowest, highest) from 1 to 100, such as (75, 100)")
+    return tuple(value)
+
+
+def degrade(tiles: torch.Tensor, quality: tuple[int, int], rng: np.random.Generator) -> torch.Tensor:
+    """Each tile encoded as JPEG with a random quality of this range, and decoded: uint8 `[T, 3, S, S]`."""
+    from torchvision.transforms.v2.functional import jpeg
+
+    qualities = rng.integers(quality[0], quality[1] + 1, size=len(tiles)).tolist()
+    found = [jpeg(tile, each) for tile, each in zip(tiles, qualities, strict=True)]
+    return torch.stack(found) if found else tiles

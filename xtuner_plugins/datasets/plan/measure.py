@@ -8,8 +8,7 @@ import numpy as np
 
 from ...errors import DataError, MediaError, RecordError
 from ...files import text_hash
-from ..images.media import ImageFolder, image_size
-from ..images.stored import StoreImages
+from ..images.media import ImageFolder, StoreImages, image_size
 from ..images.video import probe_video
 from ..records.boxes import normalize_boxes
 from ..records.opening import RecordSource

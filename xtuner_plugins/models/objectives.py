@@ -118,21 +118,8 @@ def _log1mexp(log_p: torch.Tensor) -> torch.Tensor:
     return torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).tiny)))
 
 
-# By the names of `ranges.OBJECTIVES`, which says whether they need log probabilities of a reference.
-LOSSES: dict[str, Callable[[PairLogProbs, Settings], torch.Tensor]] = {
-    "dpo": _dpo,
-    "ipo": _ipo,
-    "hinge": _hinge,
-    "bco_pair": _bco_pair,
-    "orpo": _orpo,
-    "simpo": _simpo,
-    "sft": _sft,
-}
-
-
-def need_reference(weights: Mapping[str, float]) -> bool:
-    """Whether any objective of a mixture compares with a reference."""
-    return any(OBJECTIVES[name] for name in weights)
+_ALL = (_dpo, _ipo, _hinge, _bco_pair, _orpo, _simpo, _sft)
+LOSSES: dict[str, Callable[[PairLogProbs, Settings], torch.Tensor]] = dict(zip(OBJECTIVES, _ALL, strict=True))
 
 
 def preference_losses(

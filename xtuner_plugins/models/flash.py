@@ -23,8 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from ..hub.modeling_flash import kept_tokens
 from ..ranges import check
 from ..weights.loader import read_config
-from .loss_head import softmax_rows
-from .losses import mean_weight_of
+from .losses import mean_weight_of, softmax_rows
 from .preference import Reference
 from .preprocessor import TilePreprocessor
 from .rows import Rates, Row, fill_row, make_row, segments_of
@@ -48,7 +47,7 @@ def draw_tiles(sources: Sequence[str], num_tiles: Sequence[int], seed: int) -> t
 
 
 def compress_row(row: Row, compressed: torch.Tensor, tokens_per_tile: int) -> Row:
-    """The row without the tokens that compressed tiles leave out.
+    """The row without the tokens that compressed tiles leave out; it holds samples, not pairs, on the CPU.
 
     ::
 
@@ -57,11 +56,10 @@ def compress_row(row: Row, compressed: torch.Tensor, tokens_per_tile: int) -> Ro
         result   a b 0 1 1 1 1 c          rates.few = [0], rates.many = [1]
 
     Args:
-        row: Samples, not preference pairs, on the CPU.
+        row: The whole one.
         compressed: bool ``[T]``.
         tokens_per_tile: N.
     """
-    assert row.segments.branches is None
     kept, of_image = torch.ones_like(row.input_ids[0], dtype=torch.bool), kept_tokens(compressed, tokens_per_tile)
     kept[row.image_positions] = of_image
     new = kept.cumsum(0) - 1  # position in the new row
@@ -168,10 +166,8 @@ def divergence(
     Logits of both exist for a bounded number of targets at a time and are computed again in the backward pass.
 
     Args:
-        hidden: ``[K, D]``, of the model before each target.
-        head: Maps ``[..., D]`` to ``[..., V]``.
-        expected: ``[K, D]``, of the reference, without gradient.
-        weight: Of the reference's head, ``[V, D]``.
+        hidden, expected: ``[K, D]``, of the model and of the reference before each target.
+        head, weight: Of the model, mapping ``[..., D]`` to ``[..., V]``, and of the reference, ``[V, D]``.
         targets: int64 ``[K]``.
 
     Returns:
@@ -266,7 +262,7 @@ class FlashRouterModel(FlashModel):
         self.percentile, self.window = percentile, window
 
     def _compute(self, row, pixel_values, mean_weight, shorter):
-        """As there; ``shorter`` has all tiles compressed, then one of each sample, which weighs what its answer does."""
+        """As there; ``shorter`` has all tiles compressed, then one of each sample; it weighs what its answer weighs."""
         with torch.no_grad(), self.computing(pixel_values.device):
             patches = self._encode(pixel_values)
             log_probs = (self._token_log_probs(one, patches) for one in (row, *shorter))

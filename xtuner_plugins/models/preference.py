@@ -227,14 +227,9 @@ def _kl(row: Row, pairs: PairLogProbs, each: torch.Tensor, expected: torch.Tenso
 def sums_of_pairs(
     pairs: PairLogProbs, settings: Settings, losses: Mapping[str, torch.Tensor], counts: torch.Tensor, kl: torch.Tensor
 ) -> torch.Tensor:
-    """The sums that `FIGURES` and the names of ``losses`` name, float32.
+    """The sums that `FIGURES` and the names of ``losses`` (float32 ``[P]``) name, float32.
 
-    Args:
-        pairs: ``P`` of them.
-        settings: For their rewards.
-        losses: Each objective's, float32 ``[P]``.
-        counts: bool ``[P]``, False for a filler.
-        kl: float32 ``[P]``.
+    ``counts``, bool ``[P]``, is False for a filler; ``kl`` is float32 ``[P]``.
     """
     chosen, rejected = rewards(pairs, settings)
     margin, gap = chosen - rejected, (pairs.chosen_tokens - pairs.rejected_tokens).float()

@@ -26,8 +26,7 @@ from ..weights.loader import load_model, load_tokenizer, read_config
 from ..weights.partition import is_partitioned, over_ranks, partition_dtype
 from .attention import attend_to_segments, no_mask
 from .blocks import compile_model_blocks, recompute_blocks, set_drop_path
-from .loss_head import LossHead
-from .losses import next_token_loss, sum_over_ranks, token_log_probs
+from .losses import LossHead, next_token_loss, sum_over_ranks, token_log_probs
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 from .rows import Row
@@ -42,8 +41,8 @@ class VisionLanguageModel(BaseModel):
     The network is `xtuner_plugins.hub.InternVLChatModel` under the attribute ``model``, so a parameter is called
     ``model.`` + its official name. Each part is frozen, trained, or adapted with LoRA::
 
-        freeze_visual_encoder=True                      no gradient, no activation, not in the checkpoint
-        freeze_visual_encoder=False                     trained whole
+        freeze_visual_encoder=True                                  no gradient, no activation, not in the checkpoint
+        freeze_visual_encoder=False                                 trained whole
         freeze_visual_encoder=True, visual_encoder_last_layers=4    the last four blocks trained whole
         freeze_visual_encoder=True, visual_encoder_lora=dict(type=LoraConfig, r=16, ...)
 
@@ -52,23 +51,18 @@ class VisionLanguageModel(BaseModel):
 
     Args:
         base: Official InternVL directory (see ``tools/build_base_model.py``). Nothing in it is executed.
-        freeze_visual_encoder: Freeze the encoder's own weights.
+        freeze_visual_encoder, freeze_projector, freeze_llm: Freeze the part's own weights.
         visual_encoder_last_layers: Blocks of a frozen encoder that train whole, counted from the last one that features
             depend on; None trains none.
-        freeze_projector: Freeze ``mlp1``.
-        freeze_llm: Freeze the LLM's own weights.
         train_head: Train the head of a frozen LLM whole, alone or beside LoRA.
-        visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
-        llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
-        llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
-            bits (QLoRA). Needs ``freeze_llm=True``.
-        visual_encoder_quantization: The same for the encoder. Needs ``freeze_visual_encoder=True``.
+        visual_encoder_lora, llm_lora: ``dict(type=LoraConfig, r=..., ...)`` of a frozen part, or None.
+        visual_encoder_quantization, llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds
+            the linear layers of a frozen part in 4 bits (QLoRA).
         dtype: ``'auto'`` (see `resolve_dtype`), ``'bfloat16'``, ``'float16'`` (the engine then scales the loss) or
             ``'float32'``.
         gradient_checkpointing: Recompute activations of the LLM's blocks in the backward pass, and of the encoder's.
         visual_encoder_checkpointing: The same for the encoder alone; None is what ``gradient_checkpointing`` says.
-        offload_activations: Keep the inputs of the LLM's blocks in the host's memory until the backward pass. Needs
-            ``gradient_checkpointing``.
+        offload_activations: Beside ``gradient_checkpointing``, keep the inputs of the LLM's blocks in the host's memory.
         drop_path: Stochastic depth of an InternViT that trains, whole or in part (`set_drop_path`).
         compile_blocks: See `compile_model_blocks`.
         row_multiple: On CUDA a row of tokens is filled up to a multiple of it (see `fill_row`).
@@ -111,6 +105,7 @@ class VisionLanguageModel(BaseModel):
         self.model = _load(base, self.dtype, {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization})
         self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
+        self.num_image_token, self.tile_size = self.model.num_image_token, self.model.config.force_image_size  # N, S
         self.sequence_parallel = check("sequence_parallel", sequence_parallel)
         check_heads(self.model.config.llm_config.to_dict(), sequence_parallel)
         rows = self.data_preprocessor
@@ -146,16 +141,6 @@ class VisionLanguageModel(BaseModel):
     def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Called after each optimizer step with the metrics' sums over micro-batches and ranks; returns what to log."""
         return {}
-
-    @property
-    def num_image_token(self) -> int:
-        """Image tokens per tile (N)."""
-        return self.model.num_image_token
-
-    @property
-    def tile_size(self) -> int:
-        """Side of a tile in pixels (S)."""
-        return self.model.config.force_image_size
 
     def parts(self) -> dict[str, nn.Module]:
         """The three parts by the names that the config uses; those of a Flash model too, by their own."""
@@ -280,10 +265,8 @@ class VisionLanguageModel(BaseModel):
         """Tiles ``[T, 3, H, W]`` to patches of ``max(T, 1)`` tiles.
 
         A frozen encoder keeps no activations and computes in its own dtype: on CUDA autocast would run its norms in
-        float32.
-
-        Without tiles a black one stands in: encoder and projector run on every rank at every step, because ZeRO-3
-        gathers their parameters on all ranks together and DDP waits for their gradients.
+        float32. Without tiles a black one stands in: encoder and projector run on every rank at every step, because
+        ZeRO-3 gathers their parameters on all ranks together and DDP waits for their gradients.
         """
         if pixel_values.shape[0] == 0:
             pixel_values = pixel_values.new_zeros(1, 3, self.tile_size, self.tile_size)

@@ -137,28 +137,17 @@ def answer(directory: Path, out: Path) -> None:
 
 def write_adapter(folder: Path) -> None:
     """A LoRA with random weights, exported merged (`merged`) and for PEFT (`adapter`)."""
-    import torch
+    from peft import LoraConfig
 
+    from tests.weights.training import make_model, save_pth
     from xtuner_plugins.export.adapters import export_adapter
     from xtuner_plugins.export.export import export
-    from xtuner_plugins.export.trained import read_training_config
 
-    config = folder / "lora.py"
-    config.write_text(
-        "from peft import LoraConfig\nfrom xtuner_plugins.models.vlm import VisionLanguageModel\n"
-        f"model = dict(type=VisionLanguageModel, base={str(folder / 'official')!r}, dtype='float32',\n"
-        "    freeze_projector=True, llm_lora=dict(type=LoraConfig, r=8, lora_alpha=16))\n"
-    )
-    settings = dict(read_training_config(config).model)
-    model = settings.pop("type")(**settings)
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn_like(parameter)
-    torch.save({"state_dict": model.state_dict()}, folder / "lora.pth")
-    export(config, folder / "lora.pth", folder / "merged")
-    export_adapter(config, folder / "lora.pth", folder / "adapter")
+    lora = dict(type=LoraConfig, r=8, lora_alpha=16)
+    model = make_model(folder / "official", freeze_projector=True, llm_lora=lora)
+    save_pth(model, folder / "lora.pth")
+    export(None, folder / "lora.pth", folder / "merged")
+    export_adapter(None, folder / "lora.pth", folder / "adapter")
 
 
 def write_gguf(folder: Path) -> None:

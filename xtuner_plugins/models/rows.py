@@ -30,7 +30,7 @@ class Rates(NamedTuple):
 class Row(NamedTuple):
     """The tokens of a batch in one row.
 
-    Of a row that `sequence_parallel.cut` has made S, P and K are those of the cut, whose positions count from its start.
+    S, P and K of a row that `sequence_parallel.cut` has made are the cut's, and its positions count from its start.
     """
 
     input_ids: torch.Tensor  # int64 ``[1, S]``

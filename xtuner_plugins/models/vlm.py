@@ -62,7 +62,7 @@ class VisionLanguageModel(BaseModel):
             ``'float32'``.
         gradient_checkpointing: Recompute activations of the LLM's blocks in the backward pass, and of the encoder's.
         visual_encoder_checkpointing: The same for the encoder alone; None is what ``gradient_checkpointing`` says.
-        offload_activations: Beside ``gradient_checkpointing``, keep the inputs of the LLM's blocks in the host's memory.
+        offload_activations: With ``gradient_checkpointing``: the host's memory keeps the inputs of the LLM's blocks.
         drop_path: Stochastic depth of an InternViT that trains, whole or in part (`set_drop_path`).
         compile_blocks: See `compile_model_blocks`.
         row_multiple: On CUDA a row of tokens is filled up to a multiple of it (see `fill_row`).

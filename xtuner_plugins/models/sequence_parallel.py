@@ -52,7 +52,7 @@ def size_of(group: dist.ProcessGroup | None) -> int:
 
 
 def check_heads(llm: Mapping[str, Any], num_ranks: int) -> None:
-    """Raises `ValueError` where ranks can't share out an LLM's heads; heads of keys are repeated where they are fewer."""
+    """Raises `ValueError` where ranks can't share out an LLM's heads; too few heads of keys would be repeated."""
     heads = llm["num_attention_heads"]
     kv_heads = llm.get("num_key_value_heads") or heads
     if heads % math.lcm(kv_heads, num_ranks):

@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from .errors import SettingError, out_of_files
+from .errors import SettingError
 
 if TYPE_CHECKING:
     import numpy as np
 
 CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
-FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so
-LONGEST_SILENCE = 60.0  # most seconds between two such messages
+FIRST_WORD = 5.0  # seconds after which a process that waits for a lock says so
 PAUSE = 0.05  # seconds between two tries
 WILDCARDS = "*?"
 LOCAL_SCHEME = "file"
@@ -110,52 +109,37 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SettingError(
-            "cache",
-            f"can't be written ({error.strerror or error})",
-            f"make room and give write permission there, or name another directory by {CACHE_VARIABLE}",
-            str(path),
-        ) from None
+        if error.errno is None:  # not of the disk, but of what is read meanwhile
+            raise
+        problem = f"can't be written ({error.strerror})"
+        remedy = f"make room and give write permission there, or name another directory by {CACHE_VARIABLE}"
+        raise SettingError("cache", problem, remedy, str(path)) from None
 
 
-def save(path: Path, content: str | np.ndarray | dict[str, np.ndarray]) -> None:
-    """Write a file of the cache, whole or not at all: a text, an array (.npy) or several (.npz).
+def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as .npz, whole or not at all; raises `SettingError` where it can't be written."""
+    import numpy as np
+
+    with writing(path):
+        write_whole(path, lambda beside: np.savez(beside, **arrays))
+
+
+def build_once(path: Path, build: Callable[[Path], object], said: str = "") -> Path:
+    """The file `path` of the cache; where it isn't there, one of several processes lets `build` fill it.
+
+    Args:
+        said: told on stderr before, such as "unpacking a.gz (3 MB)".
 
     Raises:
         SettingError: it can't be written.
     """
-    import numpy as np
-
-    def write(target: Path) -> None:
-        if isinstance(content, str):
-            target.write_text(content, encoding="utf-8")
-        elif isinstance(content, dict):
-            np.savez(target, **content)
-        else:
-            np.save(target, np.ascontiguousarray(content))
-
-    with writing(path):
-        write_whole(path, write)
-
-
-def open_array(path: str | os.PathLike) -> np.ndarray:
-    """A .npy file, memory-mapped: forked processes share its pages. It holds no descriptor, as numpy's own maps do.
-
-    Raises:
-        SettingError: the process may open no more files.
-        OSError, ValueError: the file is missing or isn't whole.
-    """
-    import numpy as np
-    import torch
-
-    try:
-        array = np.load(path, mmap_mode="r")
-    except OSError as error:
-        raise out_of_files(error, SettingError, os.fspath(path)) or error from None
-    content = torch.from_file(os.fspath(path), shared=False, size=array.offset + array.nbytes, dtype=torch.uint8)
-    content = content.numpy()[array.offset :]
-    content.flags.writeable = False
-    return content.view(array.dtype).reshape(array.shape)
+    with locked(path.with_suffix(".lock")):
+        if not path.exists():
+            if said:
+                print(f"{said} into {path}", file=sys.stderr, flush=True)
+            with writing(path):
+                write_whole(path, build)
+    return path
 
 
 @contextlib.contextmanager
@@ -163,8 +147,8 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`, so that of several processes one builds something and the others wait.
 
     The lock is a POSIX record lock: it belongs to one process, is not inherited by its children, and is dropped by the
-    kernel when that process dies. Threads of one process don't exclude each other. While a process waits, it prints
-    on stderr which process it waits for and how long (on each node, only local rank 0 does).
+    kernel when that process dies. Threads of one process don't exclude each other. A process that waits prints on
+    stderr for which one and since when that holds the lock (on each node, only local rank 0 does).
 
     Raises:
         SettingError: the lock file can't be written.
@@ -182,23 +166,16 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _wait_for_lock(file: IO[str]) -> None:
-    started, say_at = time.monotonic(), FIRST_WORD
-    while True:
+    for _ in range(round(FIRST_WORD / PAUSE)):
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # POSIX allows either where another process holds the lock
-            waited = time.monotonic() - started
-        if waited >= say_at:
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                file.seek(0)
-                said = (
-                    f"waiting {waited:.0f} s for {file.read() or 'another process'}, which holds {file.name} while it "
-                )
-                said += "prepares the data; if it isn't at work, end it, and this process goes on"
-                print(said, file=sys.stderr, flush=True)
-            say_at += min(say_at, LONGEST_SILENCE)
-        time.sleep(PAUSE)
+            time.sleep(PAUSE)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        file.seek(0)
+        said = f"waiting for {file.read() or 'another process'}, which holds {file.name} while it prepares the data"
+        print(f"{said}; if it isn't at work, end it, and this process goes on", file=sys.stderr, flush=True)
+    fcntl.lockf(file, fcntl.LOCK_EX)
 
 
 def is_url(path: object) -> bool:

@@ -121,13 +121,9 @@ def image_tokens(num_tiles: Sequence[int], tokens_per_tile: int) -> int:
 
 def check_room(max_tiles: int, use_thumbnail: bool, tokens_per_tile: int, limit: int, name: str = "max_length") -> None:
     """Raises `SettingError` where no image can have ``max_tiles``: every large one would be shrunk silently."""
-
-    def tokens(tiles: int) -> int:
-        return image_tokens([tiles + (use_thumbnail and tiles > 1)], tokens_per_tile)
-
-    needed = tokens(max_tiles)
-    if needed >= limit:
-        fitting = next((tiles for tiles in range(max_tiles, 0, -1) if tokens(tiles) < limit), None)
+    tokens = {n: image_tokens([n + (use_thumbnail and n > 1)], tokens_per_tile) for n in range(1, max_tiles + 1)}
+    if (needed := tokens[max_tiles]) >= limit:
+        fitting = max((tiles for tiles, needs in tokens.items() if needs < limit), default=0)
         lower = f"lower max_tiles to {fitting} or " if fitting else ""
         problem = f"max_tiles={max_tiles} means images of {needed:,} tokens (thumbnail included), but {name}={limit:,}"
         raise SettingError("max_tiles", problem, f"{lower}raise {name} above {needed:,}")

@@ -77,11 +77,11 @@ def _benchmarks(validation) -> list:
     files = validation.get("benchmarks") or ()
     if not files:
         return []
-    from ..audit.check import Questions
+    from ..audit.check import open_questions
     from ..evaluation.benchmarks import open_data_sets
 
     found = open_data_sets(files, images=validation.get("benchmark_images"))
-    return [Questions({each.name: {question.id: question.paths for question in each.questions} for each in found})]
+    return [open_questions({each.name: [question.paths for question in each.questions] for each in found})]
 
 
 def prepare_output(path: str) -> None:

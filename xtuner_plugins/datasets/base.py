@@ -39,18 +39,14 @@ def read_base(directory: str | os.PathLike) -> "InternVLChatConfig":
     except CheckpointError as error:
         raise SettingError("base", str(error), REMEDY) from None
     path = os.path.join(directory, "config.json")
-    sizes = {
-        "force_image_size": config.force_image_size or config.vision_config.image_size,
-        "vision_config.patch_size": config.vision_config.patch_size,
-        "downsample_ratio": config.downsample_ratio,
-    }
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise SettingError("base", f"{path!r} has no usable {name} ({value!r})", REMEDY)
+    sizes = {name: getattr(config, name) for name in ("force_image_size", "downsample_ratio")}
+    sizes |= {name: getattr(config.vision_config, name) for name in ("image_size", "patch_size")}
     try:
+        if min(size for size in sizes.values() if size is not None) <= 0:
+            raise ValueError("sizes are above 0")
         num_image_tokens(config)
-    except ValueError as error:
-        raise SettingError("base", f"{path!r}: {error}", REMEDY) from None
+    except (TypeError, ValueError) as error:
+        raise SettingError("base", f"{path!r} has no usable sizes ({sizes}): {error}", REMEDY) from None
     return config
 
 

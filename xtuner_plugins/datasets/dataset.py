@@ -19,16 +19,15 @@ from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
 from . import left_out
 from .base import read_base, work_rates
-from .images.media import MediaSource, image_size
+from .images.media import MediaSource
 from .images.tiles import MODES, degrade, open_tiles
 from .images.tiling import DynamicTiling
-from .images.video import load_frames, probe_video
+from .images.video import load_frames
 from .mixture import Source, open_sources, pick_records
-from .plan.budget import FRAME, TileBudget, truncate
+from .plan.budget import TileBudget, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
-from .records.boxes import normalize_boxes
-from .records.records import Medium, Record, expand_videos, parse_record
+from .records.records import Medium, Record, parse_record
 from .text.conversation import Encoded, join_pieces, tokenize
 from .text.tokens import TextTokenizer
 
@@ -212,9 +211,10 @@ class MultimodalDataset(Dataset):
         Raises:
             RecordError: the record or one of its images can't be used, or (`too_long`) it doesn't fit.
         """
-        source, record = self.sources[number], self.record(number, row)
+        source, (record, sizes, paths) = self.sources[number], self.measuring(number).open(row)
+        self._log_first(record.warnings)
         try:
-            opened, sample, fate = self._fit(record, source)
+            opened, sample, fate = self._fit(record, source, sizes, paths)
         except MediaError as error:
             raise error.in_record(record.source) from None
         tiles = torch.cat([torch.empty(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8), *opened])
@@ -233,19 +233,13 @@ class MultimodalDataset(Dataset):
             **branches,
         }
 
-    def _fit(self, record: Record, source: Source) -> tuple[list[torch.Tensor], Encoded, int]:
+    def _fit(
+        self, record: Record, source: Source, sizes: list[tuple[int, int]], paths: list[MediaSource]
+    ) -> tuple[list[torch.Tensor], Encoded, int]:
         """Open images with as many tiles as fit, tokenize, truncate; returns also the fate (see `lengths`)."""
-        found = {medium.name: source.folder.resolve(medium.name) for medium in record.media}
-        videos = [found[medium.name] for medium in record.media if medium.kind == "video"]
-        record = expand_videos(record, [probe_video(path, self.num_frames)[0] for path in videos])
-        media, paths = record.media, [found[medium.name] for medium in record.media]
-        record = normalize_boxes(record, lambda place: image_size(paths[place]))
-        self._log_first(record.warnings)
         pieces = tokenize(record, source.template, self.tokenizer)
-        pairs = zip(media, paths, strict=True)
-        sizes = [FRAME if medium.kind == "frame" else image_size(path) for medium, path in pairs]
         limits = self.budget.fit(source.tiling, sizes, sum(len(piece.ids) for piece in pieces))
-        tiles = self._open(media, paths, [source.tiling.limited(limit) for limit in limits])
+        tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits])
         sample = join_pieces(pieces, self.tokenizer, [len(each) for each in tiles], self.budget.tokens_per_tile)
         if len(sample) <= self.budget.max_length:
             return tiles, sample, FITS if limits == self.budget.first_limits(source.tiling, sizes) else SHRUNK

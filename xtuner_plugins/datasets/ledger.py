@@ -121,12 +121,8 @@ class Ledger:
         """
         for sample in batch.pop("dropped", ()):
             self.account(0, 0, [sample])
-            print_log(
-                f"sample left out ({self.dropped[0]} so far), {sample['dropped']}: {sample['message']}; with "
-                "custom_hooks=[dict(type=LedgerHook)] every one is in work_dir/ledger.jsonl",
-                "current",
-                logging.WARNING,
-            )
+            told = f"sample left out ({self.dropped[0]} so far), {sample['dropped']}: {sample['message']}"
+            print_log(f"{told}; LedgerHook writes all to work_dir/ledger.jsonl", "current", logging.WARNING)
 
     def _write(self, entry: dict) -> None:
         if self.path is None:

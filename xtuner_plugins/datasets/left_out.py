@@ -102,8 +102,8 @@ def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordE
     complaint = dataset.lengths(number).complaints.get(row)
     if complaint is not None:
         return complaint.error(source)
-    problem, remedy = "too long even with one tile per image", "raise max_length or shorten the record"
-    return RecordError("too_long", problem, remedy, source)
+    remedy = "raise max_length or shorten the record"
+    return RecordError("too_long", "too long even with one tile per image", remedy, source)
 
 
 def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:

@@ -102,13 +102,13 @@ def read_meta(path: str | os.PathLike) -> list[Entry]:
         found = parse_json(meta.read_bytes(), str(meta))
     except DataError as error:
         raise SettingError("data_paths", f"{meta} is no meta file: {error.problem}", "correct it") from None
-    entries = {name: _entry(meta, name, entry) for name, entry in found.items()}
-    skipped = [name for name, entry in entries.items() if not entry.repeat_times]
-    if skipped:
-        print_log(f"{meta}: not used, with repeat_time 0: {', '.join(skipped)}", "current", logging.WARNING)
-    if len(skipped) == len(entries):
+    entries = [_entry(meta, name, entry) for name, entry in found.items()]
+    used = [entry for entry in entries if entry.repeat_times]
+    if not used:
         raise SettingError("data_paths", f"{meta}: every repeat_time is 0", "use one of the data sets")
-    return [entry for entry in entries.values() if entry.repeat_times]
+    if skipped := [entry.dataset_settings["name"] for entry in entries if not entry.repeat_times]:
+        print_log(f"{meta}: not used, with repeat_time 0: {', '.join(skipped)}", "current", logging.WARNING)
+    return used
 
 
 def _entry(meta: Path, name: str, entry: object) -> Entry:
@@ -116,20 +116,17 @@ def _entry(meta: Path, name: str, entry: object) -> Entry:
     if not isinstance(entry, dict) or "annotation" not in entry:
         problem = f"{where} is no object with an 'annotation'"
         raise SettingError("data_paths", problem, 'write {"root": ..., "annotation": ...}')
-    if unknown := [key for key in entry if key not in KEYS]:
-        remedy = f"known are {', '.join(KEYS)}"
-        raise SettingError("data_paths", f"{where} has {unknown[0]!r}, which isn't read", remedy)
+    unread = (lambda value: False, f"read are {', '.join(KEYS)}")
     for key, value in entry.items():
-        is_right, remedy = KEYS[key]
+        is_right, remedy = KEYS.get(key, unread)
         if not is_right(value):
             raise SettingError("data_paths", f"{where}: {key} is {value!r}", remedy)
-    path, root = _find(meta, entry["annotation"]), entry.get("root")
+    path, root = (_find(meta, name) if name else None for name in (entry["annotation"], entry.get("root")))
     if not is_url(path) and not os.path.isfile(path):
         raise SettingError("data_paths", f"{where}: annotation {entry['annotation']!r} isn't there", "correct it")
-    quality = OFFICIAL_QUALITY if entry.get("data_augment") else None
-    settings = {"name": name, "max_tiles": entry.get("max_dynamic_patch"), "jpeg_quality": quality}
-    used = {key: value for key, value in settings.items() if value}
-    return Entry(path, _find(meta, root) if root else None, entry.get("repeat_time", 1), used)
+    settings = {"name": name, "max_tiles": entry.get("max_dynamic_patch"), "jpeg_quality": entry.get("data_augment")}
+    used = {key: OFFICIAL_QUALITY if value is True else value for key, value in settings.items() if value}
+    return Entry(path, root, entry.get("repeat_time", 1), used)
 
 
 def _find(meta: Path, name: str) -> str:

@@ -83,12 +83,7 @@ class PlanSampler(Plan):
         return self._layout
 
     def usable(self) -> np.ndarray:
-        """Indices of the samples that can be trained on.
-
-        Raises:
-            SettingError: there are none.
-            RecordError: an unusable record, where the dataset says on_bad_sample='raise'.
-        """
+        """Indices of the samples that can be trained on; raises as the dataset's `usable`, and if there are none."""
         indices = self.dataset.usable(self.layout()[2])
         if not len(indices):
             problem = "no sample of the dataset can be trained on"
@@ -211,12 +206,10 @@ class PackBatchSampler(Plan):
 
     def describe(self, packs: Packs) -> str:
         """One line with the figures of the packing."""
-        figures = efficiency(packs, self.max_tokens, self.sampler.num_ranks)
-        return (
-            f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
-            f"({figures['samples_per_pack']:.2f} samples per pack, {figures['padded']:.2%} of the budget empty, "
-            f"{self.sampler.num_ranks} ranks wait {figures['waiting']:.2%} of the time)"
-        )
+        figures, ranks = efficiency(packs, self.max_tokens, self.num_ranks), self.num_ranks
+        said = f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
+        said += f"({figures['samples_per_pack']:.2f} samples per pack, {figures['padded']:.2%} of the budget empty, "
+        return said + f"{ranks} ranks wait {figures['waiting']:.2%} of the time)"
 
     copies, num_ranks, cell = (property(attrgetter(f"sampler.{name}")) for name in ("copies", "num_ranks", "cell"))
 

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import posixpath
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from urllib.parse import quote
 from mmengine.logging import print_log
 
 from ..errors import MediaError, SettingError, SourceError
-from ..files import get_cache_dir, locked, masked, scheme_of, text_hash, unsigned, write_whole
+from ..files import build_once, get_cache_dir, masked, scheme_of, text_hash, unsigned
 from ..ranges import check_storage_options, check_store_url
 
 PAUSES = (0.0, 0.5, 2.0, 8.0)  # seconds before each try
@@ -79,11 +78,7 @@ class Store:
         return self._ask("cat_file", name, **({} if first == 0 and end is None else {"start": first, "end": end}))
 
     def version(self, name: str = "") -> list:
-        """Size, and tag or time of an object, which change with it; None for what the store doesn't tell.
-
-        Raises:
-            MediaError, SourceError: as `read`.
-        """
+        """Size, and tag or time of an object; None for what the store doesn't tell. Raises as `read`."""
         info = self._ask("info", name)
         return [info.get("size"), next((str(info[key]) for key in TAGS if info.get(key)), None)]
 
@@ -137,8 +132,8 @@ def _status(error: Exception) -> int | None:
     """The HTTP status behind an error of aiohttp or botocore, or the one that Python's own error stands for."""
     cause = error.__cause__
     for each in (error, cause):
-        response = getattr(each, "response", None)
-        told = response.get("ResponseMetadata", {}) if isinstance(response, Mapping) else {}
+        told = getattr(each, "response", None)
+        told = told.get("ResponseMetadata", {}) if isinstance(told, Mapping) else {}
         if isinstance(status := getattr(each, "status", None) or told.get("HTTPStatusCode"), int):
             return status
     if isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp"):
@@ -157,21 +152,17 @@ def localize(url: str, options: Mapping[str, Any] | None) -> str:
         SourceError: the store doesn't answer, or the file changes meanwhile.
     """
     store = Store(url, options)
-    folder = get_cache_dir() / "fetched" / text_hash(unsigned(url))
     try:
         version = store.version()
         if None in version:
             problem = "the store tells no size, tag or time, so a change would go unseen"
             raise SettingError("data_paths", problem, "download the file, and name the copy", store.shown)
-        target = folder / text_hash(str(version)) / (posixpath.basename(url.partition("?")[0]) or "file")
-        with locked(folder.with_suffix(".lock")):
-            if not target.exists():
-                size = f"{version[0] / 1e6:,.1f} MB"
-                print(f"fetching {store.shown} ({size}) into {target.parent}", file=sys.stderr, flush=True)
-                write_whole(target, lambda beside: _fetch(store, beside, version))
+        folder = get_cache_dir() / "fetched" / text_hash(unsigned(url)) / text_hash(str(version))
+        target = folder / (posixpath.basename(url.partition("?")[0]) or "file")
+        said = f"fetching {store.shown} ({version[0] / 1e6:,.1f} MB)"
+        return str(build_once(target, lambda beside: _fetch(store, beside, version), said))
     except MediaError as error:
         raise SettingError("data_paths", error.problem, error.remedy, error.place) from None
-    return str(target)
 
 
 def _fetch(store: Store, target: Path, version: list) -> None:

@@ -9,6 +9,7 @@
   the package pillow-heif is installed.
 """
 
+import errno
 import io
 import os
 import posixpath
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ...errors import MediaError, SettingError, out_of_files
+from ...errors import MediaError, SettingError
 from ...files import is_url, local_path, masked, split_zip
 from ..stores import Store
 
@@ -46,7 +47,6 @@ ORIENTATIONS = {
 }
 SWAPS_SIDES = {5, 6, 7, 8}  # orientations under which width and height change places
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's messages call a `Blob`
 
 
 @dataclass(eq=False)
@@ -64,14 +64,7 @@ MediaSource = str | os.PathLike | Blob  # what can be opened
 
 
 def check_name(name: object, folder: str | None = None) -> None:
-    """Check a name in a record, which comes from a stranger.
-
-    Args:
-        folder: what the name must not leave; None allows absolute names, and `..`.
-
-    Raises:
-        MediaError: an empty name, a URL, or a path that leaves the folder.
-    """
+    """Raises `MediaError` for an empty name, a URL, or a path that leaves `folder`; None allows all paths."""
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise MediaError("image_name", f"{name!r} is no file name", "name the image's file")
     if "://" in name or name.startswith("data:"):
@@ -140,30 +133,18 @@ class ImageFolder:
 
 
 class StoredImage(Blob):
-    """An image or video in a store; its bytes are read when they are asked for, once.
-
-    Args:
-        key: its name below the prefix.
-    """
+    """An image or video in a store, by its name (`key`) below the prefix; its bytes are read once, when asked for."""
 
     def __init__(self, store: Store, key: str):
         self.name, self.key, self.store = store.place(key), key, store
 
     @cached_property
     def data(self) -> bytes:
-        """The bytes.
-
-        Raises:
-            MediaError, SourceError: as `Store.read`.
-        """
+        """The bytes; raises as `Store.read`."""
         return self.store.read(self.key)
 
     def head(self) -> bytes | None:
-        """The first bytes, where reading only these is faster; None: `data` is here, or as fast.
-
-        Raises:
-            MediaError, SourceError: as `Store.read`.
-        """
+        """The first bytes, where reading only these is faster; None: `data` is here, or as fast. As `Store.read`."""
         if self.store.archive or "data" in vars(self):
             return None
         head = self.store.read(self.key, 0, HEAD)
@@ -188,11 +169,7 @@ class StoreImages:
         return "store", self.store.key()
 
     def resolve(self, name: str | Blob) -> Blob:
-        """The image `name` of a record, or one that a record holds itself; nothing is read yet.
-
-        Raises:
-            MediaError: as `check_name`.
-        """
+        """The image `name` of a record, or one that a record holds itself, not read yet; raises as `check_name`."""
         if isinstance(name, Blob):
             return name
         check_name(name := name.replace("\\", "/"), self.folder)  # no object's name holds the one of Windows
@@ -226,7 +203,7 @@ def open_images(
 
 
 def open_image(source: MediaSource) -> Image.Image:
-    """Open an image and read its header; nothing is decoded yet.
+    """Open an image and read its header alone.
 
     Raises:
         MediaError: the file is missing, no image, damaged, or has more than `MAX_PIXELS` pixels.
@@ -278,11 +255,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def image_size(source: MediaSource) -> tuple[int, int]:
-    """(width, height) of the upright image, from its header alone.
-
-    Raises:
-        MediaError: as `open_image`.
-    """
+    """(width, height) of the upright image, from its header alone; raises as `open_image`."""
     if hasattr(source, "head") and (head := source.head()) is not None:
         with suppress(MediaError), open_image(Blob(source.name, head)) as image:  # the header may be longer
             return upright_size(image)
@@ -344,12 +317,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _media_error(source: MediaSource, error: Exception) -> MediaError:
     path = str(source)
-    if limit := out_of_files(error, MediaError, path):
-        return limit
-    text = IN_MEMORY.sub("the file", " ".join(str(error).split()).replace(repr(path), "the file"))
+    text = " ".join(str(error).split()).replace(repr(path), "the file")
     match error:
         case MediaError():
             return MediaError(error.reason, error.problem, error.remedy, path)
+        case OSError(errno=errno.EMFILE):
+            remedy = "raise the limit of the shell that starts it (ulimit -n 65536)"
+            return MediaError("open_files", "this process has as many files open as it may", remedy, path)
         case FileNotFoundError():
             return MediaError("image_missing", "no such image", "correct the name or the image folder", path)
         case Image.DecompressionBombError():

@@ -105,11 +105,7 @@ def _resize_gray(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def check_quality(value: Sequence[int] | None) -> tuple[int, int] | None:
-    """The setting `jpeg_quality`: lowest and highest quality, or None.
-
-    Raises:
-        SettingError: anything else.
-    """
+    """The setting `jpeg_quality`: lowest and highest quality, or None; raises `SettingError` for anything else."""
     if value is None:
         return None
     whole = isinstance(value, Sequence) and len(value) == 2 and all(type(each) is int for each in value)

@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 from PIL import Image
@@ -55,11 +56,7 @@ def probe_video(path: MediaSource, num_frames: int) -> tuple[int, tuple[int, int
 
 
 def load_frames(path: MediaSource, num_frames: int) -> list[Image.Image]:
-    """The picked frames as upright RGB images.
-
-    Raises:
-        MediaError: the video is missing, damaged or empty.
-    """
+    """The picked frames as upright RGB images; raises as `probe_video`."""
     if frames := _folder_frames(path):
         return [load_image(frames[number]) for number in pick_frames(len(frames), num_frames)]
     total = _count(path, num_frames)
@@ -139,13 +136,8 @@ def _decode(path: MediaSource) -> Iterator:
 
 def _take(path: MediaSource, numbers: Sequence[int]) -> list[Image.Image]:
     """The frames with these indices, as far as the video has them."""
-    images = []
-    for number, frame in enumerate(_decode(path)):
-        if number in numbers:
-            images.append(_upright(frame))
-            if len(images) == len(numbers):
-                break
-    return images
+    frames = islice(_decode(path), numbers[-1] + 1)
+    return [_upright(frame) for number, frame in enumerate(frames) if number in numbers]
 
 
 def _upright(frame) -> Image.Image:

@@ -43,7 +43,6 @@ class BestFit:
     tile_share: float  # weight of the tiles in a sample's size, 0 to 1; tokens have the rest
     noise: float  # deviation of the logarithm of a random factor on each size before sorting
     window = 32_768
-    slow = False
     returned = 0.1  # share of a window's packs, the emptiest, whose samples wait for the next window
 
     def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> tuple[list[list[int]], list[int]]:
@@ -138,11 +137,6 @@ class RandomFill:
     close = 800  # a pack is closed when less than 1 / close of its tokens stay empty
     short = 6  # a sample is short below 1 / short of a pack's tokens
 
-    @property
-    def slow(self) -> bool:
-        """Whether every pack takes all tries."""
-        return self.thrift > 0
-
     def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> tuple[list[list[int]], list[int]]:
         """As `BestFit.pack`."""
         random = Random(seed).random
@@ -205,7 +199,6 @@ class Redeal:
 
     close = 800
     window = 32_768
-    slow = False
     rounds = 100
 
     def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> tuple[list[list[int]], list[int]]:

@@ -19,7 +19,7 @@ from .bin_packing import BestFit, RandomFill, Redeal, Sizes
 
 BEST_FITS = [BestFit(tile_share, noise) for tile_share in (0.0, 0.5) for noise in (0.0, 0.05, 0.2)]
 RANDOM_FILLS = [RandomFill(0), RandomFill(0.3)]  # for samples with the same number of tiles
-WORTH_WAITING = 1.002  # a slow way is used where all others need more than this many times its packs
+WORTH_WAITING = 1.002  # a thrifty way, which is slow, is used where others need more than this many times its packs
 TRIAL = (2048, 16_384)  # samples on which every way is tried: 1 / 16 of all, within these bounds
 REGION = 64  # cells among which packs are sorted by work: few, so that the order of an epoch stays random
 
@@ -105,7 +105,8 @@ def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> tuple[np.ndarray, np.nd
     ways = [*(way for way in BEST_FITS if not way.tile_share), *RANDOM_FILLS] if alike else [*BEST_FITS, Redeal()]
     trial = order[: int(np.clip(len(order) // 16, *TRIAL))]
     found = [_pack_windows(trial, sizes, seed, way) for way in ways]
-    best = min(range(len(ways)), key=lambda way: len(found[way][1]) * (WORTH_WAITING if ways[way].slow else 1))
+    thrifty = [bool(getattr(way, "thrift", 0)) for way in ways]
+    best = min(range(len(ways)), key=lambda way: len(found[way][1]) * (WORTH_WAITING if thrifty[way] else 1))
     return found[best] if len(trial) == len(order) else _pack_windows(order, sizes, seed, ways[best])
 
 

@@ -25,7 +25,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 from ...errors import RecordError
 from .record_checks import fail, fills_texts, shorten, warn
@@ -69,21 +69,6 @@ def find_boxes(text: str) -> list[tuple[float, ...]]:
     return [box for match in BOX.finditer(text) for box in _corners(match[1]) if len(box) == 4]
 
 
-def compare_size(record: Record, size: Size) -> RecordError | None:
-    """A warning where a record with one image states another size than the image has.
-
-    With pixel boxes that is an error; elsewhere the record may be about another version of the image.
-
-    Args:
-        size: (width, height) of the upright image.
-    """
-    said = record.extra.get("width"), record.extra.get("height")
-    if len(record.media) != 1 or not all(isinstance(side, int) for side in said) or said == size:
-        return None
-    problem = f"the record says {said[0]}x{said[1]}, the image is {size[0]}x{size[1]}"
-    return RecordError("image_size", problem, "check that it is the image that was annotated", record.source)
-
-
 def _corners(text: str) -> list[tuple[float, ...]]:
     """The boxes that a text lists; one empty tuple where it isn't a list of numbers."""
     try:
@@ -108,10 +93,10 @@ def _pixel_size(record: Record, real_size: Callable[[int], Size] | None) -> Size
     if len(images) != 1:
         remedy = "give boxes in the 0-1000 frame instead"
         fail(record.source, "boxes", f"pixel boxes with {len(images)} images", remedy)
-    width, height = size = tuple(record.extra.get(key) for key in ("width", "height"))
+    width, height = size = record.extra.get("width"), record.extra.get("height")
     if not all(type(side) is int and side > 0 for side in size):
-        remedy = "give the image's width and height"
-        fail(record.source, "boxes", f"pixel boxes in an image of {width!r} x {height!r}", remedy)
+        problem = f"pixel boxes in an image of {width!r} x {height!r}"
+        fail(record.source, "boxes", problem, "give the image's width and height")
     if real_size is not None and (real := real_size(images[0])) != size:
         problem = f"the record says {width}x{height}, the image is {real[0]}x{real[1]}"
         fail(record.source, "boxes", problem, "correct width and height (of the upright image)")
@@ -157,45 +142,39 @@ def _fill_objects(record: Record, real_size: Callable[[int], Size] | None) -> Re
         RecordError: fewer boxes or names than placeholders, boxes outside the image, or another form of `objects`.
     """
     objects, warnings = record.extra["objects"], list(record.warnings)
+    wrong = partial(fail, record.source, "objects")
     if PLACEHOLDER.search(record.system or ""):
-        fail(record.source, "objects", "a placeholder of 'objects' in the system message", "write the text there")
+        wrong("a placeholder of 'objects' in the system message", "write the text there")
     given = {"ref-object": objects.get("ref") or [], "bbox": objects.get("bbox") or []}
     numbers, kind = objects.get("image_id") or [], objects.get("bbox_type") or "real"
     if not all(isinstance(values, list) for values in (*given.values(), numbers)) or kind not in [*FRAMES]:
         remedy = f"'ref', 'bbox' and 'image_id' are lists, and 'bbox_type' is one of {', '.join(FRAMES)}"
-        fail(record.source, "objects", f"'objects' is {shorten(str(objects), 200)}", remedy)
+        wrong(f"'objects' is {shorten(str(objects), 200)}", remedy)
     found = [name for text in record.texts for name in PLACEHOLDER.findall(text)]
     for name, values in given.items():
-        needed = found.count(name)
-        problem = f"{needed} <{name}> in the texts, but {len(values)} in 'objects'"
+        problem = f"{(needed := found.count(name))} <{name}> in the texts, but {len(values)} in 'objects'"
         if needed > len(values):
-            fail(record.source, "objects", problem)
+            wrong(problem)
         if 0 < needed < len(values):
             warn(warnings, record.source, "objects", problem, "the last ones aren't used")
     places = [place for place, part in enumerate(record.media) if part.kind == "image"]
     size = cache(real_size or (lambda place: None))  # it may open the image
-
-    def frame(number: object) -> Size:
-        if (side := FRAMES[kind]) is not None:
-            return side, side
-        if type(number) is not int or not 0 <= number < len(places) or real_size is None:
-            remedy = "'image_id' is an index from 0 on"
-            fail(record.source, "objects", f"a box in pixels of image {number!r}, of {len(places)} images", remedy)
-        return size(places[number])
-
     left = {name: iter(enumerate(values)) for name, values in given.items()}
 
     def fill(match: re.Match) -> str:
         index, value = next(left[match[1]])
         if match[1] == "ref-object":
             if not isinstance(value, str):
-                fail(record.source, "objects", f"a name in 'ref' is {shorten(str(value))}", "make it a string")
+                wrong(f"a name in 'ref' is {shorten(str(value))}", "make it a string")
             return "<ref>" + clean(value, "a name in 'ref'", record.source) + "</ref>"
-        is_box = isinstance(value, list) and len(value) in (2, 4) and all(type(each) in (int, float) for each in value)
-        if not is_box:
-            remedy = "write [x1, y1, x2, y2] or [x, y]"
-            fail(record.source, "objects", f"{shorten(str(value))} in 'bbox' is no box", remedy)
-        size = frame(numbers[index] if index < len(numbers) else 0)
-        return f"<box>{json.dumps([_scale(value, size, record, 'objects')])}</box>"
+        is_list = isinstance(value, list) and len(value) in (2, 4)
+        if not is_list or not all(type(each) in (int, float) for each in value):
+            wrong(f"{shorten(str(value))} in 'bbox' is no box", "write [x1, y1, x2, y2] or [x, y]")
+        side, number = FRAMES[kind], numbers[index] if index < len(numbers) else 0
+        if side is None and (type(number) is not int or not 0 <= number < len(places) or real_size is None):
+            problem = f"a box in pixels of image {number!r}, of {len(places)} images"
+            wrong(problem, "'image_id' is an index from 0 on")
+        frame = size(places[number]) if side is None else (side, side)
+        return f"<box>{json.dumps([_scale(value, frame, record, 'objects')])}</box>"
 
     return replace(record.map_texts(lambda text: PLACEHOLDER.sub(fill, text)), warnings=tuple(warnings))

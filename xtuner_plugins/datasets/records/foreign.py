@@ -65,22 +65,14 @@ def turns_of(raw: dict, source: str) -> list[RawTurn]:
 
 
 def joined(question: object, more: object, source: str) -> object:
-    """A question and its `input`, whichever isn't empty, on lines of their own.
-
-    Raises:
-        RecordError: `more` is no text.
-    """
+    """A question and its `input`, whichever isn't empty, on lines of their own; raises `RecordError` for no texts."""
     if not isinstance(more, str | None) or (more and not isinstance(question, str | None)):
         fail(source, "turn_content", f"'input' or the question is {kind_of(more)}")
     return "\n".join(filter(None, (question, more))) if more else question
 
 
 def history(pairs: object, source: str) -> list[RawTurn]:
-    """The turns of [[question, answer], ...]; none for null.
-
-    Raises:
-        RecordError: it is something else.
-    """
+    """The turns of [[question, answer], ...]; none for null. Raises `RecordError` for anything else."""
     if not isinstance(pairs, list | None) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs or ()):
         fail(source, "history", f"'history' is {shorten(str(pairs))}")
     return [RawTurn(role, text) for pair in pairs or () for role, text in zip(("user", "assistant"), pair, strict=True)]

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from ...errors import RecordError, SettingError, SourceError, out_of_files
-from ...files import content_hash, get_cache_dir, locked, open_array, save, text_hash
+from ...errors import RecordError, SettingError, SourceError
+from ...files import build_once, content_hash, get_cache_dir, text_hash
 from .foreign import renamed
 
 BLOCK = 1 << 24  # bytes read at a time
@@ -43,11 +43,7 @@ class OffsetIndex:
 
     def source(self, row: int) -> str:
         """`file:line` of a record."""
-        return f"{self.path}:{self.line(row)}"
-
-    def line(self, row: int) -> int:
-        """The line on which a record starts, counted from 1."""
-        return int(self.spans[2, row])
+        return f"{self.path}:{self.spans[2, row]}"
 
     def fingerprint(self) -> str:
         """Hash of the content."""
@@ -67,8 +63,6 @@ class OffsetIndex:
         try:
             file = os.open(self.file, os.O_RDONLY)
         except OSError as error:
-            if limit := out_of_files(error, RecordError, self.source(row)):
-                raise limit from None
             told = f"can't be read any more ({error.strerror}); keep annotation files in place while they are used"
             raise SourceError(f"{self.path}: {told}") from None
         try:
@@ -78,11 +72,7 @@ class OffsetIndex:
             os.close(file)
 
     def parse(self, row: int) -> object:
-        """The decoded JSON of a record.
-
-        Raises:
-            RecordError, SourceError: as `read`; not UTF-8 or not JSON.
-        """
+        """The decoded JSON of a record; raises as `read` and `parse_json`."""
         return renamed(parse_json(self.read(row), self.source(row)), self.columns)
 
 
@@ -93,11 +83,7 @@ def stamp_of(path: str | int) -> tuple[int, ...]:
 
 
 def check_unchanged(file: str | int, stamp: tuple[int, ...], path: str) -> None:
-    """Refuse to read on where a file isn't the one that was opened.
-
-    Raises:
-        SourceError: it has changed.
-    """
+    """Raises `SourceError` where a file isn't the one that was opened."""
     if stamp_of(file) != stamp:
         raise SourceError(f"{path}: the file has changed since it was opened; start again when nothing writes to it")
 
@@ -117,11 +103,8 @@ def open_index(path: str, file: str = "", columns: Mapping[str, str] | None = No
     if stamp[0] < CACHED_FROM:
         found = _scan(file, path)
     else:
-        folder = get_cache_dir() / f"offsets-{content_hash(file)}"
-        with locked(folder.with_suffix(".lock")):
-            if not (folder / "index.npy").exists():
-                save(folder / "index.npy", _scan(file, path))
-        found = open_array(folder / "index.npy")
+        kept = get_cache_dir() / f"offsets-{content_hash(file)}.npy"
+        found = np.load(build_once(kept, lambda beside: np.save(beside, _scan(file, path))), mmap_mode="r")
     check_unchanged(file, stamp, path)
     if not found.size:
         raise SettingError("annotation_file", "it holds no records", "give it records", f"{path}:1")
@@ -129,12 +112,7 @@ def open_index(path: str, file: str = "", columns: Mapping[str, str] | None = No
 
 
 def _scan(file: str, path: str) -> np.ndarray:
-    """`OffsetIndex.spans` of a file; arguments as `open_index`.
-
-    Raises:
-        SettingError: it begins neither as a JSON array nor as JSON lines.
-        RecordError: as `_scan_array`.
-    """
+    """`OffsetIndex.spans` of a file; arguments and errors as `open_index`."""
     with open(file, "rb") as opened:
         head = opened.read(HEAD)
     first = head.removeprefix(BOM).lstrip()[:1]

@@ -13,14 +13,13 @@ import os
 import re
 import shutil
 import stat
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import SettingError
-from ...files import get_cache_dir, is_pattern, is_url, local_path, locked, shown, text_hash, write_whole, writing
+from ...files import build_once, get_cache_dir, is_pattern, is_url, local_path, shown, text_hash
 from ..images.media import natural
 from ..stores import localize
 from .json_index import OffsetIndex, open_index, stamp_of
@@ -76,11 +75,7 @@ def folder_of(path: str | os.PathLike) -> Path | str:
 
 
 def _head(path: str, named: str) -> bytes:
-    """The first bytes of an annotation file.
-
-    Raises:
-        SettingError: it isn't there, can't be read, or is no file: a pipe would be waited for without end.
-    """
+    """The first bytes of an annotation file; raises `SettingError` for a pipe, too, that would be waited for."""
     try:
         if stat.S_ISREG(os.stat(path).st_mode):
             with open(path, "rb") as file:
@@ -126,29 +121,17 @@ def _check_shards(path: str, files: list[str], is_folder: bool) -> None:
 
 
 def _unpack(path: str, named: str, kind: str) -> str:
-    """The path of the content of a compressed file, which is unpacked where the cache doesn't hold it.
-
-    Raises:
-        SettingError: the file is damaged or cut off, or the cache can't be written.
-    """
+    """The path of the content of a compressed file, in the cache; raises `SettingError` where it is damaged."""
     import pyarrow  # heavy; it reads zstd, which Python itself doesn't before 3.14
 
     def decompress(beside: Path) -> None:
-        try:
-            with pyarrow.input_stream(path, compression=kind) as packed, open(beside, "wb") as out:
-                shutil.copyfileobj(packed, out, 1 << 22)
-        except OSError as error:
-            if error.errno is not None:  # of the disk, which `writing` explains
-                raise
-            problem, remedy = f"can't be unpacked ({str(error)[:120]})", "fetch the file again; it seems to be damaged"
-            raise SettingError("annotation_file", problem, remedy, f"{named}:1") from None
+        with pyarrow.input_stream(path, compression=kind) as packed, open(beside, "wb") as out:
+            shutil.copyfileobj(packed, out, 1 << 22)
 
     folder = get_cache_dir() / "unpacked" / text_hash(os.path.realpath(path), str(stamp_of(path)))
-    target = folder / stem_of(path)
-    with locked(folder.with_suffix(".lock")):
-        if not target.exists():
-            size = f"{os.path.getsize(path) / 1e6:,.1f} MB"
-            print(f"unpacking {named} ({size}) into {target}", file=sys.stderr, flush=True)
-            with writing(target):
-                write_whole(target, decompress)
-    return str(target)
+    try:
+        said = f"unpacking {named} ({os.path.getsize(path) / 1e6:,.1f} MB)"
+        return str(build_once(folder / stem_of(path), decompress, said))
+    except OSError as error:
+        problem, remedy = f"can't be unpacked ({str(error)[:120]})", "fetch the file again; it seems to be damaged"
+        raise SettingError("annotation_file", problem, remedy, f"{named}:1") from None

@@ -30,6 +30,7 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ...errors import RecordError
@@ -100,10 +101,10 @@ class Record:
     def map_texts(self, change: Callable[[str], str]) -> "Record":
         """The record with every text of its turns changed."""
 
-        def parts(turn: Turn) -> tuple:
-            return tuple([change(part) if isinstance(part, str) else part for part in turn.parts])
+        def changed(part: str | Medium) -> str | Medium:
+            return change(part) if isinstance(part, str) else part
 
-        return replace(self, turns=tuple([turn._replace(parts=parts(turn)) for turn in self.turns]))
+        return replace(self, turns=tuple([turn._replace(parts=tuple(map(changed, turn.parts))) for turn in self.turns]))
 
 
 def parse_record(raw: object, source: str) -> Record:
@@ -162,11 +163,7 @@ def _turn(turn: RawTurn, number: int, pattern: re.Pattern, source: str, warnings
 
 
 def clean(text: str, where: str, source: str) -> str:
-    """The text itself.
-
-    Raises:
-        RecordError: it holds half of a surrogate pair.
-    """
+    """The text itself; raises `RecordError` where it holds half of a surrogate pair."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -236,10 +233,7 @@ def _names(raw: dict, kind: str, source: str) -> list[str | Blob]:
 
 
 def read_name(value: Any, where: str, source: str) -> str | Blob:
-    """A name as the record writes it; an image that the record holds itself as a `Blob`.
-
-    Args:
-        where: of the name, or what the image is called, such as 'image 1'.
+    """A name as the record writes it; an image that the record holds itself as a `Blob`, called `where`.
 
     Raises:
         RecordError: neither of them.
@@ -275,12 +269,11 @@ def _fill_placeholders(turns: list[Turn], given: dict[str, list], source: str) -
             fail(source, f"{unnamed.kind}_count", f"{problem} by '{unnamed.kind}'")
     left = {UNNAMED[placeholder]: iter(names) for placeholder, names in given.items()}
 
-    def fill(parts: Sequence) -> Iterator[str | Medium]:
-        for part in parts:
-            is_left = isinstance(part, Medium) and part in left
-            yield Medium(part.kind, next(left[part])) if is_left else part
+    def named(part: str | Medium) -> str | Medium:
+        return Medium(part.kind, next(left[part])) if part in left else part
 
-    return [turn._replace(parts=tuple(fill(turn.parts))) for turn in turns] if media or in_front else turns, in_front
+    turns = [turn._replace(parts=tuple(map(named, turn.parts))) for turn in turns] if media or in_front else turns
+    return turns, in_front
 
 
 def _without_empty_answers(turns: list[Turn], source: str, warnings: list[RecordError]) -> list[Turn]:
@@ -308,13 +301,13 @@ def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
         return record
     counts = iter(num_frames)
 
-    def expand(parts: Sequence) -> Iterator[str | Medium]:
-        for part in parts:
-            if not isinstance(part, Medium) or part.kind != "video":
-                yield part
-                continue
-            for number in range(next(counts)):
-                yield f"{chr(10) if number else ''}Frame-{number + 1}: "
-                yield Medium("frame", part.name)
+    def expand(part: str | Medium) -> Iterator[str | Medium]:
+        is_video = isinstance(part, Medium) and part.kind == "video"
+        for number in range(next(counts) if is_video else 0):
+            yield f"{chr(10) if number else ''}Frame-{number + 1}: "
+            yield Medium("frame", part.name)
+        if not is_video:
+            yield part
 
-    return replace(record, turns=tuple([turn._replace(parts=tuple(expand(turn.parts))) for turn in record.turns]))
+    turns = [turn._replace(parts=tuple(chain.from_iterable(map(expand, turn.parts)))) for turn in record.turns]
+    return replace(record, turns=tuple(turns))

@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import shutil
-import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -27,10 +26,11 @@ from typing import Any
 from PIL import Image
 
 from ...errors import DataError, RecordError, SettingError, SourceError
-from ...files import get_cache_dir, locked, text_hash, write_whole, writing
+from ...files import build_once, get_cache_dir, text_hash, write_whole
 from ..images.media import IMAGE_SUFFIXES, identify, natural
 from .foreign import LISTS, renamed
 from .json_index import check_unchanged, parse_json, stamp_of
+from .record_checks import fail
 
 IN_PLACE = 32 << 20  # bytes of a row group: reading a row decodes its group
 GROUPS = 8  # that a process keeps decoded
@@ -82,11 +82,8 @@ class TableRecords:
         else:
             batches, needed = _sample_batches(files), sum(map(os.path.getsize, files))
         copy = get_cache_dir() / "tables" / f"{self.fingerprint()}.arrow"
-        with locked(copy.with_suffix(".lock")):
-            if not copy.exists():
-                _announce(self.path, needed, copy)
-                with writing(copy):
-                    write_whole(copy, lambda beside: _write(batches, beside))
+        said = "" if copy.exists() else _announcement(self.path, needed, copy.parent)
+        build_once(copy, lambda beside: _write(batches, beside), said)
         return datasets.Dataset.from_file(str(copy)).with_format("arrow")
 
     def __len__(self) -> int:
@@ -95,10 +92,6 @@ class TableRecords:
     def source(self, row: int) -> str:
         """`entry:row`, counted from 1 over all files of the entry."""
         return f"{self.path}:{row + 1}"
-
-    def line(self, row: int) -> int:
-        """The number in `source`."""
-        return row + 1
 
     def fingerprint(self) -> str:
         """Hash of the files' paths, sizes and times."""
@@ -119,8 +112,7 @@ class TableRecords:
         except SourceError:
             raise
         except Exception as error:
-            problem = f"can't be read ({_said(error)})"
-            raise RecordError("table_unreadable", problem, "fetch the file again", source) from None
+            fail(source, "table_unreadable", f"can't be read ({_said(error)})")
         record = renamed(_of_sample(record, source) if self.kind == "tar" else record, self.columns)
         for key in LISTS if isinstance(record, dict) else ():
             if isinstance(record.get(key), str):
@@ -134,15 +126,14 @@ class ParquetRows:
     def __init__(self, files: Sequence[str]):
         import pyarrow.parquet as parquet
 
-        self.files, self.groups, self.starts, sizes = files, [], [0], [0]
+        self.files, self.groups, groups = files, [], []
         for file in files:
             metadata = parquet.read_metadata(file)
-            for number in range(metadata.num_row_groups):
-                group = metadata.row_group(number)
-                self.groups.append((file, number, stamp_of(file)))
-                self.starts.append(self.starts[-1] + group.num_rows)
-                sizes.append(group.total_byte_size)
-        self.largest, self.num_bytes = max(sizes), sum(sizes)
+            groups += [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            self.groups += [(file, number, stamp_of(file)) for number in range(metadata.num_row_groups)]
+        sizes = [group.total_byte_size for group in groups]
+        self.starts = [0, *itertools.accumulate(group.num_rows for group in groups)]
+        self.largest, self.num_bytes = max(sizes, default=0), sum(sizes)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -176,26 +167,21 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _announce(path: str, needed: int, copy: Path) -> None:
-    """Say that a copy is made, or refuse it where the disk has no room.
-
-    Raises:
-        SettingError: it hasn't.
-    """
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(copy.parent).free
+def _announcement(path: str, needed: int, folder: Path) -> str:
+    """What is said of a copy; raises `SettingError` where the disk has no room for it."""
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(place).free
     sizes = f"{needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free"
     if needed > free:
         remedy = "name a cache directory with more room (XTUNER_PLUGINS_CACHE), or rows in groups of 100"
-        raise SettingError("cache", f"no room for a copy of {path} ({sizes})", remedy, str(copy.parent))
-    print(f"copying {path} into {copy} ({sizes})", file=sys.stderr, flush=True)
+        raise SettingError("cache", f"no room for a copy of {path} ({sizes})", remedy, str(folder))
+    return f"copying {path} ({sizes})"
 
 
 def _write(batches: Iterator[Any], target: Path) -> None:
     import pyarrow
 
-    first = next(batches, None)
-    if first is None:
+    if (first := next(batches, None)) is None:
         raise ValueError("no samples")
     with pyarrow.OSFile(str(target), "wb") as file, pyarrow.ipc.new_stream(file, first.schema) as stream:
         for batch in itertools.chain([first], batches):
@@ -259,14 +245,13 @@ def _of_sample(sample: dict, source: str) -> object:
 
 
 def _of_caption(sample: dict, images: list[bytes], source: str) -> dict:
+    if "txt" not in sample:
+        fail(source, "sample", "neither .json nor .txt")
     try:
-        text = sample["txt"].decode("utf-8").strip()
-    except KeyError:
-        raise RecordError("sample", "neither .json nor .txt", "write the record beside the image", source) from None
+        caption = sample["txt"].decode("utf-8").strip()
     except UnicodeDecodeError:
-        raise RecordError("encoding", "its caption isn't UTF-8", "save it as UTF-8", source) from None
-    turns = [{"from": "human", "value": "\n".join(["<image>"] * len(images))}, {"from": "gpt", "value": text}]
-    return {"image": images, "conversations": turns}
+        fail(source, "encoding", "its caption isn't UTF-8")
+    return {"image": images, "instruction": "\n".join(["<image>"] * len(images)), "output": caption}
 
 
 def write_image(data: bytes, folder: Path, source: str) -> str:

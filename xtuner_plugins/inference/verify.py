@@ -36,6 +36,7 @@ from ..export.export import Job
 from ..hub.conversation import get_conv_template
 from ..weights import loader, manifest
 from ..weights.lazy import cast
+from ..weights.model_view import keys_of
 from ..weights.reading import CheckpointError, open_weights, read_json
 from ..weights.writer import json_text
 from .session import normalize
@@ -178,7 +179,7 @@ def _models(job: Job) -> Iterator[tuple[str, nn.Module]]:
     merged = plan.tensors(merged=True)
     if plan.adapters or plan.token_rows:
         yield "merged", build(merged)
-    keys, drafted = job.draft.format.keys(job.draft.config), job.draft.tensors
+    keys, drafted = keys_of(job.draft.format, job.draft.config), job.draft.tensors
     typed = {name: cast(merged[name], to.dtype) for name, to in (keys.to_ours(drafted) if keys else drafted).items()}
     if any(torch.promote_types(merged[name].dtype, tensor.dtype) != tensor.dtype for name, tensor in typed.items()):
         yield "cast", build(typed)

@@ -13,6 +13,7 @@ import torch
 from ..export.export import Job
 from ..export.trained import TrainedPlan
 from ..weights.lazy import LazyTensor
+from ..weights.model_view import keys_of
 from ..weights.reading import CheckpointError, open_weights, read_json
 
 # The writer merges in float32: sums of a rank's products are off by a few 2^-24 of a row's largest number.
@@ -30,7 +31,7 @@ def compare_tensors(job: Job, export: Path) -> dict[str, tuple[int, int]]:
         CheckpointError: a tensor lacks, is unknown, or has another dtype, shape or numbers; a part that was trained is
             the base's.
     """
-    plan, keys = job.plan, job.draft.format.keys(read_json(export / "config.json"))
+    plan, keys = job.plan, keys_of(job.draft.format, read_json(export / "config.json"))
     drafted, found = job.draft.tensors, open_weights(export)
     if wrong := sorted(drafted.keys() ^ found.keys()):
         raise CheckpointError(f"the weights lack or add {len(wrong)} tensors: {', '.join(wrong[:3])}")

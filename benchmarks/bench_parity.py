@@ -118,10 +118,11 @@ def write_images(folder: Path) -> None:
 
 def answer(directory: Path, out: Path) -> None:
     """This project's token ids, log probabilities of the first token, and greedy answers."""
-    from xtuner_plugins.inference.session import ChatSession, Frame, Turn
+    from xtuner_plugins.inference.opening import open_session
+    from xtuner_plugins.inference.session import Frame, Turn
 
     folder, results = directory.parent, []
-    session = ChatSession.from_pretrained(directory, device="cpu", dtype="float32")
+    session = open_session(directory, device="cpu", dtype="float32")
     for case in json.loads((folder / "cases.json").read_text()):
         images = [folder / name for name in case["images"]]
         if "frames" in case["name"]:
@@ -137,28 +138,17 @@ def answer(directory: Path, out: Path) -> None:
 
 def write_adapter(folder: Path) -> None:
     """A LoRA with random weights, exported merged (`merged`) and for PEFT (`adapter`)."""
-    import torch
+    from peft import LoraConfig
 
+    from tests.weights.training import make_model, save_pth
     from xtuner_plugins.export.adapters import export_adapter
     from xtuner_plugins.export.export import export
-    from xtuner_plugins.export.trained import read_training_config
 
-    config = folder / "lora.py"
-    config.write_text(
-        "from peft import LoraConfig\nfrom xtuner_plugins.models.vlm import VisionLanguageModel\n"
-        f"model = dict(type=VisionLanguageModel, base={str(folder / 'official')!r}, dtype='float32',\n"
-        "    freeze_projector=True, llm_lora=dict(type=LoraConfig, r=8, lora_alpha=16))\n"
-    )
-    settings = dict(read_training_config(config).model)
-    model = settings.pop("type")(**settings)
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn_like(parameter)
-    torch.save({"state_dict": model.state_dict()}, folder / "lora.pth")
-    export(config, folder / "lora.pth", folder / "merged")
-    export_adapter(config, folder / "lora.pth", folder / "adapter")
+    lora = dict(type=LoraConfig, r=8, lora_alpha=16)
+    model = make_model(folder / "official", freeze_projector=True, llm_lora=lora)
+    save_pth(model, folder / "lora.pth")
+    export(None, folder / "lora.pth", folder / "merged")
+    export_adapter(None, folder / "lora.pth", folder / "adapter")
 
 
 def write_gguf(folder: Path) -> None:
@@ -252,9 +242,9 @@ def mirrored(folder: Path) -> float:
     """A yardstick for the gaps: that of this project's own answers about one tile and about the same tile mirrored."""
     from PIL import ImageOps
 
-    from xtuner_plugins.inference.session import ChatSession
+    from xtuner_plugins.inference.opening import open_session
 
-    session = ChatSession.from_pretrained(folder / "official", device="cpu", dtype="float32")
+    session = open_session(folder / "official", device="cpu", dtype="float32")
     image, question = opened(folder / "one-tile-0.png"), CASES["one tile"][0]
     logits = []
     for shown in (image, ImageOps.mirror(image)):

@@ -3,7 +3,10 @@
     make quickstart
     python benchmarks/flash_toy.py             # both stages on the quick start's model; --lora trains the LLM, too
 
-Builds a Flash base of the quick start's export, trains both stages with the recipes' commands, and asks the held-out
+    python benchmarks/real_model.py --grid 2 --steps 120
+    python benchmarks/flash_toy.py --start work_dirs/realmodel/seed-0-grid-2 --max-tiles 4 --batch-size 8
+
+Builds a Flash base of the run's export, trains both stages with the recipes' commands, and asks the held-out
 questions: nothing compressed, by the router, as many tiles at random, and all. Results go to work_dirs/flash_toy.
 """
 
@@ -21,7 +24,7 @@ from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.toy.evaluate import answer, is_right, read_questions
 from xtuner_plugins.toy.quickstart import last_checkpoint
 
-START, OUT = Path("work_dirs/quickstart"), Path("work_dirs/flash_toy")
+START, OUT = Path("work_dirs/quickstart"), Path("work_dirs/flash_toy")  # --start and --out change them
 IN_FLOAT32 = ["model.llm_quantization=None", "model.dtype=float32"]
 LORA = ["model.llm_lora={'r': 16, 'lora_alpha': 32}", "optim_wrapper.paramwise_cfg.part_lr.lora=1e-4"]
 
@@ -32,33 +35,20 @@ def run(*words: object) -> None:
     subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
-def train(stage: str, base: Path, steps: int, rate: float, *options: str) -> Path:
-    """Trains a stage on the quick start's data and exports it; returns the export."""
-    data, work_dir, out = START / "data", OUT / stage, OUT / f"{stage}-export"
-    settings = [f"base={base}", f"data_paths={data}/train.jsonl", f"image_folders={data}/images", "max_tiles=6"]
-    settings += [
-        "batch_size=16",
-        "accumulative_counts=1",
-        "num_workers=0",
-        "max_epochs=50",
-        f"max_steps={steps}",
-        f"lr={rate}",
-    ]
+def train(args: argparse.Namespace, stage: str, base: Path, steps: int, rate: float, *options: str) -> Path:
+    """Trains a stage on the data of the run and exports it; returns the export."""
+    data, work_dir, out = args.start / "data", args.out / stage, args.out / f"{stage}-export"
+    settings = [f"base={base}", f"data_paths={data}/train.jsonl", f"image_folders={data}/images", f"lr={rate}"]
+    settings += [f"max_tiles={args.max_tiles}", f"batch_size={args.batch_size}", f"max_steps={steps}"]
+    settings += ["accumulative_counts=1", "num_workers=0", "max_epochs=50"]
     words = ["--set", *settings, "save_steps=-1", "--cfg-options", *IN_FLOAT32, *options]
     run("tools/train.py", stage, "--work-dir", work_dir, *words)
-    run(
-        "tools/convert_to_official.py",
-        stage,
-        last_checkpoint(Path.cwd() / work_dir),
-        out,
-        "--force",
-        "--dtype",
-        "float32",
-    )
+    written = ["--force", "--dtype", "float32"]
+    run("tools/convert_to_official.py", stage, last_checkpoint(Path.cwd() / work_dir), out, *written)
     return out
 
 
-def ask(session, questions: list[dict], choose) -> tuple[list[bool], float]:
+def ask(session, questions: list[dict], images: Path, choose) -> tuple[list[bool], float]:
     """Whether each answer is right, and the share of the image tokens that the model read."""
     counts, original = [0, 0], modeling_flash.choose_tiles
 
@@ -70,7 +60,7 @@ def ask(session, questions: list[dict], choose) -> tuple[list[bool], float]:
 
     modeling_flash.choose_tiles = counted
     try:
-        given = answer(session, questions, START / "data/images", ["tiling"])["tiling"]
+        given = answer(session, questions, images, ["tiling"])["tiling"]
     finally:
         modeling_flash.choose_tiles = original
     right = [is_right(given[each["id"]], each["answer"]) for each in questions]
@@ -79,18 +69,23 @@ def ask(session, questions: list[dict], choose) -> tuple[list[bool], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", type=Path, default=START, help=f"a run with model/ and data/ (default {START})")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"(default {OUT})")
+    parser.add_argument("--max-tiles", type=int, default=6, help="of an image (default 6)")
+    parser.add_argument("--batch-size", type=int, default=16, help="of a step (default 16)")
     parser.add_argument("--steps", type=int, nargs=2, default=[1500, 60], help="of both stages (default 1500 60)")
     parser.add_argument("--lora", action="store_true", help="stage 1 trains the LLM by LoRA, too, not mlp2 alone")
     parser.add_argument("--quantiles", type=float, nargs="+", default=[0.3], help="relative thresholds to try")
     args = parser.parse_args()
-    model, base = START / "model", OUT / "base"
+    model, base, images = args.start / "model", args.out / "base", args.start / "data/images"
     parts = [f"--{part}={model}" for part in ("vision", "llm", "projector")]
-    run("tools/build_base_model.py", "--flash", *parts, f"--out={base}", "--max-tiles=6", "--dtype=float32", "--force")
+    most = f"--max-tiles={args.max_tiles}"
+    run("tools/build_base_model.py", "--flash", *parts, f"--out={base}", most, "--dtype=float32", "--force")
     adapters = LORA if args.lora else []
-    first = train("flash_consistency", base, args.steps[0], 1e-3, *adapters)
-    second = train("flash_router", first, args.steps[1], 1e-3, "model.exact_labels=True")
+    first = train(args, "flash_consistency", base, args.steps[0], 1e-3, *adapters)
+    second = train(args, "flash_router", first, args.steps[1], 1e-3, "model.exact_labels=True")
 
-    questions = read_questions(START / "data/test.jsonl")
+    questions = read_questions(args.start / "data/test.jsonl")
     rng, session = random.Random(0), open_session(second, device="cpu", dtype="float32")
     settings = session.model.config
 
@@ -106,18 +101,19 @@ def main() -> None:
         ways[f"at random, {quantile:g}"] = at_random
     ways["all"] = lambda original, probabilities, *_: torch.ones(len(probabilities), dtype=torch.bool)
     whole = open_session(model, device="cpu", dtype="float32")
-    before, _ = ask(whole, questions, ways["none"])
+    before, _ = ask(whole, questions, images, ways["none"])
     rows = {"the model before": {"tokens": 1.0, "right": sum(before) / len(before)}}
     print(f"the model before: right {rows['the model before']['right']:.1%}", flush=True)
     for name, choose in ways.items():
         if ", " in name:
             settings.flash_relative_threshold = float(name.split(", ")[1])
-        right, tokens = ask(session, questions, choose)
+        right, tokens = ask(session, questions, images, choose)
         rows[name] = {"tokens": tokens, "right": sum(right) / len(right), "difference": difference(before, right)}
         print(
             f"{name:18} tokens {tokens:6.1%}  right {rows[name]['right']:6.1%}  {rows[name]['difference']}", flush=True
         )
-    (OUT / "results.json").write_text(json.dumps({**vars(args), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    result = json.dumps({**vars(args), "rows": rows}, indent=2, default=str)
+    (args.out / "results.json").write_text(f"{result}\n", encoding="utf-8")
 
 
 def difference(before: list[bool], after: list[bool]) -> str:

@@ -31,13 +31,20 @@ def measure(real: Path, out: Path, method: str, rate: float) -> dict:
     work_dir, data = out / f"{method.replace(' ', '_')}_{rate:g}", real / "data"
     if not (work_dir / "answers").exists():
         leaf, settings = METHODS[method]
-        own = [*SHARED, *settings, f"lr={rate}", f"base={real / 'base'}", f"image_folders={data / 'images'}"]
+        own = [
+            *SHARED,
+            *settings,
+            "max_tiles=1",
+            f"lr={rate}",
+            f"base={real / 'base'}",
+            f"image_folders={data / 'images'}",
+        ]
         own += [f"data_paths=['{data / 'train.jsonl'}', '{data / 'text.jsonl'}']"]
         own += ["lora_dropout=0.0"] if leaf == "finetune_lora" else []
         call([ROOT / "tools/train.py", leaf, "--work-dir", work_dir, "--set", *own], work_dir)
         files = ["--data", *(data / f"{name}.jsonl" for name in FILES), "text", "--images", data / "images"]
-        quick = [*SHORT, "--batch-size", 32, "--dtype", "bfloat16"]
-        call([ROOT / "tools/evaluate.py", work_dir, *files, "--out", work_dir / "answers", *quick], work_dir)
+        typed = [*SHORT, "--dtype", "bfloat16"]
+        call([ROOT / "tools/evaluate.py", work_dir, *files, "--out", work_dir / "answers", *typed], work_dir)
     scores = {name: each["score"] for name, each in read_results(work_dir / "answers")[0]["datasets"].items()}
     images = sum(scores[name] for name in FILES) / len(FILES)
     return {"method": method, "lr": rate, "images": images, "text": scores["text"], **scores}

@@ -30,7 +30,7 @@ STYLES = {"fluent": "@lobehub/fluent-emoji-3d@1.1.0", "google": "emoji-datasourc
 OTHER_STYLE = {"twitter": "emoji-datasource-twitter@16.0.0"}
 TEXT = ("What is a {}?", "Where would you find a {}? Answer with one word.")  # without an image
 QUESTIONS = {"colour": "What colour is the background?", "kind": "What kind of thing is it?"}
-SHORT = ("--max-new-tokens", 32)
+SHORT = ("--max-new-tokens", 32, "--batch-size", 32)
 FILES = [f"{question}_{things}" for question in QUESTIONS for things in ("seen", "new")]
 IMAGES, TEXTS, ASKED = 384, 96, 100  # records of training, with an image and without; images of each held-out set
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")  # as Pillow knows them
@@ -46,7 +46,7 @@ KINDS = {  # beginnings of the subcategories of emoji-datasource
 }
 LEARNING = (
     "freeze_projector=False lora_rank=64 lora_alpha=128 lora_dropout=0.0 lr=4e-4 projector_lr=1e-4 warmup_ratio=0.05 "
-    "batch_size=8 accumulative_counts=1 dtype=bfloat16 gradient_checkpointing=False num_workers=1 max_tiles=1"
+    "batch_size=8 accumulative_counts=1 dtype=bfloat16 gradient_checkpointing=False num_workers=1"
 ).split()
 
 
@@ -126,11 +126,13 @@ def things(parts: Path) -> dict[bool, dict[str, list[dict]]]:
     return pools
 
 
-def compose(drawing: Image.Image, colour: str, rng: random.Random) -> tuple[Image.Image, Image.Image]:
-    """A drawing, turned, sized and placed by chance on a background of nearly this colour; and where it covers it."""
-    image = Image.new(
-        "RGB", (SIZE, SIZE), tuple(min(255, max(0, c + rng.randint(-18, 18))) for c in ImageColor.getrgb(colour))
-    )
+def compose(drawing: Image.Image, colour: str, rng: random.Random, grid: int) -> tuple[Image.Image, Image.Image]:
+    """A drawing, turned, sized and placed by chance on a background of nearly this colour; and where it covers it.
+
+    The image has `grid` x `grid` tiles, one of which the drawing is in.
+    """
+    shade = tuple(min(255, max(0, c + rng.randint(-18, 18))) for c in ImageColor.getrgb(colour))
+    image = Image.new("RGB", (SIZE * grid, SIZE * grid), shade)
     drawing = drawing.crop(drawing.getbbox())
     scale = SIZE * rng.uniform(0.55, 0.95) / max(drawing.size)
     drawing = drawing.resize([max(1, round(side * scale)) for side in drawing.size], Image.Resampling.BICUBIC)
@@ -139,26 +141,31 @@ def compose(drawing: Image.Image, colour: str, rng: random.Random) -> tuple[Imag
     drawing = drawing.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC, expand=True)
     drawing.thumbnail((SIZE, SIZE))
     place = rng.randint(0, SIZE - drawing.width), rng.randint(0, SIZE - drawing.height)
+    if grid > 1:
+        place = tuple(side + SIZE * rng.randrange(grid) for side in place)
     cover = Image.new("L", image.size)
     image.paste(drawing, place, drawing)
     cover.paste(drawing.getchannel("A"), place)
     return image, cover
 
 
-def samples(pool: dict[str, list[dict]], styles: Sequence[str], number: int, seed: int):
+def samples(pool: dict[str, list[dict]], styles: Sequence[str], number: int, seed: int, grid: int = 1):
     """Yields image, cover and answers; every kind and colour is as likely."""
     rng = random.Random(seed)
     for _ in range(number):
         answers = {"colour": rng.choice(COLOURS), "kind": rng.choice(list(KINDS))}
         path = rng.choice(pool[answers["kind"]])[rng.choice(list(styles))]
-        yield *compose(Image.open(path).convert("RGBA"), answers["colour"], rng), answers
+        yield *compose(Image.open(path).convert("RGBA"), answers["colour"], rng, grid), answers
 
 
-def write_data(parts: Path, out: Path, number: int, asked: int, seed: int) -> None:
-    """`train.jsonl` with two questions to a record, and a file for each question about seen and new things."""
+def write_data(parts: Path, out: Path, number: int, asked: int, seed: int, grid: int) -> None:
+    """`train.jsonl` with two questions to a record, and a file for each question about seen and new things.
+
+    `test.jsonl` has these again in the form of training.
+    """
     (out / "images").mkdir(parents=True)
     pools, rng, lines = things(parts), random.Random(seed), collections.defaultdict(list)
-    for index, (image, _, answers) in enumerate(samples(pools[False], STYLES, number, seed + 1)):
+    for index, (image, _, answers) in enumerate(samples(pools[False], STYLES, number, seed + 1, grid)):
         image.save(out / f"images/train{index}.png")
         turns = []
         for question in rng.sample(list(QUESTIONS), 2):
@@ -166,11 +173,14 @@ def write_data(parts: Path, out: Path, number: int, asked: int, seed: int) -> No
         turns[0]["value"] = f"<image>\n{turns[0]['value']}"
         lines["train"].append({"image": f"train{index}.png", "conversations": turns})
     for name, held, which in (("seen", False, 2), ("new", True, 3)):
-        for index, (image, _, answers) in enumerate(samples(pools[held], OTHER_STYLE, asked, seed + which)):
+        for index, (image, _, answers) in enumerate(samples(pools[held], OTHER_STYLE, asked, seed + which, grid)):
             image.save(out / f"images/{name}{index}.png")
             for kind, question in QUESTIONS.items():
                 line = {"image": f"{name}{index}.png", "question": question, "answer": answers[kind]}
                 lines[f"{kind}_{name}"].append(line)
+                turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answers[kind]}]
+                told = {"id": f"{kind}_{name}{index}", "image": line["image"], "kind": kind}
+                lines["test"].append(told | {"conversations": turns})
     Image.new("RGB", (SIZE, SIZE), (128, 128, 128)).save(out / "images/blank.png")
     named = [drawn["name"] for drawings in pools[False].values() for drawn in drawings]
     for index, name in enumerate(random.Random(seed + 5).sample(named, TEXTS)):
@@ -246,8 +256,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "work_dirs/realmodel", help="default work_dirs/realmodel")
     parser.add_argument("--seed", type=int, default=0, help="of images, projector and training (default 0)")
+    parser.add_argument("--grid", type=int, default=1, help="images of so many tiles a side (default 1)")
+    parser.add_argument("--steps", type=int, help="of training (default 60)")
     args = parser.parse_args(argv)
-    parts, out = args.out.resolve() / "parts", args.out.resolve() / f"seed-{args.seed}"
+    name = f"seed-{args.seed}" + (f"-grid-{args.grid}" if args.grid > 1 else "")
+    parts, out = args.out.resolve() / "parts", args.out.resolve() / name
     if not (parts / "vision/model.safetensors").exists():
         parts.mkdir(parents=True, exist_ok=True)
         fetch(parts)
@@ -255,10 +268,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         language_model(parts, parts / "llm")
         encoder(parts, parts / "vision")
     keep_earlier(out)
-    write_data(parts, out / "data", IMAGES, ASKED, args.seed)
+    write_data(parts, out / "data", IMAGES, ASKED, args.seed, args.grid)
     chain = Chain(ROOT, out, threads=2)
     build = ["tools/build_base_model.py", "--vision", parts / "vision", "--llm", parts / "llm", "--system", ""]
-    build += ["--tile-size", SIZE, "--max-tiles", 1, "--seed", args.seed, "--out"]
+    build += ["--tile-size", SIZE, "--max-tiles", args.grid**2, "--seed", args.seed, "--out"]
     chain.run("assemble, projector drawn by chance", [*build, out / "drawn"])
     near = align(out / "drawn", parts, out / "projector.safetensors", 1000, 300, args.seed)
     chain.run("assemble, aligned", [*build, out / "base", "--projector", out / "projector.safetensors"])
@@ -270,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = ["--data", out / "data/train.jsonl", out / "data/text.jsonl", "--images", out / "data/images"]
     config, run, model = out / "run.py", out / "run", out / "model"
     write = ["tools/configs.py", "finetune_lora", "--write", config, "--base", out / "base", *data, "--set", *LEARNING]
+    write += [f"max_tiles={args.grid**2}"] + ([f"max_steps={args.steps}", "max_epochs=99"] if args.steps else [])
     chain.run("write the config", write)
     chain.run("check the data", ["tools/check_data.py", config])
     chain.run("train the projector and LoRA", ["tools/train.py", config, "--work-dir", run, "--seed", args.seed])

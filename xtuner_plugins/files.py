@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from .errors import SettingError, out_of_files
+from .errors import SettingError, SourceError, out_of_files
 
 if TYPE_CHECKING:
     import numpy as np
 
 CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
-FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so
-LONGEST_SILENCE = 60.0  # most seconds between two such messages
+FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so; then each time twice as many
 PAUSE = 0.05  # seconds between two tries
 WILDCARDS = "*?"
 LOCAL_SCHEME = "file"
@@ -109,13 +108,12 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except SourceError:  # of what is read meanwhile
+        raise
     except OSError as error:
-        raise SettingError(
-            "cache",
-            f"can't be written ({error.strerror or error})",
-            f"make room and give write permission there, or name another directory by {CACHE_VARIABLE}",
-            str(path),
-        ) from None
+        problem = f"can't be written ({error.strerror or error})"
+        remedy = f"make room and give write permission there, or name another directory by {CACHE_VARIABLE}"
+        raise SettingError("cache", problem, remedy, str(path)) from None
 
 
 def save(path: Path, content: str | np.ndarray | dict[str, np.ndarray]) -> None:
@@ -185,20 +183,28 @@ def _wait_for_lock(file: IO[str]) -> None:
     started, say_at = time.monotonic(), FIRST_WORD
     while True:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # POSIX allows either where another process holds the lock
             waited = time.monotonic() - started
-        if waited >= say_at:
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                file.seek(0)
-                said = (
-                    f"waiting {waited:.0f} s for {file.read() or 'another process'}, which holds {file.name} while it "
-                )
-                said += "prepares the data; if it isn't at work, end it, and this process goes on"
-                print(said, file=sys.stderr, flush=True)
-            say_at += min(say_at, LONGEST_SILENCE)
+        if waited >= say_at and os.environ.get("LOCAL_RANK", "0") == "0":
+            file.seek(0)
+            said = f"waiting {waited:.0f} s for {file.read() or 'another process'}, which holds {file.name} while it"
+            print(f"{said} prepares the data; if it isn't at work, end it", file=sys.stderr, flush=True)
+            say_at *= 2
         time.sleep(PAUSE)
+
+
+def build_once(path: Path, build: Callable[[Path], object], told: str = "") -> Path:
+    """A file of the cache, built by the first of several processes that wants it, which says `told` on stderr.
+
+    Raises:
+        SettingError: it can't be written.
+    """
+    with locked(path.with_suffix(".lock")), writing(path):
+        if not path.exists():
+            print(told, end="\n" * bool(told), file=sys.stderr, flush=True)
+            write_whole(path, build)
+    return path
 
 
 def is_url(path: object) -> bool:

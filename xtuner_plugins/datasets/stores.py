@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import posixpath
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from urllib.parse import quote
 from mmengine.logging import print_log
 
 from ..errors import MediaError, SettingError, SourceError
-from ..files import get_cache_dir, locked, masked, scheme_of, text_hash, unsigned, write_whole
+from ..files import build_once, get_cache_dir, masked, scheme_of, text_hash, unsigned
 from ..ranges import check_storage_options, check_store_url
 
 PAUSES = (0.0, 0.5, 2.0, 8.0)  # seconds before each try
@@ -164,14 +163,10 @@ def localize(url: str, options: Mapping[str, Any] | None) -> str:
             problem = "the store tells no size, tag or time, so a change would go unseen"
             raise SettingError("data_paths", problem, "download the file, and name the copy", store.shown)
         target = folder / text_hash(str(version)) / (posixpath.basename(url.partition("?")[0]) or "file")
-        with locked(folder.with_suffix(".lock")):
-            if not target.exists():
-                size = f"{version[0] / 1e6:,.1f} MB"
-                print(f"fetching {store.shown} ({size}) into {target.parent}", file=sys.stderr, flush=True)
-                write_whole(target, lambda beside: _fetch(store, beside, version))
+        told = f"fetching {store.shown} ({version[0] / 1e6:,.1f} MB) into {target.parent}"
+        return str(build_once(target, lambda beside: _fetch(store, beside, version), told))
     except MediaError as error:
         raise SettingError("data_paths", error.problem, error.remedy, error.place) from None
-    return str(target)
 
 
 def _fetch(store: Store, target: Path, version: list) -> None:

@@ -13,14 +13,13 @@ import os
 import re
 import shutil
 import stat
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import SettingError
-from ...files import get_cache_dir, is_pattern, is_url, local_path, locked, shown, text_hash, write_whole, writing
+from ...files import build_once, get_cache_dir, is_pattern, is_url, local_path, shown, text_hash
 from ..images.media import natural
 from ..stores import localize
 from .json_index import OffsetIndex, open_index, stamp_of
@@ -138,17 +137,12 @@ def _unpack(path: str, named: str, kind: str) -> str:
             with pyarrow.input_stream(path, compression=kind) as packed, open(beside, "wb") as out:
                 shutil.copyfileobj(packed, out, 1 << 22)
         except OSError as error:
-            if error.errno is not None:  # of the disk, which `writing` explains
+            if error.errno is not None:  # of the disk
                 raise
             problem, remedy = f"can't be unpacked ({str(error)[:120]})", "fetch the file again; it seems to be damaged"
             raise SettingError("annotation_file", problem, remedy, f"{named}:1") from None
 
-    folder = get_cache_dir() / "unpacked" / text_hash(os.path.realpath(path), str(stamp_of(path)))
-    target = folder / stem_of(path)
-    with locked(folder.with_suffix(".lock")):
-        if not target.exists():
-            size = f"{os.path.getsize(path) / 1e6:,.1f} MB"
-            print(f"unpacking {named} ({size}) into {target}", file=sys.stderr, flush=True)
-            with writing(target):
-                write_whole(target, decompress)
-    return str(target)
+    key = text_hash(os.path.realpath(path), str(stamp_of(path)))
+    target = get_cache_dir() / "unpacked" / key / stem_of(path)
+    told = f"unpacking {named} ({os.path.getsize(path) / 1e6:,.1f} MB) into {target}"
+    return str(build_once(target, decompress, told))

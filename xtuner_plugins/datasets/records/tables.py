@@ -27,7 +27,7 @@ from typing import Any
 from PIL import Image
 
 from ...errors import DataError, RecordError, SettingError, SourceError
-from ...files import get_cache_dir, locked, text_hash, write_whole, writing
+from ...files import build_once, get_cache_dir, text_hash, write_whole
 from ..images.media import IMAGE_SUFFIXES, identify, natural
 from .foreign import LISTS, renamed
 from .json_index import check_unchanged, parse_json, stamp_of
@@ -82,11 +82,7 @@ class TableRecords:
         else:
             batches, needed = _sample_batches(files), sum(map(os.path.getsize, files))
         copy = get_cache_dir() / "tables" / f"{self.fingerprint()}.arrow"
-        with locked(copy.with_suffix(".lock")):
-            if not copy.exists():
-                _announce(self.path, needed, copy)
-                with writing(copy):
-                    write_whole(copy, lambda beside: _write(batches, beside))
+        build_once(copy, lambda beside: _write(batches, beside, self.path, needed))
         return datasets.Dataset.from_file(str(copy)).with_format("arrow")
 
     def __len__(self) -> int:
@@ -176,24 +172,20 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _announce(path: str, needed: int, copy: Path) -> None:
-    """Say that a copy is made, or refuse it where the disk has no room.
+def _write(batches: Iterator[Any], target: Path, path: str, needed: int) -> None:
+    """Copy the rows of `path` into an Arrow file, with a line that says so.
 
     Raises:
-        SettingError: it hasn't.
+        SettingError: the disk hasn't the bytes that are needed.
     """
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(copy.parent).free
+    import pyarrow
+
+    free = shutil.disk_usage(target.parent).free
     sizes = f"{needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free"
     if needed > free:
         remedy = "name a cache directory with more room (XTUNER_PLUGINS_CACHE), or rows in groups of 100"
-        raise SettingError("cache", f"no room for a copy of {path} ({sizes})", remedy, str(copy.parent))
-    print(f"copying {path} into {copy} ({sizes})", file=sys.stderr, flush=True)
-
-
-def _write(batches: Iterator[Any], target: Path) -> None:
-    import pyarrow
-
+        raise SettingError("cache", f"no room for a copy of {path} ({sizes})", remedy, str(target.parent))
+    print(f"copying {path} into {target.parent} ({sizes})", file=sys.stderr, flush=True)
     first = next(batches, None)
     if first is None:
         raise ValueError("no samples")

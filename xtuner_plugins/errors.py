@@ -42,9 +42,8 @@ class MediaError(DataError):
 
     def in_record(self, place: str) -> RecordError:
         """The same complaint about the record at `place` (`file:line`)."""
-        return RecordError(
-            self.reason, f"{self.place}: {self.problem}" if self.place else self.problem, self.remedy, place
-        )
+        problem = f"{self.place}: {self.problem}" if self.place else self.problem
+        return RecordError(self.reason, problem, self.remedy, place)
 
 
 class SourceError(OSError):

@@ -151,9 +151,7 @@ def check_keys(
     learned = role in (None, "assistant")
     for key, value in sorted(keys.items()):
         if value and not has_media and (key in MEDIA_KEYS or key in ("image", "images", "video", "videos")):
-            fail(
-                source, "media_key", f"{where} names media by {key!r}, which isn't read there"
-            )
+            fail(source, "media_key", f"{where} names media by {key!r}, which isn't read there")
         if role is None and _is_bad(key, value):
             fail(source, "bad_answer", f"{where} has {key!r}: {shorten(str(value), 30)}")
         if role is not None and key in OTHER_LOSS_KEYS:

@@ -160,9 +160,8 @@ def clean(text: str, where: str, source: str) -> str:
         RecordError: it holds half of a surrogate pair.
     """
     if not text.isascii() and (half := HALF.search(text)):
-        fail(
-            source, "unicode", f"{where} holds half of a surrogate pair (\\u{ord(half[0]):04x}), which is no character"
-        )
+        problem = f"{where} holds half of a surrogate pair (\\u{ord(half[0]):04x}), which is no character"
+        fail(source, "unicode", problem)
     return text
 
 

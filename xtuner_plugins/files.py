@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import posixpath
 import re
 import secrets
 import socket
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from .errors import SettingError, SourceError, out_of_files
+from .errors import SettingError, SourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,11 +44,6 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 # What stands before the host: up to the first slash, or beyond it where a password that isn't quoted holds one.
 _USER = re.compile(r"(?<=://)(?:[^/\s@]*|[^/\s@]*:(?!\d+/)[^\s@]*)@")
 _QUERY = re.compile(r"(://[^\s?'\"<>]*)\?[^\s'\"<>]+")  # holds the signature of a signed URL
-# Parameters of URLs that are signed for S3, Google, OSS and COS, CloudFront, and of servers that know a reader by them
-_SIGNED = re.compile(
-    r"x-(?:amz|goog|oss|cos)-(?!process)|q-|(?:sig|signature|expires|policy|key-pair-id|token|\w*access(?:key)?id|security-token)=",
-    re.IGNORECASE,
-)
 
 
 def get_cache_dir() -> Path:
@@ -136,26 +130,6 @@ def save(path: Path, content: str | np.ndarray | dict[str, np.ndarray]) -> None:
         write_whole(path, write)
 
 
-def open_array(path: str | os.PathLike) -> np.ndarray:
-    """A .npy file, memory-mapped: forked processes share its pages. It holds no descriptor, as numpy's own maps do.
-
-    Raises:
-        SettingError: the process may open no more files.
-        OSError, ValueError: the file is missing or isn't whole.
-    """
-    import numpy as np
-    import torch
-
-    try:
-        array = np.load(path, mmap_mode="r")
-    except OSError as error:
-        raise out_of_files(error, SettingError, os.fspath(path)) or error from None
-    content = torch.from_file(os.fspath(path), shared=False, size=array.offset + array.nbytes, dtype=torch.uint8)
-    content = content.numpy()[array.offset :]
-    content.flags.writeable = False
-    return content.view(array.dtype).reshape(array.shape)
-
-
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`, so that of several processes one builds something and the others wait.
@@ -235,17 +209,9 @@ def masked(text: str) -> str:
 
 
 def shown(url: str) -> str:
-    """As `masked`, and a hash tells URLs apart that differ in a query, the signature aside."""
-    query = unsigned(url).partition("?")[2]
+    """As `masked`, and a hash tells URLs apart that differ in a query."""
+    query = url.partition("?")[2]
     return masked(url) + (hashlib.blake2b(query.encode(), digest_size=4).hexdigest() if query else "")
-
-
-def unsigned(url: str) -> str:
-    """A URL without user and signature, which change while it names the same object; for keys."""
-    base, _, query = _USER.sub("", url).partition("?")
-    parts = [part for part in query.split("&") if not _SIGNED.match(part)]
-    is_azure = any(part.startswith("sig=") for part in query.split("&"))  # whose query is the signature's alone
-    return base if is_azure or not any(parts) else f"{base}?{'&'.join(parts)}"
 
 
 def is_pattern(path: str) -> bool:
@@ -255,14 +221,9 @@ def is_pattern(path: str) -> bool:
 
 def split_zip(path: str) -> tuple[str, str]:
     """(zip archive, folder in it) of a path; ('', '') where no part of it is one."""
-    head, inside = path.rstrip("/"), ""
-    while head and not os.path.isdir(head):
-        if head.lower().endswith(".zip") and os.path.isfile(head):
-            return head, inside
-        head, tail = os.path.split(head)
-        inside = posixpath.join(tail, inside) if inside else tail
-        if not tail:
-            break
+    for match in re.finditer(r"\.zip(?=/|$)", path, re.IGNORECASE):
+        if os.path.isfile(head := path[: match.end()]):
+            return head, path[match.end() :].strip("/")
     return "", ""
 
 

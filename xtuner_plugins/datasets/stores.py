@@ -21,7 +21,7 @@ from urllib.parse import quote
 from mmengine.logging import print_log
 
 from ..errors import MediaError, SettingError, SourceError
-from ..files import build_once, get_cache_dir, masked, scheme_of, text_hash, unsigned
+from ..files import build_once, get_cache_dir, masked, scheme_of, text_hash
 from ..ranges import check_storage_options, check_store_url
 
 PAUSES = (0.0, 0.5, 2.0, 8.0)  # seconds before each try
@@ -61,9 +61,9 @@ class Store:
         return self.__dict__ | {"_opened": {}}
 
     def key(self) -> str:
-        """Hash of what tells the prefix from others, without credentials; of a zip also its size and time."""
+        """Hash of what tells the prefix from others; of a zip also its size and time."""
         state = [os.path.getsize(self.archive), os.stat(self.archive).st_mtime_ns] if self.archive else []
-        return text_hash(unsigned(self.url), json.dumps([self.options, state], sort_keys=True, default=str))
+        return text_hash(self.url, json.dumps([self.options, state], sort_keys=True, default=str))
 
     def place(self, name: str) -> str:
         """How messages call an object."""
@@ -156,7 +156,7 @@ def localize(url: str, options: Mapping[str, Any] | None) -> str:
         SourceError: the store doesn't answer, or the file changes meanwhile.
     """
     store = Store(url, options)
-    folder = get_cache_dir() / "fetched" / text_hash(unsigned(url))
+    folder = get_cache_dir() / "fetched" / text_hash(url)
     try:
         version = store.version()
         if None in version:

@@ -16,7 +16,7 @@ from typing import NoReturn
 import numpy as np
 
 from ...errors import RecordError, SettingError, SourceError, out_of_files
-from ...files import build_once, content_hash, get_cache_dir, open_array, text_hash
+from ...files import build_once, content_hash, get_cache_dir, text_hash
 from .foreign import renamed
 
 BLOCK = 1 << 24  # bytes read at a time
@@ -115,7 +115,7 @@ def open_index(path: str, file: str = "", columns: Mapping[str, str] | None = No
         found = _scan(file, path)
     else:
         kept = get_cache_dir() / f"offsets-{content_hash(file)}" / "index.npy"
-        found = open_array(build_once(kept, lambda beside: np.save(beside, _scan(file, path))))
+        found = np.load(build_once(kept, lambda beside: np.save(beside, _scan(file, path))), mmap_mode="r")
     check_unchanged(file, stamp, path)
     if not found.size:
         raise SettingError("annotation_file", "it holds no records", "give it records", f"{path}:1")

@@ -12,7 +12,6 @@ table, and is left out. Turns may be JSON text.
 
 import bisect
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -24,11 +23,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ...errors import DataError, RecordError, SettingError, SourceError
+from ...errors import DataError, MediaError, RecordError, SettingError, SourceError
 from ...files import build_once, get_cache_dir, text_hash, write_whole
-from ..images.media import IMAGE_SUFFIXES, identify, natural
+from ..images.media import IMAGE_SUFFIXES, Blob, natural, open_image
 from .foreign import LISTS, renamed
 from .json_index import check_unchanged, parse_json, stamp_of
 
@@ -271,9 +268,9 @@ def write_image(data: bytes, folder: Path, source: str) -> str:
         RecordError: it is no image.
     """
     try:
-        with identify(io.BytesIO(data)) as image:
+        with open_image(Blob("its image", data)) as image:
             suffix = image.format.lower().replace("jpeg", "jpg")
-    except (OSError, TypeError, ValueError, Image.DecompressionBombError):
+    except MediaError:
         raise RecordError("image_unreadable", "its image can't be read", "download the file again", source) from None
     digest = hashlib.blake2b(data, digest_size=12).hexdigest()
     name = f"{digest[:2]}/{digest}.{suffix}"

@@ -16,7 +16,6 @@ from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
 from ...weights.fast_tokenizers import load_fast_tokenizer
 
-SHORT, MOST_FREQUENT = 256, 1024  # characters of a text whose ids are remembered; how many are
 PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
@@ -64,7 +63,6 @@ class TextTokenizer(TextRules):
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
-        self._frequent: dict[str, list[int]] = {}  # ids of the first short texts, which a template repeats
         super().__init__(tokenizer)
         missing = [token for token in IMAGE_TOKENS if token not in self.ids]
         if missing:
@@ -93,15 +91,6 @@ class TextTokenizer(TextRules):
             remedy = "the directory needs tokenizer.json and tokenizer_config.json"
             raise SettingError("tokenizer", problem, remedy) from None
         return cls(tokenizer, str(Path(directory)))
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a plain text, never of added tokens; not to be changed."""
-        ids = self._frequent.get(text)
-        if ids is None:
-            ids = super().encode(text)
-            if len(text) <= SHORT and len(self._frequent) < MOST_FREQUENT:
-                self._frequent[text] = ids
-        return ids
 
     def split_literal(self, text: str) -> list[str | int]:
         """As `TextRules.split_literal`, which is asked for the few texts of a template again and again."""

@@ -30,15 +30,7 @@ FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first sa
 PAUSE = 0.05  # seconds between two tries
 WILDCARDS = "*?"
 LOCAL_SCHEME = "file"
-# Packages that fsspec needs, by the scheme of a URL, as Python and pip name them; '' where it needs none
-STORE_PACKAGES = {
-    **dict.fromkeys(("s3", "s3a"), "s3fs"),
-    "oss": "ossfs",
-    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
-    "hdfs": "pyarrow",
-    **dict.fromkeys(("http", "https"), "aiohttp"),
-    "memory": "",
-}
+STORE_SCHEMES = ("s3", "s3a", "oss", "gs", "gcs", "hdfs", "http", "https", "memory")  # that fsspec opens
 HIDDEN = "***"  # stands for credentials in what messages show of a URL
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 # What stands before the host: up to the first slash, or beyond it where a password that isn't quoted holds one.
@@ -110,24 +102,16 @@ def writing(path: Path) -> Iterator[None]:
         raise SettingError("cache", problem, remedy, str(path)) from None
 
 
-def save(path: Path, content: str | np.ndarray | dict[str, np.ndarray]) -> None:
-    """Write a file of the cache, whole or not at all: a text, an array (.npy) or several (.npz).
+def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a file of the cache with several arrays (.npz), whole or not at all.
 
     Raises:
         SettingError: it can't be written.
     """
     import numpy as np
 
-    def write(target: Path) -> None:
-        if isinstance(content, str):
-            target.write_text(content, encoding="utf-8")
-        elif isinstance(content, dict):
-            np.savez(target, **content)
-        else:
-            np.save(target, np.ascontiguousarray(content))
-
     with writing(path):
-        write_whole(path, write)
+        write_whole(path, lambda beside: np.savez(beside, **arrays))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ Nothing here imports PyTorch, so a wrong value is refused before that is importe
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import SettingError
-from .files import LOCAL_SCHEME, STORE_PACKAGES, is_url, masked, scheme_of
+from .files import LOCAL_SCHEME, STORE_SCHEMES, is_url, masked, scheme_of
 
 MAX_TILES = 256  # published configurations use up to 40
 ROW_MULTIPLE = 128  # tokens; a row of 8192 is filled up by less than 1 % on average
@@ -160,15 +159,12 @@ def check_store_url(url: str) -> None:
     scheme, shown = scheme_of(url), masked(url)
     if scheme == LOCAL_SCHEME:
         return
-    if scheme not in STORE_PACKAGES or "::" in url or not url.lower().startswith(scheme):
-        remedy = f"there are {', '.join((LOCAL_SCHEME, *STORE_PACKAGES))}; mount another store, or copy the data"
+    if scheme not in STORE_SCHEMES or "::" in url or not url.lower().startswith(scheme):
+        remedy = f"there are {', '.join((LOCAL_SCHEME, *STORE_SCHEMES))}; mount another store, or copy the data"
         raise SettingError("storage_options", f"{shown} is a URL of a kind that isn't read", remedy)
     if _USER_IN_URL.search(url) and scheme not in ("http", "https"):
         problem = f"{shown} holds a credential itself, which nothing reads there"
         raise SettingError("storage_options", problem, _CREDENTIALS_REMEDY)
-    package = STORE_PACKAGES[scheme]
-    if package and importlib.util.find_spec(package) is None:
-        raise SettingError("storage_options", f"{shown} needs the package {package}", f"pip install {package}")
 
 
 def check_storage_options(value: Any) -> None:

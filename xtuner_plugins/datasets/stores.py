@@ -128,7 +128,8 @@ class Store:
         if status in (401, 403):
             return MediaError(DENIED, f"access denied ({masked(str(error))[:120]})", DENIED_REMEDY, place)
         if isinstance(error, (ImportError, TypeError)):
-            raise SettingError("storage_options", f"{self.shown}: {error}", "correct storage_options") from None
+            remedy = "install the package of this store, or correct storage_options"
+            raise SettingError("storage_options", str(error), remedy, self.shown) from None
         return None
 
 

@@ -160,20 +160,13 @@ class StoredImage(Blob):
         return head
 
 
-class StoreImages:
-    """Turns names in records into images below the prefix of a store; see `Store` for the arguments.
+class StoreImages(Store):
+    """Turns names in records into images below the prefix of a store."""
 
-    Attributes:
-        folder: what messages call the prefix.
-    """
-
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None):
-        self.store = Store(url, options)
-        self.folder = self.store.shown
-
-    def key(self) -> tuple:
-        """What decides which image a name means, apart from the images of a store themselves."""
-        return "store", self.store.key()
+    @property
+    def folder(self) -> str:
+        """What messages call the prefix."""
+        return self.shown
 
     def resolve(self, name: str | Blob) -> Blob:
         """The image `name` of a record, or one that a record holds itself; nothing is read yet.
@@ -183,8 +176,8 @@ class StoreImages:
         """
         if isinstance(name, Blob):
             return name
-        check_name(name := name.replace("\\", "/"), self.folder)  # no object's name holds the one of Windows
-        return StoredImage(self.store, posixpath.normpath(name))
+        check_name(name := name.replace("\\", "/"), self.shown)  # no object's name holds the one of Windows
+        return StoredImage(self, posixpath.normpath(name))
 
 
 def open_images(
@@ -199,17 +192,17 @@ def open_images(
     Raises:
         SettingError: it isn't there, or is no whole zip.
     """
-    folder = None if folder is None else local_path(os.fspath(folder))
-    if is_url(base if folder is None else folder):
-        return StoreImages(base if folder is None else folder, options)
-    path, inside = split_zip(folder or "")
-    if not path:
-        return ImageFolder(folder, base)
-    images = StoreImages(f"zip://{inside}::{path}")
+    path = local_path(os.fspath(base if folder is None else folder))
+    if is_url(path):
+        return StoreImages(path, options)
+    archive, inside = split_zip("" if folder is None else path)
+    if not archive:
+        return ImageFolder(None if folder is None else path, base)
+    images = StoreImages(f"zip://{inside}::{archive}")
     try:
-        images.store.version()
+        images.version()
     except MediaError as error:
-        raise SettingError("image_folders", masked(error.problem), error.remedy, folder) from None
+        raise SettingError("image_folders", masked(error.problem), error.remedy, path) from None
     return images
 
 

@@ -123,12 +123,7 @@ def open_index(path: str, file: str = "", columns: Mapping[str, str] | None = No
 
 
 def _scan(file: str, path: str) -> np.ndarray:
-    """`OffsetIndex.spans` of a file; arguments as `open_index`.
-
-    Raises:
-        SettingError: it begins neither as a JSON array nor as JSON lines.
-        RecordError: as `_scan_array`.
-    """
+    """`OffsetIndex.spans` of a file; arguments and errors as `open_index`."""
     with open(file, "rb") as opened:
         head = opened.read(HEAD)
     first = head.removeprefix(BOM).lstrip()[:1]
@@ -142,14 +137,12 @@ def _scan(file: str, path: str) -> np.ndarray:
 
 
 def _scan_lines(path: str) -> np.ndarray:
-    """Spans of the lines that aren't blank."""
-    spans = array("q")
+    spans, start = array("q"), 0
     with open(path, "rb") as file:
-        start = len(BOM) * (file.read(len(BOM)) == BOM)
-        file.seek(start)
         for number, line in enumerate(file, 1):
-            if not line.isspace():
-                spans.extend((start, len(line) - line.endswith(b"\n"), number))
+            mark = len(BOM) * (number == 1 and line.startswith(BOM))
+            if not line[mark:].isspace():
+                spans.extend((start + mark, len(line) - mark - line.endswith(b"\n"), number))
             start += len(line)
     return np.array(spans, np.int64).reshape(-1, 3).T.copy()
 
@@ -158,9 +151,6 @@ def _scan_array(name: str, path: str) -> np.ndarray:
     """Spans of the elements of a JSON array, each decoded once in a window of the file.
 
     The text is taken for Latin-1, where a character is a byte: quotes, brackets and commas are the same as in UTF-8.
-
-    Raises:
-        RecordError: it is broken, isn't closed, or something follows it; with the line.
     """
     decode, spans = json.JSONDecoder().raw_decode, array("q")
     with open(name, "rb") as file:

@@ -60,22 +60,14 @@ def out_of_files(error: BaseException, kind: Callable[..., DataError], place: st
 
 
 def check_whole(name: str, value: object, low: int) -> int:
-    """The value of a setting that must be a whole number, `low` or more.
-
-    Raises:
-        SettingError: it is none.
-    """
+    """The value of a setting that must be a whole number, `low` or more; raises `SettingError`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
         raise SettingError(name, f"{name}={value!r} can't be used", f"give a whole number, {low} or more")
     return int(value)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str | None]) -> str | None:
-    """The value of a setting that must be one of a few.
-
-    Raises:
-        SettingError: it is none of them.
-    """
+    """The value of a setting that must be one of a few; raises `SettingError`."""
     if value not in choices:
         raise SettingError(name, f"{name}={value!r} is unknown", f"it is one of {', '.join(map(str, choices))}")
     return value

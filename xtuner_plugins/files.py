@@ -87,11 +87,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write (disk full, no permission, read-only) into one line with a remedy.
-
-    Raises:
-        SettingError: the file can't be written.
-    """
+    """Turn a failure to write (disk full, no permission, read-only) into one line with a remedy, a `SettingError`."""
     try:
         yield
     except SourceError:  # of what is read meanwhile
@@ -103,11 +99,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a file of the cache with several arrays (.npz), whole or not at all.
-
-    Raises:
-        SettingError: it can't be written.
-    """
+    """Write a file of the cache with several arrays (.npz), whole or not at all; errors as `writing`."""
     import numpy as np
 
     with writing(path):
@@ -153,11 +145,7 @@ def _wait_for_lock(file: IO[str]) -> None:
 
 
 def build_once(path: Path, build: Callable[[Path], object], told: str = "") -> Path:
-    """A file of the cache, built by the first of several processes that wants it, which says `told` on stderr.
-
-    Raises:
-        SettingError: it can't be written.
-    """
+    """A file of the cache, built by the first process that wants it, which says `told` on stderr; errors as `writing`."""
     with locked(path.with_suffix(".lock")), writing(path):
         if not path.exists():
             print(told, end="\n" * bool(told), file=sys.stderr, flush=True)

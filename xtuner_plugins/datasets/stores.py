@@ -78,11 +78,7 @@ class Store:
         return self._ask("cat_file", name, **({} if first == 0 and end is None else {"start": first, "end": end}))
 
     def version(self, name: str = "") -> list:
-        """Size, and tag or time of an object, which change with it; None for what the store doesn't tell.
-
-        Raises:
-            MediaError, SourceError: as `read`.
-        """
+        """Size, and tag or time of an object, which change with it; None for what isn't told. Errors as `read`."""
         info = self._ask("info", name)
         return [info.get("size"), next((str(info[key]) for key in TAGS if info.get(key)), None)]
 

@@ -139,19 +139,11 @@ class StoredImage(Blob):
 
     @cached_property
     def data(self) -> bytes:
-        """The bytes.
-
-        Raises:
-            MediaError, SourceError: as `Store.read`.
-        """
+        """The bytes; errors as `Store.read`."""
         return self.store.read(self.key)
 
     def head(self) -> bytes | None:
-        """The first bytes, where reading only these is faster; None: `data` is here, or as fast.
-
-        Raises:
-            MediaError, SourceError: as `Store.read`.
-        """
+        """The first bytes where reading only these is faster, else None; errors as `Store.read`."""
         if self.store.archive or "data" in vars(self):
             return None
         head = self.store.read(self.key, 0, HEAD)
@@ -169,11 +161,7 @@ class StoreImages(Store):
         return self.shown
 
     def resolve(self, name: str | Blob) -> Blob:
-        """The image `name` of a record, or one that a record holds itself; nothing is read yet.
-
-        Raises:
-            MediaError: as `check_name`.
-        """
+        """As `ImageFolder.resolve`; nothing is read yet."""
         if isinstance(name, Blob):
             return name
         check_name(name := name.replace("\\", "/"), self.shown)  # no object's name holds the one of Windows
@@ -259,11 +247,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def image_size(source: MediaSource) -> tuple[int, int]:
-    """(width, height) of the upright image, from its header alone.
-
-    Raises:
-        MediaError: as `open_image`.
-    """
+    """(width, height) of the upright image, from its header alone; errors as `open_image`."""
     if hasattr(source, "head") and (head := source.head()) is not None:
         with suppress(MediaError), open_image(Blob(source.name, head)) as image:  # the header may be longer
             return upright_size(image)

@@ -36,10 +36,10 @@ def pick_frames(total: int, num_frames: int) -> list[int]:
 
 
 def probe_video(path: MediaSource, num_frames: int) -> tuple[int, tuple[int, int]]:
-    """How many frames will be taken, and their upright (width, height). At most the first few are decoded.
+    """How many frames will be taken, and their upright (width, height); at most the first few are decoded.
 
     Raises:
-        MediaError: the video is missing, damaged or empty.
+        MediaError: as `load_frames`.
     """
     if frames := _folder_frames(path):
         return min(len(frames), num_frames), image_size(frames[0])
@@ -108,8 +108,7 @@ def _opened(path: MediaSource):
 def _count(path: MediaSource, num_frames: int) -> int:
     """Number of frames, or of packets where there are many; headers may lack or misstate it.
 
-    A packet may hold half a frame (interlaced) or no visible one, so frames are decoded and counted where few packets
-    are found.
+    A packet may hold half a frame (interlaced) or no visible one, so few packets are decoded and counted.
     """
     total = 0
     with _opened(path) as (container, stream):

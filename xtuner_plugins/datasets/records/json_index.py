@@ -75,11 +75,7 @@ class OffsetIndex:
             raise out_of_files(error, RecordError, self.source(row)) or SourceError(f"{self.path}: {told}") from None
 
     def parse(self, row: int) -> object:
-        """The decoded JSON of a record.
-
-        Raises:
-            RecordError, SourceError: as `read`; not UTF-8 or not JSON.
-        """
+        """The decoded JSON of a record; errors as `read` and `parse_json`."""
         return renamed(parse_json(self.read(row), self.source(row)), self.columns)
 
 
@@ -90,11 +86,7 @@ def stamp_of(path: str | int) -> tuple[int, ...]:
 
 
 def check_unchanged(file: str | int, stamp: tuple[int, ...], path: str) -> None:
-    """Refuse to read on where a file isn't the one that was opened.
-
-    Raises:
-        SourceError: it has changed.
-    """
+    """Raise a `SourceError` where a file isn't the one that was opened."""
     if stamp_of(file) != stamp:
         raise SourceError(f"{path}: the file has changed since it was opened; start again when nothing writes to it")
 

@@ -154,11 +154,7 @@ def _turn(turn: RawTurn, number: int, pattern: re.Pattern, source: str, warnings
 
 
 def clean(text: str, where: str, source: str) -> str:
-    """The text itself.
-
-    Raises:
-        RecordError: it holds half of a surrogate pair.
-    """
+    """The text itself; a `RecordError` where it holds half of a surrogate pair."""
     if not text.isascii() and (half := HALF.search(text)):
         problem = f"{where} holds half of a surrogate pair (\\u{ord(half[0]):04x}), which is no character"
         fail(source, "unicode", problem)
@@ -223,13 +219,10 @@ def _names(raw: dict, kind: str, source: str) -> list[str | Blob]:
 
 
 def read_name(value: Any, where: str, source: str) -> str | Blob:
-    """A name as the record writes it; an image that the record holds itself as a `Blob`.
+    """A name as the record writes it, or an image that the record holds, as a `Blob`; `RecordError` for anything else.
 
     Args:
         where: of the name, or what the image is called, such as 'image 1'.
-
-    Raises:
-        RecordError: neither of them.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path") or value

@@ -170,11 +170,7 @@ def _said(error: Exception) -> str:
 
 
 def _write(batches: Iterator[Any], target: Path, path: str, needed: int) -> None:
-    """Copy the rows of `path` into an Arrow file, with a line that says so.
-
-    Raises:
-        SettingError: the disk hasn't the bytes that are needed.
-    """
+    """Copy the rows of `path` into an Arrow file, with a line that says so, where the disk has the bytes for it."""
     import pyarrow
 
     free = shutil.disk_usage(target.parent).free
@@ -260,9 +256,6 @@ def _of_caption(sample: dict, images: list[bytes], source: str) -> dict:
 
 def write_image(data: bytes, folder: Path, source: str) -> str:
     """Write an image as it is, once, under a name made from its content; returns the name, relative to `folder`.
-
-    Args:
-        source: `file:row`, for messages.
 
     Raises:
         RecordError: it is no image.

@@ -85,11 +85,7 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
 
 
 def split_pair(pair: PairRecord, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
-    """The pieces of the prompt, of the chosen and of the rejected answer, each with the end that the template gives it.
-
-    Raises:
-        RecordError: as `split_pieces`.
-    """
+    """The pieces of the prompt, and of both answers, each with its end; errors as `split_pieces`."""
     chosen, rejected = (split_pieces(side, template, tokenizer) for side in pair.sides())
     start = next(index for index, piece in enumerate(chosen) if piece.supervised)  # the only answer that is learned
     assert chosen[:start] == rejected[:start], "answers share no token with the prompt"
@@ -98,11 +94,7 @@ def split_pair(pair: PairRecord, template: Template, tokenizer: TextTokenizer) -
 
 
 def tokenize(record: Record, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
-    """The pieces of a record, with ids in place of texts.
-
-    Raises:
-        RecordError: the template has no place for something in the record.
-    """
+    """The pieces of a record, with ids in place of texts; errors as `split_pieces`."""
     return [
         piece if piece.text is None else Piece(None, tuple(tokenizer.encode(piece.text)[piece.skipped :]), *piece[2:5])
         for piece in split_pieces(record, template, tokenizer)

@@ -145,7 +145,7 @@ def _wait_for_lock(file: IO[str]) -> None:
 
 
 def build_once(path: Path, build: Callable[[Path], object], told: str = "") -> Path:
-    """A file of the cache, built by the first process that wants it, which says `told` on stderr; errors as `writing`."""
+    """A file of the cache, built by the first process that wants it, which prints `told`; errors as `writing`."""
     with locked(path.with_suffix(".lock")), writing(path):
         if not path.exists():
             print(told, end="\n" * bool(told), file=sys.stderr, flush=True)

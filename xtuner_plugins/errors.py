@@ -50,6 +50,11 @@ class SourceError(OSError):
     """A file has changed or gone, or a store doesn't answer: about no single record, so it stops under every policy."""
 
 
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """What an error of any library says, as part of a message; its type where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def out_of_files(error: BaseException, kind: Callable[..., DataError], place: str = "") -> DataError | None:
     """The complaint of this kind that the process has too many files open; None for any other error."""
     if getattr(error, "errno", None) != errno.EMFILE:

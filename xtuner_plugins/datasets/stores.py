@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from mmengine.logging import print_log
 
-from ..errors import MediaError, SettingError, SourceError
+from ..errors import MediaError, SettingError, SourceError, one_line
 from ..files import build_once, get_cache_dir, masked, scheme_of, text_hash
 from ..ranges import check_storage_options, check_store_url
 
@@ -90,7 +90,7 @@ class Store:
             except Exception as error:  # libraries' errors have many bases
                 if (final := self._final(error, name)) is not None:
                     raise final from None
-                text = masked(" ".join(str(error).split()))[:160] or type(error).__name__
+                text = masked(one_line(error))
                 if pause == PAUSES[0]:
                     print_log(f"{self.place(name)}: {text}; trying again", "current", logging.WARNING)
         remedy = "check that the store runs, and storage_options (endpoint_url)"
@@ -118,9 +118,8 @@ class Store:
         if status in (404, 410):
             return MediaError(MISSING, "no such object", "correct the name or the folder", place)
         if self.archive:
-            text = " ".join(str(error).split())[:100] or type(error).__name__
-            problem, remedy = f"can't be read from the zip ({text})", "fetch or write the archive again"
-            return MediaError("archive_member", problem, remedy, place)
+            problem = f"can't be read from the zip ({one_line(error)})"
+            return MediaError("archive_member", problem, "fetch or write the archive again", place)
         if status in (401, 403):
             return MediaError(DENIED, f"access denied ({masked(str(error))[:120]})", DENIED_REMEDY, place)
         if isinstance(error, (ImportError, TypeError)):

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ...errors import MediaError, SettingError, out_of_files
+from ...errors import MediaError, SettingError, one_line, out_of_files
 from ...files import is_url, local_path, masked, split_zip
 from ..stores import Store
 
@@ -308,7 +308,7 @@ def _media_error(source: MediaSource, error: Exception) -> MediaError:
     path = str(source)
     if limit := out_of_files(error, MediaError, path):
         return limit
-    text = IN_MEMORY.sub("the file", " ".join(str(error).split()).replace(repr(path), "the file"))
+    text = IN_MEMORY.sub("the file", one_line(error, 1000).replace(repr(path), "the file"))
     match error:
         case MediaError():
             return MediaError(error.reason, error.problem, error.remedy, path)
@@ -320,5 +320,5 @@ def _media_error(source: MediaSource, error: Exception) -> MediaError:
             is_empty = not (source.data if isinstance(source, Blob) else os.path.getsize(path))
             heic = "" if "HEIF" in _formats() else "; HEIC needs pip install pillow-heif"
             text = "an empty file" if is_empty else f"it begins as no known image does{heic}"
-    problem = f"can't be decoded ({text or type(error).__name__})"
+    problem = f"can't be decoded ({text})"
     return MediaError("image_unreadable", problem, "fetch the image again or remove the record", path)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from ...errors import MediaError
+from ...errors import MediaError, one_line
 from . import media
 from .media import IMAGE_SUFFIXES, ORIENTATIONS, Blob, MediaSource, image_size, load_image, natural, to_rgb
 
@@ -101,8 +101,7 @@ def _opened(path: MediaSource):
     except MediaError:
         raise
     except Exception as error:  # PyAV's errors have many bases
-        text = " ".join(str(error).split()).replace(f"file:{path}", "the file")[:120] or type(error).__name__
-        raise _unreadable(path, f"can't be decoded ({text})") from None
+        raise _unreadable(path, f"can't be decoded ({one_line(error).replace(f'file:{path}', 'the file')})") from None
 
 
 def _count(path: MediaSource, num_frames: int) -> int:

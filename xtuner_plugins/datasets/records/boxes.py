@@ -6,11 +6,9 @@ A record with `"boxes": "pixel"` gives its boxes in pixels of the upright image,
         {"from": "human", "value": "Where is <ref>the bus</ref>?"},
         {"from": "gpt", "value": "<ref>the bus</ref><box>[[64, 48, 320, 240]]</box>"}]}
 
-becomes `<box>[[100, 100, 500, 500]]</box>`. Without that key boxes are already in the frame, and are checked:
-
-    error      a box that leaves the frame (pixels without the key), is inverted, or isn't closed (`<box>[`)
-    warning    a box in fractions from 0 to 1; a `<box>` without numbers (XML has such a tag); `<ref>`, `<box>` or
-               `<quad>`, which are tokens in training, without its other half
+becomes `<box>[[100, 100, 500, 500]]</box>`. Without that key boxes are already in the frame, and are checked: one that
+leaves it, is inverted or isn't closed is an error; fractions from 0 to 1, a `<box>` without numbers (XML has such a
+tag), and `<ref>`, `<box>` or `<quad>` without its other half are warnings.
 
 ms-swift keeps `<ref-object>` and `<bbox>` in the texts, which are filled in reading order from `objects`:
 

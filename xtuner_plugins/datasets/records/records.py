@@ -6,24 +6,17 @@ A raw record (LLaVA style; `foreign` lists all forms):
         {"from": "human", "value": "<image>\\nWhat color is the bus?"},
         {"from": "gpt",   "value": "Red."}]}
 
-or with `messages`, whose contents are strings or lists of parts:
+or with `messages`, whose contents are strings or lists of parts ({"type": "image", "image": "a.jpg"}). `image` (or
+`images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. Instead of a name there may be the
+image itself: a data URL, or in a table bytes, or a struct of bytes and path. The placeholders in the user's turns are
+filled in order; a single image without a placeholder is put before the first user turn. Any other disagreement is an
+error: nothing is guessed. `record_checks` lists what is refused or warned about.
 
-    {"messages": [
-        {"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "And this?"}]},
-        {"role": "assistant", "content": "A dog."}]}
-
-`image` (or `images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. Instead of a name there may
-be the image itself: a data URL, or in a table bytes, or a struct of bytes and path. The placeholders in the user's
-turns are filled in order; a single image without a placeholder is put before the first user turn. Any other
-disagreement is an error: nothing is guessed. `record_checks` lists what is refused or warned about.
-
-An answer with `"loss": false` or `"weight": 0` is part of the conversation but isn't learned, nor is its end token. An
-answer that is empty or white space isn't learned either (the official code and LLaVA's train its end token, and so a
-model that says nothing); a record with no other answer is left out, as `empty_answer`.
+An answer with `"loss": false` or `"weight": 0` isn't learned, nor is its end token, and neither is an empty answer (the
+official code and LLaVA's train its end token, and so a model that says nothing); a record with no other is left out.
 
 With `"system": ""` the template's own message is used, as in XTuner and LLaMA-Factory. An empty system *turn* is an
-empty system message, as in the official code and in transformers' chat templates: `chat` builds the same prompt where
-the model's `system_message` is "".
+empty system message, as in the official code, in transformers' chat templates, and in `chat` with `system_message` "".
 """
 
 import base64

@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError, MediaError, RecordError, SettingError, SourceError
+from ...errors import DataError, MediaError, RecordError, SettingError, SourceError, one_line
 from ...files import build_once, get_cache_dir, text_hash, write_whole
 from ..images.media import IMAGE_SUFFIXES, Blob, natural, open_image
 from .foreign import LISTS, renamed
@@ -57,7 +57,7 @@ class TableRecords:
         except (DataError, SourceError):
             raise
         except Exception as error:  # those of pyarrow and datasets have many bases
-            problem = f"can't be read as {kind} ({_said(error)})"
+            problem = f"can't be read as {kind} ({one_line(error)})"
             raise SettingError("data_paths", problem, "fetch it again, or write it again", path) from None
         if not self.num_rows:
             raise SettingError("data_paths", "holds no rows", "give it records", path)
@@ -112,7 +112,7 @@ class TableRecords:
         except SourceError:
             raise
         except Exception as error:
-            problem = f"can't be read ({_said(error)})"
+            problem = f"can't be read ({one_line(error)})"
             raise RecordError("table_unreadable", problem, "fetch the file again", source) from None
         record = renamed(_of_sample(record, source) if self.kind == "tar" else record, self.columns)
         for key in LISTS if isinstance(record, dict) else ():
@@ -163,10 +163,6 @@ def _read_group(file: str, number: int, stamp: tuple[int, ...]) -> Any:
     check_unchanged(file, stamp, file)
     with parquet.ParquetFile(file) as opened:
         return opened.read_row_group(number, use_threads=False)  # threads don't survive a fork
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _write(batches: Iterator[Any], target: Path, path: str, needed: int) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 
-from ...errors import SettingError
+from ...errors import SettingError, one_line
 from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
 from ...weights.fast_tokenizers import load_fast_tokenizer
@@ -87,7 +87,7 @@ class TextTokenizer(TextRules):
         except SettingError:
             raise
         except Exception as error:
-            problem = f"the tokenizer in {directory!r} can't be loaded ({' '.join(str(error).split())[:300]})"
+            problem = f"the tokenizer in {directory!r} can't be loaded ({one_line(error, 300)})"
             remedy = "the directory needs tokenizer.json and tokenizer_config.json"
             raise SettingError("tokenizer", problem, remedy) from None
 

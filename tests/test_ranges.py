@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from xtuner_plugins import ranges
 from xtuner_plugins.errors import SettingError
-from xtuner_plugins.models.adapters import inject_lora
+from xtuner_plugins.models.trainable import inject_lora
 
 ENDS = {  # values that a setting can have, and those that it can't
     "lora_dropout": ((0, 0.5), (-0.1, 1, "a", math.nan)),

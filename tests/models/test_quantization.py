@@ -13,7 +13,7 @@ from tests.weights.training import chat_inputs, logits, save_pth, with_context, 
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import export
 from xtuner_plugins.families import llm_family
-from xtuner_plugins.models.quantization import linear_quantizer
+from xtuner_plugins.models.quantization import build_quantization_config, linear_quantizer
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.weights.loader import load_model
 
@@ -32,7 +32,7 @@ def test_loaded_into_4_bits(toy_base, monkeypatch):
     for double in (True, False):
         plain, unpacked = load(toy_base), []
         targets = llm_family(plain.config.llm_config.to_dict()).lora_targets
-        settings = {**SETTINGS, "bnb_4bit_use_double_quant": double}
+        settings = build_quantization_config({**SETTINGS, "bnb_4bit_use_double_quant": double}, "llm")
         quantize = linear_quantizer("language_model", targets, settings, torch.float32)
 
         def watched(model, name, quantize=quantize, unpacked=unpacked, targets=targets):
@@ -55,7 +55,7 @@ def test_loaded_into_4_bits(toy_base, monkeypatch):
         assert (found - exact).abs().max() > 1e-3
     monkeypatch.setattr("xtuner_plugins.models.quantization.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="deepspeed_zero2"):
-        linear_quantizer("language_model", targets, SETTINGS, torch.float32)
+        linear_quantizer("language_model", targets, settings, torch.float32)
 
 
 def test_qlora_trains_beside_four_bit_weights(toy_base):
@@ -106,6 +106,7 @@ def test_the_merged_export_keeps_what_was_learned(tmp_path):
         return ((exact - other).square().mean() / exact.square().mean()).sqrt().item()
 
     targets = llm_family(model.model.config.llm_config.to_dict()).lora_targets
-    quantize = linear_quantizer("language_model", targets, SETTINGS, torch.float32)
+    config = build_quantization_config(SETTINGS, "llm")
+    quantize = linear_quantizer("language_model", targets, config, torch.float32)
     of_base, of_export = gap(load(base, filled=quantize).train(), load(base)), gap(model.model, merged.model)
     assert of_export < 0.35 and of_export == pytest.approx(of_base, rel=0.15)

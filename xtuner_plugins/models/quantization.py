@@ -14,15 +14,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 MODELS.register_module(module=BitsAndBytesConfig, force=True)  # so that configs may name it by string
 
 
-def build_quantization_config(settings: Mapping[str, Any], part: str = "llm") -> BitsAndBytesConfig:
-    """A config from ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)``; ``part`` is named in messages.
+def build_quantization_config(settings: Mapping[str, Any], part: str) -> BitsAndBytesConfig:
+    """A config from ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` of ``part``.
 
     Raises:
         ValueError: An unknown setting, or other than 4 bits.
     """
     options = {key: value for key, value in settings.items() if key != "type"}
-    unknown = set(options) - set(vars(BitsAndBytesConfig(load_in_4bit=True))) - {"load_in_4bit", "load_in_8bit"}
-    if unknown:
+    known = {*vars(BitsAndBytesConfig(load_in_4bit=True)), "load_in_4bit", "load_in_8bit"}
+    if unknown := options.keys() - known:
         raise ValueError(f"{part}_quantization: BitsAndBytesConfig has no setting {', '.join(sorted(unknown))}")
     config = BitsAndBytesConfig(**options)
     if not config.load_in_4bit:
@@ -31,7 +31,7 @@ def build_quantization_config(settings: Mapping[str, Any], part: str = "llm") ->
 
 
 def linear_quantizer(
-    prefix: str, names: tuple[str, ...], settings: Mapping[str, Any], dtype: torch.dtype
+    prefix: str, names: tuple[str, ...], config: BitsAndBytesConfig, dtype: torch.dtype
 ) -> Callable[[nn.Module, str], None]:
     """A function that packs linear layers while a model is loaded (``load_model(filled=...)``).
 
@@ -41,26 +41,23 @@ def linear_quantizer(
     Args:
         prefix: Name of the part in the model.
         names: Names of the layers inside a block (``q_proj``, ``attn.qkv``); heads and embeddings stay as they are.
-        settings: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type='nf4', ...)``.
+        config: Of `build_quantization_config`.
         dtype: Dtype that products are computed in.
 
     Returns:
         A function of (model, name of a submodule).
 
     Raises:
-        ValueError: Unusable settings, or ZeRO-3, which can't partition packed weights.
+        ValueError: ZeRO-3, which can't partition packed weights.
     """
-    config = build_quantization_config(settings)
     endings = tuple(f".{layer}" for layer in names)
     if is_deepspeed_zero3_enabled():
         raise ValueError("packed weights can't be partitioned by ZeRO-3; use --deepspeed deepspeed_zero2")
 
     def quantize(model: nn.Module, name: str) -> None:
-        parent, _, last = name.rpartition(".")
-        if name.startswith(prefix + ".") and name.endswith(endings):
-            linear = model.get_submodule(name)
-            if isinstance(linear, nn.Linear):
-                setattr(model.get_submodule(parent), last, _pack(linear, config, dtype))
+        linear = model.get_submodule(name)
+        if name.startswith(prefix + ".") and name.endswith(endings) and isinstance(linear, nn.Linear):
+            model.set_submodule(name, _pack(linear, config, dtype))
 
     return quantize
 

@@ -92,10 +92,10 @@ def encoder_kept_bytes(job: Job, batch: Batch) -> int:
 
 
 def projector_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the projector: merged patches, in float32 and normalized where it has a norm; the activation; output."""
+    """Of the projector: merged patches, in float32 and normalized where it has a norm; both sides of the activation."""
     shape = job.shape
     per_patch = job.size + shape.projector_norm * (FLOAT if job.autocasts else job.size)
-    per_token = shape.projector_input * per_patch + shape.llm.width * (2 * job.size + _wide(job, "llm"))
+    per_token = shape.projector_input * per_patch + shape.llm.width * 2 * job.size
     return batch.tiles * shape.tokens_per_tile * per_token * job.projector_learns
 
 
@@ -147,7 +147,7 @@ def cast_bytes(job: Job, kept: bool) -> int:
 def logits_bytes(job: Job, batch: Batch) -> int:
     """While the loss is computed: a chunk's logits, the softmax of some of them, and what is made for a trained head.
 
-    `models/loss_head.py` runs the head in chunks, and writes the gradient in the logits' place; the gradient of all
+    `models/losses.py` runs the head in chunks, and writes the gradient in the logits' place; the gradient of all
     supervised positions is kept. A trained head has its gradient in float32, and autocast's copy.
     """
     elements = batch.supervised * job.shape.vocab_size

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +10,10 @@ from typing import Any
 from ..processes import num_cores
 from ..settings import SETTINGS, ConfigError, labels_of, leaves, read_config, value_at
 from .hardware import GPU
+from .job import launched, plain
 from .memory import GIB, Plan, plan_memory
 from .plan import RunPlan, count_records, job_of, model_of, plan_config
 from .published import BASES, known_base
-from .strategies import launched, plain
 
 SHARE = 0.9  # of the memory that a plan may fill: it is computed, not measured
 LADDER = ((12, 8192), (12, 4096), (6, 4096), (6, 2560))  # tiles and tokens of a sample; the first that fits is taken
@@ -67,11 +65,11 @@ def _keys(**values: Any) -> dict[str, Any]:
 
 
 def _with(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config's keys with other values."""
-    changed = copy.deepcopy(settings)
+    """A config's keys with other values; the config itself stays as it is."""
+    changed = dict(settings)
     for key, value in changes.items():
-        *parents, last = key.split(".")
-        functools.reduce(dict.__getitem__, parents, changed)[last] = value
+        name, _, rest = key.partition(".")
+        changed[name] = _with(changed[name], {rest: value}) if rest else value
     return changed
 
 

@@ -45,56 +45,51 @@ class Base:
         )
 
 
-_BLOCKS = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_SIZES = "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
-def _encoder(name: str, kind: str, width: int, inner: int, layers: int, heads: int, size: int, **others) -> Part:
-    fields = dict(zip(_BLOCKS, (kind, width, inner, layers, heads), strict=True))
-    return Part(name, dict(fields, image_size=size, patch_size=14, **others))
+def _part(name: str, *sizes: str | int, **others: Any) -> Part:
+    return Part(name, dict(zip(_SIZES, sizes, strict=False), **others))
 
 
-def _intern_vit(name: str, *sizes: int, large: bool = False) -> Part:
-    norms = dict(norm_type="rms_norm" if large else "layer_norm", qkv_bias=not large, qk_normalization=large)
-    return _encoder(f"OpenGVLab/{name}", "intern_vit_6b", *sizes, 448, **norms)
+def _tower(name: str, *sizes: str | int, size: int = 448, **others: Any) -> Part:
+    return _part(name, *sizes, image_size=size, patch_size=14, **others)
 
 
-def _llm(name: str, kind: str, width: int, inner: int, layers: int, heads: int, kv_heads: int, **others) -> Part:
-    fields = dict(zip(_BLOCKS, (kind, width, inner, layers, heads), strict=True))
-    return Part(name, dict(fields, num_key_value_heads=kv_heads, **others))
-
-
+_VIT = dict(norm_type="layer_norm", qkv_bias=True, qk_normalization=False)
+_VIT_6B = dict(norm_type="rms_norm", qkv_bias=False, qk_normalization=True)
 _EXPERTS = dict(num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768)
 ENCODERS: dict[str, Part] = {
-    "300M": _intern_vit("InternViT-300M-448px", 1024, 4096, 24, 16),
-    "300M-V2_5": _intern_vit("InternViT-300M-448px-V2_5", 1024, 4096, 24, 16),
-    "6B": _intern_vit("InternViT-6B-448px-V1-5", 3200, 12800, 45, 25, large=True),
-    "6B-V2_5": _intern_vit("InternViT-6B-448px-V2_5", 3200, 12800, 45, 25, large=True),
-    "CLIP-L": _encoder("openai/clip-vit-large-patch14", "clip_vision_model", 1024, 4096, 24, 16, 224),
-    "CLIP-L-336": _encoder("openai/clip-vit-large-patch14-336", "clip_vision_model", 1024, 4096, 24, 16, 336),
-    "SigLIP-so400m": _encoder("google/siglip-so400m-patch14-384", "siglip_vision_model", 1152, 4304, 27, 16, 384),
+    "300M": _tower("OpenGVLab/InternViT-300M-448px", "intern_vit_6b", 1024, 4096, 24, 16, **_VIT),
+    "300M-V2_5": _tower("OpenGVLab/InternViT-300M-448px-V2_5", "intern_vit_6b", 1024, 4096, 24, 16, **_VIT),
+    "6B": _tower("OpenGVLab/InternViT-6B-448px-V1-5", "intern_vit_6b", 3200, 12800, 45, 25, **_VIT_6B),
+    "6B-V2_5": _tower("OpenGVLab/InternViT-6B-448px-V2_5", "intern_vit_6b", 3200, 12800, 45, 25, **_VIT_6B),
+    "CLIP-L": _tower("openai/clip-vit-large-patch14", "clip_vision_model", 1024, 4096, 24, 16, size=224),
+    "CLIP-L-336": _tower("openai/clip-vit-large-patch14-336", "clip_vision_model", 1024, 4096, 24, 16, size=336),
+    "SigLIP-so400m": _tower("google/siglip-so400m-patch14-384", "siglip_vision_model", 1152, 4304, 27, 16, size=384),
 }
 LLMS: dict[str, Part] = {
-    "Qwen2-0.5B": _llm("Qwen/Qwen2-0.5B-Instruct", "qwen2", 896, 4864, 24, 14, 2),
-    "Qwen2.5-0.5B": _llm("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", 896, 4864, 24, 14, 2),
-    "Qwen2.5-1.5B": _llm("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", 1536, 8960, 28, 12, 2),
-    "Qwen2.5-3B": _llm("Qwen/Qwen2.5-3B-Instruct", "qwen2", 2048, 11008, 36, 16, 2),
-    "Qwen2.5-7B": _llm("Qwen/Qwen2.5-7B-Instruct", "qwen2", 3584, 18944, 28, 28, 4),
-    "Qwen2.5-14B": _llm("Qwen/Qwen2.5-14B-Instruct", "qwen2", 5120, 13824, 48, 40, 8),
-    "Qwen2.5-32B": _llm("Qwen/Qwen2.5-32B-Instruct", "qwen2", 5120, 27648, 64, 40, 8),
-    "Qwen-7B": _llm("Qwen/Qwen-7B-Chat", "qwen2", 4096, 11008, 32, 32, 32),  # as read here: Qwen2's form
-    "Qwen3-0.6B": _llm("Qwen/Qwen3-0.6B", "qwen3", 1024, 3072, 28, 16, 8, head_dim=128),
-    "Qwen3-1.7B": _llm("Qwen/Qwen3-1.7B", "qwen3", 2048, 6144, 28, 16, 8, head_dim=128),
-    "Qwen3-4B": _llm("Qwen/Qwen3-4B", "qwen3", 2560, 9728, 36, 32, 8, head_dim=128),
-    "Qwen3-8B": _llm("Qwen/Qwen3-8B", "qwen3", 4096, 12288, 36, 32, 8, head_dim=128),
-    "Qwen3-14B": _llm("Qwen/Qwen3-14B", "qwen3", 5120, 17408, 40, 40, 8, head_dim=128),
-    "Qwen3-30B-A3B": _llm("Qwen/Qwen3-30B-A3B", "qwen3_moe", 2048, 6144, 48, 32, 4, head_dim=128, **_EXPERTS),
+    "Qwen2-0.5B": _part("Qwen/Qwen2-0.5B-Instruct", "qwen2", 896, 4864, 24, 14, 2),
+    "Qwen2.5-0.5B": _part("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", 896, 4864, 24, 14, 2),
+    "Qwen2.5-1.5B": _part("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", 1536, 8960, 28, 12, 2),
+    "Qwen2.5-3B": _part("Qwen/Qwen2.5-3B-Instruct", "qwen2", 2048, 11008, 36, 16, 2),
+    "Qwen2.5-7B": _part("Qwen/Qwen2.5-7B-Instruct", "qwen2", 3584, 18944, 28, 28, 4),
+    "Qwen2.5-14B": _part("Qwen/Qwen2.5-14B-Instruct", "qwen2", 5120, 13824, 48, 40, 8),
+    "Qwen2.5-32B": _part("Qwen/Qwen2.5-32B-Instruct", "qwen2", 5120, 27648, 64, 40, 8),
+    "Qwen-7B": _part("Qwen/Qwen-7B-Chat", "qwen2", 4096, 11008, 32, 32, 32),  # as read here: Qwen2's form
+    "Qwen3-0.6B": _part("Qwen/Qwen3-0.6B", "qwen3", 1024, 3072, 28, 16, 8, head_dim=128),
+    "Qwen3-1.7B": _part("Qwen/Qwen3-1.7B", "qwen3", 2048, 6144, 28, 16, 8, head_dim=128),
+    "Qwen3-4B": _part("Qwen/Qwen3-4B", "qwen3", 2560, 9728, 36, 32, 8, head_dim=128),
+    "Qwen3-8B": _part("Qwen/Qwen3-8B", "qwen3", 4096, 12288, 36, 32, 8, head_dim=128),
+    "Qwen3-14B": _part("Qwen/Qwen3-14B", "qwen3", 5120, 17408, 40, 40, 8, head_dim=128),
+    "Qwen3-30B-A3B": _part("Qwen/Qwen3-30B-A3B", "qwen3_moe", 2048, 6144, 48, 32, 4, head_dim=128, **_EXPERTS),
     # As read here: in the form of Llama.
-    "InternLM2-1.8B": _llm("internlm/internlm2-chat-1_8b", "llama", 2048, 8192, 24, 16, 8),
-    "InternLM2.5-1.8B": _llm("internlm/internlm2_5-1_8b-chat", "llama", 2048, 8192, 24, 16, 8),
-    "InternLM2.5-7B": _llm("internlm/internlm2_5-7b-chat", "llama", 4096, 14336, 32, 32, 8),
-    "InternLM2-20B": _llm("internlm/internlm2-chat-20b", "llama", 6144, 16384, 48, 48, 8),
-    "InternLM2.5-20B": _llm("internlm/internlm2_5-20b-chat", "llama", 6144, 16384, 48, 48, 8),
-    "Phi-3-mini": _llm("microsoft/Phi-3-mini-128k-instruct", "phi3", 3072, 8192, 32, 32, 32),
+    "InternLM2-1.8B": _part("internlm/internlm2-chat-1_8b", "llama", 2048, 8192, 24, 16, 8),
+    "InternLM2.5-1.8B": _part("internlm/internlm2_5-1_8b-chat", "llama", 2048, 8192, 24, 16, 8),
+    "InternLM2.5-7B": _part("internlm/internlm2_5-7b-chat", "llama", 4096, 14336, 32, 32, 8),
+    "InternLM2-20B": _part("internlm/internlm2-chat-20b", "llama", 6144, 16384, 48, 48, 8),
+    "InternLM2.5-20B": _part("internlm/internlm2_5-20b-chat", "llama", 6144, 16384, 48, 48, 8),
+    "Phi-3-mini": _part("microsoft/Phi-3-mini-128k-instruct", "phi3", 3072, 8192, 32, 32, 32),
 }
 
 _QWEN2, _QWEN2_5, _QWEN3, _INTERNLM2, _PHI3 = 151655, 151674, 151936, 92553, 32020
@@ -183,26 +178,22 @@ def released_rate(base: str, *, has_lora: bool) -> float | None:
     row = known_base(base)
     if row is None or not row.hub:
         return None
-    is_large = row.name.endswith(_LARGE)
-    if has_lora:
-        return 5e-5 if is_large else 1e-4
-    if row.name.startswith("InternVL3"):
+    small, large = (1e-4, 5e-5) if has_lora else (4e-5, 2e-5)
+    if not has_lora and row.name.startswith("InternVL3"):
         return 1e-5 if row.name.endswith("-1B") else 2e-5
-    return 2e-5 if is_large else 4e-5
+    return large if row.name.endswith(_LARGE) else small
 
 
 def other_rate(model: Mapping[str, Any], rate: float) -> float | None:
     """The rate for the base of a config's `model` where it isn't ``rate``; None where it is, or none is known."""
-    if "objectives" in model or not (model.get("llm_lora") or model.get("freeze_llm") is False):
+    has_lora = bool(model.get("llm_lora"))
+    if "objectives" in model or not (has_lora or model.get("freeze_llm") is False):
         return None
-    known = released_rate(model["base"], has_lora=bool(model.get("llm_lora")))
+    known = released_rate(model["base"], has_lora=has_lora)
     return None if known == rate else known
 
 
 def known_base(path: str) -> Base | None:
-    """The row of `BASES` that a config's `model.base` means where no such directory is there; None without one.
-
-    A released model is known by its name, wherever the directory will lie.
-    """
+    """The row of `BASES` that a config's `model.base` means by its name, wherever the directory will lie, or None."""
     name = EXPORTS.get(path, Path(path).name)
     return BASES.get(name) or BASES.get(name.removesuffix("-Instruct").removesuffix("-Pretrained"))  # of one release

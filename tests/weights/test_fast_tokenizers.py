@@ -45,7 +45,7 @@ def test_internlm2(tmp_path):
         tokens = dict(zip(INTERNLM2_TOKENS, map(processor.piece_to_id, SPARE), strict=True))
         tokens |= {name: processor.get_piece_size() + n for n, name in enumerate(ADDED_TOKENS)}
         tokenizer = load_tokenizer(write_internlm2(tmp_path / "llm", image_tokens=ADDED_TOKENS, model=content))
-        save_tokenizer(tokenizer, tmp_path, "")
+        save_tokenizer(tokenizer, tmp_path, {"template": "internvl2_5"})
         assert tokenizer.get_vocab().items() >= tokens.items() and tokens.keys() <= set(tokenizer.all_special_tokens)
         assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "</s>")
         again, cut = AutoTokenizer.from_pretrained(tmp_path), re.compile(f"({'|'.join(map(re.escape, tokens))})")
@@ -79,7 +79,7 @@ def test_names_of_pieces_are_text(model, tmp_path):
 
 def test_qwen(ranks, tmp_path):
     tokenizer = load_tokenizer(write_qwen(tmp_path / "llm", ranks), complete=False)
-    save_tokenizer(tokenizer, tmp_path, "")
+    save_tokenizer(tokenizer, tmp_path, {"template": "internvl2_5"})
     fast, slow = (AutoTokenizer.from_pretrained(tmp_path, use_fast=flag) for flag in (True, False))
     special = {name: len(ranks) + n for n, name in enumerate(QWEN_TOKENS)}
     encoding = tiktoken.Encoding("q", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=special)
@@ -136,7 +136,7 @@ def test_tokenizer_json_counts_whatever_the_class(toy_base, tmp_path):
     """Transformers 5 would take Qwen2's rules for spaces and normal forms."""
     base, state = shutil.copytree(toy_base, tmp_path / "base"), read_json(toy_base / "tokenizer.json")
     write_json(base / "tokenizer.json", {**state, "normalizer": {"type": "Prepend", "prepend": " "}})
-    save_tokenizer(load_tokenizer(base), base, "")
+    save_tokenizer(load_tokenizer(base), base, {"template": "internvl2_5"})
     for tokenizer in (load_tokenizer(base), AutoTokenizer.from_pretrained(base, trust_remote_code=False)):
         plain, spaced = load_tokenizer(toy_base)(["two words", " two words"]).input_ids
         assert tokenizer("two words").input_ids == spaced != plain

@@ -80,23 +80,18 @@ _SIZES = (
 
 
 def config_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A ``config.json`` with its listed keys alone.
-
-    Args:
-        fields: as stored: official, hf, or of a bare language model or encoder.
-        where: the file, for messages.
+    """A ``config.json``, official or hf, with its listed keys alone; ``where`` is the file, for messages.
 
     Raises:
         UnknownFamilyError: a language model or an encoder without a row.
         CheckpointError: a value that no such model has.
     """
-    parts = {"llm_config": language_fields, "text_config": language_fields, "vision_config": vision_fields}
     kept = _keep(fields, (*_COMMON, *_OFFICIAL, *_HF), where)
     for key, kind in (("system_message", str), ("no_system_message", bool)):
-        if not isinstance(kept.get(key), (kind, type(None))):
-            raise CheckpointError(f"{where}: {key} is {_short(kept[key])}, expected {kind.__name__}")
-    for name, check in parts.items():
+        _expect(isinstance(kept.get(key), (kind, type(None))), f"{where}: {key}", kept.get(key), kind.__name__)
+    for name in ("llm_config", "text_config", "vision_config"):
         if isinstance(kept.get(name), Mapping):
+            check = vision_fields if name == "vision_config" else language_fields
             kept[name] = check(kept[name], f"{where}: {name}")
     return _with_own_code(kept)
 
@@ -116,10 +111,17 @@ def language_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     kept = _keep(fields, (*_COMMON, *base, *own, *_LANGUAGES.get(model_type, _LLM)), where)
     _check_values(kept, where)
     for key in ("rope_scaling", "rope_parameters"):
-        if kept.get(key) is not None:
-            kept[key] = _check_rope(kept[key], f"{where}: {key}")
+        if (rope := kept.get(key)) is not None:
+            _expect(isinstance(rope, Mapping), f"{where}: {key}", rope, "an object")
+            kind = rope.get("rope_type", rope.get("type", "default"))
+            _expect(kind in ROPE_TYPES, f"{where}: {key}: the type", kind, f"one of {', '.join(ROPE_TYPES)}")
+            kept[key] = _keep(rope, _ROPE, f"{where}: {key}")
+    vocab_size = kept.get("vocab_size") or MOST
     for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
-        _check_ids(key, kept.get(key), kept.get("vocab_size"), where)
+        value = kept.get(key)
+        for each in value if isinstance(value, list) else [value]:
+            is_id = each is None or (type(each) is int and -1 <= each < vocab_size)
+            _expect(is_id, f"{where}: {key}", value, f"ids below vocab_size {vocab_size}")
     return kept
 
 
@@ -163,24 +165,12 @@ def _check_values(fields: Mapping[str, Any], where: str) -> None:
     for key in _SIZES:
         value, most = fields.get(key), MOST_LAYERS if key == "num_hidden_layers" else MOST
         for each in value if isinstance(value, list) and key in ("image_size", "patch_size") else [value]:
-            if each is not None and (type(each) is not int or not 0 < each <= most):
-                raise CheckpointError(f"{where}: {key} is {_short(value)}, expected a whole number from 1 to {most:,}")
-    if fields.get("hidden_act", "silu") not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{where}: hidden_act is {_short(fields['hidden_act'])}, expected one of {', '.join(ACTIVATIONS)}"
-        )
+            is_size = each is None or (type(each) is int and 0 < each <= most)
+            _expect(is_size, f"{where}: {key}", value, f"a whole number from 1 to {most:,}")
+    activation = fields.get("hidden_act", "silu")
+    _expect(activation in ACTIVATIONS, f"{where}: hidden_act", activation, f"one of {', '.join(ACTIVATIONS)}")
 
 
-def _check_rope(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise CheckpointError(f"{where} is {_short(value)}, expected an object")
-    kind = value.get("rope_type", value.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        raise CheckpointError(f"{where}: the type is {_short(kind)}, expected one of {', '.join(ROPE_TYPES)}")
-    return _keep(value, _ROPE, where)
-
-
-def _check_ids(key: str, value: Any, vocab_size: int | None, where: str) -> None:
-    for each in value if isinstance(value, list) else [value]:
-        if each is not None and (type(each) is not int or not -1 <= each < (vocab_size or MOST)):
-            raise CheckpointError(f"{where}: {key} is {_short(value)}, expected ids below vocab_size {vocab_size}")
+def _expect(is_so: bool, where: str, value: Any, expected: str) -> None:
+    if not is_so:
+        raise CheckpointError(f"{where} is {_short(value)}, expected {expected}")

@@ -17,11 +17,7 @@ from .tokenizer_files import load_tokenizer  # noqa: F401  found here, too, besi
 
 
 def read_config(directory: str | Path):
-    """``config.json`` of a model directory of any format as our ``InternVLChatConfig``.
-
-    Raises:
-        CheckpointError: no such directory, or of no known format.
-    """
+    """``config.json`` of a model directory of any format as our ``InternVLChatConfig``; errors as for `open_config`."""
     return config_from_fields(model_view.open_config(directory)[2], directory)
 
 
@@ -63,8 +59,7 @@ def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -
         "unexpected": sorted(held.keys() - own.keys()),
         "of another shape": [f"{name} is {list(held[name])}, the model has {list(own[name])}" for name in both],
     }
-    shown = {f"{len(names)} {kind}": names[:4] + ["..."] * (len(names) > 4) for kind, names in wrong.items() if names}
-    said = [f"{what}: {', '.join(names)}" for what, names in shown.items()]
+    said = [f"{len(names)} {kind}: {', '.join(names[:4])}" for kind, names in wrong.items() if names]
     if any(".lora_" in name or ".base_layer." in name for name in wrong["unexpected"]):
         said.append("these are unmerged adapters, not a model: export them with tools/convert_to_official.py")
     if said:
@@ -111,8 +106,8 @@ def build(
                 owner._buffers[leaf] = value
         filled(model, owner_name)
     for module in model.modules():  # buffers that are computed, not stored
-        for key in module._non_persistent_buffers_set & module._buffers.keys():
-            module._buffers[key] = None if module._buffers[key] is None else module._buffers[key].to(device)
+        held = ((key, module._buffers.get(key)) for key in module._non_persistent_buffers_set)
+        module._buffers.update({key: buffer.to(device) for key, buffer in held if buffer is not None})
     return model
 
 

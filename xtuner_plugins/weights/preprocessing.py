@@ -9,8 +9,7 @@
      "special_tokens": {"<img>": 151665, ...}, "pillow_version": "12.1.0", "resize_rule": "...", "versions": {...},
      "exported": {"min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2", ...}}
 
-Only exports have ``exported``, the settings in their ``config.json``. A model directory has one template and one set of
-tile limits, a mixture may have several; `choose` selects one.
+Only exports have ``exported``, the settings in their ``config.json``, which `choose` selects.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Choice:
 
     @classmethod
     def of(cls, fields: Mapping) -> Choice:
-        """From a dict with the fields; locks of earlier versions have no system message but the template's."""
+        """From a dict with the fields; without a system message it is the template's."""
         default = get_conv_template(fields["template"]).system_message
         return cls(*(fields[key] for key in SETTINGS), fields.get("system_message", default))
 
@@ -90,13 +89,13 @@ def check_token_rules(trained: Mapping, tokenizer, where: str) -> None:
     is_vicuna = any(dataset["template"].startswith("vicuna") for dataset in trained["datasets"])
     if trained.get("token_rules", 1) != TOKEN_RULES and (is_vicuna or tokenizer.tokenize("a") != ["a"]):
         raise PreprocessingError(
-            f"{where} was trained by an older version, which gave its prompts other token ids than engines and this "
-            "version do; go on with the version that wrote it, or train anew"
+            f"{where} was trained by an older version, which gave its prompts other token ids; go on with the version "
+            "that wrote it, or train anew"
         )
 
 
 def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | None = None) -> tuple[Choice, str | None]:
-    """Selects the template and the tile limits that a model directory gets.
+    """Selects the template and the tile limits that a model directory gets, which has one of each.
 
     Of several templates the caller must name one. Of several tile limits among the files with that template, the ones
     with ``max_tiles`` are taken, by default those with most tiles.
@@ -114,17 +113,13 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
                 f"trained with {key.replace('_', ' ')} {trained[key]}, but every consumer of a model directory uses "
                 f"{list(usual)}; train without one of your own, on a base built with --image-mean and --image-std"
             )
-    names = {dataset["template"]: [] for dataset in trained["datasets"]}
-    for dataset in trained["datasets"]:
-        names[dataset["template"]].append(str(dataset.get("name")))
-    said = "; ".join(f"{name}: {', '.join(files)}" for name, files in sorted(names.items()))
-    if template is None and len(names) > 1:
-        raise PreprocessingError(
-            f"trained with several templates ({said}), but a model directory has one; name it with --template"
-        )
-    if template not in (None, *names):
+    rules, files = _rules(trained), [(each["template"], str(each.get("name"))) for each in trained["datasets"]]
+    said = ", ".join(f"{used} ({name})" for used, name in sorted(files))
+    if template is None and len({rule.template for rule in rules}) > 1:
+        raise PreprocessingError(f"trained with several templates ({said}); name one with --template")
+    rules = [rule for rule in rules if template in (None, rule.template)]
+    if not rules:
         raise PreprocessingError(f"--template {template}: trained with {said} only")
-    rules = [rule for rule in _rules(trained) if template in (None, rule.template)]
     fitting, said = [rule for rule in rules if max_tiles in (None, rule.max_tiles)], " and ".join(map(str, rules))
     if not fitting:
         raise PreprocessingError(f"--max-tiles {max_tiles}: trained with {said} only")
@@ -135,10 +130,9 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
 
 def exported(lock: Mapping, where: str) -> Choice:
     """The settings that an export's ``preprocessing.json`` says its config has; `PreprocessingError` without them."""
-    try:
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         return Choice.of(lock["exported"])
-    except (KeyError, TypeError, ValueError):
-        raise PreprocessingError(f"{where} does not say what was exported") from None
+    raise PreprocessingError(f"{where} does not say what was exported")
 
 
 def check_form(lock: Any, where: str) -> dict:

@@ -45,20 +45,17 @@ def read_dinov2(directory: Path, size: int) -> tuple[dict, dict[str, LazyTensor]
 
     Args:
         directory: of a `Dinov2Model`, or of a model around it.
-        size: side of a tile in pixels, a multiple of two patches.
+        size: side of a tile in pixels, a multiple of two patches (else `ValueError`).
 
     Raises:
         CheckpointError: another feed-forward layer than InternViT's, or other tensors than of a DINOv2.
-        ValueError: the tile size doesn't fit the patches.
     """
     from transformers import Dinov2Config
 
     stored = read_json(directory / "config.json")
     config = Dinov2Config(**{name: value for name, value in stored.items() if name in Dinov2Config().to_dict()})
     if config.use_swiglu_ffn:
-        raise CheckpointError(
-            f"vision tower: {directory} has SwiGLU layers, which InternViT lacks; take a smaller DINOv2"
-        )
+        raise CheckpointError(f"vision tower: {directory} has SwiGLU layers, unlike InternViT; take a smaller DINOv2")
     check_tile_size(size, config.patch_size, directory)
     held = {name.removeprefix("dinov2."): tensor for name, tensor in open_weights(directory).items()}
     held.pop("embeddings.mask_token", None)  # of its training; the final norm and a classifier stay behind, too

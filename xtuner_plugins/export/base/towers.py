@@ -1,4 +1,14 @@
-"""Reads the vision tower that an assembly starts from: InternViT, DINOv2, DINOv3, CLIP or SigLIP."""
+"""Reads the vision tower that an assembly starts from: InternViT, DINOv2, DINOv3, CLIP or SigLIP.
+
+Every program that runs the official format normalizes pixels with ImageNet's mean and std, whatever the tower was
+trained with, so a tower's own are folded into its patch convolution. If it expects ``x = (p - m) / s`` and is given
+``y = (p - m_in) / s_in``, then ``x = (y s_in + m_in - m) / s``, so per input channel c::
+
+    W'[:, c] = W[:, c] s_in[c] / s[c]          b' = b + sum over c, kernel of W[:, c] (m_in[c] - m[c]) / s[c]
+
+This is exact because the convolution has no padding. CLIP's convolution has no bias; its shift goes into the position
+embeddings of the patches, which are added right after the convolution (not into that of the class token).
+"""
 
 from __future__ import annotations
 
@@ -7,15 +17,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ...families import EncoderFamily, encoder_family
 from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from ...weights import allowed
-from ...weights.lazy import LazyTensor
+from ...weights.lazy import LazyTensor, MemoryTensor
 from ...weights.reading import CheckpointError, open_weights, read_json
 from . import dinov2
-from .normalization import CONVOLUTIONS
 
 PREFIX = "vision_model."  # of the tower in our model; names of a CLIP or SigLIP tower itself begin with it, too
+# The patch convolution of InternViT, of CLIP and SigLIP, and of DINOv3
+_CONVOLUTIONS = [PREFIX + "embeddings.patch_embedding"]
+_CONVOLUTIONS += [f"{PREFIX}{PREFIX}embeddings.{name}" for name in ("patch_embedding", "patch_embeddings")]
 # A buffer that old releases saved, SigLIP's pooling head, and what DINOv3's training masked patches with
 _NOT_STORED = ("vision_model.embeddings.position_ids", "vision_model.head.", "vision_model.embeddings.mask_token")
 _DINOV3_LAYER = re.compile(r"^vision_model\.(model\.)?layer\.")
@@ -31,14 +45,12 @@ class VisionPart:
         tensors: under ``vision_model.*``.
         select_layer: layer whose output is used, relative to the layers in ``tensors``.
         normalization: (mean, std) that it was trained with, not folded in yet; None for ImageNet's.
-        projector_type: default projector.
     """
 
     config: dict
     tensors: dict[str, LazyTensor]
     select_layer: int = -1
     normalization: tuple[Sequence[float], Sequence[float]] | None = None
-    projector_type: str = "pixel_shuffle_mlp"
 
 
 def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: int | None = None) -> VisionPart:
@@ -81,7 +93,7 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
     if not (family.is_intern_vit or is_official):
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_STORED)}
         normalization = _normalization(directory, family.image_mean, family.image_std)
-    if not any(f"{each}.weight" in tensors for each in CONVOLUTIONS):
+    if not any(f"{each}.weight" in tensors for each in _CONVOLUTIONS):
         raise CheckpointError(f"{where} says {family.model_type}, but holds no such weights")
     config = _vision_config(family, fields)
     select_layer, layers = family.select_layer if select_layer is None else select_layer, config["num_hidden_layers"]
@@ -91,7 +103,37 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
         config["num_hidden_layers"] = layers + 1 + select_layer
         tensors = {name: each for name, each in tensors.items() if _layer_of(name) < config["num_hidden_layers"]}
         select_layer = -1
-    return VisionPart(config, tensors, select_layer, normalization, family.projector_type)
+    return VisionPart(config, tensors, select_layer, normalization)
+
+
+def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, LazyTensor]:
+    """The tower's tensors for pixels normalized with ImageNet's mean and std; computed in float64, stored in float32.
+
+    Args:
+        tensors: ``vision_model.*``, with a patch convolution ``[D, 3, P, P]`` and its bias or position embeddings.
+        mean: per channel, in [0, 1], that the tower was trained with.
+        std: per channel, in (0, 1].
+
+    Raises:
+        ValueError: not three channels, or numbers out of range.
+    """
+    if len(mean) != 3 or len(std) != 3 or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
+        raise ValueError(
+            f"image mean {list(mean)} and std {list(std)} must be three numbers each, in [0, 1] and (0, 1]"
+        )
+    own_mean, own_std, given_mean, given_std = (
+        torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (mean, std, IMAGENET_MEAN, IMAGENET_STD)
+    )
+    convolution = next(each for each in _CONVOLUTIONS if f"{each}.weight" in tensors)
+    embeddings, weight = convolution.removesuffix("patch_embedding"), tensors[f"{convolution}.weight"].read().double()
+    shift, first = (weight * (given_mean - own_mean) / own_std).sum((1, 2, 3)), 0
+    name = f"{convolution}.bias"
+    if name not in tensors:
+        name, first = f"{embeddings}position_embedding.weight", int(f"{embeddings}class_embedding" in tensors)
+    shifted = tensors[name].read().double()
+    shifted[first:] += shift  # a bias, or the rows of patches
+    result = {f"{convolution}.weight": weight * given_std / own_std, name: shifted}
+    return {**tensors, **{name: MemoryTensor(tensor.float()) for name, tensor in result.items()}}
 
 
 def _vision_config(family: EncoderFamily, fields: Mapping) -> dict:

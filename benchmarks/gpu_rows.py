@@ -30,12 +30,11 @@ from xtuner_plugins.engine.run.loss_scaling import LossScalingOptimWrapper
 from xtuner_plugins.engine.run.optimizers import build_adamw
 from xtuner_plugins.models import blocks, losses, vlm
 from xtuner_plugins.planning.hardware import gpu_of_device
-from xtuner_plugins.planning.job import Batch, Job
+from xtuner_plugins.planning.job import Batch, Job, plain
 from xtuner_plugins.planning.memory import GIB, plan_memory
 from xtuner_plugins.planning.plan import job_of
 from xtuner_plugins.planning.published import BASES
 from xtuner_plugins.planning.shapes import shape_of
-from xtuner_plugins.planning.strategies import plain
 from xtuner_plugins.planning.work import work_of
 from xtuner_plugins.ranges import ROW_MULTIPLE
 

@@ -4,7 +4,9 @@ Every message says what is wrong, where, and what to do about it. `reason` is a 
 word (`image_missing`, `json`, `turn_order`...) by which the checker and the ledger count.
 """
 
-from collections.abc import Sequence
+import errno
+import resource
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 
@@ -48,15 +50,29 @@ class SourceError(OSError):
     """A file has changed or gone, or a store doesn't answer: about no single record, so it stops under every policy."""
 
 
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """What an error of any library says, as part of a message; its type where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def out_of_files(error: BaseException, kind: Callable[..., DataError], place: str = "") -> DataError | None:
+    """The complaint of this kind that the process has too many files open; None for any other error."""
+    if getattr(error, "errno", None) != errno.EMFILE:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    problem = f"can't be opened, because this process has as many files open as it may ({limit:,})"
+    return kind("open_files", problem, "raise the limit of the shell that starts it (ulimit -n 65536)", place)
+
+
 def check_whole(name: str, value: object, low: int) -> int:
-    """The value of a setting; raises `SettingError` unless it is a whole number, `low` or more."""
+    """The value of a setting that must be a whole number, `low` or more; raises `SettingError`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
         raise SettingError(name, f"{name}={value!r} can't be used", f"give a whole number, {low} or more")
     return int(value)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str | None]) -> str | None:
-    """The value of a setting; raises `SettingError` unless it is one of `choices`."""
+    """The value of a setting that must be one of a few; raises `SettingError`."""
     if value not in choices:
         raise SettingError(name, f"{name}={value!r} is unknown", f"it is one of {', '.join(map(str, choices))}")
     return value

@@ -60,11 +60,11 @@ def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path, monkeypatch)
 
 
 def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
-    records = [qa(image="a.png", odd=3), qa("", ""), qa("word " * 99), qa("What?", "It.")]
+    records = [qa(image="a.png", width=50, height=50), qa("", ""), qa("word " * 99), qa("What?", "It.")]
     dataset = MultimodalDataset(str(data_base), write_data(records), make_image("a.png", 100, 90), max_length=60)
     (report,) = check_dataset(dataset, num_workers=0)
     found = [(each.row, each.reason, each.is_warning, stops(each)) for each in report.found]
-    expected = [(0, "unread_key:odd", True, False), (1, "empty_answer", False, False), (2, "too_long", False, True)]
+    expected = [(0, "image_size", True, False), (1, "empty_answer", False, False), (2, "too_long", False, True)]
     assert found == expected and report.records["row"].tolist() == [0, 3]
 
 

@@ -1,5 +1,6 @@
 """The same eight records and their images in every form that `data_paths` and `image_folders` may name."""
 
+import functools
 import io
 import json
 import tarfile
@@ -63,15 +64,16 @@ def write_zip(records, images: Path, out: Path) -> dict:
     return {**write_plain(records, images, out), "image_folders": str(out / "images.zip" / "train")}
 
 
-def write_store(records, images: Path, out: Path) -> dict:
+def write_store(records, images: Path, out: Path, scheme: str) -> dict:
     """Records, compressed, and images in a store."""
     server, place = shared_server(), f"{BUCKET}{out}"
     data = Path(write_zstd(records, images, out)["data_paths"])
     for path in images.rglob("*.*"):
         server.objects[f"{place}/images/{path.relative_to(images)}"] = path.read_bytes()
     server.objects[f"{place}/{data.name}"] = data.read_bytes()
-    names = {"data_paths": f"s3://{place}/{data.name}", "image_folders": f"s3://{place}/images"}
-    return names | {"storage_options": {"endpoint_url": server.url, "anon": True}}
+    root = f"{server.url}/{place}" if scheme == "http" else f"s3://{place}"
+    options = {} if scheme == "http" else {"storage_options": {"endpoint_url": server.url, "anon": True}}
+    return {"data_paths": f"{root}/{data.name}", "image_folders": f"{root}/images", **options}
 
 
 def as_rows(records, images: Path) -> list[dict]:
@@ -125,5 +127,6 @@ KINDS = {
     "parquet": write_parquet,
     "saved": write_saved,
     "webdataset": write_webdataset,
-    "s3": write_store,
+    "s3": functools.partial(write_store, scheme="s3"),
+    "http": functools.partial(write_store, scheme="http"),
 }

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
-from xtuner_plugins.datasets.meta_file import is_meta, list_files
 from xtuner_plugins.datasets.mixture import pick_records
 
 # Values that a setting can't have.
@@ -33,7 +32,10 @@ def test_a_file_contributes_what_it_should(mixture):
     assert places == [again.locate(index) for index in range(len(again))]
     counts = [Counter(row for number, row in places if number == wanted) for wanted in range(3)]
     assert [sorted(count.values()) for count in counts] == [[2] * 10, [1] * 5, [3, 4, 4]]
-    assert [len(pick_records(100, repeat, seed=0)) for repeat in (0.001, 0.04, 1.25, 3.999)] == [1, 4, 125, 400]
+    for repeat in (0.001, 0.04, 0.5, 1, 1.25, 3.999):
+        picked = pick_records(100, repeat, seed=0)
+        assert len(picked) == max(1, round(100 * repeat)) and picked.dtype == np.int32
+        assert max(Counter(picked.tolist()).values()) <= math.ceil(repeat)
     assert len(mixture(repeat_times=2)) == len(mixture(repeat_times=[np.int64(2), np.float32(2), None])) + 3 == 46
 
 
@@ -43,6 +45,8 @@ def test_files_of_one_name_are_told_apart(mixture, tmp_path, qa):
         path.parent.mkdir()
         path.write_text(json.dumps(qa()))
     assert [source.name for source in mixture(data_paths=paths).sources] == list(map(str, paths))
+    named = mixture(data_paths=paths, dataset_settings=[{"name": "photos"}, {"name": "photos"}])
+    assert [source.name for source in named.sources] == ["photos"] * 2
 
 
 def test_settings_that_can_not_be_are_named_with_their_value_and_a_remedy(mixture, tmp_path):
@@ -61,64 +65,3 @@ def test_settings_that_can_not_be_are_named_with_their_value_and_a_remedy(mixtur
         mixture(data_paths=[tmp_path / "x.json", tmp_path / "a.json", tmp_path], image_folders=None)
     first, second = str(caught.value).splitlines()
     assert first.startswith(f"{tmp_path}/x.json:1: ") and second.startswith(f"{tmp_path}: holds no shards")
-
-
-@pytest.fixture
-def files(tmp_path, write_data, qa):
-    """Two annotation files in tmp_path; meta(**entries) writes a meta file of them."""
-    for name in "ab":
-        write_data([qa(f"{name}{number}?") for number in range(4)], f"{name}.jsonl")
-
-    def meta(**entries):
-        found = {name: {"annotation": f"{name}.jsonl", **own} for name, own in entries.items()}
-        (tmp_path / "meta.json").write_text(json.dumps(found))
-        return str(tmp_path / "meta.json")
-
-    return meta
-
-
-def test_a_meta_file_is_the_four_settings(data_base, files, tmp_path, monkeypatch):
-    meta = files(a={"root": "", "length": 4}, b={"data_augment": True, "root": "s3://bucket"}, c={"repeat_time": 0})
-    (tmp_path / "c.jsonl").touch()
-    expected = [
-        ("x.jsonl", "x", 3, None),
-        (f"{tmp_path}/a.jsonl", None, 1, {"name": "a"}),
-        (f"{tmp_path}/b.jsonl", "s3://bucket", 1, {"name": "b", "jpeg_quality": (75, 100)}),
-    ]
-    assert list_files(["x.jsonl", meta], ["x", None], [3, None]) == expected
-    for name, value in {"image_folders": "images", "repeat_times": [2], "dataset_settings": [{}]}.items():
-        with pytest.raises(SettingError, match=f"{name} is given for the meta file"):
-            list_files(meta, **{name: value})
-    files(a={"repeat_time": 2, "max_dynamic_patch": 2, "root": "."}, b={"repeat_time": 0.5})
-    monkeypatch.chdir(tmp_path)  # relative to the working directory, as in the official code
-    assert list_files("meta.json")[0] == ("a.jsonl", ".", 2, {"name": "a", "max_tiles": 2})
-    assert len(MultimodalDataset(data_base, "meta.json")) == 10
-
-
-NO_META = """
-{"info": {"length": 3}, "messages": [{"role": "user", "content": "Hi"}]}
-{"meta": {"annotation": "x"}, "conversations": []}
-{"a": 1, "annotation": {}}
-{"a": {"root": ""}, "b": {}}
-{"a": {"root": ""
-"""
-BAD = [
-    ('{"a": {"data_augment": "no", "annotation": "a.jsonl"}}', "data_augment is 'no'; give true or false"),
-    ('{"a": {"annotation": "a.jsonl", "max_tiles": 3}}', "max_tiles is 3; read are root"),
-    ('{"a": {"annotation": "none.jsonl"}}', "annotation 'none.jsonl' isn't there"),
-    ('{"a": {"annotation": "a.jsonl", "repeat_time": 0}}', "every repeat_time is 0"),
-    ('{"a": {"annotation": "a.jsonl"}', "meta.json is no meta file: not JSON"),
-    ('{"a": {"annotation": "a.jsonl", "root": ""}, "b": []}', "b is no object"),
-]
-
-
-def test_what_is_no_meta_file_and_what_cannot_be_followed(data_base, files, tmp_path):
-    path = tmp_path / "meta.json"
-    assert not is_meta(tmp_path) and not is_meta(path)
-    for text in NO_META.strip().splitlines():
-        path.write_text(text)
-        assert not is_meta(path), text
-    for text, words in BAD:
-        path.write_text(text)
-        with pytest.raises(SettingError, match=words):
-            MultimodalDataset(data_base, path)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pickle
 import zipfile
 
 import pytest
@@ -71,10 +72,11 @@ def test_images_are_measured_by_their_heads_and_read_once(server, tmp_path):
     images = open_images(f"{server.url}/x", tmp_path)
     assert image_size(images.resolve("deep/a b.jpg")) == (900, 700)
     assert server.asked == [("GET", "x/deep/a b.jpg", "bytes=0-65535")]
-    found = images.resolve("deep\\a b.jpg")
+    found = pickle.loads(pickle.dumps(images)).resolve("deep\\a b.jpg")
     assert load_image(found).size == load_image(found).size == (900, 700) and len(server.asked) == 2
-    with pytest.raises(MediaError):
-        images.resolve("../a.jpg")
+    for name in ("../a.jpg", "/a.jpg", "s3://a/b.jpg"):
+        with pytest.raises(MediaError):
+            images.resolve(name)
 
 
 def test_annotation_files_are_copied_by_version_and_called_by_their_url(server, monkeypatch):
@@ -106,20 +108,23 @@ def test_annotation_files_are_copied_by_version_and_called_by_their_url(server, 
     assert "hidden" not in first.path + str(refused.value)
 
 
-def test_what_a_zip_does_not_hold_and_damage_are_named(tmp_path):
-    with zipfile.ZipFile(path := tmp_path / "i.zip", "w") as archive:
+def test_a_zip_is_read_as_a_folder(tmp_path):
+    path = tmp_path / "i.zip"
+    with zipfile.ZipFile(path, "w") as archive:
         for name in ("train/a.jpg", "train/deep/b.jpg", "c.jpg"):
             archive.writestr(name, name)
-    damaged = bytearray(path.read_bytes())
+    images, damaged = open_images(path / "train", tmp_path), bytearray(path.read_bytes())
+    assert images.resolve("deep/b.jpg").data == b"train/deep/b.jpg"
+    for name in ("c.jpg", "deep"):
+        with pytest.raises(MediaError, match=f"i.zip/train/{name}: no such object"):
+            _ = images.resolve(name).data
+    key = images.key()
     damaged[damaged.index(b"train/a.jpgtrain") + 13] ^= 1
-    key = open_images(path / "train", tmp_path).key()
     path.write_bytes(damaged)
     os.utime(path, ns=(1, 1))
-    images = open_images(path / "train", tmp_path)
-    assert images.key() != key and images.resolve("deep/b.jpg").data == b"train/deep/b.jpg"
-    for name, words in {"c.jpg": "no such object", "a.jpg": "can't be read from the zip .*CRC"}.items():
-        with pytest.raises(MediaError, match=f"i.zip/train/{name}: {words}"):
-            _ = images.resolve(name).data
+    assert images.key() != key
+    with pytest.raises(MediaError, match="i.zip/train/a.jpg: can't be read from the zip .*CRC"):
+        _ = open_images(path / "train", tmp_path).resolve("a.jpg").data
     path.write_bytes(damaged[:40])
     with pytest.raises(SettingError, match="can't be read from the zip"):
         open_images(path, tmp_path)

@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 from mmengine.logging import print_log
 
-from ..errors import MediaError, SettingError, SourceError
-from ..files import build_once, get_cache_dir, masked, scheme_of, text_hash, unsigned
+from ..errors import MediaError, SettingError, SourceError, one_line
+from ..files import build_once, get_cache_dir, masked, scheme_of, text_hash
 from ..ranges import check_storage_options, check_store_url
 
 PAUSES = (0.0, 0.5, 2.0, 8.0)  # seconds before each try
@@ -61,9 +61,9 @@ class Store:
         return self.__dict__ | {"_opened": {}}
 
     def key(self) -> str:
-        """Hash of what tells the prefix from others, without credentials; of a zip also its size and time."""
+        """Hash of what tells the prefix from others; of a zip also its size and time."""
         state = [os.path.getsize(self.archive), os.stat(self.archive).st_mtime_ns] if self.archive else []
-        return text_hash(unsigned(self.url), json.dumps([self.options, state], sort_keys=True, default=str))
+        return text_hash(self.url, json.dumps([self.options, state], sort_keys=True, default=str))
 
     def place(self, name: str) -> str:
         """How messages call an object."""
@@ -78,7 +78,7 @@ class Store:
         return self._ask("cat_file", name, **({} if first == 0 and end is None else {"start": first, "end": end}))
 
     def version(self, name: str = "") -> list:
-        """Size, and tag or time of an object; None for what the store doesn't tell. Raises as `read`."""
+        """Size, and tag or time of an object, which change with it; None for what isn't told. Errors as `read`."""
         info = self._ask("info", name)
         return [info.get("size"), next((str(info[key]) for key in TAGS if info.get(key)), None)]
 
@@ -90,7 +90,7 @@ class Store:
             except Exception as error:  # libraries' errors have many bases
                 if (final := self._final(error, name)) is not None:
                     raise final from None
-                text = masked(" ".join(str(error).split()))[:160] or type(error).__name__
+                text = masked(one_line(error))
                 if pause == PAUSES[0]:
                     print_log(f"{self.place(name)}: {text}; trying again", "current", logging.WARNING)
         remedy = "check that the store runs, and storage_options (endpoint_url)"
@@ -118,13 +118,13 @@ class Store:
         if status in (404, 410):
             return MediaError(MISSING, "no such object", "correct the name or the folder", place)
         if self.archive:
-            text = " ".join(str(error).split())[:100] or type(error).__name__
-            problem, remedy = f"can't be read from the zip ({text})", "fetch or write the archive again"
-            return MediaError("archive_member", problem, remedy, place)
+            problem = f"can't be read from the zip ({one_line(error)})"
+            return MediaError("archive_member", problem, "fetch or write the archive again", place)
         if status in (401, 403):
             return MediaError(DENIED, f"access denied ({masked(str(error))[:120]})", DENIED_REMEDY, place)
         if isinstance(error, (ImportError, TypeError)):
-            raise SettingError("storage_options", f"{self.shown}: {error}", "correct storage_options") from None
+            remedy = "install the package of this store, or correct storage_options"
+            raise SettingError("storage_options", str(error), remedy, self.shown) from None
         return None
 
 
@@ -132,8 +132,8 @@ def _status(error: Exception) -> int | None:
     """The HTTP status behind an error of aiohttp or botocore, or the one that Python's own error stands for."""
     cause = error.__cause__
     for each in (error, cause):
-        told = getattr(each, "response", None)
-        told = told.get("ResponseMetadata", {}) if isinstance(told, Mapping) else {}
+        response = getattr(each, "response", None)
+        told = response.get("ResponseMetadata", {}) if isinstance(response, Mapping) else {}
         if isinstance(status := getattr(each, "status", None) or told.get("HTTPStatusCode"), int):
             return status
     if isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp"):
@@ -152,15 +152,15 @@ def localize(url: str, options: Mapping[str, Any] | None) -> str:
         SourceError: the store doesn't answer, or the file changes meanwhile.
     """
     store = Store(url, options)
+    folder = get_cache_dir() / "fetched" / text_hash(url)
     try:
         version = store.version()
         if None in version:
             problem = "the store tells no size, tag or time, so a change would go unseen"
             raise SettingError("data_paths", problem, "download the file, and name the copy", store.shown)
-        folder = get_cache_dir() / "fetched" / text_hash(unsigned(url)) / text_hash(str(version))
-        target = folder / (posixpath.basename(url.partition("?")[0]) or "file")
-        said = f"fetching {store.shown} ({version[0] / 1e6:,.1f} MB)"
-        return str(build_once(target, lambda beside: _fetch(store, beside, version), said))
+        target = folder / text_hash(str(version)) / (posixpath.basename(url.partition("?")[0]) or "file")
+        told = f"fetching {store.shown} ({version[0] / 1e6:,.1f} MB) into {target.parent}"
+        return str(build_once(target, lambda beside: _fetch(store, beside, version), told))
     except MediaError as error:
         raise SettingError("data_paths", error.problem, error.remedy, error.place) from None
 

@@ -1,5 +1,6 @@
 """Videos as images: which frames, turned as players turn them; and what isn't a whole video."""
 
+import multiprocessing
 import struct
 from fractions import Fraction
 
@@ -10,16 +11,16 @@ from PIL import Image
 
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.images import media
-from xtuner_plugins.datasets.images.video import _opened, load_frames, pick_frames, probe_video
+from xtuner_plugins.datasets.images.video import _decode, _upright, load_frames, pick_frames, probe_video
 from xtuner_plugins.errors import MediaError
 
 LEVELS = [20 * number for number in range(12)]
 GRAYS = [np.full((48, 64, 3), level, np.uint8) for level in LEVELS]
 
 
-def write_video(path, codec, frames=GRAYS, times=range(0, 1200, 100)):
+def write_video(path, codec, frames=GRAYS, times=range(0, 1200, 100), **options):
     """A video of 64x48 frames (gray ones, each brighter than the last, by default), shown at `times` (ms)."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
@@ -61,13 +62,15 @@ def videos(tmp_path_factory):
 
 def test_frames_are_the_middles_of_equal_stretches(videos):
     assert pick_frames(12, 4) == [1, 4, 7, 10] and pick_frames(3, 8) == [0, 1, 2] and pick_frames(1, 1) == [0]
+    for total in range(1, 60):
+        for number in range(1, 20):
+            picked = pick_frames(total, number)
+            assert picked == sorted(set(picked)) and len(picked) == min(total, number) and picked[-1] < total
     for name in ("a.mp4", "pause.mp4", "a.webm", "a.gif", "frames"):
         path = str(videos / name)
         assert probe_video(path, 4) == (4, (64, 48)) and probe_video(path, 99)[0] == 12
         assert [frame.mode for frame in load_frames(path, 4)] == ["RGB"] * 4
         np.testing.assert_allclose(levels(path, 4), [20, 80, 140, 200], atol=6, err_msg=name)  # codecs lose a little
-    with _opened(str(videos / "a.webm")) as (_, stream):  # a forked worker can't free threads that it inherits
-        assert stream.codec_context.thread_count == 1
 
 
 def test_a_video_and_an_image_with_boxes_in_a_sample(videos, data_base, write_data, qa, text_tokenizer):
@@ -106,8 +109,10 @@ def test_frames_are_turned_as_players_turn_them(tmp_path):
         sides = (48, 64) if a == d == 0 != b else (64, 48)
         assert probe_video(str(path), 2) == (2, sides)
         for frame in load_frames(str(path), 2):
-            spots = np.asarray(frame)[sides[1] // 4 :: sides[1] // 2, sides[0] // 4 :: sides[0] // 2] > 127
-            assert "".join(COLORS[tuple(spot)] for spot in spots.reshape(4, 3).tolist()) == expected, (a, b, c, d)
+            spots = (np.asarray(frame)[sides[1] // 4 :: sides[1] // 2, sides[0] // 4 :: sides[0] // 2] > 127).reshape(
+                4, 3
+            )
+            assert "".join(COLORS[tuple(spot)] for spot in spots.tolist()) == expected, (a, b, c, d)
 
 
 def test_packets_that_show_nothing_are_no_frames(videos, tmp_path):
@@ -125,18 +130,35 @@ def test_packets_that_show_nothing_are_no_frames(videos, tmp_path):
         np.testing.assert_allclose(levels(path, num_frames), expected, atol=8, err_msg=str(num_frames))
 
 
-DAMAGE = [  # codec, share that is left, complaint; mp4's index stands at the end, without it all is lost
-    ("moov.mp4", "mpeg4", 0.7, "can't be decoded"),
-    ("a.avi", "mpeg4", 0.6, "damaged or cut off after"),
-    ("a.webm", "libvpx", 0.8, None),
-]
+def test_a_forked_worker_frees_what_it_inherits(videos):
+    """Videos that are being decoded, whose threads a fork doesn't copy."""
+    kept = []
+    for suffix in ("mp4", "webm", "gif"):
+        frames = _decode(str(videos / f"a.{suffix}"))
+        kept += [frame := next(frames), _upright(frame), frames]
+    del frame, frames
+    process = multiprocessing.get_context("fork").Process(target=kept.clear)
+    process.start()
+    process.join(60)
+    try:
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+
+
+DAMAGE = {
+    "moov.mp4": (dict(codec="mpeg4"), 0.7, "can't be decoded"),  # the index stands at the end, without it all is lost
+    "a.avi": (dict(codec="mpeg4"), 0.6, "damaged or cut off after"),
+    "a.webm": (dict(codec="libvpx"), 0.8, None),
+}
 
 
 def test_a_tail_that_is_missing(tmp_path):
     """One clear error, or the frames before the end: never a crash, and plan and loader agree."""
     noise = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), np.uint8)
-    for name, codec, share, complaint in DAMAGE:
-        write_video(path := tmp_path / name, codec, list(noise))
+    for name, (options, share, complaint) in DAMAGE.items():
+        path = tmp_path / name
+        write_video(path, frames=list(noise), **options)
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
         if complaint is None:
             assert 1 <= probe_video(str(path), 99)[0] == len(load_frames(str(path), 99)) < 12
@@ -152,11 +174,9 @@ def test_what_is_no_video(videos, tmp_path, monkeypatch):
         frame.sample_rate = 16000
         container.mux([*sound.encode(frame), *sound.encode()])
     refused(tmp_path / "a.mp4", "a.mp4: no moving images in it, only sound")
-    clear, red = (Image.new("RGBA", (8, 8), (255, 0, 0, alpha)) for alpha in (0, 255))
-    clear.save(tmp_path / "two.gif", save_all=True, append_images=[red])  # transparent frames lie on white
-    colors = [frame.getpixel((4, 4)) for frame in load_frames(str(tmp_path / "two.gif"), 2)]
-    assert colors == [(255, 255, 255), (255, 0, 0)]
-    (tmp_path / "none.gif").write_bytes((tmp_path / "two.gif").read_bytes()[:13] + b";")  # header, then the end
+    Image.new("P", (8, 8)).save(tmp_path / "one.gif")
+    assert probe_video(str(tmp_path / "one.gif"), 4) == (1, (8, 8)) and levels(tmp_path / "one.gif", 4) == [0]
+    (tmp_path / "none.gif").write_bytes((tmp_path / "one.gif").read_bytes()[:13] + b";")  # header, then the end
     refused(tmp_path / "none.gif", "none.gif: can't be decoded")
     (tmp_path / "secret.mp4").write_bytes((videos / "a.mp4").read_bytes())
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
@@ -168,3 +188,10 @@ def test_what_is_no_video(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(media, "MAX_PIXELS", 64 * 48 - 1)
     for name in ("a.mp4", "a.gif", "frames"):
         refused(videos / name, "64x48 pixels")
+
+
+def test_transparent_frames_lie_on_white(tmp_path):
+    clear, red = (Image.new("RGBA", (8, 8), (255, 0, 0, alpha)) for alpha in (0, 255))
+    clear.save(tmp_path / "clear.gif", save_all=True, append_images=[red])
+    frames = load_frames(str(tmp_path / "clear.gif"), 2)
+    assert [frame.getpixel((4, 4)) for frame in frames] == [(255, 255, 255), (255, 0, 0)]

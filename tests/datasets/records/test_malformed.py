@@ -98,7 +98,10 @@ LINES = [
     ("image_outside", [image("dangling.png"), asked("<video>", video="../a.mp4")]),
     ("image_name", [image("a\x00b.png"), image("http://host/a.png"), image("file:///ok.png")]),
     ("image_unreadable", [image(f"{name}.png") for name in ("loop", "x" * 300, "empty", "zeros", "archive")]),
-    ("image_unreadable", [image("page.png"), image("data:image/png;base64,AAAA")]),
+    (
+        "image_unreadable",
+        [image("page.png"), image("data:image/png;base64,AAAA")],
+    ),
     ("image_pixels", [image("bomb.png")]),
     ("video_missing", [asked("<video>", video="none.mp4")]),
     ("video_unreadable", [asked("<video>", video="sub")]),
@@ -135,8 +138,12 @@ def make_zoo(folder):
     wrong = whole.index(b"IDAT") + 4  # the compressed stream's own checks fail, too
     (folder / "checksum.png").write_bytes(whole[:wrong] + bytes([whole[wrong] ^ 255]) + whole[wrong + 1 :])
     (folder / "head.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:30])
-    texts = {"empty": b"", "zeros": bytes(1000), "archive": b"PK\x03\x04" + bytes(100), "page": b"<html>"}
-    for name, data in texts.items():
+    for name, data in {
+        "empty": b"",
+        "zeros": bytes(1000),
+        "archive": b"PK\x03\x04" + bytes(100),
+        "page": b"<html>",
+    }.items():
         (folder / f"{name}.png").write_bytes(data)
     Image.new("1", (14_000, 14_000)).save(folder / "bomb.png")
     Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tiff")
@@ -171,7 +178,8 @@ def test_the_tool_says_each_once_with_its_line(zoo, data_base, run_tool):
     done = run_tool("tools/check_data.py", path, "--image-folder", folder, "--base", data_base, "--workers", 2)
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     said = re.findall(rf"^(warning: )?{re.escape(path)}:(\d+): \S.*; \S", done.stdout, re.MULTILINE)
-    lines = sorted(int(line) for mark, line in said if not mark)
+    warned, lines = (sorted(int(line) for mark, line in said if bool(mark) == kind) for kind in (True, False))
     unusable = [number for number, (reason, _) in enumerate(LINES, 2) if reason not in (None, "empty_answer")]
     assert lines == [1, *unusable]
+    assert {number for number, (reason, _) in enumerate(LINES, 2) if reason == "empty_answer"} <= set(warned)
     assert f"{len(lines)} of {len(LINES) + 1} records can't be trained on" in done.stdout

@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.datasets.source_kinds import KINDS, make_images, make_records, write_plain, write_table, write_webdataset
-from xtuner_plugins.audit.check import check_dataset, write_reject_list
+from xtuner_plugins.audit.check import PlainFiles, check_dataset, write_reject_list
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.errors import DataError, SettingError
@@ -46,13 +46,18 @@ def test_every_source_is_equal(kind, data_base, tmp_path):
     for mine, theirs in zip(found.sizes(num_workers=0), plain.sizes(num_workers=0), strict=True):
         assert mine.tolist() == theirs.tolist()
     assert {row: each.reason for row, each in found.lengths(0).complaints.items()} == COMPLAINTS
-    again = opened[0]()
+    again, said = opened[0](), []
     assert again.is_measured() and again.lengths(0).holds(again.measuring(0))
-    (report,) = check_dataset(again, num_workers=0)
+
+    (report,) = check_dataset(again, num_workers=0, say=lambda report, each: said.append(report.message(each)))
     assert {row: each.reason for row, each in report.left_out.items()} == COMPLAINTS
-    write_reject_list(tmp_path / "bad.jsonl", [report])
+    assert [each.split(": ")[0] for each in said] == [source.index.source(row) for row in COMPLAINTS]
+    assert write_reject_list(tmp_path / "bad.jsonl", [report]) == 2
     without = opened[0](reject_list=str(tmp_path / "bad.jsonl"), on_bad_sample="raise")
     assert [index for index in range(8) if "dropped" in without[index]] == [*COMPLAINTS]
+    if kind != "s3":  # which needs settings
+        files = PlainFiles([source.index.path], [source.folder.folder])
+        assert check_dataset(files, num_workers=0)[0].complaints.total() == 2
 
 
 @pytest.mark.parametrize("kind", ["zst", "parquet", "saved", "webdataset", "zip"])
@@ -80,8 +85,10 @@ def test_damaged_files_give_samples_or_our_errors(kind, data_base, tmp_path, cac
 SHARDS = [  # files, what is named, complaint
     ("train-00000-of-00002.parquet", "", "1 of the 2 shards of 'train' are missing"),
     ("train-0.parquet test-0.parquet", "", "several splits .test, train."),
+    ("train-0.parquet test-0.parquet", "/*.parquet", "several splits"),
     ("a.parquet b.tar", "", "holds no shards of one kind"),
     ("a.parquet b.jsonl", "/*", "holds no shards of one kind"),
+    ("", "/*.parquet", "holds no shards"),
     ("", "/none.jsonl", "none.jsonl:1: .*can't be read .No such file"),
     ("", "/../cut.jsonl.gz", "cut.jsonl.gz:1: can't be unpacked .*fetch the file again"),
     ("", "/../pipe.jsonl", "pipe.jsonl: is no file but a pipe"),

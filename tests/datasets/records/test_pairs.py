@@ -55,6 +55,6 @@ def test_every_form_gives_the_same_pair_and_others_are_refused_with_their_place(
 
 
 def test_answers_of_very_different_length_are_warned_about():
-    for chosen, rejected, number in ((210, 26, 1), (208, 26, 0), (200, 1, 0), (1, 201, 1)):
-        pair = {"prompt": "a", "chosen": "b" * chosen, "rejected": "c" * rejected}
-        assert [warning.reason for warning in parse_pair(pair, "a:1").warnings] == ["far_apart"] * number
+    for lengths, reasons in {(210, 26): ["far_apart"], (208, 26): [], (200, 1): [], (1, 201): ["far_apart"]}.items():
+        pair = {"prompt": "a", "chosen": "b" * lengths[0], "rejected": "c" * lengths[1]}
+        assert [warning.reason for warning in parse_pair(pair, "a:1").warnings] == reasons

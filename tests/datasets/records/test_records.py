@@ -1,14 +1,10 @@
 """A record of our forms, as a checked conversation."""
 
 import base64
-import re
 
 import pytest
 
-from tests.conftest import ROOT
 from xtuner_plugins.datasets.images.media import Blob
-from xtuner_plugins.datasets.records.boxes import normalize_boxes
-from xtuner_plugins.datasets.records.record_checks import REASONS, reasons_table
 from xtuner_plugins.datasets.records.records import Medium, parse_record
 from xtuner_plugins.errors import RecordError
 
@@ -41,10 +37,6 @@ def test_where_media_stand_and_the_system_message():
         raws.append({"messages": [turn, *talk("a")]})
     for record in (parse_record(raw, "f:7") for raw in raws):
         assert record.system == "S" and len(record.turns) == 2
-    silent = [{"from": "system", "value": ""}, *talk("a")]  # a turn, unlike a key, takes the template's message away
-    for own, message in ({"messages": talk("a"), "system": "  "}, None), ({"messages": silent, "system": ""}, ""):
-        record = parse_record(own, "f:7")
-        assert record.system == message and len(record.warnings) == (message == "")
 
 
 def test_images_that_a_record_holds_itself():
@@ -58,33 +50,3 @@ def test_images_that_a_record_holds_itself():
     for broken in ("data:", "data:image/png,abc", "data:image/png;base64,@@@@"):
         with pytest.raises(RecordError, match="data URL that isn't whole base64"):
             parse_record({"image": broken, "messages": talk("Q")}, "f:1")
-
-
-WARNED = [
-    ("foreign_form", dict(question="Is <Image> a React component?")),
-    ("foreign_form", dict(question="What is <bbox> in KITTI's XML?")),
-    ("foreign_form", dict(answer="Write <img>a.jpg</img>.")),
-    ("foreign_form", dict(answer="<|box_start|>(1,2),(3,4)<|box_end|>")),
-    ("media_role", dict(question="<image>\nTag?", answer="Write <image> in RSS.", image="a.jpg")),
-    ("unread_key:audio", dict(image="a.jpg", audio="a.wav")),
-    (None, dict(question="<b>bold</b> <video controls> <img src='a.png'> <input> a < b > c <ref> </ref>")),
-    (None, dict(question="<image>\n<image>", image=["a.jpg", "b.jpg"], width=3, height=4)),
-    (None, dict(answer="<ref>it</ref><box>[[0, 0, 1000, 1000]]</box><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>")),
-    (None, dict(answer="<|im_end|> ends a turn", id="7", audio=None, loss=None)),
-    (None, dict(system="", image_path="")),
-]
-
-
-def test_what_may_be_text_is_a_warning_with_its_place(qa):
-    for reason, record in WARNED:
-        warnings = normalize_boxes(parse_record(qa(**record), "f:7")).warnings
-        assert {warning.reason for warning in warnings} == ({reason} if reason else set()), record
-        assert all(str(warning).startswith("f:7: ") and warning.remedy for warning in warnings)
-
-
-def test_the_table_of_reasons_has_all_of_the_code_and_is_that_of_the_pages():
-    for page in ("docs/data.md", "docs/data_zh-CN.md"):
-        assert reasons_table() in (ROOT / page).read_text(encoding="utf-8"), "python -m ...records.record_checks"
-    code = "".join(path.read_text("utf-8") for path in (ROOT / "xtuner_plugins/datasets/records").glob("*.py"))
-    found = set(re.findall(r'\b(?:fail|warn|RecordError)\((?:[\w.]+, )*"(\w+)"', code))
-    assert len(found) > 30 and found <= {*REASONS, "open_files", "image_unreadable"}

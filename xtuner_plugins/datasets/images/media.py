@@ -9,7 +9,6 @@
   the package pillow-heif is installed.
 """
 
-import errno
 import io
 import os
 import posixpath
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ...errors import MediaError, SettingError
+from ...errors import MediaError, SettingError, one_line, out_of_files
 from ...files import is_url, local_path, masked, split_zip
 from ..stores import Store
 
@@ -36,17 +35,11 @@ IMAGE_SUFFIXES = tuple(f".{name}" for name in "jpg jpeg png webp gif bmp tif tif
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO", "TGA", "AVIF")
 ORIENTATION_TAG = 0x0112
 # EXIF orientation -> transposition to the upright image (Exif 2.32, table 6)
-ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+ORIENTATIONS = {tag: Image.Transpose[name] for tag, name in enumerate(_TURNS.split(), 2)}
 SWAPS_SIDES = {5, 6, 7, 8}  # orientations under which width and height change places
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's messages call a `Blob`
 
 
 @dataclass(eq=False)
@@ -64,20 +57,23 @@ MediaSource = str | os.PathLike | Blob  # what can be opened
 
 
 def check_name(name: object, folder: str | None = None) -> None:
-    """Raises `MediaError` for an empty name, a URL, or a path that leaves `folder`; None allows all paths."""
+    """Check a name in a record, which comes from a stranger.
+
+    Args:
+        folder: what the name must not leave; None allows absolute names, and `..`.
+
+    Raises:
+        MediaError: an empty name, a URL, or a path that leaves the folder.
+    """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise MediaError("image_name", f"{name!r} is no file name", "name the image's file")
     if "://" in name or name.startswith("data:"):
         remedy = "download the image and name it by its path in the image folder"
         raise MediaError("image_name", f"{name[:80]!r} is a URL", remedy)
-    if folder is None:
-        return
-    if os.path.isabs(name):
+    if folder is not None and (os.path.isabs(name) or ".." in Path(name).parts):
+        done = "is an absolute path" if os.path.isabs(name) else f"leaves the image folder {folder!r}"
         remedy = f"name it relative to the image folder {folder!r}, or set that folder to None"
-        raise MediaError("image_outside", f"{name!r} is an absolute path", remedy)
-    if ".." in name and ".." in Path(name).parts:
-        problem = f"{name!r} leaves the image folder {folder!r}"
-        raise MediaError("image_outside", problem, "name a file inside the folder, without '..'")
+        raise MediaError("image_outside", f"{name!r} {done}", remedy)
 
 
 def natural(name: str) -> list:
@@ -100,18 +96,17 @@ class ImageFolder:
 
     def __init__(self, folder: str | os.PathLike | None, base: str | os.PathLike = "."):
         self.folder = None if folder is None else os.fspath(folder)
-        self.base = os.fspath(base)
-        if self.folder is not None:
-            if not os.path.isdir(self.folder):
-                state = "is a file, and no .zip" if os.path.isfile(self.folder) else "isn't there"
-                remedy = "correct image_folders, or give None for a file without images"
-                raise SettingError("image_folder", f"image folder {self.folder!r} {state}", remedy)
-            self._real = os.path.join(os.path.realpath(self.folder), "")
+        self._root = os.fspath(base) if folder is None else self.folder
+        if folder is not None and not os.path.isdir(folder):
+            state = "is a file, and no .zip" if os.path.isfile(folder) else "isn't there"
+            remedy = "correct image_folders, or give None for a file without images"
+            raise SettingError("image_folder", f"image folder {self.folder!r} {state}", remedy)
+        self._real = os.path.join(os.path.realpath(self._root), "")
 
     def key(self) -> tuple:
         """What decides which image a name means, apart from the images themselves."""
-        within = self.folder is not None  # otherwise names may be absolute, or lead out of the annotation file's folder
-        return within, os.path.realpath(self.folder if within else self.base)
+        # Without a folder names may be absolute, or lead out of the annotation file's folder.
+        return self.folder is not None, os.path.realpath(self._root)
 
     def resolve(self, name: str | Blob) -> str | Blob:
         """The path of the image `name` of a record, whether it exists or not; an image in the record as it is.
@@ -122,9 +117,9 @@ class ImageFolder:
         if isinstance(name, Blob):
             return name
         check_name(name, self.folder)
-        if "\\" in name and not os.path.lexists(os.path.join(self.folder or self.base, name)):
+        if "\\" in name and not os.path.lexists(os.path.join(self._root, name)):
             check_name(name := name.replace("\\", "/"), self.folder)
-        path = os.path.join(self.folder or self.base, name)
+        path = os.path.join(self._root, name)
         if self.folder is not None and not os.path.realpath(path).startswith(self._real):
             problem = f"{name!r} is a link out of the image folder {self.folder!r}"
             remedy = "put the file itself into the folder, or set image_folders to where it lies"
@@ -133,18 +128,22 @@ class ImageFolder:
 
 
 class StoredImage(Blob):
-    """An image or video in a store, by its name (`key`) below the prefix; its bytes are read once, when asked for."""
+    """An image or video in a store; its bytes are read when they are asked for, once.
+
+    Args:
+        key: its name below the prefix.
+    """
 
     def __init__(self, store: Store, key: str):
         self.name, self.key, self.store = store.place(key), key, store
 
     @cached_property
     def data(self) -> bytes:
-        """The bytes; raises as `Store.read`."""
+        """The bytes; errors as `Store.read`."""
         return self.store.read(self.key)
 
     def head(self) -> bytes | None:
-        """The first bytes, where reading only these is faster; None: `data` is here, or as fast. As `Store.read`."""
+        """The first bytes where reading only these is faster, else None; errors as `Store.read`."""
         if self.store.archive or "data" in vars(self):
             return None
         head = self.store.read(self.key, 0, HEAD)
@@ -153,27 +152,20 @@ class StoredImage(Blob):
         return head
 
 
-class StoreImages:
-    """Turns names in records into images below the prefix of a store; see `Store` for the arguments.
+class StoreImages(Store):
+    """Turns names in records into images below the prefix of a store."""
 
-    Attributes:
-        folder: what messages call the prefix.
-    """
-
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None):
-        self.store = Store(url, options)
-        self.folder = self.store.shown
-
-    def key(self) -> tuple:
-        """What decides which image a name means, apart from the images of a store themselves."""
-        return "store", self.store.key()
+    @property
+    def folder(self) -> str:
+        """What messages call the prefix."""
+        return self.shown
 
     def resolve(self, name: str | Blob) -> Blob:
-        """The image `name` of a record, or one that a record holds itself, not read yet; raises as `check_name`."""
+        """As `ImageFolder.resolve`; nothing is read yet."""
         if isinstance(name, Blob):
             return name
-        check_name(name := name.replace("\\", "/"), self.folder)  # no object's name holds the one of Windows
-        return StoredImage(self.store, posixpath.normpath(name))
+        check_name(name := name.replace("\\", "/"), self.shown)  # no object's name holds the one of Windows
+        return StoredImage(self, posixpath.normpath(name))
 
 
 def open_images(
@@ -188,22 +180,22 @@ def open_images(
     Raises:
         SettingError: it isn't there, or is no whole zip.
     """
-    folder = None if folder is None else local_path(os.fspath(folder))
-    if is_url(base if folder is None else folder):
-        return StoreImages(base if folder is None else folder, options)
-    path, inside = split_zip(folder or "")
-    if not path:
-        return ImageFolder(folder, base)
-    images = StoreImages(f"zip://{inside}::{path}")
+    path = local_path(os.fspath(base if folder is None else folder))
+    if is_url(path):
+        return StoreImages(path, options)
+    archive, inside = split_zip("" if folder is None else path)
+    if not archive:
+        return ImageFolder(None if folder is None else path, base)
+    images = StoreImages(f"zip://{inside}::{archive}")
     try:
-        images.store.version()
+        images.version()
     except MediaError as error:
-        raise SettingError("image_folders", masked(error.problem), error.remedy, folder) from None
+        raise SettingError("image_folders", masked(error.problem), error.remedy, path) from None
     return images
 
 
 def open_image(source: MediaSource) -> Image.Image:
-    """Open an image and read its header alone.
+    """Open an image and read its header; nothing is decoded yet.
 
     Raises:
         MediaError: the file is missing, no image, damaged, or has more than `MAX_PIXELS` pixels.
@@ -216,13 +208,13 @@ def open_image(source: MediaSource) -> Image.Image:
         with warnings.catch_warnings():  # the limit below replaces Pillow's warning
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = identify(file)
+        width, height = image.size
+        if not 0 < width * height <= MAX_PIXELS:
+            image.close()
+            remedy = f"at most {MAX_PIXELS} pixels are read; scale the image down"
+            raise MediaError("image_pixels", f"{width}x{height} pixels", remedy)
     except Exception as error:
         raise _media_error(source, error) from None
-    width, height = image.size
-    if width * height > MAX_PIXELS or width < 1 or height < 1:
-        image.close()
-        remedy = f"at most {MAX_PIXELS} pixels are read; scale the image down"
-        raise MediaError("image_pixels", f"{width}x{height} pixels", remedy, path)
     return image
 
 
@@ -255,7 +247,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def image_size(source: MediaSource) -> tuple[int, int]:
-    """(width, height) of the upright image, from its header alone; raises as `open_image`."""
+    """(width, height) of the upright image, from its header alone; errors as `open_image`."""
     if hasattr(source, "head") and (head := source.head()) is not None:
         with suppress(MediaError), open_image(Blob(source.name, head)) as image:  # the header may be longer
             return upright_size(image)
@@ -297,8 +289,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         MediaError: floating-point pixels, or integers outside 0 to 65535, whose range is unknown.
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
     if image.mode in SIXTEEN_BIT:
         # Pillow would clip at 255; dividing by 257 maps 65535 to 255 exactly.
         pixels = np.asarray(image).astype(np.int64)
@@ -308,29 +298,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(((pixels + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise MediaError("image_mode", "floating-point pixels have no known range", "save the image with 8 bits")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _media_error(source: MediaSource, error: Exception) -> MediaError:
     path = str(source)
-    text = " ".join(str(error).split()).replace(repr(path), "the file")
+    if limit := out_of_files(error, MediaError, path):
+        return limit
+    text = IN_MEMORY.sub("the file", one_line(error, 1000).replace(repr(path), "the file"))
     match error:
         case MediaError():
             return MediaError(error.reason, error.problem, error.remedy, path)
-        case OSError(errno=errno.EMFILE):
-            remedy = "raise the limit of the shell that starts it (ulimit -n 65536)"
-            return MediaError("open_files", "this process has as many files open as it may", remedy, path)
         case FileNotFoundError():
             return MediaError("image_missing", "no such image", "correct the name or the image folder", path)
         case Image.DecompressionBombError():
             return MediaError("image_pixels", text, "scale the image down", path)
         case UnidentifiedImageError():
-            heic = "" if "HEIF" in _formats() else "; HEIC needs pip install pillow-heif"
             is_empty = not (source.data if isinstance(source, Blob) else os.path.getsize(path))
+            heic = "" if "HEIF" in _formats() else "; HEIC needs pip install pillow-heif"
             text = "an empty file" if is_empty else f"it begins as no known image does{heic}"
-    problem = f"can't be decoded ({text or type(error).__name__})"
+    problem = f"can't be decoded ({text})"
     return MediaError("image_unreadable", problem, "fetch the image again or remove the record", path)

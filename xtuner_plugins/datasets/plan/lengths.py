@@ -26,6 +26,7 @@ from ...files import get_cache_dir, locked, save, writing
 from ...processes import map_in_workers
 from ..images.tiling import DynamicTiling
 from ..records.json_index import stamp_of
+from ..text.tokens import single_threaded_tokenizer
 from .budget import FRAME, TileBudget, first_limit
 from .measure import Complaint, Measure
 
@@ -68,10 +69,11 @@ class LengthIndex:
 
     def holds(self, task: Measure) -> bool:
         """Whether every broken record still is, for the same reason."""
-        return all(
-            [each.reason for each in task.rows([complaint.row])["complaints"]] == [complaint.reason]
-            for complaint in self.complaints.values()
-        )
+        with single_threaded_tokenizer():
+            return all(
+                [each.reason for each in task.rows([complaint.row])["complaints"]] == [complaint.reason]
+                for complaint in self.complaints.values()
+            )
 
     def lay_out(self, tiling: DynamicTiling, budget: TileBudget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What becomes of each record under a budget.
@@ -174,7 +176,8 @@ def kept_parts(
         holds: whether something kept is still true.
     """
     chunks = [range(first, min(first + chunk, total)) for first in range(0, max(total, 1), chunk)]
-    return map_in_workers(partial(_part, folder, make, holds), chunks, num_workers)
+    with single_threaded_tokenizer():
+        yield from map_in_workers(partial(_part, folder, make, holds), chunks, num_workers)
 
 
 def _part(folder: Path, make: Callable, holds: Callable, rows: range) -> dict:

@@ -41,11 +41,7 @@ class PairRecord(Record):
 
 
 def parse_pair(raw: object, source: str) -> PairRecord:
-    """Check a decoded JSON value and turn it into a `PairRecord`. `raw` is not modified.
-
-    Raises:
-        RecordError: the record can't be used; the message begins with `source`.
-    """
+    """As `parse_record`, of a pair."""
     if not isinstance(raw, dict):
         parse_record(raw, source)  # says what a record must be
     shared = {key: value for key, value in raw.items() if key not in PAIR_KEYS}

@@ -12,25 +12,22 @@ table, and is left out. Turns may be JSON text.
 
 import bisect
 import hashlib
-import io
 import itertools
 import json
 import os
 import shutil
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ...errors import DataError, RecordError, SettingError, SourceError
+from ...errors import DataError, MediaError, RecordError, SettingError, SourceError, one_line
 from ...files import build_once, get_cache_dir, text_hash, write_whole
-from ..images.media import IMAGE_SUFFIXES, identify, natural
+from ..images.media import IMAGE_SUFFIXES, Blob, natural, open_image
 from .foreign import LISTS, renamed
 from .json_index import check_unchanged, parse_json, stamp_of
-from .record_checks import fail
 
 IN_PLACE = 32 << 20  # bytes of a row group: reading a row decodes its group
 GROUPS = 8  # that a process keeps decoded
@@ -60,7 +57,7 @@ class TableRecords:
         except (DataError, SourceError):
             raise
         except Exception as error:  # those of pyarrow and datasets have many bases
-            problem = f"can't be read as {kind} ({_said(error)})"
+            problem = f"can't be read as {kind} ({one_line(error)})"
             raise SettingError("data_paths", problem, "fetch it again, or write it again", path) from None
         if not self.num_rows:
             raise SettingError("data_paths", "holds no rows", "give it records", path)
@@ -82,8 +79,7 @@ class TableRecords:
         else:
             batches, needed = _sample_batches(files), sum(map(os.path.getsize, files))
         copy = get_cache_dir() / "tables" / f"{self.fingerprint()}.arrow"
-        said = "" if copy.exists() else _announcement(self.path, needed, copy.parent)
-        build_once(copy, lambda beside: _write(batches, beside), said)
+        build_once(copy, lambda beside: _write(batches, beside, self.path, needed))
         return datasets.Dataset.from_file(str(copy)).with_format("arrow")
 
     def __len__(self) -> int:
@@ -92,6 +88,10 @@ class TableRecords:
     def source(self, row: int) -> str:
         """`entry:row`, counted from 1 over all files of the entry."""
         return f"{self.path}:{row + 1}"
+
+    def line(self, row: int) -> int:
+        """The number in `source`."""
+        return row + 1
 
     def fingerprint(self) -> str:
         """Hash of the files' paths, sizes and times."""
@@ -112,7 +112,8 @@ class TableRecords:
         except SourceError:
             raise
         except Exception as error:
-            fail(source, "table_unreadable", f"can't be read ({_said(error)})")
+            problem = f"can't be read ({one_line(error)})"
+            raise RecordError("table_unreadable", problem, "fetch the file again", source) from None
         record = renamed(_of_sample(record, source) if self.kind == "tar" else record, self.columns)
         for key in LISTS if isinstance(record, dict) else ():
             if isinstance(record.get(key), str):
@@ -126,14 +127,15 @@ class ParquetRows:
     def __init__(self, files: Sequence[str]):
         import pyarrow.parquet as parquet
 
-        self.files, self.groups, groups = files, [], []
+        self.files, self.groups, self.starts, sizes = files, [], [0], [0]
         for file in files:
             metadata = parquet.read_metadata(file)
-            groups += [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-            self.groups += [(file, number, stamp_of(file)) for number in range(metadata.num_row_groups)]
-        sizes = [group.total_byte_size for group in groups]
-        self.starts = [0, *itertools.accumulate(group.num_rows for group in groups)]
-        self.largest, self.num_bytes = max(sizes, default=0), sum(sizes)
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                self.groups.append((file, number, stamp_of(file)))
+                self.starts.append(self.starts[-1] + group.num_rows)
+                sizes.append(group.total_byte_size)
+        self.largest, self.num_bytes = max(sizes), sum(sizes)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -163,25 +165,18 @@ def _read_group(file: str, number: int, stamp: tuple[int, ...]) -> Any:
         return opened.read_row_group(number, use_threads=False)  # threads don't survive a fork
 
 
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def _write(batches: Iterator[Any], target: Path, path: str, needed: int) -> None:
+    """Copy the rows of `path` into an Arrow file, with a line that says so, where the disk has the bytes for it."""
+    import pyarrow
 
-
-def _announcement(path: str, needed: int, folder: Path) -> str:
-    """What is said of a copy; raises `SettingError` where the disk has no room for it."""
-    place = next(place for place in (folder, *folder.parents) if place.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(target.parent).free
     sizes = f"{needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free"
     if needed > free:
         remedy = "name a cache directory with more room (XTUNER_PLUGINS_CACHE), or rows in groups of 100"
-        raise SettingError("cache", f"no room for a copy of {path} ({sizes})", remedy, str(folder))
-    return f"copying {path} ({sizes})"
-
-
-def _write(batches: Iterator[Any], target: Path) -> None:
-    import pyarrow
-
-    if (first := next(batches, None)) is None:
+        raise SettingError("cache", f"no room for a copy of {path} ({sizes})", remedy, str(target.parent))
+    print(f"copying {path} into {target.parent} ({sizes})", file=sys.stderr, flush=True)
+    first = next(batches, None)
+    if first is None:
         raise ValueError("no samples")
     with pyarrow.OSFile(str(target), "wb") as file, pyarrow.ipc.new_stream(file, first.schema) as stream:
         for batch in itertools.chain([first], batches):
@@ -245,28 +240,26 @@ def _of_sample(sample: dict, source: str) -> object:
 
 
 def _of_caption(sample: dict, images: list[bytes], source: str) -> dict:
-    if "txt" not in sample:
-        fail(source, "sample", "neither .json nor .txt")
     try:
-        caption = sample["txt"].decode("utf-8").strip()
+        text = sample["txt"].decode("utf-8").strip()
+    except KeyError:
+        raise RecordError("sample", "neither .json nor .txt", "write the record beside the image", source) from None
     except UnicodeDecodeError:
-        fail(source, "encoding", "its caption isn't UTF-8")
-    return {"image": images, "instruction": "\n".join(["<image>"] * len(images)), "output": caption}
+        raise RecordError("encoding", "its caption isn't UTF-8", "save it as UTF-8", source) from None
+    turns = [{"from": "human", "value": "\n".join(["<image>"] * len(images))}, {"from": "gpt", "value": text}]
+    return {"image": images, "conversations": turns}
 
 
 def write_image(data: bytes, folder: Path, source: str) -> str:
     """Write an image as it is, once, under a name made from its content; returns the name, relative to `folder`.
 
-    Args:
-        source: `file:row`, for messages.
-
     Raises:
         RecordError: it is no image.
     """
     try:
-        with identify(io.BytesIO(data)) as image:
+        with open_image(Blob("its image", data)) as image:
             suffix = image.format.lower().replace("jpeg", "jpg")
-    except (OSError, TypeError, ValueError, Image.DecompressionBombError):
+    except MediaError:
         raise RecordError("image_unreadable", "its image can't be read", "download the file again", source) from None
     digest = hashlib.blake2b(data, digest_size=12).hexdigest()
     name = f"{digest[:2]}/{digest}.{suffix}"

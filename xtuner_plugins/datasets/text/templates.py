@@ -9,7 +9,7 @@ text that it will be prompted with. With `internvl2_5` (supervised parts underli
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ...errors import RecordError, SettingError
@@ -32,6 +32,7 @@ class Template:
     """A template of the table, as training reads it."""
 
     conversation: Conversation  # without turns
+    _arounds: dict[tuple, list[Segment]] = field(default_factory=dict, repr=False, compare=False)  # see `_around`
 
     @property
     def name(self) -> str:
@@ -49,23 +50,33 @@ class Template:
             problem = f"template {self.name!r} has no place for a system message"
             raise RecordError("system_place", problem, "remove it or choose another template", record.source)
         system = empty.system_message if record.system is None else record.system
-        names = dict(zip(("user", "assistant"), empty.roles, strict=True))
-        messages = [(names[turn.role], "") for turn in record.turns]
-        turns, segments, stop = iter(record.turns), [], ""
-        for kind, text in replace(empty, system_message=system, messages=messages).get_parts():
-            if kind == "template":
-                segments.append(Segment(text.removeprefix(stop), literal=True))
-                stop = ""
-            elif kind == "system":
-                segments.append(Segment(text))
-            elif kind == "question":
-                parts = next(turns).parts
-                segments += [Segment(part) if isinstance(part, str) else Segment(medium=part) for part in parts]
+        around = self._around(system is not None, tuple([turn.role for turn in record.turns]))
+        segments = [around[0], Segment(system)] if system is not None else []
+        for fixed, turn in zip(around[system is not None :], record.turns, strict=False):  # one more follows the last
+            segments.append(fixed)
+            if turn.role == "assistant":
+                answer = empty.answer_prefix + "".join(turn.parts)
+                segments.append(Segment(answer, turn.supervised, answer=True))
+                segments.append(Segment(empty.stop_token, turn.supervised, literal=True))
             else:
-                turn, stop = next(turns), empty.stop_token
-                segments.append(Segment(text + "".join(turn.parts), turn.supervised, answer=True))
-                segments.append(Segment(stop, turn.supervised, literal=True))
+                segments += [Segment(part) if isinstance(part, str) else Segment(medium=part) for part in turn.parts]
+        segments.append(around[-1])
         return segments
+
+    def _around(self, has_system: bool, roles: tuple[str, ...]) -> list[Segment]:
+        """The template's own texts: before each message, without the token that ends an answer, and after the last."""
+        if (has_system, roles) not in self._arounds:
+            empty, texts, skipped = self.conversation, [""], 0
+            messages = [(empty.roles[role == "assistant"], "") for role in roles]
+            system = "" if has_system else None
+            for kind, text in replace(empty, system_message=system, messages=messages).get_parts():
+                if kind == "template":
+                    texts[-1] += text[skipped:]
+                else:
+                    texts.append("")
+                skipped = len(empty.stop_token) if kind == "answer" else 0
+            self._arounds[has_system, roles] = [Segment(text, literal=True) for text in texts]
+        return self._arounds[has_system, roles]
 
 
 def get_template(name: str, own: Mapping[str, str | None] | None = None) -> Template:

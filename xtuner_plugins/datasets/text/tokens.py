@@ -9,12 +9,13 @@ import gc
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-from ...errors import SettingError
+from ...errors import SettingError, one_line
 from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
 from ...weights.fast_tokenizers import load_fast_tokenizer
+
+PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
 @contextlib.contextmanager
@@ -28,6 +29,18 @@ def no_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextlib.contextmanager
+def single_threaded_tokenizer() -> Iterator[None]:
+    """Switch the tokenizer's own threads off: a process that has used them warns at every later fork."""
+    before = os.environ.get(PARALLEL)
+    os.environ[PARALLEL] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(PARALLEL)
+        os.environ.update({} if before is None else {PARALLEL: before})
 
 
 class TextTokenizer(TextRules):
@@ -49,17 +62,15 @@ class TextTokenizer(TextRules):
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # with threads of its own every later fork warns
         super().__init__(tokenizer)
         missing = [token for token in IMAGE_TOKENS if token not in self.ids]
         if missing:
             remedy = "make a base with tools/build_base_model.py, it adds them"
             raise SettingError("tokenizer", f"{name} lacks {', '.join(missing)}", remedy)
-        self.name = name
         self.image_start_id, self.image_end_id = self.ids[IMAGE_START], self.ids[IMAGE_END]
         self.image_context_id = self.ids[IMAGE_CONTEXT]
-        pad = tokenizer.pad_token_id
-        self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.pad_id = next(int(each) for each in pads if each is not None)
         self._tokens = backend.get_added_tokens_decoder()
         self._literals: dict[str, list[str | int]] = {}
 
@@ -72,12 +83,13 @@ class TextTokenizer(TextRules):
         """
         directory = os.fspath(directory)
         try:
-            tokenizer = load_fast_tokenizer(directory)
+            return cls(load_fast_tokenizer(directory), directory)
+        except SettingError:
+            raise
         except Exception as error:
-            problem = f"the tokenizer in {directory!r} can't be loaded ({' '.join(str(error).split())[:300]})"
+            problem = f"the tokenizer in {directory!r} can't be loaded ({one_line(error, 300)})"
             remedy = "the directory needs tokenizer.json and tokenizer_config.json"
             raise SettingError("tokenizer", problem, remedy) from None
-        return cls(tokenizer, str(Path(directory)))
 
     def split_literal(self, text: str) -> list[str | int]:
         """As `TextRules.split_literal`, which is asked for the few texts of a template again and again."""
@@ -91,15 +103,7 @@ class TextTokenizer(TextRules):
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, control tokens included."""
-        names = {index: name for name, index in self.ids.items()}
-        out, plain = [], []
-        for token in [*ids, None]:
-            if token is not None and token not in names:
-                plain.append(token)
-                continue
-            out += [self._plain.decode(plain, skip_special_tokens=False), names.get(token, "")]
-            plain = []
-        return "".join(out)
+        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def fingerprint(self) -> str:
         """Everything that decides the ids, as text; its hash is part of cache keys."""

@@ -73,15 +73,10 @@ def pack_samples(
     """
     limit = np.iinfo(np.int64).max if max_tiles is None else max_tiles
     tokens, tiles = np.asarray(tokens, np.int64), np.asarray(tiles, np.int64)
-    over = np.flatnonzero((tokens > max_tokens) | (tiles > limit))
-    if len(over):
-        first = over[0]
-        raise SettingError(
-            "packing",
-            f"sample {indices[first]} has {tokens[first]} tokens and {tiles[first]} tiles, "
-            f"a pack at most {max_tokens} and {max_tiles}",
-            "raise the pack's budgets, or lower the dataset's max_length or max_tiles",
-        )
+    for over in np.flatnonzero((tokens > max_tokens) | (tiles > limit)):
+        problem = f"sample {indices[over]} has {tokens[over]} tokens and {tiles[over]} tiles, a pack at most "
+        remedy = "raise the pack's budgets, or lower the dataset's max_length or max_tiles"
+        raise SettingError("packing", f"{problem}{max_tokens} and {max_tiles}", remedy)
     if max_tiles is None or (tiles * max_tokens <= max_tiles * tokens).all():  # the tokens run out first
         sizes = Sizes(tokens, np.zeros_like(tiles), max_tokens, 0)
     else:
@@ -96,11 +91,7 @@ def pack_samples(
 
 
 def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pack samples in the way that needs the fewest packs for a trial part of them.
-
-    Returns:
-        The samples pack by pack, and how many each pack has, int64.
-    """
+    """The samples pack by pack, and how many each pack has, int64, in the way that is best for a trial part of them."""
     alike = bool((sizes.tiles == sizes.tiles[0]).all())
     ways = [*(way for way in BEST_FITS if not way.tile_share), *RANDOM_FILLS] if alike else [*BEST_FITS, Redeal()]
     trial = order[: int(np.clip(len(order) // 16, *TRIAL))]

@@ -159,15 +159,15 @@ def _raw(index: Any, row: int) -> str:
 
 def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
     """Complaints and warnings by reason, complaints and the most frequent first, with remedy and examples."""
-    found: dict[tuple[bool, str], dict[str, Any]] = {}
-    pairs = [(report, each) for report in reports for each in report.found if each.reason != "rejected"]
-    for report, each in pairs:
-        empty = {"reason": each.reason, "is_bad": stops(each), "count": 0, "messages": [], "remedy": each.remedy}
-        group = found.setdefault((stops(each), each.reason), empty)
-        group["count"] += 1
-        if len(group["messages"]) < MOST_MESSAGES:
-            group["messages"].append(report.message(each).removesuffix(f"; {each.remedy}"))
-    return sorted(found.values(), key=lambda group: (not group["is_bad"], -group["count"]))
+    found: dict[tuple[str, bool], list] = {}
+    for report, each in ((report, each) for report in reports for each in report.found if each.reason != "rejected"):
+        found.setdefault((each.reason, stops(each)), []).append((report, each))
+    groups = []
+    for (reason, is_bad), pairs in sorted(found.items(), key=lambda group: (not group[0][1], -len(group[1]))):
+        said = [report.message(each).removesuffix(f"; {each.remedy}") for report, each in pairs[:MOST_MESSAGES]]
+        facts = {"reason": reason, "is_bad": is_bad, "count": len(pairs), "remedy": pairs[0][1].remedy}
+        groups.append({**facts, "messages": said})
+    return groups
 
 
 def shares(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:

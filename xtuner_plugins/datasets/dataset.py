@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset, get_worker_info
 
-from ..errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
+from ..errors import DataError, MediaError, RecordError, check_choice, check_whole
 from ..files import get_cache_dir
 from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, leave_signals_to_parent
@@ -147,11 +147,7 @@ class MultimodalDataset(Dataset):
         return number, int(self.picks[number][index - (self.ends[number - 1] if number else 0)])
 
     def record(self, number: int, row: int) -> Record:
-        """The checked record `row` of file `number`, without its images.
-
-        Raises:
-            RecordError: the record can't be used.
-        """
+        """The checked record `row` of file `number`, without its images; raises `RecordError`."""
         index = self.sources[number].index
         return self.parse(index.parse(row), index.source(row))
 
@@ -182,13 +178,10 @@ class MultimodalDataset(Dataset):
         found = len(sample["input_ids"]), sample["num_tiles"]
         if found == (tokens, tiles) or (fate == TRUNCATED and found[0] <= tokens and found[1] <= tiles):
             return
-        remedy = "start again: the lengths of its file are then measured again"
-        try:
-            report_change(*self._plan_files[number])
-        except SettingError:
-            remedy = f"remove {self._plan_files[number][0]} and start again"
+        report_change(*self._plan_files[number])
         problem = f"{found[0]} tokens and {found[1]} tiles, but {tokens} tokens and {tiles} tiles were planned: its "
         problem += "images have changed since they were measured"
+        remedy = "start again: the lengths of its file are then measured again"
         raise RecordError("plan_changed", problem, remedy, self.sources[number].index.source(row))
 
     def _log_first(self, warnings: Sequence[RecordError]) -> None:
@@ -220,7 +213,6 @@ class MultimodalDataset(Dataset):
         tiles = torch.cat([torch.empty(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8), *opened])
         if rng is not None and source.jpeg_quality is not None:
             tiles = degrade(tiles, source.jpeg_quality, rng)
-        branches = {"branches": sample.branches} if sample.branches else {}
         num_supervised = int((sample.labels[1:] != IGNORE_INDEX).sum())
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
@@ -230,13 +222,11 @@ class MultimodalDataset(Dataset):
             "source": record.source,
             "fate": FATES[fate],
             "loss_weight": source.loss_weight * max(1, num_supervised) ** REDUCTIONS[self.loss_reduction],
-            **branches,
+            **({"branches": sample.branches} if sample.branches else {}),
         }
 
-    def _fit(
-        self, record: Record, source: Source, sizes: list[tuple[int, int]], paths: list[MediaSource]
-    ) -> tuple[list[torch.Tensor], Encoded, int]:
-        """Open images with as many tiles as fit, tokenize, truncate; returns also the fate (see `lengths`)."""
+    def _fit(self, record: Record, source: Source, sizes: list, paths: list[MediaSource]) -> tuple[list, Encoded, int]:
+        """Open images with as many tiles as fit, tokenize, truncate: their tiles, the sample, its fate."""
         pieces = tokenize(record, source.template, self.tokenizer)
         limits = self.budget.fit(source.tiling, sizes, sum(len(piece.ids) for piece in pieces))
         tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits])
@@ -251,18 +241,14 @@ class MultimodalDataset(Dataset):
             raise RecordError("too_long", told, remedy, record.source)
         return tiles[: fitted[1]], fitted[0], TRUNCATED
 
-    def _open(
-        self, media: Sequence[Medium], paths: Sequence[MediaSource], tilings: Sequence[DynamicTiling]
-    ) -> list[torch.Tensor]:
-        tiles: list[torch.Tensor] = []
-        frames: dict[str, list] = {}
+    def _open(self, media: Sequence[Medium], paths: Sequence[MediaSource], tilings: Sequence[DynamicTiling]) -> list:
+        tiles, frames = [], []
         for medium, path, tiling in zip(media, paths, tilings, strict=True):
-            if medium.kind != "frame":
+            if medium.kind == "frame":  # those of a video follow each other
+                frames = frames or load_frames(path, self.num_frames)
+                tiles.append(tiling(frames.pop(0)))
+            else:
                 tiles.append(open_tiles(path, tiling, self.fast_decoding))
-                continue
-            if not frames.get(medium.name):
-                frames[medium.name] = load_frames(path, self.num_frames)
-            tiles.append(tiling(frames[medium.name].pop(0)))
         return tiles
 
     def lengths(
@@ -300,18 +286,20 @@ class MultimodalDataset(Dataset):
         columns = []
         for number, (source, pick) in enumerate(zip(self.sources, self.picks, strict=True)):
             part = self.lengths(number, **options).lay_out(source.tiling, self.budget)
-            part = [column[pick] for column in part]
-            if self.rejected[number]:
-                gone = np.isin(pick, list(self.rejected[number]))
-                part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
-            columns.append(part)
+            gone = np.isin(pick, list(self.rejected[number]))
+            columns.append(
+                [
+                    np.where(gone, out, each[pick]).astype(each.dtype)
+                    for each, out in zip(part, (0, 0, REJECTED), strict=True)
+                ]
+            )
         return tuple(map(np.concatenate, zip(*columns, strict=True)))
 
     def usable(self, fates: np.ndarray) -> np.ndarray:
         """Indices of the samples that a plan contains, by the fates of `layout`.
 
         Raises:
-            RecordError: with on_bad_sample='raise', unusable records: how many, and the first of them.
+            RecordError: unusable records, with on_bad_sample='raise'.
         """
         if self.on_bad_sample == "raise":
             left_out.require_usable(self, fates)

@@ -60,10 +60,9 @@ class Ledger:
             place = {"epoch": epoch, "dataset": sample.get("dataset", ""), "index": sample.get("index", -1)}
             self._write(place | {"reason": sample["dropped"], "message": sample["message"]})
             if sample["dropped"] not in ON_PURPOSE and self._count_bad(epoch) > MAX_BAD_SAMPLES:
-                raise TooManyBadSamples(
-                    f"{self._bad[epoch]} samples can't be used, a run stops beyond {MAX_BAD_SAMPLES} per epoch; "
-                    f"the last: {sample['message']}; find them all with tools/check_data.py, and mend or reject them"
-                )
+                said = f"{self._bad[epoch]} samples can't be used, a run stops beyond {MAX_BAD_SAMPLES} per epoch"
+                remedy = "find them all with tools/check_data.py, and mend or reject them"
+                raise TooManyBadSamples(f"{said}; the last: {sample['message']}; {remedy}")
 
     def close_epoch(self, epoch: int, total: int) -> dict:
         """Enter an epoch's sums."""
@@ -128,9 +127,5 @@ class Ledger:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            os.write(handle, line)
-        finally:
-            os.close(handle)
+        with open(self.path, "ab", buffering=0) as file:
+            file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "replace"))

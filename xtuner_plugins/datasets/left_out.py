@@ -86,12 +86,10 @@ def require_usable(dataset: "MultimodalDataset", fates: np.ndarray) -> None:
     indices = [index for index, reason in reasons(dataset, fates).items() if reason not in ON_PURPOSE]
     records = list(dict.fromkeys(map(dataset.locate, indices)))  # a record may be repeated
     errors = [why_left_out(dataset, number, row) for number, row in records[:SHOWN]]
-    if len(records) == 1:
-        raise RecordError(errors[0].reason, str(errors[0]), REMEDY)
-    if records:
+    if errors:
+        head = [f"{len(records)} records can't be used:"] if len(records) > 1 else []
         more = [f"and {len(records) - SHOWN} more"] if len(records) > SHOWN else []
-        lines = [f"{len(records)} records can't be used:", *map(str, errors), *more]
-        raise RecordError(errors[0].reason, "\n".join(lines), REMEDY)
+        raise RecordError(errors[0].reason, "\n".join([*head, *map(str, errors), *more]), REMEDY)
 
 
 def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordError:

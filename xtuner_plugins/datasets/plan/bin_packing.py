@@ -56,10 +56,9 @@ class BestFit:
         Returns:
             The packs, and the samples left for the next window.
         """
-        rng = np.random.default_rng(seed)
+        rng, share = np.random.default_rng(seed), self.tile_share if sizes.max_tiles else 0
         samples = rng.permutation(np.asarray(samples, np.int64))
         tokens, tiles = sizes.tokens[samples], sizes.tiles[samples]
-        share = self.tile_share if sizes.max_tiles else 0
         size = (1 - share) * tokens / sizes.max_tokens + share * tiles / max(sizes.max_tiles, 1)
         size *= np.exp(self.noise * rng.standard_normal(len(samples)))
         order = np.argsort(-size, kind="stable")
@@ -163,9 +162,7 @@ class RandomFill:
             return packs + BestFit(0, 0).pack(left, sizes, seed, last=True)[0], []
         return packs, left
 
-    def _try_pack(
-        self, shelf: list[tuple[int, int]], max_tokens: int, most: int, random: Callable[[], float]
-    ) -> tuple[list[int], int]:
+    def _try_pack(self, shelf: list, max_tokens: int, most: int, random: Callable[[], float]) -> tuple[list[int], int]:
         """One random pack of at most `most` samples: their indices on the shelf, and their tokens."""
         chosen: list[int] = []
         room, tolerance, longest = max_tokens, max_tokens // self.close, shelf[-1][0]

@@ -83,8 +83,7 @@ class LengthIndex:
             fates: uint8 `[R]`, indices into `FATES`; from `DROPPED` on a record is left out.
         """
         num = len(self)
-        rows = np.repeat(np.arange(num), self.num_media)
-        is_frame = (self.sizes == FRAME).all(1)
+        rows, is_frame = np.repeat(np.arange(num), self.num_media), (self.sizes == FRAME).all(1)
         images = np.bincount(rows[~is_frame], minlength=num)
         shares = [first_limit(tiling.max_tiles, count) for count in range(images.max(initial=0) + 1)]
         limits = np.where(is_frame, 1, np.array(shares)[images[rows]])
@@ -134,15 +133,11 @@ def report_change(path: Path, stamp: tuple[int, ...]) -> None:
 
 
 def measure(
-    task: Measure,
-    *,
-    num_workers: int | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    task: Measure, *, num_workers: int | None = None, progress: Callable[[int], None] = lambda done: None
 ) -> LengthIndex:
-    """The lengths of a file, from the cache or measured now.
+    """The lengths of a file, from the cache or measured now, in processes (default: one for each core; 0: in this one).
 
     Args:
-        num_workers: processes; default: one for each core that this process may use; 0 measures in this process.
         progress: called with the number of records measured since the last call.
     """
     directory = get_cache_dir() / task.key()

@@ -160,8 +160,9 @@ def _raw(index: Any, row: int) -> str:
 def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
     """Complaints and warnings by reason, complaints and the most frequent first, with remedy and examples."""
     found: dict[tuple[str, bool], list] = {}
-    for report, each in ((report, each) for report in reports for each in report.found if each.reason != "rejected"):
-        found.setdefault((each.reason, stops(each)), []).append((report, each))
+    for report in reports:
+        for each in filter(lambda each: each.reason != "rejected", report.found):
+            found.setdefault((each.reason, stops(each)), []).append((report, each))
     groups = []
     for (reason, is_bad), pairs in sorted(found.items(), key=lambda group: (not group[0][1], -len(group[1]))):
         said = [report.message(each).removesuffix(f"; {each.remedy}") for report, each in pairs[:MOST_MESSAGES]]

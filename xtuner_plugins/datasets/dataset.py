@@ -178,10 +178,13 @@ class MultimodalDataset(Dataset):
         found = len(sample["input_ids"]), sample["num_tiles"]
         if found == (tokens, tiles) or (fate == TRUNCATED and found[0] <= tokens and found[1] <= tiles):
             return
-        report_change(*self._plan_files[number])
+        remedy = "start again: the lengths of its file are then measured again"
+        try:
+            report_change(*self._plan_files[number])
+        except SettingError:
+            remedy = f"remove {self._plan_files[number][0]} and start again"
         problem = f"{found[0]} tokens and {found[1]} tiles, but {tokens} tokens and {tiles} tiles were planned: its "
         problem += "images have changed since they were measured"
-        remedy = "start again: the lengths of its file are then measured again"
         raise RecordError("plan_changed", problem, remedy, self.sources[number].index.source(row))
 
     def _log_first(self, warnings: Sequence[RecordError]) -> None:
@@ -286,13 +289,9 @@ class MultimodalDataset(Dataset):
         columns = []
         for number, (source, pick) in enumerate(zip(self.sources, self.picks, strict=True)):
             part = self.lengths(number, **options).lay_out(source.tiling, self.budget)
-            gone = np.isin(pick, list(self.rejected[number]))
-            columns.append(
-                [
-                    np.where(gone, out, each[pick]).astype(each.dtype)
-                    for each, out in zip(part, (0, 0, REJECTED), strict=True)
-                ]
-            )
+            part, gone = [column[pick] for column in part], np.isin(pick, list(self.rejected[number]))
+            part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
+            columns.append(part)
         return tuple(map(np.concatenate, zip(*columns, strict=True)))
 
     def usable(self, fates: np.ndarray) -> np.ndarray:

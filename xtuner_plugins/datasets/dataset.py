@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset, get_worker_info
 
-from ..errors import DataError, MediaError, RecordError, check_choice, check_whole
+from ..errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 from ..files import get_cache_dir
 from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, leave_signals_to_parent

@@ -120,12 +120,8 @@ def open_file(task: Measure, directory: Path, num_workers: int | None) -> Iterat
     Args:
         directory: of the file's lengths.
     """
-    folder, make, holds = (
-        directory / f"opened-{FORMAT}-{PIL.__version__}",
-        partial(open_rows, task),
-        partial(_holds, task),
-    )
-    return kept_parts(folder, len(task.index), CHUNK, make, num_workers, holds)
+    folder, total = directory / f"opened-{FORMAT}-{PIL.__version__}", len(task.index)
+    return kept_parts(folder, total, CHUNK, partial(open_rows, task), num_workers, partial(_holds, task))
 
 
 def _holds(task: Measure, found: dict) -> bool:

@@ -69,13 +69,7 @@ def describe_batch(batch: dict[str, Any]) -> list[str]:
 
 
 def write_batch_page(path: str | Path, title: str, facts: Sequence[str], batches: Sequence[dict], tokenizer) -> None:
-    """Write a page with the batches of a step: a card for each sample with its tiles.
-
-    Args:
-        title, facts: of the step, shown at the top.
-        batches: its micro-batches.
-        tokenizer: of the dataset.
-    """
+    """Write a page with a step's micro-batches: facts at its top, a card for each sample with its tiles."""
     shown = [(describe_batch(batch), [_card(part, tokenizer) for part in split_batch(batch)]) for batch in batches]
     page = render(Path(__file__).parent, "show_batch.html.jinja", title=title, facts=facts, batches=shown)
     Path(path).write_text(page, encoding="utf-8", errors="replace")

@@ -93,7 +93,7 @@ def prepare_output(path: str) -> None:
 
 
 def compare_names(datasets: Sequence, path: str | None) -> int:
-    """Prints a line for each image folder, writes all wrong names as JSON to `path`, if any; returns the exit status."""
+    """Prints a line for each image folder, writes all names as JSON if there is a path; returns the exit status."""
     from ..audit.check import count_folders
 
     folders = []

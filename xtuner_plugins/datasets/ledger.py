@@ -28,12 +28,9 @@ class TooManyBadSamples(ValueError):
 
 
 class Ledger:
-    """The file of samples that were left out, and the sums of each epoch.
+    """The file of samples that were left out, and the sums of each epoch; without a path it only counts.
 
     Each line is appended by one write, so several ranks may share a file.
-
-    Args:
-        path: the file; None only counts.
     """
 
     def __init__(self, path: str | os.PathLike | None):
@@ -111,12 +108,10 @@ class Ledger:
         write_whole(self.path, lambda target: target.write_text("".join(lines), "utf-8"))
 
     def take_from(self, batch: dict) -> None:
-        """Enter and log what `dropped` of a batch names, and remove it; the ceiling is then that of the whole run.
-
-        For runs without `LedgerHook`, which takes it before.
+        """Enter and log what `dropped` of a batch names, and remove it, in runs without `LedgerHook`, which comes before.
 
         Raises:
-            TooManyBadSamples: more than `MAX_BAD_SAMPLES`.
+            TooManyBadSamples: more than `MAX_BAD_SAMPLES`, here of the whole run.
         """
         for sample in batch.pop("dropped", ()):
             self.account(0, 0, [sample])

@@ -45,11 +45,10 @@ def filler_sample(tile_size: int) -> dict:
 
 
 def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[frozenset[int]]:
-    """Indices of the records to leave out, for each file of a mixture.
+    """Indices of the records to leave out, for each file (`mixture.Source`) of a mixture.
 
     Args:
         path: what `tools/check_data.py --reject-list` wrote; None rejects nothing.
-        sources: the mixture's files (`mixture.Source`).
 
     Raises:
         SettingError: the list is missing or malformed.
@@ -78,11 +77,7 @@ def reasons(dataset: "MultimodalDataset", fates: np.ndarray) -> dict[int, str]:
 
 
 def require_usable(dataset: "MultimodalDataset", fates: np.ndarray) -> None:
-    """Raise one error about all records that can't be used, without those left out on purpose.
-
-    Raises:
-        RecordError: there are some: how many, and the first of them.
-    """
+    """Raises one `RecordError` about all records that can't be used, without those left out on purpose."""
     indices = [index for index, reason in reasons(dataset, fates).items() if reason not in ON_PURPOSE]
     records = list(dict.fromkeys(map(dataset.locate, indices)))  # a record may be repeated
     errors = [why_left_out(dataset, number, row) for number, row in records[:SHOWN]]

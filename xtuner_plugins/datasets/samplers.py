@@ -86,8 +86,8 @@ class PlanSampler(Plan):
         """Indices of the samples that can be trained on; raises as the dataset's `usable`, and if there are none."""
         indices = self.dataset.usable(self.layout()[2])
         if not len(indices):
-            problem = "no sample of the dataset can be trained on"
-            raise SettingError("data_paths", problem, "see tools/check_data.py for the reasons")
+            remedy = "see tools/check_data.py for the reasons"
+            raise SettingError("data_paths", "no sample of the dataset can be trained on", remedy)
         return indices
 
     def left_out(self) -> list[dict]:
@@ -179,8 +179,8 @@ class PackBatchSampler(Plan):
         if batch_size != 1:
             raise SettingError("batch_size", f"batch_size={batch_size} with packing", "set it to 1: a pack is a batch")
         if not isinstance(sampler, PlanSampler):
-            problem = f"packing works with PlanSampler, not {type(sampler).__name__}"
-            raise SettingError("sampler", problem, "set sampler=dict(type=PlanSampler)")
+            problem, remedy = f"packing works with PlanSampler, not {type(sampler).__name__}", "set sampler.type to it"
+            raise SettingError("sampler", problem, remedy)
         self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
         self.batch_size = batch_size  # MMEngine asks for it under DeepSpeed
         self._packs: tuple[tuple[int, int], Packs] | None = None

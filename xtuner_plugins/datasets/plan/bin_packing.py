@@ -46,15 +46,11 @@ class BestFit:
     returned = 0.1  # share of a window's packs, the emptiest, whose samples wait for the next window
 
     def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> tuple[list[list[int]], list[int]]:
-        """Pack the samples of a window.
+        """The packs of a window's samples (indices into `sizes`), and the samples left for the next one.
 
         Args:
-            samples: indices into `sizes`.
             seed: decides the noise, and the order of equal samples.
             last: whether this is the last window, so that nothing may be left.
-
-        Returns:
-            The packs, and the samples left for the next window.
         """
         rng, share = np.random.default_rng(seed), self.tile_share if sizes.max_tiles else 0
         samples = rng.permutation(np.asarray(samples, np.int64))
@@ -72,13 +68,10 @@ class BestFit:
 
 
 def _best_fit(samples: list[int], tokens: list[int], tiles: list[int], sizes: Sizes) -> list[tuple[list[int], float]]:
-    """Put samples into packs in the given order.
+    """Samples put into packs in the given order: each pack, and how much of it stays empty by `Sizes.weights`.
 
     Open packs are in `free[tile room][token room]`; bit r of the integer `rooms[tile room]` says that there is one with
     room for r tokens, so the best fit is the lowest bit from the sample's tokens on.
-
-    Returns:
-        Each pack and how much of it stays empty, weighted by `Sizes.weights`.
     """
     per_token, per_tile = sizes.weights()
     free: list[dict[int, list[list[int]]]] = [{} for _ in range(sizes.max_tiles + 1)]

@@ -133,11 +133,9 @@ def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:
 
 
 def efficiency(packs: Packs, max_tokens: int, num_ranks: int = 1) -> dict[str, float]:
-    """Figures of a packing.
+    """Figures of a packing: samples_per_pack; padded, the share of the token budget that stays empty; waiting.
 
-    Returns:
-        padded: share of the token budget that stays empty; samples_per_pack; waiting: share of the ranks' time in
-        which they wait for the one with most work, in steps of `num_ranks` neighboring packs.
+    That is the share of their time in which ranks wait for the one with most work, in steps of neighboring packs.
     """
     steps = len(packs) // num_ranks
     work = packs.work[: steps * num_ranks].reshape(steps, num_ranks)

@@ -108,7 +108,7 @@ class Ledger:
         write_whole(self.path, lambda target: target.write_text("".join(lines), "utf-8"))
 
     def take_from(self, batch: dict) -> None:
-        """Enter and log what `dropped` of a batch names, and remove it, in runs without `LedgerHook`, which comes before.
+        """Enter and log what `dropped` of a batch names, and remove it, where no `LedgerHook` has done so before.
 
         Raises:
             TooManyBadSamples: more than `MAX_BAD_SAMPLES`, here of the whole run.

@@ -179,8 +179,8 @@ class PackBatchSampler(Plan):
         if batch_size != 1:
             raise SettingError("batch_size", f"batch_size={batch_size} with packing", "set it to 1: a pack is a batch")
         if not isinstance(sampler, PlanSampler):
-            problem, remedy = f"packing works with PlanSampler, not {type(sampler).__name__}", "set sampler.type to it"
-            raise SettingError("sampler", problem, remedy)
+            problem = f"packing works with PlanSampler, not {type(sampler).__name__}"
+            raise SettingError("sampler", problem, "set sampler=dict(type=PlanSampler)")
         self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
         self.batch_size = batch_size  # MMEngine asks for it under DeepSpeed
         self._packs: tuple[tuple[int, int], Packs] | None = None

@@ -22,8 +22,7 @@ from ..families import PARTS, families_of
 from ..hub.constants import IMAGE_CONTEXT
 from ..hub.modeling_flash import FLASH_PARTS
 from ..ranges import ROW_MULTIPLE, check
-from ..weights.loader import load_model, load_tokenizer, read_config
-from ..weights.partition import is_partitioned, over_ranks, partition_dtype
+from ..weights.loader import is_partitioned, load_model, load_tokenizer, over_ranks, partition_dtype, read_config
 from .attention import attend_to_segments, no_mask
 from .blocks import compile_model_blocks, recompute_blocks, set_drop_path
 from .losses import LossHead, next_token_loss, sum_over_ranks, token_log_probs

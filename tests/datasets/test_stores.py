@@ -66,14 +66,13 @@ def test_a_store_that_is_down_stops_a_run_under_every_policy(server, data_base, 
     assert {row: each.reason for row, each in dataset.lengths(0).complaints.items()} == {2: "image_missing"}
 
 
-def test_images_are_measured_by_their_heads_and_read_once(server, tmp_path):
-    Image.effect_noise((900, 700), 90).convert("RGB").save(tmp_path / "a.jpg", quality=95)
+def test_images_are_read_once(server, tmp_path):
+    Image.new("RGB", (90, 70)).save(tmp_path / "a.jpg")
     server.objects["x/deep/a b.jpg"] = (tmp_path / "a.jpg").read_bytes()
     images = open_images(f"{server.url}/x", tmp_path)
-    assert image_size(images.resolve("deep/a b.jpg")) == (900, 700)
-    assert server.asked == [("GET", "x/deep/a b.jpg", "bytes=0-65535")]
     found = pickle.loads(pickle.dumps(images)).resolve("deep\\a b.jpg")
-    assert load_image(found).size == load_image(found).size == (900, 700) and len(server.asked) == 2
+    assert image_size(found) == load_image(found).size == (90, 70)
+    assert server.asked == [("GET", "x/deep/a b.jpg", None)]
     for name in ("../a.jpg", "/a.jpg", "s3://a/b.jpg"):
         with pytest.raises(MediaError):
             images.resolve(name)

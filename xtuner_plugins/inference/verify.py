@@ -38,6 +38,7 @@ from ..export.trained import TrainedPlan
 from ..hub.conversation import get_conv_template
 from ..weights import loader, manifest
 from ..weights.lazy import LazyTensor, cast
+from ..weights.model_view import keys_of
 from ..weights.reading import CheckpointError, open_weights, read_json
 from ..weights.writer import json_text
 from .session import normalize
@@ -162,7 +163,7 @@ def compare_tensors(job: Job, export: Path) -> dict[str, tuple[int, int]]:
         CheckpointError: a tensor lacks, is unknown, or has another dtype, shape or numbers; a part that was trained is
             the base's.
     """
-    plan, keys = job.plan, job.draft.format.keys(read_json(export / "config.json"))
+    plan, keys = job.plan, keys_of(job.draft.format, read_json(export / "config.json"))
     drafted, found = job.draft.tensors, open_weights(export)
     if wrong := sorted(drafted.keys() ^ found.keys()):
         raise CheckpointError(f"the weights lack or add {len(wrong)} tensors: {', '.join(wrong[:3])}")
@@ -258,7 +259,7 @@ def _models(job: Job) -> Iterator[tuple[str, nn.Module]]:
     merged = plan.tensors(merged=True)
     if plan.adapters or plan.token_rows:
         yield "merged", build(merged)
-    keys, drafted = job.draft.format.keys(job.draft.config), job.draft.tensors
+    keys, drafted = keys_of(job.draft.format, job.draft.config), job.draft.tensors
     typed = {name: cast(merged[name], to.dtype) for name, to in (keys.to_ours(drafted) if keys else drafted).items()}
     if any(torch.promote_types(merged[name].dtype, tensor.dtype) != tensor.dtype for name, tensor in typed.items()):
         yield "cast", build(typed)

@@ -121,6 +121,7 @@ class Project:
         self.folder, self.mark = folder, f"kill-runs-{os.getpid()}"
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.env = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+        self.env["XTUNER_PLUGINS_CACHE"] = str(folder / "cache")
         self.logs = 0
 
     def make(self, seed: int) -> None:
@@ -334,10 +335,10 @@ def differing_tensors(first: Path, second: Path) -> list[str]:
 
 
 def differing_files(first: Path, second: Path) -> list[str]:
-    """Names of files that differ between two exports. The manifest names its checkpoint, so it need only be there."""
+    """Names of files that differ between two exports; manifest and card, which name their run, need only be there."""
     names = {path.relative_to(folder) for folder in (first, second) for path in folder.rglob("*") if path.is_file()}
     _, differing, missing = filecmp.cmpfiles(first, second, names, shallow=False)
-    return sorted({*map(str, differing)} - {"export_manifest.json"} | {*map(str, missing)})
+    return sorted({*map(str, differing)} - {"export_manifest.json", "README.md"} | {*map(str, missing)})
 
 
 def phases_of(kills: int, cases: int, draw: random.Random) -> list[list[str]]:

@@ -26,7 +26,7 @@ def test_no_image_of_training_shows_the_other_style_or_a_thing_that_is_new(tmp_p
     counts = {held: {kind: len(found) for kind, found in pool.items()} for held, pool in pools.items()}
     assert counts == {True: dict.fromkeys(KINDS, 2), False: dict.fromkeys(KINDS, 6)}
     monkeypatch.setattr("benchmarks.real_model.TEXTS", 10)
-    write_data(tmp_path, tmp_path / "data", number=40, asked=20, seed=0)
+    write_data(tmp_path, tmp_path / "data", number=40, asked=20, seed=0, grid=1)
 
     def shown(name: str) -> set[tuple[int, int]]:
         """Thing and blue of what the images of a file show: the commonest pixel value with this green."""

@@ -10,7 +10,7 @@ from xtuner_plugins.families import PARTS, families_of
 from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 from xtuner_plugins.models import vlm
-from xtuner_plugins.models.quantization import build_quantization_config, linear_quantizer
+from xtuner_plugins.models.trainable import build_quantization_config, linear_quantizer
 from xtuner_plugins.planning.published import Base
 
 

@@ -22,9 +22,9 @@ LARGE = dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)
 
 def kind(base: Base) -> tuple[str, str, str | None, str, bool, bool]:
     """What makes two bases differ in code: classes, projector, template, a whole publication, and Flash's parts."""
-    vision, name = ENCODERS[base.encoder].config, LLMS[base.llm].name
+    vision, name = ENCODERS[base.encoder], base.llm
     encoder = vision["model_type"] + ("_rms" if vision.get("norm_type") == "rms_norm" else "")
-    llm = "internlm2" if "internlm2" in name else "qwen" if "Qwen-7B" in name else LLMS[base.llm].config["model_type"]
+    llm = "internlm2" if "InternLM2" in name else "qwen" if name == "Qwen-7B" else LLMS[name]["model_type"]
     tiled = base.name.endswith("-tiled")
     return (
         encoder,

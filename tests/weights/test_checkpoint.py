@@ -4,35 +4,15 @@ import os
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
-from mmengine.logging import HistoryBuffer
-from safetensors.torch import save_file
 
 from tests.engine.forked import train_forked
 from tests.small_data import write_dataset
-from tests.weights.test_reading import assert_same, example
 from xtuner_plugins.export.export import export
 from xtuner_plugins.weights.checkpoint import open_checkpoint
-from xtuner_plugins.weights.partition import partition_dtype
+from xtuner_plugins.weights.loader import partition_dtype
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.weights.writer import write_json
 from xtuner_plugins.weights.zero import open_optimizer
-
-
-def test_what_is_opened(tmp_path):
-    history = HistoryBuffer()
-    history.update(2.0)
-    others = {"meta": ConfigDict(a=1), "message_hub": {"h": history}, "record": {"base": 1}}
-    torch.save({"state_dict": example(), **others}, tmp_path / "iter_1.pth")
-    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
-    opened = open_checkpoint(tmp_path / "iter_1.pth")
-    assert (opened.kind, opened.record, opened.files) == ("mmengine", {"base": 1}, [tmp_path / "iter_1.pth"])
-    assert_same(opened.tensors, example())
-    for path in (tmp_path, tmp_path / "model.safetensors"):
-        opened = open_checkpoint(path)
-        assert (opened.kind, opened.record, opened.files) == ("weights", None, [tmp_path / "model.safetensors"])
-        assert_same(opened.tensors, {"a": torch.ones(2)})
-
 
 WEIGHTS = {"state_dict": {"a": torch.ones(1)}}
 STRANGE = {"u": {**WEIGHTS, "meta": {"iter": []}}, "x": {"state_dict": {"a": 3}}}

@@ -1,7 +1,6 @@
 """Fast tokenizers made from InternLM2's and Qwen's vocabularies: the ids of sentencepiece and tiktoken themselves."""
 
 import contextlib
-import logging
 import re
 import shutil
 import unicodedata
@@ -15,7 +14,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 from tests.weights import language_models
 from tests.weights.language_models import ADVERSE, INTERNLM2_TOKENS, SPARE, random_texts, write_internlm2, write_qwen
 from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.weights.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES, load_fast_tokenizer
+from xtuner_plugins.weights.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 from xtuner_plugins.weights.tokenizer_files import load_tokenizer, save_tokenizer
 from xtuner_plugins.weights.writer import write_json
@@ -140,18 +139,3 @@ def test_tokenizer_json_counts_whatever_the_class(toy_base, tmp_path):
     for tokenizer in (load_tokenizer(base), AutoTokenizer.from_pretrained(base, trust_remote_code=False)):
         plain, spaced = load_tokenizer(toy_base)(["two words", " two words"]).input_ids
         assert tokenizer("two words").input_ids == spaced != plain
-
-
-def test_nobody_is_warned_of_wrong_ids(toy_base, tmp_path, caplog, monkeypatch):
-    """Transformers 4.57 takes a large tokenizer beside a config without release for Mistral's; 5 warns of its kind."""
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    caplog.set_level(logging.WARNING, "transformers")  # whatever ran before
-    base, state = shutil.copytree(toy_base, tmp_path / "base"), read_json(toy_base / "tokenizer.json")
-    state["model"]["vocab"] |= {f"spare {number}": 1000000 + number for number in range(100_000)}  # as Qwen2.5's
-    write_json(base / "tokenizer.json", state)
-    write_json(base / "config.json", {**read_json(base / "config.json"), "transformers_version": None})
-    load_fast_tokenizer(base).save_pretrained(tmp_path / "saved")
-    assert caplog.text == ""
-    AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    assert "incorrect regex" in caplog.text or "a model of type `internvl_chat`" in caplog.text  # transformers 4, 5
-    assert "mistral" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()

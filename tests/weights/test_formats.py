@@ -67,14 +67,10 @@ def test_tables_are_bijections():
                 found = {(way, each) for way, each in ((forth, name), *((back, each) for each in names))}
                 assert not seen & found
                 seen |= found
-
-
-def test_names_in_memory():
-    """Some directories of transformers were saved under them."""
+    # Some directories of transformers were saved under the names in memory.
     names = "language_model.lm_head.x", "language_model.model.x", "vision_tower.x", "multi_modal_projector.x"
     held = "lm_head.x", "model.language_model.x", "model.vision_tower.x", "model.multi_modal_projector.x"
     assert tuple(map(hf.KEYS.listed, (*held, *names))) == (*names, *names)
-    assert hf.KEYS.to_ours(tensors("model.vision_tower.embeddings.cls_token"))
 
 
 def test_uncovered_and_incomplete(refused):

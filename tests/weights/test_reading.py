@@ -70,7 +70,7 @@ def test_shards_and_what_is_no_weights(tmp_path, refused):
     torch.save({"a": torch.ones(2)}, old / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     (notes / "notes.txt").write_text("x")
     table = [
-        (old, "or of torch before 1.6: save it again there"),
+        (old, "is not a torch checkpoint, of torch 1.6 or newer"),
         (notes, r"it holds: notes\.txt"),
         (tmp_path / "nowhere", "does not exist"),
         ({"t1": "model-00003-of-00002.safetensors"}, "lacks model-00003"),
@@ -107,7 +107,7 @@ def test_lying_safetensors(tmp_path, refused):
         *(header(**entry) + bytes(16) for entry in ({"shape": [-4]}, {"dtype": "F8_E4M3"}, {"dtype": "Q3"})),
     ):
         (tmp_path / "m.safetensors").write_bytes(content)
-        refused("m.safetensors (is not a whole|holds numbers of)", open_safetensors, tmp_path / "m.safetensors")
+        refused("m.safetensors is not a whole", open_safetensors, tmp_path / "m.safetensors")
 
 
 class Attack:

@@ -55,8 +55,8 @@ def test_tokens_added_saved_and_dropped_again(bare, tmp_path):
     before = bare.get_vocab()
     tokenizer_files.add_tokens(bare, ["<video>"])
     (tmp_path / "chat_template.json").touch()
-    media, fields = {"image": "<image>"}, {"video_token": "<video>"}
-    tokenizer_files.save_tokenizer(bare, tmp_path, {"template": "internvl2_5"}, media, fields)
+    media = {"image": "<image>"}
+    tokenizer_files.save_tokenizer(bare, tmp_path, {"template": "internvl2_5"}, media, video_token="<video>")
     config = read_json(tmp_path / "tokenizer_config.json")
     template = tokenizer_files.chat_template(bare, get_conv_template("internvl2_5"), media)
     assert config["chat_template"] == (tmp_path / "chat_template.jinja").read_text() == template

@@ -29,10 +29,7 @@ SECONDS = 60.0  # that a try may last
 BLOCK = 1 << 24  # bytes fetched at a time
 MISSING, DENIED = "image_missing", "store_denied"
 TAGS = ("ETag", "etag", "md5Hash", "crc32c", "LastModified", "Last-Modified", "mtime", "updated", "created")
-DENIED_REMEDY = (
-    "give credentials by environment variables, a profile or a file of credentials; without the permission to list, "
-    "stores say the same of objects that aren't there"
-)
+DENIED_REMEDY = "give credentials; without the permission to list, stores say the same of objects that aren't there"
 
 
 class Store:

@@ -72,16 +72,7 @@ def export_adapter(
 
 
 def _peft_config(plan: trained.TrainedPlan, part: str) -> dict:
-    rows = {layer: indices for layer, (_, indices) in trained.inside(plan.token_rows, part).items()}
-    # Whole tensors are in REPLACED.
-    unset = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"))
-    config = plan.lora_configs[part].peft(
-        **unset,
-        target_modules=sorted(trained.inside(plan.adapters, part)),
-        base_model_name_or_path=str(plan.view.directory),
-        trainable_token_indices=rows or None,
-        inference_mode=True,
-        init_lora_weights=True,
-    )
+    own = {"base_model_name_or_path": str(plan.view.directory), "inference_mode": True, "init_lora_weights": True}
+    config = plan.peft_config(part, **own)
     fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     return {**fields, "peft_type": "LORA", "task_type": None}

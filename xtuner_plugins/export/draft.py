@@ -78,7 +78,7 @@ def make_draft(
     """
     to = FORMATS[format] if format else view.format
     # The hf form describes preprocessing in several files, which are rewritten if the training changed it.
-    if to is not view.format or (to is not official and view.changed):
+    if to is not view.format or (to is not official and view.settled):
         draft = _rewritten(view, tensors, to, template)
     else:
         draft = _as_stored(view, tensors)
@@ -173,7 +173,7 @@ def write_files(form: ModuleType, stage: Path, config: Mapping, tokenizer) -> No
         config: complete official fields.
         tokenizer: with the tokens that the format needs.
     """
-    tokenizer_files.save_tokenizer(tokenizer, stage, config, form.MEDIA, form.TOKENIZER_FIELDS)
+    tokenizer_files.save_tokenizer(tokenizer, stage, config, form.MEDIA, **form.TOKENIZER_FIELDS)
     pad, stops = config["llm_config"].get("pad_token_id"), tokenizer_files.stop_token_ids(tokenizer, config["template"])
     fields = {"_from_model_config": True, "eos_token_id": stops, "transformers_version": form.RELEASE}
     write_json(stage / _GENERATION, {**fields, "pad_token_id": tokenizer.pad_token_id if pad is None else pad})

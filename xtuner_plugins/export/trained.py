@@ -68,8 +68,7 @@ class TrainedPlan:
             max_tiles: which tile limit, if the training used several; None takes the largest.
 
         Raises:
-            CheckpointError: a choice, but the checkpoint doesn't say how the training prepared images and text.
-            PreprocessingError: several templates and none chosen, or a choice that the training didn't use.
+            CheckpointError: several templates and none chosen, or a choice that the training didn't use.
         """
         if self.preprocessing is None:
             if template or max_tiles:
@@ -79,8 +78,8 @@ class TrainedPlan:
         self.notes += [note] if note else []
         self.preprocessing = {**self.preprocessing, "exported": asdict(choice)}
         view, fields = self.view, choice.config_fields(self.view.config)
-        view.changed = {key for key, value in fields.items() if view.config.get(key) != value}
-        view.settled, view.config = fields, {**view.config, **fields}
+        view.settled = {key: value for key, value in fields.items() if view.config.get(key) != value}
+        view.config = {**view.config, **fields}
         return self
 
     def tensors(self, *, merged: bool) -> dict[str, LazyTensor]:
@@ -102,6 +101,14 @@ class TrainedPlan:
         """The tensors of adapters and trained rows, by official name without that of the adapter."""
         held = {f"{layer}.{kind}": each for layer, parts in self.adapters.items() for kind, each in parts.items()}
         return held | {f"{layer}.{merge.TOKEN_ROWS}": rows for layer, (rows, _) in self.token_rows.items()}
+
+    def peft_config(self, part: str, **changes):
+        """The ``peft.LoraConfig`` of a part's adapters, which names the layers and rows that they are of."""
+        rows = {layer: indices for layer, (_, indices) in inside(self.token_rows, part).items()}
+        # Whole tensors are replaced.
+        unset = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"))
+        named = {"target_modules": sorted(inside(self.adapters, part)), "trainable_token_indices": rows or None}
+        return self.lora_configs[part].peft(**unset, **named, **changes)
 
 
 def config_file(cfg) -> Path | None:
@@ -248,20 +255,10 @@ def inside(held: Mapping[str, Any], part: str) -> dict[str, Any]:
 def attach_adapters(model, plan: TrainedPlan) -> None:
     """Injects live adapters into a loaded hub model and fills them from the checkpoint (fp32)."""
     from peft import inject_adapter_in_model
-    from peft.utils.other import set_additional_trainable_modules
 
-    for part, _, _ in PARTS.values():
-        layers, rows, root = inside(plan.adapters, part), inside(plan.token_rows, part), model.get_submodule(part)
-        if layers:
-            unset = dict.fromkeys(
-                ("exclude_modules", "layers_to_transform", "modules_to_save", "trainable_token_indices")
-            )
-            config = plan.lora_configs[part].peft(**unset, target_modules=sorted(layers), init_lora_weights=False)
-            inject_adapter_in_model(config, root, adapter_name=merge.ADAPTER_NAME)
-        if rows:
-            indices = {layer: each for layer, (_, each) in rows.items()}
-            config = merge.Lora(options={}).peft(trainable_token_indices=indices)
-            set_additional_trainable_modules(root, config, {}, merge.ADAPTER_NAME)
+    for part in plan.lora_configs:
+        root = model.get_submodule(part)
+        inject_adapter_in_model(plan.peft_config(part, init_lora_weights=False), root, merge.ADAPTER_NAME)
         live = dict(root.named_parameters())
         for name, tensor in inside(plan.live_tensors(), part).items():
             where, dot, leaf = name.partition(".weight")

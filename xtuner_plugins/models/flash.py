@@ -35,11 +35,8 @@ RATIOS = "flash_ratios"  # of past steps, in the message hub, which checkpoints 
 def draw_tiles(sources: Sequence[str], num_tiles: Sequence[int], seed: int) -> torch.Tensor:
     """Which tiles of a batch are compressed, bool ``[T]``: each with probability 1/2, by seed and sample alone.
 
-    So the length of a row is known before the run, and is the same after a resume and on any number of ranks.
-
-    Args:
-        sources, num_tiles: ``file:line`` of each sample, and its tiles.
-        seed: Of the draw.
+    So the length of a row is known before the run, and is the same after a resume and on any number of ranks. Of each
+    sample there are ``file:line`` and its number of tiles.
     """
     generators = [random.Random(f"{seed} {source}") for source in sources]
     drawn = [rng.random() < 0.5 for rng, tiles in zip(generators, num_tiles, strict=True) for _ in range(tiles)]
@@ -114,12 +111,9 @@ class FlashModel(VisionLanguageModel):
     """A Flash model in training: rows with compressed tiles beside the whole one.
 
     Args:
-        base: A directory with ``flash_mode`` (``tools/build_base_model.py --flash`` makes one).
+        base: A directory with ``flash_mode`` (``tools/build_base_model.py --flash`` makes one), else `ValueError`.
         data_preprocessor: Config of a `FlashPreprocessor`.
         **settings: What trains of the other parts and how, as `VisionLanguageModel`.
-
-    Raises:
-        ValueError: As `VisionLanguageModel`; or the base is no Flash model.
     """
 
     choice = "draw"  # of `FlashPreprocessor`
@@ -191,9 +185,7 @@ class FlashConsistencyModel(FlashModel):
 
     The loss is the mean over the answers' tokens of KL(reference || model). The reference is the base as the run found
     it, with all tokens: adapters are switched off and ``mlp1`` alone projects; of what trains whole a copy is kept.
-
-    Args:
-        base, **settings: As `FlashModel`.
+    Settings are those of `FlashModel`.
     """
 
     flash_parts = ("mlp2",)

@@ -224,16 +224,14 @@ def next_token_loss(
     over ranks and micro-batches.
 
     Args:
-        hidden: ``[K, D]``, the LLM's last hidden states before each target; K > 0, because under ZeRO-3 every rank must
-            gather the head.
+        hidden: ``[K, D]``, the last hidden states before each target; K > 0: under ZeRO-3 all ranks gather the head.
         targets: int64 ``[K]``.
         lm_head: Maps ``[..., D]`` to ``[..., V]``.
         weights: float32 ``[K]``; None weighs all the same.
         mean_weight: As `mean_weight_of`.
 
     Returns:
-        The loss to differentiate, a float32 scalar; and the cross entropy of each target, float32 ``[K]``, without
-        weights and gradient.
+        The loss to differentiate, a float32 scalar; and the targets' cross entropy, float32 ``[K]``, without gradient.
     """
     if weights is None:
         weights = torch.ones_like(targets, dtype=torch.float32)

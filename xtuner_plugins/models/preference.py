@@ -49,9 +49,6 @@ class Reference:
 
     Raises:
         ValueError: Under ZeRO-3 parameters outside of adapters train, and nothing is precomputed.
-
-    Attributes:
-        is_complete: It is the reference at any time, not only before the first step.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, is_precomputed: bool = False):
@@ -64,7 +61,7 @@ class Reference:
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.requires_grad and id(parameter) not in adapted
         ]
-        self.is_complete = not (trained and is_precomputed)
+        self.is_complete = not (trained and is_precomputed)  # the reference at any time, not only at first
         if trained and self.is_complete and is_deepspeed_zero3_enabled():
             raise ValueError(
                 "objectives with a reference need a frozen copy of what trains outside of adapters, which ZeRO-3 would "
@@ -106,9 +103,8 @@ class PreferenceModel(VisionLanguageModel):
         base: As `VisionLanguageModel`; also the reference, and an attribute.
         objectives: Name to weight, e.g. ``dict(dpo=1.0)``.
         beta: Scale of rewards.
-        label_smoothing: Of dpo, from 0 to below 0.5.
+        label_smoothing, margin: Of dpo, from 0 to below 0.5; of simpo.
         per_token: Rewards of mean instead of summed log probabilities.
-        margin: Of simpo.
         precomputed_reference: The reference's log probabilities come with the batches (`PrecomputedReferenceHook`);
             no frozen copies are kept.
         **settings: What trains and how, as `VisionLanguageModel`.

@@ -22,16 +22,14 @@ from ..families import PARTS, families_of
 from ..hub.constants import IMAGE_CONTEXT
 from ..hub.modeling_flash import FLASH_PARTS
 from ..ranges import ROW_MULTIPLE, check
-from ..weights.loader import load_model, load_tokenizer, read_config
-from ..weights.partition import is_partitioned, over_ranks, partition_dtype
+from ..weights.loader import is_partitioned, load_model, load_tokenizer, over_ranks, partition_dtype, read_config
 from .attention import attend_to_segments, no_mask
 from .blocks import compile_model_blocks, recompute_blocks, set_drop_path
 from .losses import LossHead, next_token_loss, sum_over_ranks, token_log_probs
 from .preprocessor import TilePreprocessor
-from .quantization import build_quantization_config, linear_quantizer
 from .rows import Row
 from .sequence_parallel import check_heads, check_rotations, gather_features, own_group, sum_over_group
-from .trainable import Part, WhatTrains
+from .trainable import Part, WhatTrains, build_quantization_config, linear_quantizer
 
 
 @MODELS.register_module()
@@ -192,8 +190,8 @@ class VisionLanguageModel(BaseModel):
             pixel_values: Normalized tiles, float32 ``[T, 3, H, W]`` of all samples in order; T may be 0. Beside a cut
                 row those that this rank encodes.
             mode: ``'loss'``.
-            mean_weight: Supervised weight of the optimizer step per rank (float32 scalar), if this batch is one of
-                several micro-batches; None if it is the whole step. Of preference pairs their weight.
+            mean_weight: Supervised weight (or that of pairs) of the optimizer step per rank, a float32 scalar, if this
+                is one of several micro-batches; None if it is the whole step.
             **others: What the preprocessor of a subclass makes beside these.
 
         Returns:

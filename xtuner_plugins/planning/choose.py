@@ -53,7 +53,7 @@ def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
     records = count_records(settings["train_dataloader"]["dataset"])
     if records and records < FEW_RECORDS and not settings["model"].get("objectives"):
         chosen |= _keys(max_epochs=EPOCHS)
-    plan = plan_config(_with(settings, {**chosen, **given}), plain(1, gpu.is_cpu), records)
+    plan = plan_config(read_config(recipe, {**chosen, **given})._to_lazy_dict(), plain(1, gpu.is_cpu), records)
     for key, times in _keys(**TIMES).items():
         if plan.steps and value_at(settings, key):
             chosen[key] = min(-(-plan.steps // times), value_at(settings, key))
@@ -62,15 +62,6 @@ def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
 
 def _keys(**values: Any) -> dict[str, Any]:
     return {SETTINGS[name].key: value for name, value in values.items()}
-
-
-def _with(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's keys with other values; the config itself stays as it is."""
-    changed = dict(settings)
-    for key, value in changes.items():
-        name, _, rest = key.partition(".")
-        changed[name] = _with(changed[name], {rest: value}) if rest else value
-    return changed
 
 
 def _fits(memory: Plan, gpu: GPU) -> bool:
@@ -91,7 +82,8 @@ def _largest(
     def planned(values: Mapping[str, Any], size: int) -> tuple[dict[str, Any], Plan]:
         keys = _keys(**values, batch_size=size, accumulative_counts=max(step // size, 1))
         keys = {key: value for key, value in keys.items() if key not in given}
-        return keys, plan_memory(job_of(_with(settings, keys), shape), plain(1, gpu.is_cpu))
+        changed = read_config(recipe, {**keys, **given})._to_lazy_dict()
+        return keys, plan_memory(job_of(changed, shape), plain(1, gpu.is_cpu))
 
     for values in _resolutions(leaf, gpu):
         found, size = planned(values, least), 2 * least

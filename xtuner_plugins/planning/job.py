@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..families import PARTS
 from ..settings import read_deepspeed
 from .shapes import Linear, Shape, Stack
 
@@ -73,10 +74,9 @@ class Job:
         """Linear layers of a block that have LoRA."""
         return self.stack(part).matching(self.adapters[part].targets) if part in self.adapters else []
 
-    @property
-    def adapter_parameters(self) -> int:
-        """Parameters of LoRA alone."""
-        return sum(adapters.parameters(self.stack(part)) for part, adapters in self.adapters.items())
+    def adapter_parameters(self, parts: Container[str] = PARTS) -> int:
+        """Parameters of LoRA alone, of these parts."""
+        return sum(lora.parameters(self.stack(part)) for part, lora in self.adapters.items() if part in parts)
 
     @property
     def encoder_whole(self) -> int:
@@ -89,14 +89,13 @@ class Job:
     def trained(self) -> int:
         """Parameters with a gradient, adapters included."""
         rest = sum(self.shape.part(part) for part in self.whole - {"visual_encoder"})
-        return rest + self.encoder_whole + self.train_head * self.shape.table + self.adapter_parameters
+        return rest + self.encoder_whole + self.train_head * self.shape.table + self.adapter_parameters()
 
     @property
     def copied(self) -> int:
         """Parameters of which the reference keeps a frozen copy: adapters are switched off instead."""
-        if not self.reference:
-            return 0
-        return self.trained - self.adapter_parameters - self.shape.part("mlp2") * ("mlp2" in self.whole)
+        whole = self.trained - self.adapter_parameters() - self.shape.part("mlp2") * ("mlp2" in self.whole)
+        return whole * self.reference
 
     @property
     def packed(self) -> int:
@@ -109,7 +108,7 @@ class Job:
     @property
     def frozen(self) -> int:
         """Parameters without a gradient that aren't packed."""
-        return self.shape.parameters - self.packed - (self.trained - self.adapter_parameters)
+        return self.shape.parameters - self.packed - (self.trained - self.adapter_parameters())
 
     @property
     def size(self) -> int:

@@ -142,11 +142,11 @@ def lengths_of(settings: Mapping[str, Any], shape: Shape, samples: int | None = 
     paths = [paths] if isinstance(paths, str) else paths
     measured = _measured(data, paths, pairs="objectives" in settings["model"])
     if measured is not None:
-        mean, tiles = Batch(*(int(column.mean()) for column in measured)), measured[1].mean()
-        longest = Batch(*(int(column[: loader["batch_size"]].sum()) for column in measured))
-        number, packs = len(measured[0]), "max_tokens" in (loader.get("batch_sampler") or {})
-        source = f"lengths measured: {number:,} samples of {mean.tokens:,} tokens and {tiles:.1f} tiles on average"
-        return Lengths(number, mean, batches if packs else (longest,), source, is_measured=True)
+        mean, number = Batch(*(int(column.mean()) for column in measured)), len(measured[0])
+        if not value_at(loader, "batch_sampler.max_tokens"):
+            batches = (Batch(*(int(column[: loader["batch_size"]].sum()) for column in measured)),)
+        means = f"{mean.tokens:,} tokens and {measured[1].mean():.1f} tiles on average"
+        return Lengths(number, mean, batches, f"lengths measured: {number:,} samples of {means}", is_measured=True)
     tiles = _tiles_of_sample(data, shape)
     text = min(TEXT_TOKENS, data["max_length"] - tiles * shape.tokens_per_tile)
     known = sum(NUM_SAMPLES[path] for path in paths) if paths and NUM_SAMPLES.keys() >= set(paths) else None
@@ -168,9 +168,9 @@ def _measured(data: Mapping[str, Any], paths: Sequence[str], pairs: bool) -> lis
     try:
         dataset = kind(**{key: value for key, value in data.items() if key != "type"})
     except (DataError, SourceError):
-        if any(map(is_url, paths)):  # planned also where the store isn't reached
-            return None
-        raise
+        if not any(map(is_url, paths)):  # planned also where the store isn't reached
+            raise
+        return None
     if not dataset.is_measured():
         return None
     tokens, tiles, fates = dataset.layout()

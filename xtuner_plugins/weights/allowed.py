@@ -93,12 +93,7 @@ def config_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
         if isinstance(kept.get(name), Mapping):
             check = vision_fields if name == "vision_config" else language_fields
             kept[name] = check(kept[name], f"{where}: {name}")
-    return _with_own_code(kept)
-
-
-def _with_own_code(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields without an ``auto_map`` that points to another repository."""
-    return fields if "--" not in repr(fields.get("auto_map")) else {k: v for k, v in fields.items() if k != "auto_map"}
+    return kept
 
 
 def language_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -137,14 +132,16 @@ def file_fields(name: str, fields: Mapping[str, Any], where: str) -> dict[str, A
     """The listed keys of another JSON file of a model directory, a key of ``FILES``."""
     # InternLM2's tokenizer has its own code, which goes along.
     own = ("auto_map",) if fields.get("tokenizer_class") == "InternLM2Tokenizer" else ()
-    return _with_own_code(_keep(fields, (*FILES[name], *own), where))
+    return _keep(fields, (*FILES[name], *own), where)
 
 
 def _keep(fields: Mapping[str, Any], keys: Iterable[str], where: str) -> dict[str, Any]:
-    kept = {key: fields[key] for key in fields if key in set(keys)}
+    """The listed fields alone, without an ``auto_map`` that points to another repository."""
+    dropped = {"auto_map"} if "--" in repr(fields.get("auto_map")) else set()
+    kept = {key: fields[key] for key in fields if key in set(keys) - dropped}
     said = {key: value for key, value in fields.items() if key not in kept and value not in (None, False, "", [], {})}
-    if told := tuple(key for key in said if said[key] != _defaults().get(key)):  # it says more than a missing key does
-        _tell(where, told)
+    if told := [key for key in said if said[key] != _defaults().get(key)]:  # it says more than a missing key does
+        _tell(f"{where}: left out {textwrap.shorten(', '.join(told), 300, placeholder=' ...')}")
     return kept
 
 
@@ -155,10 +152,7 @@ def _defaults() -> dict[str, Any]:
     return PretrainedConfig().to_dict()
 
 
-@functools.lru_cache
-def _tell(where: str, keys: tuple[str, ...]) -> None:
-    shown = textwrap.shorten(", ".join(keys), 300, placeholder=" ...")
-    logging.getLogger(__name__).warning("%s: left out %s", where, shown)
+_tell = functools.lru_cache(logging.getLogger(__name__).warning)  # once each
 
 
 def _check_values(fields: Mapping[str, Any], where: str) -> None:

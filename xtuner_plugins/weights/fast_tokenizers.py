@@ -72,7 +72,6 @@ def load_fast_tokenizer(directory: str | Path):
     if read_json(directory / "config.json", missing={}).get("model_type") == "internvl_chat":
         options["config"] = PretrainedConfig()  # transformers 5 warns that it doesn't know the directory's own
     tokenizer = AutoTokenizer.from_pretrained(str(directory), **options)
-    tokenizer.init_kwargs.pop("fix_mistral_regex", None)
     if not path.is_file() or not builds_tokenizers_anew():
         return tokenizer
     own, ids = Tokenizer.from_file(str(path)), tokenizer(list(SAMPLES), add_special_tokens=False).input_ids

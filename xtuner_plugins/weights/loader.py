@@ -112,15 +112,12 @@ def build(
 
 
 def load_model(directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, **options) -> nn.Module:
-    """A model directory of any format in the hub's classes (InternLM2 runs as Llama).
+    """A model directory of any format in the hub's classes, an ``InternVLChatModel`` in eval mode.
 
     Args:
         directory: with ``config.json`` and safetensors (or torch) weights.
         dtype: of the loaded parameters; None keeps the stored one.
         **options: ``device`` and ``filled``, as for `build`.
-
-    Returns:
-        An ``InternVLChatModel`` in eval mode.
 
     Raises:
         CheckpointError: not such a directory; else as for `build`.
@@ -137,3 +134,38 @@ def stop_at(model, token_ids: int | list[int] | None) -> None:
         from transformers import GenerationConfig
 
         model.generation_config = GenerationConfig(eos_token_id=token_ids)
+
+
+def partition_dtype(config: Mapping) -> torch.dtype:
+    """The dtype in which a DeepSpeed configuration computes; parameters must have it before they are partitioned."""
+    names = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    found = (dtype for key, dtype in names.items() if (config.get(key) or {}).get("enabled") is True)
+    return next(found, torch.float32)
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 holds this parameter (its own data is empty then)."""
+    return hasattr(parameter, "ds_id")
+
+
+def over_ranks(config: Mapping) -> Callable[[nn.Module, str], None]:
+    """For ``build(filled=...)`` under ZeRO-3: splits the own parameters of each module before the next is read.
+
+    So no rank ever holds more than its share and one module. Every rank of the process group must load the same model:
+    splitting is a collective operation. ``deepspeed.initialize`` later leaves partitioned parameters as they are.
+
+    Args:
+        config: the DeepSpeed configuration, of stage 3.
+    """
+    from deepspeed import zero
+
+    kept = ("zero_optimization", "bf16", "fp16")
+    # The batch size doesn't matter here, but DeepSpeed refuses a configuration without one.
+    config = {"train_micro_batch_size_per_gpu": 1, **{key: config[key] for key in kept if key in config}}
+
+    def partition(model: nn.Module, name: str) -> None:
+        parameters = list(model.get_submodule(name).parameters(recurse=False))
+        if parameters:
+            zero.Init(module=nn.ParameterList(parameters), config_dict_or_path=config)
+
+    return partition

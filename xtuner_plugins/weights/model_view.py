@@ -45,8 +45,7 @@ class ModelView:
         tensors: our names to lazy tensors.
         stored_config: ``config.json`` as stored.
         stored_tensors: the directory's own names.
-        settled: official fields that a training laid over the config: its tile limits and template.
-        changed: those of them that differ from what the directory says.
+        settled: official fields of tile limits and template that a training set otherwise than the directory says.
     """
 
     directory: Path
@@ -56,7 +55,6 @@ class ModelView:
     stored_config: dict
     stored_tensors: dict[str, LazyTensor]
     settled: dict = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
 
 
 @refusing

@@ -19,17 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
-from xtuner_plugins.hub.conversation import Conversation, get_conv_template, own_system
+from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from ..hub.conversation import Conversation, get_conv_template, own_system
+from .errors import CheckpointError
 
 KEY = "preprocessing"  # in a training checkpoint
 FILE = "preprocessing.json"  # in an export
 TOKEN_RULES = 2  # raised when the same texts get other ids
 SETTINGS = ("min_tiles", "max_tiles", "use_thumbnail", "template")
-
-
-class PreprocessingError(ValueError):
-    """The training's preprocessing doesn't fit a config or a model directory; the message names both."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +78,14 @@ def system_fields(conversation: Conversation, base: Mapping | None = None) -> di
 
 
 def check_token_rules(trained: Mapping, tokenizer, where: str) -> None:
-    """Raises `PreprocessingError` where a training's texts had other ids than this version gives them.
+    """Raises `CheckpointError` where a training's texts had other ids than this version gives them.
 
     Before rule 2, each piece of text was encoded as the start of a text, which gives other ids where the tokenizer
     writes a space before a text, and Vicuna's answers had no space in front.
     """
     is_vicuna = any(dataset["template"].startswith("vicuna") for dataset in trained["datasets"])
     if trained.get("token_rules", 1) != TOKEN_RULES and (is_vicuna or tokenizer.tokenize("a") != ["a"]):
-        raise PreprocessingError(
+        raise CheckpointError(
             f"{where} was trained by an older version, which gave its prompts other token ids; go on with the version "
             "that wrote it, or train anew"
         )
@@ -104,43 +101,43 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
         The choice, and a note for the user (or None).
 
     Raises:
-        PreprocessingError: Several templates and none named, a template or ``max_tiles`` that was not trained with, or
+        CheckpointError: Several templates and none named, a template or ``max_tiles`` that was not trained with, or
             a mean and std that a model directory can't express.
     """
     for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
         if list(trained.get(key, usual)) != list(usual):
-            raise PreprocessingError(
+            raise CheckpointError(
                 f"trained with {key.replace('_', ' ')} {trained[key]}, but every consumer of a model directory uses "
                 f"{list(usual)}; train without one of your own, on a base built with --image-mean and --image-std"
             )
     rules, files = _rules(trained), [(each["template"], str(each.get("name"))) for each in trained["datasets"]]
     said = ", ".join(f"{used} ({name})" for used, name in sorted(files))
     if template is None and len({rule.template for rule in rules}) > 1:
-        raise PreprocessingError(f"trained with several templates ({said}); name one with --template")
+        raise CheckpointError(f"trained with several templates ({said}); name one with --template")
     rules = [rule for rule in rules if template in (None, rule.template)]
     if not rules:
-        raise PreprocessingError(f"--template {template}: trained with {said} only")
+        raise CheckpointError(f"--template {template}: trained with {said} only")
     fitting, said = [rule for rule in rules if max_tiles in (None, rule.max_tiles)], " and ".join(map(str, rules))
     if not fitting:
-        raise PreprocessingError(f"--max-tiles {max_tiles}: trained with {said} only")
+        raise CheckpointError(f"--max-tiles {max_tiles}: trained with {said} only")
     chosen = max(fitting, key=lambda rule: rule.max_tiles)
     note = f"trained with several rules of tiles ({said}); the export has the one with most: {chosen}; --max-tiles "
     return chosen, f"{note}chooses another" if len(fitting) > 1 else None
 
 
 def exported(lock: Mapping, where: str) -> Choice:
-    """The settings that an export's ``preprocessing.json`` says its config has; `PreprocessingError` without them."""
+    """The settings that an export's ``preprocessing.json`` says its config has; `CheckpointError` without them."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
         return Choice.of(lock["exported"])
-    raise PreprocessingError(f"{where} does not say what was exported")
+    raise CheckpointError(f"{where} does not say what was exported")
 
 
 def check_form(lock: Any, where: str) -> dict:
-    """A lock read from a file, as a dict; `PreprocessingError` where it isn't one."""
+    """A lock read from a file, as a dict; `CheckpointError` where it isn't one."""
     with contextlib.suppress(KeyError, TypeError, AttributeError):
         if _rules(lock):
             return dict(lock)
-    raise PreprocessingError(f"{where} holds a preprocessing that can't be read")
+    raise CheckpointError(f"{where} holds a preprocessing that can't be read")
 
 
 def _rules(lock: Mapping) -> list[Choice]:

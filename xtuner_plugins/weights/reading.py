@@ -117,10 +117,10 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
             name: FileTensor(path, start + entry["data_offsets"][0], _DTYPES[entry["dtype"]], entry["shape"])
             for name, entry in header.items()
         }
-    except KeyError as error:
-        raise CheckpointError(f"{path} holds numbers of the type {error}, which no model here has") from None
-    except (OSError, SafetensorError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); get it again") from None
+    except (OSError, KeyError, SafetensorError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file of known types ({error}); get it again"
+        ) from None
 
 
 def load_pickle(path: str | Path):
@@ -132,24 +132,17 @@ def load_pickle(path: str | Path):
     Raises:
         CheckpointError: unreadable, or it names classes outside the packages that write checkpoints.
     """
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # not a zip archive
-        raise CheckpointError(
-            f"{path} is not a torch checkpoint, or of torch before 1.6: save it again there"
-        ) from None
-    foreign = [n for n in names if n not in _STAND_IN_BUILTINS and n.split(".")[0] not in _STAND_IN_PACKAGES]
-    if foreign:
-        raise CheckpointError(f"{path} wants to run {', '.join(foreign)}, which no training checkpoint needs: refused")
-    try:
+        foreign = [n for n in names if n not in _STAND_IN_BUILTINS and n.split(".")[0] not in _STAND_IN_PACKAGES]
+        if foreign:
+            raise ValueError(f"it wants to run {', '.join(foreign)}, which no checkpoint needs: refused")
         with torch.serialization.safe_globals([(type("StandIn", (_StandIn,), {}), n) for n in names]):
             content = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} can't be read as a torch checkpoint: {str(error).splitlines()[0]}") from None
-    return _lazy(content, path)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is not a torch checkpoint, of torch 1.6 or newer: {reason}") from None
+    return _lazy(content, Path(path))
 
 
 def _lazy(value, path: Path):

@@ -116,12 +116,14 @@ def plain(value: Any, *, fill: bool = False) -> Any:
             return own
         kind = value["type"] if fill else dict.__getitem__(value, "type")
         is_ours = str(getattr(kind, "__module__", kind)).startswith(OWN)
-        return {"type": plain(kind), **(_defaults(kind) if fill and is_ours else {}), **own}
+        return {"type": _name(kind), **(_defaults(kind) if fill and is_ours else {}), **own}
     if isinstance(value, (list, tuple, set)):
         return [plain(each, fill=fill) for each in value]
-    if isinstance(value, PLAIN):
-        return value
-    return str(getattr(value, "_imported", None) or getattr(value, "__name__", None) or value).rpartition(".")[2]
+    return value if isinstance(value, PLAIN) else _name(value)
+
+
+def _name(kind: Any) -> str:
+    return str(getattr(kind, "_imported", None) or getattr(kind, "__name__", None) or kind).rpartition(".")[2]
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
@@ -233,16 +235,8 @@ def base_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | No
     return None
 
 
-def compare(
-    then: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> tuple[list[str], list[str]]:
-    """What makes two records those of different runs, and what only should be known.
-
-    Args:
-        then: The checkpoint's.
-        now: That of the run that wants to go on.
-        defaults: What `defaults_of` says of its settings, for keys that only one of the two names.
-    """
+def _compare(then: Mapping, now: Mapping, defaults: Mapping) -> tuple[list[str], list[str]]:
+    """What makes two records those of different runs, and what only should be known."""
     other = [base_difference(then["base"], now["base"])]
     if len(then["data"]) != len(now["data"]):
         other.append(f"data_paths had {len(then['data'])} files and has {len(now['data'])}")
@@ -279,7 +273,13 @@ def check_form(record: Any, where: str) -> dict[str, Any]:
 
 
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:
-    """What has changed since a checkpoint's run without making it another one; arguments as for `compare`.
+    """What has changed since a checkpoint's run without making it another one.
+
+    Args:
+        then: The checkpoint's record, or None.
+        now: That of the run that wants to go on.
+        defaults: What `defaults_of` says of its settings, for keys that only one of the two names.
+        path: Of the checkpoint.
 
     Raises:
         CheckpointError: It is another run's, or says nothing (None). One line: what differs, and how to go on.
@@ -290,7 +290,7 @@ def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, A
             f"--resume {path}: holds no record of its run (saved up to 0.1.0, or the record was removed); go on with "
             f"the version that wrote it, or {anew}"
         )
-    other, notes = compare(check_form(then, path), now, defaults)
+    other, notes = _compare(check_form(then, path), now, defaults)
     if other:
         more = f" (and {len(other) - SHOWN} more)" if len(other) > SHOWN else ""
         said = f"{'; '.join(other[:SHOWN])}{more}"

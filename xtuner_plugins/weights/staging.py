@@ -42,10 +42,10 @@ def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Pat
     for role, path in inputs.items():
         if path is not None and os.path.exists(path):
             place = Path(os.path.realpath(path))
-            if Path(os.path.realpath(out)) in (place, *place.parents):
-                raise CheckpointError(f"the output {out} would overwrite the {role} {path}; choose another name")
-            if place in out.parents:
-                raise CheckpointError(f"the output {out} would lie inside the {role} {path}; choose another directory")
+            overwrites = Path(os.path.realpath(out)) in (place, *place.parents)
+            if overwrites or place in out.parents:
+                how = "overwrite" if overwrites else "lie inside"
+                raise CheckpointError(f"the output {out} would {how} the {role} {path}; choose another")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise CheckpointError(f"{out} exists and is not a plain directory; choose another name")
     recover(out)
@@ -61,8 +61,7 @@ def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Pat
 def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Path]:
     """Yields a hidden sibling to write into; on a clean exit it gets its config and becomes ``out``.
 
-    On any error it vanishes. An existing ``out`` is replaced only after the new one is complete and on the disk, and is
-    back in its place after any error.
+    On any error it vanishes, and an existing ``out`` is as it was.
 
     Args:
         out: from ``check_target``.

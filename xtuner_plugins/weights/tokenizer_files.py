@@ -135,21 +135,16 @@ def _puts_start_token(tokenizer) -> bool:
 def _rendered(tokenizer, messages: list[dict], template: str | None = None) -> str:
     """The messages and the beginning of an answer; a template that can't render them gives its error."""
     try:
-        return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
+        options = {"tokenize": False, "add_generation_prompt": True}
+        return tokenizer.apply_chat_template(messages, chat_template=template, **options)
     except Exception as error:  # of the template's own making
         return f"{type(error).__name__}: {error}"
 
 
 def describe_prompt(tokenizer, conversation: Conversation) -> list[str]:
     """Lines on how a question is prompted in training, with its tokens; and how the tokenizer's own template does."""
-    question = [{"role": "user", "content": "Q"}]
-    texts = {
-        _rendered(
-            tokenizer, question, chat_template(tokenizer, conversation)
-        ): f"prompt with template {conversation.name}"
-    }
+    question, ours = [{"role": "user", "content": "Q"}], chat_template(tokenizer, conversation)
+    texts = {_rendered(tokenizer, question, ours): f"prompt with template {conversation.name}"}
     if tokenizer.chat_template:
         texts.setdefault(_rendered(tokenizer, question), "the language model's own chat template renders")
     counts = {text: len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts}
@@ -187,7 +182,7 @@ def stop_token_ids(tokenizer, template: str) -> list[int]:
     return [each for each in ids if each is not None]
 
 
-def save_tokenizer(tokenizer, out: Path, model: Mapping, media: Mapping | None = None, fields: Mapping = {}) -> None:
+def save_tokenizer(tokenizer, out: Path, model: Mapping, media: Mapping | None = None, **fields) -> None:
     """Writes the tokenizer's files with the chat template of a model.
 
     Args:
@@ -195,7 +190,7 @@ def save_tokenizer(tokenizer, out: Path, model: Mapping, media: Mapping | None =
         out: the directory.
         model: official fields.
         media: as for `chat_template`.
-        fields: further ones of ``tokenizer_config.json``.
+        **fields: further ones of ``tokenizer_config.json``.
     """
     tokenizer.save_pretrained(str(out))
     config, state = read_json(out / "tokenizer_config.json"), read_json(out / "tokenizer.json")

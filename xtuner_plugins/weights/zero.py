@@ -86,10 +86,7 @@ def read_shards(path: Path) -> Shards:
     )
     files, states = model_files + optim_files, [load_pickle(file) for file in model_files]
     if not optim_files and any(file.name.startswith("zero_pp_rank") for file in model_files):
-        raise CheckpointError(
-            f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt, which hold the weights; save with "
-            "save_optimizer=True, or copy them too"
-        )
+        raise CheckpointError(f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt, which hold the weights")
     optims = [load_pickle(file).get("optimizer_state_dict") or {} for file in optim_files] or [{}]
     # DeepSpeed's bfloat16 optimizer names no stage. It is an enum, so a stand-in that keeps its value.
     stage = optims[0].get("zero_stage", 1 if WEIGHTS in optims[0] else None)

@@ -59,8 +59,7 @@ class TextTokenizer(TextRules):
     """
 
     def __init__(self, tokenizer, name: str = "the tokenizer"):
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
         super().__init__(tokenizer)
         missing = [token for token in IMAGE_TOKENS if token not in self.ids]
@@ -71,8 +70,6 @@ class TextTokenizer(TextRules):
         self.image_context_id = self.ids[IMAGE_CONTEXT]
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id = next(int(each) for each in pads if each is not None)
-        self._tokens = backend.get_added_tokens_decoder()
-        self._literals: dict[str, list[str | int]] = {}
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "TextTokenizer":
@@ -91,12 +88,6 @@ class TextTokenizer(TextRules):
             remedy = "the directory needs tokenizer.json and tokenizer_config.json"
             raise SettingError("tokenizer", problem, remedy) from None
 
-    def split_literal(self, text: str) -> list[str | int]:
-        """As `TextRules.split_literal`, which is asked for the few texts of a template again and again."""
-        if text not in self._literals:
-            self._literals[text] = list(super().split_literal(text))
-        return self._literals[text]
-
     def count_batch(self, texts: list[str]) -> list[int]:
         """The number of ids that `encode` gives for each text."""
         return list(map(len, self._plain.encode_batch_fast(texts, add_special_tokens=False)))
@@ -107,5 +98,6 @@ class TextTokenizer(TextRules):
 
     def fingerprint(self) -> str:
         """Everything that decides the ids, as text; its hash is part of cache keys."""
-        added = [(int(index), repr(token)) for index, token in sorted(self._tokens.items())]
+        tokens = self._tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        added = [(int(index), repr(token)) for index, token in sorted(tokens.items())]
         return self._plain.to_str() + json.dumps([added, self.start_ids])

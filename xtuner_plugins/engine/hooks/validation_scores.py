@@ -17,7 +17,7 @@ from ...inference.batch_answers import answer_batch, plan_batches
 from ...inference.questions import Unusable
 from ...inference.session import ChatSession
 from ...models.losses import supervised_per_sample
-from ...weights.partition import is_partitioned
+from ...weights.loader import is_partitioned
 from ..watch.errors import naming
 
 # Settings of the training data alone: which records are taken, how often, and how images are changed at random. All

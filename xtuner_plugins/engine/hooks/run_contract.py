@@ -20,7 +20,6 @@ from ...datasets.figures import file_figures
 from ...dtypes import describe_dtype
 from ...files import write_whole
 from ..run.loops import planned_loop
-from ..run.optimizers import describe_optimizer
 from ..run.param_groups import group_members, num_weights, planned_groups
 from ..run.steps import unwrap
 
@@ -120,6 +119,13 @@ def describe_part(name: str, part: nn.Module) -> dict[str, Any]:
         packed = getattr(parameter, "quant_state", None)
         kinds.add(f"4-bit {packed.quant_type}" if packed else str(parameter.dtype).removeprefix("torch."))
     return {"part": name, "trainable": counts[True], "frozen": counts[False], "held_in": ", ".join(sorted(kinds))}
+
+
+def describe_optimizer(optimizer: Any) -> str:
+    """The live optimizer: class, library, and whether it is fused."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed's ZeRO optimizers hold it
+    fused = ", fused" if any(group.get("fused") for group in inner.param_groups) else ""
+    return f"{type(inner).__name__} of {type(inner).__module__.partition('.')[0]}{fused}"
 
 
 def describe_engine(engine: Any) -> str:

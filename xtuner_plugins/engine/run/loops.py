@@ -18,7 +18,6 @@ from mmengine.dist import get_rank, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, FlexibleRunner, IterBasedTrainLoop
-from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
 
 from ...datasets.plan.plan import plan_of, require_agreement
@@ -66,6 +65,7 @@ class PlanIterator:
         self._dataloader = dataloader
         self._micro_batches = micro_batches
         self._batch_size = dataloader.batch_sampler.batch_size  # in the plan's items
+        self._taken_together = self._batch_size * self.plan.num_ranks  # in a micro-batch
         self._iterator: Iterator | None = None
         self._start = 0
         self.epoch, self.batches = 0, 0
@@ -79,11 +79,6 @@ class PlanIterator:
         """
         position = self._start + self.batches * self._taken_together
         return {"epoch": self.epoch, "position": position, "cell": self.plan.cell, "digest": self.plan.digest}
-
-    @property
-    def _taken_together(self) -> int:
-        """Samples (or packs) that all ranks together take in a micro-batch."""
-        return self._batch_size * self.plan.num_ranks
 
     def skip_to(self, place: dict[str, int | str]) -> None:
         """Makes the next step start at ``place``, which `position` returned.
@@ -171,7 +166,6 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         dataloader: The loader or its config.
         max_iters: Optimizer steps of the run.
         max_epochs: Epochs of the run; the last may be a fraction. With both, the earlier end counts.
-        val_begin, val_interval, dynamic_intervals: As `mmengine.runner.IterBasedTrainLoop`, in optimizer steps.
 
     Attributes:
         planned_epochs: ``max_epochs``.
@@ -187,9 +181,6 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         dataloader: DataLoader | dict,
         max_iters: int | None = None,
         max_epochs: float | None = None,
-        val_begin: int = 1,
-        val_interval: int = 1000,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
     ):
         check_length(max_iters, max_epochs)
         if isinstance(dataloader, dict):  # a plain `Runner.from_cfg` has read the config without `read_config`
@@ -205,10 +196,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         limits += [] if max_epochs is None else [self.dataloader_iterator.count_steps(max_epochs)]
         self._max_iters, self._max_epochs = min(limits), 1  # for MMEngine a run by iterations is one epoch
         self._max_iters_given = max_iters
-        self._epoch, self._iter = 0, 0
-        self.val_begin, self.val_interval, self.stop_training = val_begin, val_interval, False
-        self.fetching_since = 0.0
-        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(val_interval, dynamic_intervals)
+        self._epoch, self._iter, self.stop_training, self.fetching_since = 0, 0, False, 0.0
         self.resume_at: dict[str, int] | None = None
         steps_per_epoch = self._max_iters / max_epochs if max_epochs else self.dataloader_iterator.steps_of_epoch(0)
         runner.param_schedulers = plan_schedule(runner.param_schedulers, steps_per_epoch)
@@ -246,12 +234,6 @@ class PlannedTrainLoop(IterBasedTrainLoop):
                 self.runner.model.train()
             self.fetching_since = time.perf_counter()
             self.run_iter(next(self.dataloader_iterator))
-            if requests.agreed:
-                break
-            self._decide_current_val_interval()
-            is_due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-            if self.runner.val_loop is not None and self._iter >= self.val_begin and is_due:
-                self.runner.val_loop.run()
 
     def run_iter(self, data_batch: list[dict]) -> None:
         """Runs one optimizer step, unless a signal drops it; hooks get the list of its micro-batches.

@@ -66,7 +66,9 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Each trainable parameter with the ``lr`` and ``weight_decay`` in which it differs from the optimizer's."""
         rules = self.paramwise_cfg
         if unknown := rules.keys() - RULES:
-            remedy = f"known are {', '.join(sorted(RULES))}, and constructor='DefaultOptimWrapperConstructor' has others"
+            remedy = (
+                f"known are {', '.join(sorted(RULES))}, and constructor='DefaultOptimWrapperConstructor' has others"
+            )
             raise ValueError(f"paramwise_cfg: no rule is called {', '.join(sorted(unknown))}; {remedy}")
         parts = model.parts() if hasattr(model, "parts") else {"model": model}
         part_of = {id(p): part for part, module in parts.items() for p in module.parameters()}

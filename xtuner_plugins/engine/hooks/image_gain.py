@@ -114,8 +114,8 @@ class ImageGainHook(Hook):
         if is_main_process() and self._last.low <= 0 and step >= WHEN[0] * runner.max_iters:
             runner.logger.warning(
                 f"After {step:,} steps the model has not learned to look: its answers are as likely with other images. "
-                "If this stays, check that images belong to their questions (xtp check CONFIG --step 1) and that "
-                "answers need them. Where the norm of image tokens is far above that of words, lower projector_lr"
+                "If this stays, check that answers need their images (xtp check CONFIG --step 1); where the norm of "
+                "image tokens is far above that of words, lower projector_lr"
             )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:

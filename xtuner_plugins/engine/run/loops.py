@@ -88,11 +88,11 @@ class PlanIterator:
             PlanChanged: The position is in the middle of an epoch that now has other samples or another order.
         """
         if place["position"] and place.get("digest", self.plan.digest) != self.plan.digest:
+            at = f"{place['position']:,} samples (or packs) of epoch {place['epoch'] + 1}"
             raise PlanChanged(
-                "the data or its settings have changed since this checkpoint, which stands after "
-                f"{place['position']:,} samples (or packs) of epoch {place['epoch'] + 1}: going on would train some "
-                "samples twice and others not at all. Restore annotation files, images, seed and dataset settings; or "
-                "begin a new run from these weights with --cfg-options load_from=CHECKPOINT"
+                f"the data or its settings have changed since this checkpoint, which stands after {at}: going on would "
+                "train some samples twice. Restore annotation files, images, seed and dataset settings; or begin a new "
+                "run from these weights with --cfg-options load_from=CHECKPOINT"
             )
         self.epoch, self._start, self.batches, self._iterator = place["epoch"], place["position"], 0, None
         self.plan.seek(self.epoch, self._start, place.get("cell"))

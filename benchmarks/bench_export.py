@@ -79,7 +79,7 @@ def random_lazy(shape, dtype):
 def write_base(folder: Path, size: str) -> None:
     from data_inputs import make_base
 
-    from xtuner_plugins.weights import official, writer
+    from xtuner_plugins.weights import model_view, official, writer
     from xtuner_plugins.weights.lazy import MemoryTensor
 
     make_base(folder)  # for the tokenizer
@@ -89,7 +89,7 @@ def write_base(folder: Path, size: str) -> None:
         else random_lazy(shape, torch.bfloat16)
         for name, shape in our_shapes(size).items()
     }
-    stored = official.keys(official_config(size)).to_theirs(tensors)
+    stored = model_view.keys_of(official, official_config(size)).to_theirs(tensors)
     writer.write_weights(folder, stored, max_shard_size=4 * 10**9)
     writer.write_json(folder / "config.json", official_config(size))
 

@@ -44,12 +44,11 @@ from xtuner_plugins.families import families_of  # noqa: E402
 from xtuner_plugins.models import attention  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
 from xtuner_plugins.planning import activations as act  # noqa: E402
-from xtuner_plugins.planning.job import FLOAT, Batch, Job, Strategy  # noqa: E402
+from xtuner_plugins.planning.job import FLOAT, Batch, Job, Strategy, from_deepspeed, plain  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory, under  # noqa: E402
 from xtuner_plugins.planning.plan import job_of  # noqa: E402
 from xtuner_plugins.planning.published import BASES  # noqa: E402
 from xtuner_plugins.planning.shapes import Linear, Shape, Stack, shape_of  # noqa: E402
-from xtuner_plugins.planning.strategies import from_deepspeed, plain  # noqa: E402
 from xtuner_plugins.settings import read_deepspeed  # noqa: E402
 
 LORA = dict(r=64, lora_alpha=128, lora_dropout=0.05)

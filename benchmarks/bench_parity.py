@@ -118,10 +118,11 @@ def write_images(folder: Path) -> None:
 
 def answer(directory: Path, out: Path) -> None:
     """This project's token ids, log probabilities of the first token, and greedy answers."""
-    from xtuner_plugins.inference.session import ChatSession, Frame, Turn
+    from xtuner_plugins.inference.opening import open_session
+    from xtuner_plugins.inference.session import Frame, Turn
 
     folder, results = directory.parent, []
-    session = ChatSession.from_pretrained(directory, device="cpu", dtype="float32")
+    session = open_session(directory, device="cpu", dtype="float32")
     for case in json.loads((folder / "cases.json").read_text()):
         images = [folder / name for name in case["images"]]
         if "frames" in case["name"]:
@@ -241,9 +242,9 @@ def mirrored(folder: Path) -> float:
     """A yardstick for the gaps: that of this project's own answers about one tile and about the same tile mirrored."""
     from PIL import ImageOps
 
-    from xtuner_plugins.inference.session import ChatSession
+    from xtuner_plugins.inference.opening import open_session
 
-    session = ChatSession.from_pretrained(folder / "official", device="cpu", dtype="float32")
+    session = open_session(folder / "official", device="cpu", dtype="float32")
     image, question = opened(folder / "one-tile-0.png"), CASES["one tile"][0]
     logits = []
     for shown in (image, ImageOps.mirror(image)):

@@ -31,7 +31,7 @@ import torch
 from xtuner_plugins.datasets import collate, collate_packed
 from xtuner_plugins.datasets.plan.packing import pack_samples
 from xtuner_plugins.export.base.build import build_base
-from xtuner_plugins.models.loss_head import LossHead
+from xtuner_plugins.models.losses import LossHead
 from xtuner_plugins.models.vlm import VisionLanguageModel
 from xtuner_plugins.toy.models import write_random_parts
 

@@ -22,7 +22,6 @@ import torch
 from xtuner_plugins.hub import modeling_flash
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.toy.evaluate import answer, is_right, read_questions
-from xtuner_plugins.toy.quickstart import last_checkpoint
 
 START, OUT = Path("work_dirs/quickstart"), Path("work_dirs/flash_toy")  # --start and --out change them
 IN_FLOAT32 = ["model.llm_quantization=None", "model.dtype=float32"]
@@ -44,7 +43,7 @@ def train(args: argparse.Namespace, stage: str, base: Path, steps: int, rate: fl
     words = ["--set", *settings, "save_steps=-1", "--cfg-options", *IN_FLOAT32, *options]
     run("tools/train.py", stage, "--work-dir", work_dir, *words)
     written = ["--force", "--dtype", "float32"]
-    run("tools/convert_to_official.py", stage, last_checkpoint(Path.cwd() / work_dir), out, *written)
+    run("tools/convert_to_official.py", stage, work_dir, out, *written)
     return out
 
 

@@ -28,14 +28,13 @@ from xtuner_plugins.datasets.plan.packing import pack_samples
 from xtuner_plugins.engine import build_adamw
 from xtuner_plugins.engine.run import steps
 from xtuner_plugins.engine.run.loss_scaling import LossScalingOptimWrapper
-from xtuner_plugins.models import compiling, losses, vlm
+from xtuner_plugins.models import blocks, losses, vlm
 from xtuner_plugins.planning.hardware import gpu_of_device
-from xtuner_plugins.planning.job import Batch, Job
+from xtuner_plugins.planning.job import Batch, Job, plain
 from xtuner_plugins.planning.memory import GIB, plan_memory
 from xtuner_plugins.planning.plan import job_of
 from xtuner_plugins.planning.published import BASES
 from xtuner_plugins.planning.shapes import shape_of
-from xtuner_plugins.planning.strategies import plain
 from xtuner_plugins.planning.work import work_of
 from xtuner_plugins.ranges import ROW_MULTIPLE
 
@@ -224,9 +223,9 @@ def compiled(bench) -> Iterator[dict]:
     def switch(trainer: Trainer, stance: str) -> None:
         torch.compiler.set_stance(stance)
 
-    backend = compiling.BACKEND if bench.device == "cuda" else "eager"
+    backend = blocks.BACKEND if bench.device == "cuda" else "eager"
     ways = {"eager": partial(switch, stance="force_eager"), "compiled": partial(switch, stance="default")}
-    with mock.patch.object(vlm, "compile_model_blocks", partial(compiling.compile_model_blocks, backend=backend)):
+    with mock.patch.object(vlm, "compile_model_blocks", partial(blocks.compile_model_blocks, backend=backend)):
         yield from compare(bench, "lora", ways, compile_blocks=True)
 
 

@@ -10,7 +10,7 @@ from xtuner_plugins.families import PARTS, families_of
 from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 from xtuner_plugins.models import vlm
-from xtuner_plugins.models.quantization import linear_quantizer
+from xtuner_plugins.models.trainable import build_quantization_config, linear_quantizer
 from xtuner_plugins.planning.published import Base
 
 
@@ -42,7 +42,8 @@ def build_random(config, settings, dtype: str, device: torch.device) -> vlm.Visi
             torch.set_default_dtype(default)
         families = families_of(config.to_dict())
         for part, options in quantized.items():
-            pack = linear_quantizer(PARTS[part].attribute, families[part].packed_linears, options, dtype)
+            packed = build_quantization_config(options, part)
+            pack = linear_quantizer(PARTS[part].attribute, families[part].packed_linears, packed, dtype)
             for name in [name for name, _ in model.named_modules()]:
                 pack(model, name)
         return model

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from xtuner_plugins.evaluation.results import read_results  # noqa: E402
-from xtuner_plugins.toy.quickstart import Chain, keep_earlier, last_checkpoint  # noqa: E402
+from xtuner_plugins.toy.quickstart import Chain, keep_earlier  # noqa: E402
 
 SIZE, PATCHES = 112, 28  # pixels of an image, and of one image token
 STYLES = {"fluent": "@lobehub/fluent-emoji-3d@1.1.0", "google": "emoji-datasource-google@16.0.0"}
@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chain.run("write the config", write)
     chain.run("check the data", ["tools/check_data.py", config])
     chain.run("train the projector and LoRA", ["tools/train.py", config, "--work-dir", run, "--seed", args.seed])
-    chain.run("export", ["tools/convert_to_official.py", config, last_checkpoint(run), model, "--verify"])
+    chain.run("export", ["tools/convert_to_official.py", config, run, model, "--verify"])
     questions = [*(out / f"data/{name}.jsonl" for name in FILES), out / "data/blank.jsonl", "text"]
     for name, asked in (("before", out / "base"), ("after", model)):
         images = ["--images", out / "data/images", "--out", out / name, *SHORT]

@@ -16,7 +16,8 @@ from xtuner_plugins import chat_page
 from xtuner_plugins.chat_page import launch
 from xtuner_plugins.datasets.images import media
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
-from xtuner_plugins.inference.session import ChatSession, Frame
+from xtuner_plugins.inference.opening import open_session
+from xtuner_plugins.inference.session import Frame
 from xtuner_plugins.processes import free_port
 
 SETTINGS = ("", 0, 6, 8, 2)  # system, temperature, tiles, new tokens, frames
@@ -134,7 +135,7 @@ def test_turns_of_a_history_and_frames_of_a_video(tmp_path, monkeypatch):
 def test_in_a_browser(toy_base, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     Image.effect_noise((336, 224), 90).save(tmp_path / "photo.png")
-    page = launch(ChatSession.from_pretrained(toy_base, device="cpu"), "toy", host="127.0.0.1", port=free_port())
+    page = launch(open_session(toy_base, device="cpu"), "toy", host="127.0.0.1", port=free_port())
     addresses = []
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])

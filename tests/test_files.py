@@ -1,6 +1,6 @@
 """What entries of settings name, and what messages and keys take of a URL; for locks see `datasets/test_cache.py`."""
 
-from xtuner_plugins.files import is_pattern, is_url, local_path, masked, names_data, names_images, split_zip, unsigned
+from xtuner_plugins.files import is_pattern, is_url, local_path, masked, names_data, names_images, split_zip
 
 
 def test_what_is_there(tmp_path):
@@ -31,26 +31,3 @@ def test_messages_hide_credentials():
         "a@b.c and s3://b/x": "a@b.c and s3://b/x",
     }.items():
         assert masked(text) == expected
-
-
-SIGNED = {
-    "s3": "X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA%2Fx&x-amz-security-token=t&X-Amz-Signature=abc",
-    "s3, version 2": "AWSAccessKeyId=AKIA&Expires=1760000000&Signature=a%2Bc",
-    "google": "X-Goog-Algorithm=GOOG4&X-Goog-Signature=abc",
-    "google, version 2": "GoogleAccessId=me@x&Expires=17&Signature=abc",
-    "oss": "OSSAccessKeyId=LTAI&Expires=17&Signature=abc&security-token=t",
-    "oss, version 4": "x-oss-signature-version=OSS4&x-oss-credential=c&x-oss-date=d&x-oss-expires=9&x-oss-signature=s",
-    "cos": "q-sign-algorithm=sha1&q-ak=A&q-sign-time=1;2&q-key-time=1;2&q-header-list=&q-url-param-list=&q-signature=s",
-    "cloudfront": "Policy=abc&Signature=abc&Key-Pair-Id=K",
-    "azure": "sv=2024-11-04&st=1&se=2&sr=c&sp=rl&spr=https&sig=abc%3D",
-    "token": "token=abc",
-}
-
-
-def test_a_url_without_its_signature():
-    for name, query in SIGNED.items():
-        left = "" if name == "azure" else "?set=red&n=1"  # Azure's query is the signature's alone
-        assert unsigned(f"https://h/a.jsonl?{query}") == "https://h/a.jsonl", name
-        assert unsigned(f"https://me:hunter2@h/a?set=red&{query}&n=1") == f"https://h/a{left}", name
-    urls = ("https://h/a?set=red", "https://h/a?st=1&sp=2&sv=3", "https://h/a?x-oss-process=image/resize,w_64", "a/b")
-    assert all(unsigned(url) == url for url in urls)

@@ -12,6 +12,7 @@ from xtuner_plugins.planning.published import ENCODERS, LLMS, Base
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.weights import official
 from xtuner_plugins.weights.lazy import MemoryTensor
+from xtuner_plugins.weights.model_view import keys_of
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.tokenizer_files import load_tokenizer
 from xtuner_plugins.weights.writer import write_json
@@ -21,9 +22,9 @@ LARGE = dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)
 
 def kind(base: Base) -> tuple[str, str, str | None, str, bool, bool]:
     """What makes two bases differ in code: classes, projector, template, a whole publication, and Flash's parts."""
-    vision, name = ENCODERS[base.encoder].config, LLMS[base.llm].name
+    vision, name = ENCODERS[base.encoder], base.llm
     encoder = vision["model_type"] + ("_rms" if vision.get("norm_type") == "rms_norm" else "")
-    llm = "internlm2" if "internlm2" in name else "qwen" if "Qwen-7B" in name else LLMS[base.llm].config["model_type"]
+    llm = "internlm2" if "InternLM2" in name else "qwen" if name == "Qwen-7B" else LLMS[name]["model_type"]
     tiled = base.name.endswith("-tiled")
     return (
         encoder,
@@ -71,7 +72,7 @@ def as_internlm2(base: Path, folder: Path) -> Path:
     config["llm_config"] = {**llm, "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
     held = load_file(base / "model.safetensors")
     keep = {k: v for k, v in held.items() if not k.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias"))}
-    stored = official.keys(config).to_theirs({k: MemoryTensor(v) for k, v in keep.items()})
+    stored = keys_of(official, config).to_theirs({k: MemoryTensor(v) for k, v in keep.items()})
     save_file({k: v.read() for k, v in stored.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", config)
     for name in ("modeling_internlm2.py", "configuration_internlm2.py"):

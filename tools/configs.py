@@ -84,9 +84,9 @@ def list_configs(args: argparse.Namespace) -> None:
 
 def planned(name: str, launch: str) -> dict[str, str]:
     """Parameters trained and memory of each GPU at its launch line; nothing where nobody knows the base."""
+    from xtuner_plugins.planning.job import launched, strategy_named
     from xtuner_plugins.planning.memory import GIB
     from xtuner_plugins.planning.plan import plan_config
-    from xtuner_plugins.planning.strategies import launched, strategy_named
 
     gpus, deepspeed = launched(launch)
     try:

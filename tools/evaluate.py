@@ -77,10 +77,9 @@ def compare(args: argparse.Namespace) -> None:
         Path(args.json).write_text(f"{text}\n", encoding="utf-8")
     if args.card:
         from xtuner_plugins.export import card
-        from xtuner_plugins.inference.description import describe
-        from xtuner_plugins.inference.opening import find_source
+        from xtuner_plugins.inference.opening import describe, find_source
 
-        if describe(find_source(args.card)).weights_hash() != other[0]["model"]["weights"]:
+        if describe(find_source(args.card)).weights != other[0]["model"]["weights"]:
             told = f"{args.compare[1]} was measured with other weights; evaluate this export"
             raise ValueError(f"--card {args.card}: {told}")
         card.fill(args.card, "scores", scores=compare.card_rows(found), before=one[0]["model"]["model"])

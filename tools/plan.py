@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 from xtuner_plugins import settings  # noqa: E402
 from xtuner_plugins.cli.shared import at_least, command, make_parser  # noqa: E402
 from xtuner_plugins.planning.hardware import GPUS, UTILIZATION, find_gpu  # noqa: E402
+from xtuner_plugins.planning.job import launched, obstacle, strategy_named  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory  # noqa: E402
-from xtuner_plugins.planning.strategies import launched, obstacle, strategy_named  # noqa: E402
 
 ALL = (None, *(f"deepspeed_{name}" for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")))
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     smallest = ", ".join(card.name for card in holding if card.memory == least)
     cards = [f"smallest cards that hold it: {smallest} ({least} GB)" if holding else "no card holds it"]
     largest, work, step = job.batches[0], planned.work.total / 1e12, planned.samples_per_step
-    report.show(
+    print(
         f"{planned.model}: {job.shape.parameters:,} parameters, {job.trained:,} trained",
         f"largest micro-batch: {largest.tokens:,} tokens ({largest.supervised:,} supervised), {largest.tiles} tiles",
         report.memory_table(memory, planned.strategy, gpu.name, available),
@@ -89,15 +89,16 @@ def run(args: argparse.Namespace) -> int:
         *advise(values, memory, available, lambda pairs: plan_config(read(pairs)._to_lazy_dict(), strategy).memory),
         f"operations, 10**12: {work:,.2f} per sample, {step * work:,.0f} per step of {step:,} samples",
         planned.lengths.source,
+        sep="\n",
     )
     if planned.steps is None:
-        report.show("no time: nobody has counted the samples; give --samples, or run tools/check_data.py first")
+        print("no time: nobody has counted the samples; give --samples, or run tools/check_data.py first")
     elif not gpu.teraflops:
-        report.show(f"no time: the speed of {gpu.name} isn't known; name a card")
+        print(f"no time: the speed of {gpu.name} isn't known; name a card")
     else:
         took = report.duration(planned.seconds(gpu.teraflops, args.mfu))
         samples, most = planned.steps * step, "" if planned.lengths.is_measured else "at most "
-        report.show(
+        print(
             f"planned, not measured: {planned.steps:,} steps, {samples:,} samples, {most}{took} on "
             f"{gpus} x {gpu.name} ({gpu.teraflops:g} TFLOPS each) at {args.mfu:.0%} of their peak"
         )

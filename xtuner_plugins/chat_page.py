@@ -13,6 +13,7 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr  # noqa: E402
+import torch  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
 
@@ -43,19 +44,18 @@ CHINESE = {
 }
 
 
-class _OwnSite:
+def _own_site(app):
     """ASGI middleware: every answer tells browsers to load nothing from other sites."""
 
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send) -> None:
+    async def with_policy(scope, receive, send) -> None:
         async def told(message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY)]
             await send(message)
 
-        await self.app(scope, receive, told)
+        await app(scope, receive, told)
+
+    return with_policy
 
 
 def turn_of(text: str, paths: list[str], num_frames: int, answer: str | None = None) -> Turn:
@@ -68,9 +68,9 @@ def turn_of(text: str, paths: list[str], num_frames: int, answer: str | None = N
     for path in paths:
         try:
             if Path(path).suffix.lower() in VIDEO_SUFFIXES:
-                frames = load_frames(path, num_frames)
-                images += map(Frame, frames)
+                frames = [Frame(frame) for frame in load_frames(path, num_frames)]
                 lines += [f"Frame-{number}: {IMAGE_PLACEHOLDER}" for number in range(1, len(frames) + 1)]
+                images += frames
             else:
                 images.append(load_image(path))
                 lines.append(IMAGE_PLACEHOLDER)
@@ -81,11 +81,7 @@ def turn_of(text: str, paths: list[str], num_frames: int, answer: str | None = N
 
 
 def past_turns(history: list[dict], num_frames: int) -> list[Turn]:
-    """The answered turns of gradio's history, whose messages hold texts, files and our drawn boxes.
-
-    Raises:
-        MediaError: As `turn_of`.
-    """
+    """The answered turns of gradio's history (texts, files and our drawn boxes); errors as of `turn_of`."""
     turns, question, paths = [], "", []
     for message in history:
         content = message["content"]
@@ -102,12 +98,7 @@ def past_turns(history: list[dict], num_frames: int) -> list[Turn]:
 
 
 def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
-    """The page, and its words by language.
-
-    Args:
-        session: Answers, one question at a time.
-        name: The model's, for the title.
-    """
+    """The page of a session that answers one question at a time, titled by the model's name; its words by language."""
     i18n = gr.I18n(**{"en": {word: word for word in CHINESE}, "zh-CN": CHINESE, "zh": CHINESE})
     most = session.tiling.max_tiles
 
@@ -128,17 +119,13 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
             for piece in session.reply([*past_turns(history, int(frames)), turn], **options):
                 answer += piece
                 yield answer.lstrip(), gr.skip()
-        except (ValueError, RuntimeError) as error:
-            said = str(error)
-            if isinstance(error, RuntimeError):
-                if "out of memory" not in said:
-                    raise
-                said = "out of memory; lower the tile limit, or begin a new conversation"
+        except (ValueError, torch.cuda.OutOfMemoryError) as error:
+            is_wrong = isinstance(error, ValueError)
+            said = str(error) if is_wrong else "out of memory; lower the tile limit, or begin a new conversation"
             raise gr.Error(said, duration=None, print_exception=False) from None
         stills = [image for image in turn.images if not isinstance(image, Frame)]
-        drawn = with_boxes(stills[-1], answer) if stills else None
         whole = answer.strip()
-        if drawn is not None:
+        if stills and (drawn := with_boxes(stills[-1], answer)):
             drawn.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
             whole = [whole, gr.Image(drawn, format="png", buttons=["fullscreen"])]
         yield whole, shown  # programs get the last values
@@ -150,9 +137,8 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
         (1, 32, 8, 1, "Frames of a video"),
     )
     with gr.Blocks(title=name, analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)) as page:
-        tiles = gr.Gallery(
-            label=i18n("What the model sees"), columns=8, height=220, format="png", buttons=["fullscreen"], render=False
-        )
+        shape = {"columns": 8, "height": 220, "format": "png", "buttons": ["fullscreen"]}
+        tiles = gr.Gallery(label=i18n("What the model sees"), **shape, render=False)
         hint = i18n("empty: the model's own")
         system = gr.Textbox(label=i18n("System prompt"), placeholder=hint, lines=2, render=False)
         numbers = [gr.Slider(*values, step=step, label=i18n(label), render=False) for *values, step, label in ranges]
@@ -196,16 +182,12 @@ def launch(
         server_port=port,
         auth=None if password is None else lambda _, given: hmac.compare_digest(given.encode(), password.encode()),
         max_file_size=int(max_upload_mb * 2**20),
-        share=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        enable_monitoring=False,
+        **dict.fromkeys(("share", "ssr_mode", "pwa", "mcp_server", "enable_monitoring"), False),
         footer_links=["settings"],
         css=NO_SHARING,
         i18n=i18n,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(_OwnSite)]},
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(_own_site)]},
         quiet=True,
         prevent_thread_lock=True,
     )

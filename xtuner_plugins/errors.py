@@ -42,13 +42,17 @@ class MediaError(DataError):
 
     def in_record(self, place: str) -> RecordError:
         """The same complaint about the record at `place` (`file:line`)."""
-        return RecordError(
-            self.reason, f"{self.place}: {self.problem}" if self.place else self.problem, self.remedy, place
-        )
+        problem = f"{self.place}: {self.problem}" if self.place else self.problem
+        return RecordError(self.reason, problem, self.remedy, place)
 
 
 class SourceError(OSError):
     """A file has changed or gone, or a store doesn't answer: about no single record, so it stops under every policy."""
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """What an error of any library says, as part of a message; its type where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def out_of_files(error: BaseException, kind: Callable[..., DataError], place: str = "") -> DataError | None:
@@ -61,22 +65,14 @@ def out_of_files(error: BaseException, kind: Callable[..., DataError], place: st
 
 
 def check_whole(name: str, value: object, low: int) -> int:
-    """The value of a setting that must be a whole number, `low` or more.
-
-    Raises:
-        SettingError: it is none.
-    """
+    """The value of a setting that must be a whole number, `low` or more; raises `SettingError`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
         raise SettingError(name, f"{name}={value!r} can't be used", f"give a whole number, {low} or more")
     return int(value)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str | None]) -> str | None:
-    """The value of a setting that must be one of a few.
-
-    Raises:
-        SettingError: it is none of them.
-    """
+    """The value of a setting that must be one of a few; raises `SettingError`."""
     if value not in choices:
         raise SettingError(name, f"{name}={value!r} is unknown", f"it is one of {', '.join(map(str, choices))}")
     return value

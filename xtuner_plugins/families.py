@@ -15,35 +15,28 @@ from .hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
 # llama.cpp and lmdeploy read the raw JSON and know no class defaults, so these are written for every LLM.
 _LLM_FIELDS = tuple(
-    (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act "
-        "max_position_embeddings rms_norm_eps rope_theta rope_scaling vocab_size bos_token_id eos_token_id pad_token_id"
-    ).split()
+    """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act
+    max_position_embeddings rms_norm_eps rope_theta rope_scaling vocab_size
+    bos_token_id eos_token_id pad_token_id""".split()
 )
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # keys of every LLM, without prefix
 _LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 _TOWER_FIELDS = tuple(
-    (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads image_size patch_size num_channels "
-        "hidden_act layer_norm_eps"
-    ).split()
+    """hidden_size intermediate_size num_hidden_layers num_attention_heads image_size patch_size num_channels
+    hidden_act layer_norm_eps""".split()
 )
-_TOWER_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+_EXPERTS = """num_experts num_experts_per_tok moe_intermediate_size norm_topk_prob decoder_sparse_step mlp_only_layers
+    router_aux_loss_coef output_router_logits""".split()
+_INTERN_VIT = "norm_type qkv_bias qk_normalization initializer_factor initializer_range use_flash_attn".split()
+_DINOV3 = "rope_theta query_bias key_bias value_bias proj_bias mlp_bias use_gated_mlp num_register_tokens".split()
 
 
 class Part(NamedTuple):
-    """A part of a model, which settings call by its key in `PARTS`.
+    """A part of a model, which settings call by its key in `PARTS`."""
 
-    Attributes:
-        attribute: of `InternVLChatModel`; names of its tensors begin with it.
-        section: of ``config.json``; None for the projector.
-        is_frozen: where ``freeze_NAME`` isn't set.
-    """
-
-    attribute: str
-    section: str | None
-    is_frozen: bool
+    attribute: str  # of `InternVLChatModel`; names of its tensors begin with it
+    section: str | None  # of ``config.json``; None for the projector
+    is_frozen: bool  # where ``freeze_NAME`` isn't set
 
 
 PARTS = {
@@ -61,27 +54,14 @@ class UnknownFamilyError(ValueError):
 
 
 @dataclass(frozen=True)
-class LLMFamily:
-    """A language model that an official directory can hold.
+class Family:
+    """What a row says of encoders and of LLMs."""
 
-    Attributes:
-        model_type: `model_type` in its `config.json`.
-        architecture: the class that every engine dispatches on.
-        lora_targets: names of a block's linear layers, which LoRA adapts by default (never the head).
-        fields: config fields that are always written, even if the source lacks them.
-        template: default conversation template.
-        keeps_padding: keep the embedding's padded rows (as released Qwen3 models do) instead of cutting to the
-            tokenizer's size.
-        quantized: names of a block's linear layers that 4 bits hold; None is ``lora_targets``.
-    """
-
-    model_type: str
-    architecture: str
-    lora_targets: tuple[str, ...] = _LLAMA_LINEARS
-    fields: tuple[str, ...] = _LLM_FIELDS
-    template: str = "internvl2_5"
-    keeps_padding: bool = False
-    quantized: tuple[str, ...] | None = None
+    model_type: str  # of its config
+    architecture: str  # its class, on which every engine dispatches
+    lora_targets: tuple[str, ...]  # a block's linear layers that LoRA adapts by default (never the head)
+    fields: tuple[str, ...]  # config fields that are always written, even if the source lacks them
+    quantized: tuple[str, ...] | None = None  # a block's linear layers that 4 bits hold; None is ``lora_targets``
 
     @property
     def packed_linears(self) -> tuple[str, ...]:
@@ -90,53 +70,36 @@ class LLMFamily:
 
 
 @dataclass(frozen=True)
-class LlavaNames:
-    """What `LlavaForConditionalGeneration` and its processor call an encoder's properties.
+class LLMFamily(Family):
+    """A language model that an official directory can hold."""
 
-    Attributes:
-        feature_strategy: `vision_feature_select_strategy`.
-        image_processor: class of the image processor.
-        class_tokens: tokens before the patches, which are dropped.
-    """
+    lora_targets: tuple[str, ...] = _LLAMA_LINEARS
+    fields: tuple[str, ...] = _LLM_FIELDS
+    template: str = "internvl2_5"  # default conversation template
+    keeps_padding: bool = False  # of the embedding, as in released Qwen3 models; else it has the tokenizer's size
 
-    feature_strategy: str
-    image_processor: str
-    class_tokens: int
+
+class LlavaNames(NamedTuple):
+    """What `LlavaForConditionalGeneration` and its processor call an encoder's properties."""
+
+    feature_strategy: str  # `vision_feature_select_strategy`
+    image_processor: str  # its class
+    class_tokens: int  # before the patches, which are dropped
 
 
 @dataclass(frozen=True)
-class EncoderFamily:
-    """A vision encoder.
+class EncoderFamily(Family):
+    """A vision encoder."""
 
-    Attributes:
-        model_type: of the `vision_config`.
-        architecture: its class.
-        lora_targets: names of a block's linear layers, which LoRA adapts by default.
-        fields: config fields that are always written.
-        fixed: config fields that are always written with this value.
-        image_mean, image_std: per channel in [0, 1], default for a directory that doesn't name its own.
-        select_layer: default layer whose output is used.
-        projector_type: default projector.
-        whole_type: `model_type` of the two-sided model (image and text) that holds such a tower.
-        llava: its names in the llava format; None if LLaVA's class can't hold it.
-    """
-
-    model_type: str
-    architecture: str
-    lora_targets: tuple[str, ...] = _TOWER_LINEARS
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
     fields: tuple[str, ...] = _TOWER_FIELDS
-    fixed: tuple[tuple[str, object], ...] = (("attention_dropout", 0.0),)
-    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    fixed: tuple[tuple[str, object], ...] = (("attention_dropout", 0.0),)  # config fields, written with this value
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN  # in [0, 1], for a directory that doesn't name its own
     image_std: tuple[float, float, float] = IMAGENET_STD
-    select_layer: int = -2
-    projector_type: str = "mlp"
-    whole_type: str | None = None
-    llava: LlavaNames | None = None
-
-    @property
-    def packed_linears(self) -> tuple[str, ...]:
-        """As `LLMFamily.packed_linears`."""
-        return self.lora_targets
+    select_layer: int = -2  # default layer whose output is used
+    projector_type: str = "mlp"  # default
+    whole_type: str | None = None  # `model_type` of the two-sided model (image and text) that holds such a tower
+    llava: LlavaNames | None = None  # None if LLaVA's class can't hold it
 
     @property
     def is_intern_vit(self) -> bool:
@@ -155,11 +118,7 @@ LLM_FAMILIES: dict[str, LLMFamily] = {
             # Attention alone: adapters on every expert would be thousands of small layers.
             lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
             quantized=_LLAMA_LINEARS,
-            fields=(
-                *_LLM_FIELDS,
-                *"head_dim attention_bias num_experts num_experts_per_tok moe_intermediate_size".split(),
-                *"norm_topk_prob decoder_sparse_step mlp_only_layers router_aux_loss_coef output_router_logits".split(),
-            ),
+            fields=(*_LLM_FIELDS, "head_dim", "attention_bias", *_EXPERTS),
             keeps_padding=True,
         ),
         LLMFamily("llama", "LlamaForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "attention_bias")),
@@ -181,10 +140,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
             "intern_vit_6b",  # the official name for every InternViT, the 300M included
             "InternVisionModel",
             lora_targets=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
-            fields=(
-                *_TOWER_FIELDS,
-                *"norm_type qkv_bias qk_normalization initializer_factor initializer_range use_flash_attn".split(),
-            ),
+            fields=(*_TOWER_FIELDS, *_INTERN_VIT),
             fixed=(("attention_dropout", 0.0), ("dropout", 0.0), ("drop_path_rate", 0.0)),
             select_layer=-1,
             projector_type="pixel_shuffle_mlp",
@@ -210,11 +166,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
             "dinov3_vit",
             "DINOv3ViTModel",
             lora_targets=_LLAMA_LINEARS,  # the same names
-            fields=(
-                *_TOWER_FIELDS,
-                *"rope_theta query_bias key_bias value_bias proj_bias mlp_bias".split(),
-                *"use_gated_mlp num_register_tokens".split(),
-            ),
+            fields=(*_TOWER_FIELDS, *_DINOV3),
             # Its own training moved positions at random, which transformers goes on with by default.
             fixed=(
                 ("attention_dropout", 0.0),
@@ -238,11 +190,7 @@ def target_matcher(targets: str | Sequence[str]) -> Callable[[str], bool]:
 
 
 def llm_family(config: Mapping, where: str = "llm_config") -> LLMFamily:
-    """The row of an LLM's config.
-
-    Args:
-        config: fields of the LLM's own config.
-        where: what to call the config in the message.
+    """The row of an LLM's config; ``where`` names it in the message.
 
     Raises:
         UnknownFamilyError: `model_type` has no row.
@@ -257,11 +205,7 @@ def llm_family(config: Mapping, where: str = "llm_config") -> LLMFamily:
 
 
 def encoder_family(config: Mapping, where: str = "vision_config") -> EncoderFamily:
-    """The row of an encoder's config, or of the two-sided model around it (CLIP, SigLIP).
-
-    Args:
-        config: fields of the encoder's `config.json` or of an official directory's `vision_config`.
-        where: what to call the config in the message.
+    """The row of an encoder's config, or of the two-sided model's around it (CLIP, SigLIP), as `llm_family`.
 
     Raises:
         UnknownFamilyError: neither `model_type` nor `architectures` has a row.

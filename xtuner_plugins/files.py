@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import posixpath
 import re
 import secrets
 import socket
@@ -20,37 +19,23 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from .errors import SettingError, out_of_files
+from .errors import SettingError, SourceError
 
 if TYPE_CHECKING:
     import numpy as np
 
 CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
-FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so
-LONGEST_SILENCE = 60.0  # most seconds between two such messages
+FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so; then each time twice as many
 PAUSE = 0.05  # seconds between two tries
 WILDCARDS = "*?"
 LOCAL_SCHEME = "file"
-# Packages that fsspec needs, by the scheme of a URL, as Python and pip name them; '' where it needs none
-STORE_PACKAGES = {
-    **dict.fromkeys(("s3", "s3a"), "s3fs"),
-    "oss": "ossfs",
-    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
-    "hdfs": "pyarrow",
-    **dict.fromkeys(("http", "https"), "aiohttp"),
-    "memory": "",
-}
+STORE_SCHEMES = ("s3", "s3a", "oss", "gs", "gcs", "hdfs", "http", "https", "memory")  # that fsspec opens
 HIDDEN = "***"  # stands for credentials in what messages show of a URL
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 # What stands before the host: up to the first slash, or beyond it where a password that isn't quoted holds one.
 _USER = re.compile(r"(?<=://)(?:[^/\s@]*|[^/\s@]*:(?!\d+/)[^\s@]*)@")
 _QUERY = re.compile(r"(://[^\s?'\"<>]*)\?[^\s'\"<>]+")  # holds the signature of a signed URL
-# Parameters of URLs that are signed for S3, Google, OSS and COS, CloudFront, and of servers that know a reader by them
-_SIGNED = re.compile(
-    r"x-(?:amz|goog|oss|cos)-(?!process)|q-|(?:sig|signature|expires|policy|key-pair-id|token|\w*access(?:key)?id|security-token)=",
-    re.IGNORECASE,
-)
 
 
 def get_cache_dir() -> Path:
@@ -102,60 +87,23 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write (disk full, no permission, read-only) into one line with a remedy.
-
-    Raises:
-        SettingError: the file can't be written.
-    """
+    """Turn a failure to write (disk full, no permission, read-only) into one line with a remedy, a `SettingError`."""
     try:
         yield
+    except SourceError:  # of what is read meanwhile
+        raise
     except OSError as error:
-        raise SettingError(
-            "cache",
-            f"can't be written ({error.strerror or error})",
-            f"make room and give write permission there, or name another directory by {CACHE_VARIABLE}",
-            str(path),
-        ) from None
+        problem = f"can't be written ({error.strerror or error})"
+        remedy = f"make room and give write permission there, or name another directory by {CACHE_VARIABLE}"
+        raise SettingError("cache", problem, remedy, str(path)) from None
 
 
-def save(path: Path, content: str | np.ndarray | dict[str, np.ndarray]) -> None:
-    """Write a file of the cache, whole or not at all: a text, an array (.npy) or several (.npz).
-
-    Raises:
-        SettingError: it can't be written.
-    """
+def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a file of the cache with several arrays (.npz), whole or not at all; errors as `writing`."""
     import numpy as np
-
-    def write(target: Path) -> None:
-        if isinstance(content, str):
-            target.write_text(content, encoding="utf-8")
-        elif isinstance(content, dict):
-            np.savez(target, **content)
-        else:
-            np.save(target, np.ascontiguousarray(content))
 
     with writing(path):
-        write_whole(path, write)
-
-
-def open_array(path: str | os.PathLike) -> np.ndarray:
-    """A .npy file, memory-mapped: forked processes share its pages. It holds no descriptor, as numpy's own maps do.
-
-    Raises:
-        SettingError: the process may open no more files.
-        OSError, ValueError: the file is missing or isn't whole.
-    """
-    import numpy as np
-    import torch
-
-    try:
-        array = np.load(path, mmap_mode="r")
-    except OSError as error:
-        raise out_of_files(error, SettingError, os.fspath(path)) or error from None
-    content = torch.from_file(os.fspath(path), shared=False, size=array.offset + array.nbytes, dtype=torch.uint8)
-    content = content.numpy()[array.offset :]
-    content.flags.writeable = False
-    return content.view(array.dtype).reshape(array.shape)
+        write_whole(path, lambda beside: np.savez(beside, **arrays))
 
 
 @contextlib.contextmanager
@@ -185,20 +133,24 @@ def _wait_for_lock(file: IO[str]) -> None:
     started, say_at = time.monotonic(), FIRST_WORD
     while True:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # POSIX allows either where another process holds the lock
             waited = time.monotonic() - started
-        if waited >= say_at:
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                file.seek(0)
-                said = (
-                    f"waiting {waited:.0f} s for {file.read() or 'another process'}, which holds {file.name} while it "
-                )
-                said += "prepares the data; if it isn't at work, end it, and this process goes on"
-                print(said, file=sys.stderr, flush=True)
-            say_at += min(say_at, LONGEST_SILENCE)
+        if waited >= say_at and os.environ.get("LOCAL_RANK", "0") == "0":
+            file.seek(0)
+            said = f"waiting {waited:.0f} s for {file.read() or 'another process'}, which holds {file.name} while it"
+            print(f"{said} prepares the data; if it isn't at work, end it", file=sys.stderr, flush=True)
+            say_at *= 2
         time.sleep(PAUSE)
+
+
+def build_once(path: Path, build: Callable[[Path], object], told: str = "") -> Path:
+    """A file of the cache, built by the first process that wants it, which prints `told`; errors as `writing`."""
+    with locked(path.with_suffix(".lock")), writing(path):
+        if not path.exists():
+            print(told, end="\n" * bool(told), file=sys.stderr, flush=True)
+            write_whole(path, build)
+    return path
 
 
 def is_url(path: object) -> bool:
@@ -229,17 +181,9 @@ def masked(text: str) -> str:
 
 
 def shown(url: str) -> str:
-    """As `masked`, and a hash tells URLs apart that differ in a query, the signature aside."""
-    query = unsigned(url).partition("?")[2]
+    """As `masked`, and a hash tells URLs apart that differ in a query."""
+    query = url.partition("?")[2]
     return masked(url) + (hashlib.blake2b(query.encode(), digest_size=4).hexdigest() if query else "")
-
-
-def unsigned(url: str) -> str:
-    """A URL without user and signature, which change while it names the same object; for keys."""
-    base, _, query = _USER.sub("", url).partition("?")
-    parts = [part for part in query.split("&") if not _SIGNED.match(part)]
-    is_azure = any(part.startswith("sig=") for part in query.split("&"))  # whose query is the signature's alone
-    return base if is_azure or not any(parts) else f"{base}?{'&'.join(parts)}"
 
 
 def is_pattern(path: str) -> bool:
@@ -249,14 +193,9 @@ def is_pattern(path: str) -> bool:
 
 def split_zip(path: str) -> tuple[str, str]:
     """(zip archive, folder in it) of a path; ('', '') where no part of it is one."""
-    head, inside = path.rstrip("/"), ""
-    while head and not os.path.isdir(head):
-        if head.lower().endswith(".zip") and os.path.isfile(head):
-            return head, inside
-        head, tail = os.path.split(head)
-        inside = posixpath.join(tail, inside) if inside else tail
-        if not tail:
-            break
+    for match in re.finditer(r"\.zip(?=/|$)", path, re.IGNORECASE):
+        if os.path.isfile(head := path[: match.end()]):
+            return head, path[match.end() :].strip("/")
     return "", ""
 
 

@@ -5,7 +5,6 @@ Nothing here imports PyTorch, so a wrong value is refused before that is importe
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import SettingError
-from .files import LOCAL_SCHEME, STORE_PACKAGES, is_url, masked, scheme_of
+from .files import LOCAL_SCHEME, STORE_SCHEMES, is_url, masked, scheme_of
 
 MAX_TILES = 256  # published configurations use up to 40
 ROW_MULTIPLE = 128  # tokens; a row of 8192 is filled up by less than 1 % on average
@@ -28,12 +27,11 @@ REDUCTIONS = {"token": 0.0, "square": -0.5, "sample": -1.0}
 _CREDENTIAL = re.compile(
     r"(?<![a-z])(key|token|pwd|sas|signature|credentials?|cookie)(?![a-z])|access_?key|secret|passw|authorization"
 )
-# What gcsfs takes for `token` that is none, beside the path of a file of credentials
-_NO_TOKENS = re.compile(r"anon|google_default|cloud|cache|browser|.*\.json")
+# What names a file of credentials, and what gcsfs takes for `token` that is none
+_NO_CREDENTIAL = re.compile(r"\w*(_file|_path)=.*|token=(anon|google_default|cloud|cache|browser|.*\.json)", re.DOTALL)
 _CREDENTIALS_REMEDY = (
-    "leave it out: give credentials by environment variables (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET, GOOGLE_APPLICATION_CREDENTIALS), by profile='name', or by "
-    "the store's own file of credentials"
+    "leave it out: give credentials by environment variables (AWS_ACCESS_KEY_ID, OSS_ACCESS_KEY_ID, "
+    "GOOGLE_APPLICATION_CREDENTIALS ...), by profile='name', or by the store's own file of credentials"
 )
 _USER_IN_URL = re.compile(r"://[^/\s]*:[^\s@]*@")
 
@@ -121,16 +119,15 @@ def image_tokens(num_tiles: Sequence[int], tokens_per_tile: int) -> int:
 
 def check_room(max_tiles: int, use_thumbnail: bool, tokens_per_tile: int, limit: int, name: str = "max_length") -> None:
     """Raises `SettingError` where no image can have ``max_tiles``: every large one would be shrunk silently."""
-
-    def tokens(tiles: int) -> int:
-        return image_tokens([tiles + (use_thumbnail and tiles > 1)], tokens_per_tile)
-
-    needed = tokens(max_tiles)
-    if needed >= limit:
-        fitting = next((tiles for tiles in range(max_tiles, 0, -1) if tokens(tiles) < limit), None)
-        lower = f"lower max_tiles to {fitting} or " if fitting else ""
-        problem = f"max_tiles={max_tiles} means images of {needed:,} tokens (thumbnail included), but {name}={limit:,}"
-        raise SettingError("max_tiles", problem, f"{lower}raise {name} above {needed:,}")
+    needed = {
+        tiles: image_tokens([tiles + (use_thumbnail and tiles > 1)], tokens_per_tile)
+        for tiles in range(1, max_tiles + 1)
+    }
+    if needed[max_tiles] >= limit:
+        fitting = max((tiles for tiles in needed if needed[tiles] < limit), default=None)
+        lower, most = f"lower max_tiles to {fitting} or " if fitting else "", f"{needed[max_tiles]:,}"
+        problem = f"max_tiles={max_tiles} means images of {most} tokens (thumbnail included), but {name}={limit:,}"
+        raise SettingError("max_tiles", problem, f"{lower}raise {name} above {most}")
 
 
 def check_benchmarks(value: Any) -> None:
@@ -161,23 +158,19 @@ def check_store_url(url: str) -> None:
     scheme, shown = scheme_of(url), masked(url)
     if scheme == LOCAL_SCHEME:
         return
-    if scheme not in STORE_PACKAGES or "::" in url or not url.lower().startswith(scheme):
-        remedy = f"there are {', '.join((LOCAL_SCHEME, *STORE_PACKAGES))}; mount another store, or copy the data"
+    if scheme not in STORE_SCHEMES or "::" in url or not url.lower().startswith(scheme):
+        remedy = f"there are {', '.join((LOCAL_SCHEME, *STORE_SCHEMES))}; mount another store, or copy the data"
         raise SettingError("storage_options", f"{shown} is a URL of a kind that isn't read", remedy)
     if _USER_IN_URL.search(url) and scheme not in ("http", "https"):
         problem = f"{shown} holds a credential itself, which nothing reads there"
         raise SettingError("storage_options", problem, _CREDENTIALS_REMEDY)
-    package = STORE_PACKAGES[scheme]
-    if package and importlib.util.find_spec(package) is None:
-        raise SettingError("storage_options", f"{shown} needs the package {package}", f"pip install {package}")
 
 
 def check_storage_options(value: Any) -> None:
     """``storage_options``, which each run's copy of its config will show; raises `SettingError`."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        said = "of names" if isinstance(value, Mapping) else f"({masked(repr(value))[:80]})"
-        remedy = "write storage_options=dict(endpoint_url=..., anon=True)"
-        raise SettingError("storage_options", f"storage_options is no dict of options {said}", remedy)
+        problem = f"storage_options={masked(repr(value))[:80]} is no dict of options"
+        raise SettingError("storage_options", problem, "write storage_options=dict(endpoint_url=..., anon=True)")
     if name := next(_find_credentials(value, ""), None):
         problem = f"storage_options holds a credential itself ({name}), and each run writes a copy of its config"
         raise SettingError("storage_options", problem, _CREDENTIALS_REMEDY)
@@ -191,6 +184,6 @@ def _find_credentials(value: Any, name: str) -> Iterator[str]:
             yield from _find_credentials(each, str(key).lower())
     elif isinstance(value, (str, bytes)) and value:
         text = value if isinstance(value, str) else ""
-        is_none = name.endswith(("_file", "_path")) or (name == "token" and _NO_TOKENS.fullmatch(text))
-        if (_CREDENTIAL.search(name) and not is_none) or (is_url(text) and _USER_IN_URL.search(text)):
+        is_named = _CREDENTIAL.search(name) and not _NO_CREDENTIAL.fullmatch(f"{name}={text}")
+        if is_named or (is_url(text) and _USER_IN_URL.search(text)):
             yield name

@@ -3,7 +3,7 @@
 trains          LoRA on every linear layer of the LLM
 frozen          vision encoder, projector, the LLM's own weights
 starts from     work_dirs/quickstart/model, the quick start's export: make quickstart
-data            generated images, a quarter of them too small to read (xtuner_plugins/toy/preference_data.py)
+data            generated images, a quarter of them too small to read (xtuner_plugins/toy/data.py)
 hardware        2 CPU cores
 launch          python tools/train.py configs/toy/toy_finetune_dpo_lora.py
 """

@@ -3,7 +3,7 @@
 trains          projector, LLM
 frozen          vision encoder
 starts from     work_dirs/quickstart/model, the quick start's export: make quickstart
-data            generated images, a quarter of them too small to read (xtuner_plugins/toy/preference_data.py)
+data            generated images, a quarter of them too small to read (xtuner_plugins/toy/data.py)
 hardware        2 CPU cores
 launch          python tools/train.py configs/toy/toy_finetune_mpo_full.py
 """

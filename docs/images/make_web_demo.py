@@ -46,10 +46,10 @@ def photograph(url: str, photo: Path, out: Path, width: int = 1280) -> None:
 def main(out: Path) -> None:
     """Serves the page and writes the image into the folder."""
     from xtuner_plugins.chat_page import launch
-    from xtuner_plugins.inference.session import ChatSession
+    from xtuner_plugins.inference.opening import open_session
     from xtuner_plugins.processes import free_port
 
-    session = ChatSession.from_pretrained(QUICKSTART / "model", device="cpu")
+    session = open_session(QUICKSTART / "model", device="cpu")
     page = launch(session, "quick start", host="127.0.0.1", port=free_port())
     try:
         photograph(page.local_url, IMAGE, out / "web_demo.png")

@@ -115,7 +115,7 @@ def test_answers_of_a_pair_frames_of_a_video_and_boxes(write, qa, tmp_path):
         edges = [np.flatnonzero(green.any(axis))[[0, -1]] for axis in (0, 1)]
         assert abs(np.concatenate(edges) - [50, 150, 20, 80]).max() <= 3
     page, _, _ = write({"a.jsonl": [qa("Where?", "<box>[[800, 2, 100, 8]]</box>", image="black.png")]}, PlainFiles)
-    assert "within 0 to 1000" in page  # shown without its box, which can't be drawn
+    assert "within 1000x1000" in page  # shown without its box, which can't be drawn
 
 
 def test_every_file_has_cards_and_records_with_a_reason_come_first(write, qa, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.export.export import convert
-from xtuner_plugins.inference.session import ChatSession
+from xtuner_plugins.inference.opening import open_session
 
 ALL = ("dynamic_image_size", "use_thumbnail", "min_dynamic_patch", "max_dynamic_patch", "force_image_size")
 ABSENT = [  # keys that are missing; least and most tiles, and whether there is a thumbnail
@@ -54,7 +54,7 @@ def test_training_and_chat_agree_on_absent_keys_and_on_the_hf_form(
     data, folder = write_data([qa("<image>\nQ?", "A.", image="a.png")]), make_image("a.png", 336, 224)
 
     def read(base):
-        dataset, session = MultimodalDataset(base, data, folder), ChatSession.from_pretrained(base, device="cpu")
+        dataset, session = MultimodalDataset(base, data, folder), open_session(base, device="cpu")
         source, sample = dataset.sources[0], dataset[0]
         assert source.tiling == session.tiling
         assert sample["num_tiles"] == len(session.tiles([f"{folder}/a.png"])[0])

@@ -1,15 +1,12 @@
 """What is kept on disk between runs: locks end with their holder, kills and full disks leave nothing half-written."""
 
-import errno
 import multiprocessing
 import os
 import re
 import resource
 import signal
 import time
-from unittest.mock import Mock
 
-import numpy as np
 import psutil
 import pytest
 
@@ -17,7 +14,7 @@ from tests.process_table import ends, is_alive, wait_until
 from xtuner_plugins import files
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
 from xtuner_plugins.datasets.plan import lengths
-from xtuner_plugins.files import locked, open_array, save
+from xtuner_plugins.files import locked
 
 
 @pytest.fixture
@@ -100,17 +97,3 @@ def test_a_disk_that_can_not_be_written_is_one_line_with_a_remedy(data_base, wri
     monkeypatch.setenv("XTUNER_PLUGINS_CACHE", place := f"{data}/cache")
     with pytest.raises(SettingError, match=f"{place}.*can't be written.*{remedy}"):
         MultimodalDataset(data_base, data).layout()
-
-
-def test_mapped_arrays_hold_no_descriptors(tmp_path, monkeypatch):
-    numbers = np.arange(1000, dtype=np.int32).reshape(-1, 5)
-    save(tmp_path / "a.npy", numbers)
-    before = len(os.listdir("/proc/self/fd"))
-    mapped = [open_array(tmp_path / "a.npy") for _ in range(50)]
-    assert len(os.listdir("/proc/self/fd")) == before
-    np.testing.assert_array_equal(mapped[-1], numbers)
-    with pytest.raises(ValueError, match="read-only"):
-        mapped[0][0] = 1
-    monkeypatch.setattr(np, "load", Mock(side_effect=OSError(errno.EMFILE, "too many")))
-    with pytest.raises(SettingError, match="a.npy: .*as many files open as it may .*ulimit -n"):
-        open_array(tmp_path / "a.npy")

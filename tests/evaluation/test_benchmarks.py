@@ -46,17 +46,17 @@ def opened(tmp_path, monkeypatch):
 
 
 def texts(found):
-    return [item.question.text for item in found.items]
+    return [item.text for item in found.questions]
 
 
 def test_the_built_in_text_questions():
     """They are whole, keep metric and prompt, and no question says its answer."""
     (found,) = open_data_sets("text", metric="anls", prompt="Hello {question}")
     assert (found.name, found.metric.name, found.left_out) == ("text", "mentions", [])
-    assert len(set(texts(found))) == len(found.items) == 45 and not any("Hello" in text for text in texts(found))
-    assert {item.facts["category"] for item in found.items} == {"English", "Chinese"}
-    for item in found.items:
-        assert not found.metric.score(item.question.text, item), item
+    assert len(set(texts(found))) == len(found.questions) == 45 and not any("Hello" in text for text in texts(found))
+    assert {item.facts["category"] for item in found.questions} == {"English", "Chinese"}
+    for item in found.questions:
+        assert not found.metric.score(item.text, item), item
         assert all(found.metric.score(answer, item) for answer in item.expected)
 
 
@@ -70,12 +70,13 @@ def test_questions_of_ones_own(opened, tmp_path):
         {"question": "", "answer": "x"},
         prompt="Q: {question}\nShort.",
     )
-    first, second, third = found.items
+    first, second, third = found.questions
     assert (found.name, found.metric.name) == ("own", "exact_match") and found.asked(first).id == "own/r-17"
-    assert first.question == Question("r-17", "Q: Total?\nShort.", ("a.png",), (str(tmp_path / "a.png"),))
-    assert first.expected == ("12.80",) and first.facts == {"category": "sums"} and first.place.endswith("own.jsonl:1")
-    assert second.question.id == "line 3" and len(second.question.paths) == 2 and second.facts == {"group": 3}
-    assert (third.question.id, third.question.text, third.expected) == ("4", "Q: {hint}?\nShort.", ("2",))
+    own, facts = (str(tmp_path / "a.png"),), {"category": "sums"}
+    place = f"{tmp_path}/own.jsonl:1"
+    assert first == Question("r-17", "Q: Total?\nShort.", ("a.png",), own, ("12.80",), facts, place)
+    assert second.id == "line 3" and len(second.paths) == 2 and second.facts == {"group": 3}
+    assert (third.id, third.text, third.expected) == ("4", "Q: {hint}?\nShort.", ("2",))
     assert texts(opened("own.jsonl", prompt="Which?")) == ["Total?", "Same?", "{hint}?", "Which?"]
     with pytest.raises(SettingError, match="has no {question}; write {question} where"):
         opened("asked.jsonl", {"question": "?", "answer": "x"}, prompt="Short.")
@@ -84,9 +85,9 @@ def test_questions_of_ones_own(opened, tmp_path):
         {"question": "Which?", "choices": ["red", "blue"], "answer": "B"},
         {"question": "Which?", "choices": {"C": "Cat", "D": "dog"}, "answer": "cat", "hint": "An animal."},
     )
-    assert chosen.metric.name == "multiple_choice" and [item.expected for item in chosen.items] == [("B",), ("C",)]
+    assert chosen.metric.name == "multiple_choice" and [item.expected for item in chosen.questions] == [("B",), ("C",)]
     assert texts(chosen) == ["Which?\nA. red\nB. blue", "An animal.\nWhich?\nC. Cat\nD. dog"]
-    assert chosen.items[1].facts == {"choices": {"C": "Cat", "D": "dog"}}
+    assert chosen.questions[1].facts == {"choices": {"C": "Cat", "D": "dog"}}
 
 
 WRONG = [
@@ -121,11 +122,11 @@ def test_what_cannot_be_used_is_named_with_its_place(opened, tmp_path):
         ("own.tsv", ["index\timage\tquestion\tanswer", f"0\t{cell()}\t?\tx"], BAD_ROWS),
     ):
         found = opened(name, *right, *(line for line, _ in wrong), images=str(tmp_path / "sub"))
-        assert len(found.items) == 1
+        assert len(found.questions) == 1
         for number, ((_, text), each) in enumerate(zip(wrong, found.left_out, strict=True), len(right) + 1):
             assert f"{tmp_path / name}:{number}" in each.message and text in each.message, (text, each)
     found = opened("own.jsonl", good, {**good, "answer": "m"}, metric="yes_no")
-    assert found.metric.name == "yes_no" and len(found.items) == 1
+    assert found.metric.name == "yes_no" and len(found.questions) == 1
     assert "own.jsonl:2 (line 2): the right answer ['m'] is neither yes nor no" in found.left_out[0].message
 
 
@@ -162,19 +163,19 @@ def test_the_file_that_trains_can_evaluate(opened):
         {"image": "a.png", "conversations": [ask, answer, {"from": "human", "value": "Why?"}, answer]},
     ]
     for found in (opened("train.jsonl", *records), opened("train.json", json.dumps(records, indent=1))):
-        first, second = found.items
-        assert (first.question.id, first.question.text, first.expected) == ("7", "What is it?", ("A bus.",))
-        assert first.question.images == ("a.png",) and second.question.images == () and second.expected == ("Hi.",)
+        first, second = found.questions
+        assert (first.id, first.text, first.expected) == ("7", "What is it?", ("A bus.",))
+        assert first.images == ("a.png",) and second.images == () and second.expected == ("Hi.",)
         (left,) = found.left_out
         assert "not one question with its answer; only records of a single turn" in left.message
 
 
 def test_questions_without_answers_are_only_asked(opened, tmp_path):
     asked = opened("asked.jsonl", {"image": "a.png", "question": "What?"}, metric="cer")
-    assert asked.metric is None and asked.items[0].expected == () and asked.longest_answer == 512
+    assert asked.metric is None and asked.questions[0].expected == () and asked.longest_answer == 512
     folder = opened("", prompt="What is it?")
-    assert folder.metric is None and [item.question.id for item in folder.items] == ["a.png", "sub/b.PNG"]
-    assert set(texts(folder)) == {"What is it?"} and folder.items[1].question.paths == (str(tmp_path / "sub/b.PNG"),)
+    assert folder.metric is None and [item.id for item in folder.questions] == ["a.png", "sub/b.PNG"]
+    assert set(texts(folder)) == {"What is it?"} and folder.questions[1].paths == (str(tmp_path / "sub/b.PNG"),)
 
 
 def test_limits_names_and_hashes(opened, tmp_path):
@@ -184,7 +185,7 @@ def test_limits_names_and_hashes(opened, tmp_path):
     assert (whole.longest_answer, long.longest_answer) == (128, 512)
     for limit, ids in ((2, "02"), (3, "0123")):
         part = opened("own.jsonl", *rows, limit=limit)
-        assert [item.question.id for item in part.items] == list(ids) and part.hash == whole.hash
+        assert [item.id for item in part.questions] == list(ids) and part.hash == whole.hash
     hashes = {whole.hash, opened("own.jsonl", *rows[:4]).hash}
     changes = [{"question": "Why?"}, {"answer": "z"}, {"image": "a.png"}, {"category": "z"}]
     hashes |= {opened("own.jsonl", {**rows[0], **changed}, *rows[1:]).hash for changed in changes}
@@ -214,8 +215,8 @@ LAYOUTS = [
 def test_files_by_name(opened):
     for name, row, metric, text, expected, facts in LAYOUTS:
         found = opened(name, {"index": "0", "image": cell(), "question": "Q?", **row})
-        (item,) = found.items
-        said = (found.metric.name, item.question.text, item.expected, item.facts)
+        (item,) = found.questions
+        said = (found.metric.name, item.text, item.expected, item.facts)
         assert said == (metric, text, expected, facts), name
 
 
@@ -228,16 +229,13 @@ def test_images_of_rows(opened, tmp_path):
         {"index": "6", "image": cell(3), "question": "?", "answer": "y"},
     ]
     found = opened("mine.tsv", *rows)
-    five, six, eight = found.items
-    assert (
-        five.question.paths == six.question.paths
-        and open(six.question.paths[0], "rb").read() == (tmp_path / "a.png").read_bytes()
-    )
-    assert five.question.text == 'Two\nlines and a "quote"?'
+    five, six, eight = found.questions
+    assert five.paths == six.paths and open(six.paths[0], "rb").read() == (tmp_path / "a.png").read_bytes()
+    assert five.text == 'Two\nlines and a "quote"?'
     assert six.place.endswith("mine.tsv:4")  # the first row takes two lines
     assert [each.message.partition(": ")[2][:8] for each in found.left_out] == ["id '6' w"]
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.png")}
-    assert len(times) == 2 and opened("mine.tsv", *rows).items == found.items
+    assert len(times) == 2 and opened("mine.tsv", *rows).questions == found.questions
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 

@@ -4,7 +4,6 @@ import pytest
 from scipy.stats import binomtest
 
 from xtuner_plugins.evaluation.compare import compare, comparison_table, differences, p_text
-from xtuner_plugins.evaluation.items import Item
 from xtuner_plugins.evaluation.metrics import find_metric
 from xtuner_plugins.evaluation.results import Row
 from xtuner_plugins.inference.questions import Question
@@ -16,7 +15,7 @@ def results(answers, metric="exact_match", digest="1", name="own", **facts):
     known = answers if isinstance(answers, dict) else dict(enumerate(answers.split()))
     for number, (key, answer) in enumerate(known.items()):
         own = {key: value[number] if isinstance(value, list) else value for key, value in facts.items()}
-        item = Item(Question(str(key), "?"), (own.pop("expected", "yes"),), own)
+        item = Question(str(key), "?", expected=(own.pop("expected", "yes"),), facts=own)
         rows.append(Row(name, item, answer, float(measure.score(answer, item))))
     return {"datasets": {name: {"hash": digest, "metric": metric}}}, rows
 
@@ -65,7 +64,7 @@ def test_gain_p_value_and_verdict():
 def test_only_common_questions_in_whatever_order():
     one, other = results({"a": "yes", "b": "yes", "c": "no"}), results({"d": "yes", "b": "no", "a": "yes"})
     (found,) = compare(one, other).values()
-    assert [row.item.question.id for row, _ in found.pairs] == ["a", "b"]
+    assert [row.question.id for row, _ in found.pairs] == ["a", "b"]
     assert found.one.answers == ["yes", "yes"] and found.other.answers == ["yes", "no"]
     values = {**found.as_json(), "interval": None}
     assert (values["better_a"], values["better_b"], values["num_common"]) == (1, 0, 2)

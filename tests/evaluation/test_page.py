@@ -6,7 +6,6 @@ from PIL import Image
 
 from xtuner_plugins.evaluation import page
 from xtuner_plugins.evaluation.compare import compare
-from xtuner_plugins.evaluation.items import Item
 from xtuner_plugins.evaluation.results import Row
 from xtuner_plugins.inference.questions import Question
 
@@ -25,8 +24,8 @@ def test_one_result_and_two(tmp_path, monkeypatch):
     Image.new("RGB", (336, 224), "white").save(path := tmp_path / "a.png")
 
     def row(dataset, name, answer, score):
-        question = Question(name, "Which <b>?", ("a.png",), (str(path),))
-        return Row(dataset, Item(question, () if score is None else ("red", "rot")), answer, score)
+        expected = () if score is None else ("red", "rot")
+        return Row(dataset, Question(name, "Which <b>?", ("a.png",), (str(path),), expected), answer, score)
 
     def shown(write, *values):
         write(tmp_path / "page.html", *values)
@@ -45,10 +44,10 @@ def test_one_result_and_two(tmp_path, monkeypatch):
     assert "<script>alert" not in text and "http" not in text.replace("data:image", ""), "loads nothing"
 
     other = {**RESULTS, "settings": {"dtype": "bfloat16", "limit": 4}, "datasets": {"own": OWN}}
-    answers = zip(rows[:3], ("red", "x", "<i>"), strict=True)
-    better = [Row("own", each.item, answer, float(answer == "red")) for each, answer in answers]
+    answers = zip(rows[:3], ("red", "<i>", "x"), strict=True)
+    better = [Row("own", each.question, answer, float(answer == "red")) for each, answer in answers]
     text = shown(page.write_comparison, [RESULTS, other], compare((RESULTS, rows), (other, better)))
-    assert re.findall(r'data-dataset="own" data-kind="(.)"', text) == ["b", "a", "a"]
+    assert re.findall(r'data-dataset="own" data-kind="(.)"', text) == ["b", "a"]
     assert "&lt;i&gt;" in text and "<i>" not in text and "settings dtype: A float32, B bfloat16" in text
     assert "每图最多 6 个图块" in text and "无法判断" in text and "nothing can be said" in text
 

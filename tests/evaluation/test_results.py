@@ -7,7 +7,6 @@ import pytest
 from scipy.stats import binomtest, bootstrap
 
 from xtuner_plugins.evaluation.benchmarks import DataSet
-from xtuner_plugins.evaluation.items import Item
 from xtuner_plugins.evaluation.metrics import METRICS
 from xtuner_plugins.evaluation.results import (
     aligned,
@@ -25,9 +24,9 @@ from xtuner_plugins.inference.questions import Question, Unusable
 def measured(scores, metric="exact_match", images=None, **facts):
     """Questions of which those with a score of 1 are answered right, about these images."""
     paths = [() if images is None else (images[n],) for n in range(len(scores))]
-    items = [Item(Question(str(n), "?", own, own), ("yes",), facts) for n, own in enumerate(paths)]
+    items = [Question(str(n), "?", own, own, ("yes",), facts) for n, own in enumerate(paths)]
     answers = {str(n): "yes" if score else "no" for n, score in enumerate(scores)}
-    return measure("own", METRICS[metric], items, answers)
+    return measure(DataSet("own", "own.jsonl", METRICS[metric], items), answers)
 
 
 def test_intervals_are_exact_and_never_of_width_0():
@@ -57,24 +56,24 @@ def test_questions_about_an_image_or_of_a_group_are_drawn_together():
     low, high = measured([1] * 8, images=["a.png", "b.png"] * 4).interval
     assert (low, high) == pytest.approx((100 * binomtest(2, 2).proportion_ci().low, 100)), "two images tell little"
     facts = [("ab", {}), ("b", {}), ("c", {"group": "g"}), ("", {"group": "g"}), ("", {}), ("b", {}), ("", {})]
-    items = [Item(Question(str(n), "?", (), tuple(images)), (), own) for n, (images, own) in enumerate(facts)]
+    items = [Question(str(n), "?", (), tuple(images), facts=own) for n, (images, own) in enumerate(facts)]
     assert clusters(items).tolist() == [0, 0, 1, 1, 2, 0, 3]
 
 
 def test_written_read_and_shown(tmp_path):
     items = [
-        Item(Question("a", "Which color? 颜色", ("a.png",), ("/images/a.png",)), ("red", "rot"), {"category": "color"}),
-        Item(Question("b", "And this?"), ("x",), {"category": "shape"}),
-        Item(Question("c", "?"), ("y",)),
-        Item(Question("d", "?"), ("never answered",)),
+        Question("a", "Which color? 颜色", ("a.png",), ("/images/a.png",), ("red", "rot"), {"category": "color"}),
+        Question("b", "And this?", (), (), ("x",), {"category": "shape"}),
+        Question("c", "?", expected=("y",), place="own.jsonl:3"),
+        Question("d", "?", expected=("never answered",)),
     ]
-    found = measure("own", METRICS["exact_match"], items, {"a": "Rot", "b": "a\u2028\x85b", "c": "y", "other": "red"})
-    left_out = [Unusable("d", "own.jsonl:4: no answer")]
-    own = summary(found, DataSet("own", "own.jsonl", found.metric, found.items, left_out, "1"))
+    whole = DataSet("own", "own.jsonl", METRICS["exact_match"], items, [Unusable("d", "own.jsonl:4: no answer")], "1")
+    found = measure(whole, {"a": "Rot", "b": "a\u2028\x85b", "c": "y", "other": "red"})
+    own = summary(found, whole)
     assert [row.score for row in found.rows] == [1, 0, 1] and own["score"] == pytest.approx(200 / 3)
-    asked = measure("asked", None, items[:1], {"a": "x"})
+    asked = measure(unscored := DataSet("asked", "asked.jsonl", None, items[:1]), {"a": "x"})
     assert asked.scores == [None] and asked.headline is None and asked.interval is None
-    data_sets = {"own": own, "asked": summary(asked, DataSet("asked", "asked.jsonl", None, []))}
+    data_sets = {"own": own, "asked": summary(asked, unscored)}
     write_results(tmp_path, {"model": {"model": "m"}, "datasets": data_sets}, found.rows)
     again, rows = read_results(tmp_path)
     assert rows == found.rows and again["datasets"]["own"]["figures"] == found.figures
@@ -84,7 +83,7 @@ def test_written_read_and_shown(tmp_path):
         "own exact_match: accuracy 66.7 9.4 to 99.2 3 1".split(),
         *(["color", "100.0"], ["shape", "0.0"], "asked answers alone 1".split()),
     ]
-    empty = measure("own", METRICS["exact_match"], items, {})
+    empty = measure(whole, {})
     assert empty.scores == [] and empty.headline is None and empty.interval is None and empty.figures == {}
 
 

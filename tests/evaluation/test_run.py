@@ -32,7 +32,7 @@ def test_one_run_at_a_time_goes_on_with_the_same_model_data_and_settings(toy_bas
         results = evaluation.finish()
     again, rows = read_results(out)
     assert again["datasets"]["own"]["num_answered"] == results["datasets"]["own"]["num_answered"] == 2
-    assert [row.item.question.id for row in rows] == ["a", "b"] and again["settings"]["max_new_tokens"] == 2
+    assert [row.question.id for row in rows] == ["a", "b"] and again["settings"]["max_new_tokens"] == 2
     assert len(again["model"]["weights"]) == len(again["preprocessing"]["hash"]) == 32
     assert (out / "report.html").is_file() and "torch" in again["versions"]
 

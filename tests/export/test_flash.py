@@ -8,7 +8,8 @@ from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert
 from xtuner_plugins.families import FLASH
 from xtuner_plugins.hub.modeling_flash import FLASH_PARTS
-from xtuner_plugins.inference.session import ChatSession, Turn
+from xtuner_plugins.inference.opening import open_session
+from xtuner_plugins.inference.session import Turn
 from xtuner_plugins.weights.loader import load_model, read_config
 from xtuner_plugins.weights.reading import CheckpointError, open_weights
 
@@ -30,7 +31,7 @@ def test_a_flash_directory_is_built_converted_and_asked(toy_base, tmp_path):
     with pytest.raises(CheckpointError, match="mlp2.* is not a tensor"):
         convert(flash, tmp_path / "hf", format="hf")
 
-    session, read = ChatSession.from_pretrained(flash, device="cpu", dtype="float32"), []
+    session, read = open_session(flash, device="cpu", dtype="float32"), []
     with torch.no_grad():
         session.model.gating.gate[1].bias[:] = torch.tensor([9.0, 0.0])  # above the absolute threshold
 

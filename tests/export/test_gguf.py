@@ -11,7 +11,8 @@ from tests.weights.language_models import write_llm
 from xtuner_plugins.datasets.images.tiling import resize_to_grid
 from xtuner_plugins.export import gguf
 from xtuner_plugins.export.base.build import build_base
-from xtuner_plugins.inference.session import ChatSession, Turn, normalize
+from xtuner_plugins.inference.opening import open_session
+from xtuner_plugins.inference.session import Turn, normalize
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.weights import model_view
 from xtuner_plugins.weights.errors import CheckpointError
@@ -79,7 +80,7 @@ def test_llama_cpp_computes_what_we_compute(family, dtype, most, tmp_path, monke
     vision, llm = write_random_parts(tmp_path / "parts", vision_overrides={"num_hidden_layers": 4})
     llm = llm if family == "qwen2" else write_llm(family, tmp_path / "llm", llm)
     build_base(vision, llm, tmp_path / "base", dtype="float32")
-    session = ChatSession.from_pretrained(tmp_path / "base", device="cpu")
+    session = open_session(tmp_path / "base", device="cpu")
     done = gguf.convert(tmp_path / "base", tmp_path / "gguf", dtype=dtype)
     theirs, side = LlamaCpp(done["model"], done["mmproj"]), session.tiling.tile_size
     noise = [Image.effect_noise((width, side), 80).convert("RGB") for width in (side, 2 * side)]

@@ -10,7 +10,7 @@ from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export, prepare, prepare_conversion, write
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference import verify as module
-from xtuner_plugins.models.encoders import freeze_unused
+from xtuner_plugins.models.blocks import freeze_unused
 from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 

@@ -96,12 +96,6 @@ def test_the_base_is_found_where_the_config_or_the_record_says(recorded, tmp_pat
     torch.save(content, tmp_path / "iter_1.pth")
     with pytest.raises(CheckpointError, match="iter_1.pth does not exist: nowhere nor gone; .*--set base="):
         lay_over(elsewhere, tmp_path / "iter_1.pth")
-    for text, words in (
-        ("model = dict(", r"c\.py:\d+ cannot be read"),
-        ("model = dict()", r"c\.py has no model\.base"),
-    ):
-        elsewhere.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            lay_over(elsewhere, recorded[0])
-    with pytest.raises(ValueError, match="gone.py"):
-        lay_over(tmp_path / "gone.py", recorded[0])
+    elsewhere.write_text("model = dict()")
+    with pytest.raises(ValueError, match=r"c\.py has no model\.base"):
+        lay_over(elsewhere, recorded[0])

@@ -23,6 +23,7 @@ from xtuner_plugins.hub.constants import ADDED_TOKENS, IMAGE_TOKENS
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 from xtuner_plugins.hub.prompts import PromptEncoder, prompt_parts
 from xtuner_plugins.weights import preprocessing
+from xtuner_plugins.weights.errors import CheckpointError
 from xtuner_plugins.weights.tokenizer_files import chat_template, load_tokenizer
 
 from .cases import make_config, make_model
@@ -157,7 +158,7 @@ def test_ids_are_those_of_the_whole_prompt(any_tokenizer, request):
         preprocessing.check_token_rules({**old, "token_rules": 2}, any_tokenizer, "a.pth")
         try:
             preprocessing.check_token_rules(old, any_tokenizer, "a.pth")
-        except preprocessing.PreprocessingError as error:
+        except CheckpointError as error:
             assert "a.pth was trained by an older version" in str(error) and "train anew" in str(error)
             refused.add(template)
     text_tokens, supervised, *_ = count_pieces(pieces, ours).T.tolist()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from xtuner_plugins.inference import batch_answers as module
-from xtuner_plugins.inference.batch_answers import Job, answer_all, lengths_of, plan_batches
+from xtuner_plugins.inference.batch_answers import Job, answer_all, plan_batches
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.questions import Question, Unusable
 
@@ -47,7 +47,7 @@ def results(found):
 
 def test_batched_answers_equal_single_ones_and_bad_images_are_named(toy_base, questions, session):
     asked = [*questions[0], Question("long", "word " * 5000)]
-    answers = results(list(answer_all(job(toy_base, batch_size=4), asked, lengths_of(session))))
+    answers = results(list(answer_all(job(toy_base, batch_size=4), asked, session.lengths)))
     for name, said in (
         ("text.png", "text.png"),
         ("cut.png", "cut.png"),
@@ -63,13 +63,13 @@ def test_batched_answers_equal_single_ones_and_bad_images_are_named(toy_base, qu
 
 def test_the_longest_come_first_and_those_about_an_image_together(questions, session):
     asked, other = questions
-    batches, unusable = plan_batches(asked, lengths_of(session), 2)
+    batches, unusable = plan_batches(asked, session.lengths, 2)
     named = [[question.id for question in batch] for batch in batches]
     assert named == [["b.png", "cut.png"], ["c.png", "marks"], ["a.png", "text"]]
     assert [question.id for question, _ in unusable] == ["text.png"]
     texts = ("Why?", "Who is that?")
     mixed = [replace(each, id=f"{each.id} {text}", text=text) for text in texts for each in (asked[2], other)]
-    ((batch,), _) = plan_batches(mixed, lengths_of(session), 4)
+    ((batch,), _) = plan_batches(mixed, session.lengths, 4)
     assert [each.id for each in batch] == ["b.png Who is that?", "b.png Why?", "d.png Who is that?", "d.png Why?"]
 
 
@@ -87,7 +87,7 @@ def test_each_process_takes_the_next_gpu(monkeypatch):
 
 @pytest.mark.slow
 def test_processes_answer_as_one_and_say_what_stops_them(toy_base, questions, session):
-    asked, lengths = questions[0], lengths_of(session)
+    asked, lengths = questions[0], session.lengths
     one = results(list(answer_all(job(toy_base), asked, lengths)))
     assert results(list(answer_all(job(toy_base, processes=2), asked, lengths))) == one
     with pytest.raises(ValueError, match="device 'tpu' can't be used"):

@@ -9,9 +9,7 @@ from tests.weights.training import SETTINGS, make_model, save_pth
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
-from xtuner_plugins.inference.batch_answers import lengths_of
-from xtuner_plugins.inference.description import describe
-from xtuner_plugins.inference.opening import Source, find_source, open_session
+from xtuner_plugins.inference.opening import Source, describe, find_source, open_session
 
 LOCK = {
     "tile_size": 112,
@@ -74,18 +72,18 @@ def test_a_description_is_what_a_session_does(toy_base, run, tmp_path):
     convert(toy_base, tmp_path / "hf", format="hf")
     for model, max_tiles in ((toy_base, None), (tmp_path / "hf", 2), (run, None), (run, 2)):
         session, found = open_session(model, device="cpu", max_tiles=max_tiles), of(model, max_tiles=max_tiles)
-        assert found.lengths == lengths_of(session) and found.preprocessing["template"] == session.model.template
+        assert found.lengths == session.lengths and found.preprocessing["template"] == session.model.template
         assert found.preprocessing["max_tiles"] == session.tiling.max_tiles
     copy = shutil.copytree(toy_base, tmp_path / "copy")
-    own, trained = of(toy_base).weights_hash(), of(run).weights_hash()
-    assert of(copy).weights_hash() == own != trained != of(run / "iter_2.pth").weights_hash()
+    own, trained = of(toy_base).weights, of(run).weights
+    assert of(copy).weights == own != trained != of(run / "iter_2.pth").weights
     (copy / "export_manifest.json").write_text("{}")  # says where it came from
     for name, tail in (("tokenizer_config.json", b"} "), ("config.json", b"} "), ("model.safetensors", b"\1")):
         kept = (copy / name).read_bytes()
         (copy / name).write_bytes(kept.rstrip()[:-1] + tail)
-        assert of(copy).weights_hash() != own
+        assert of(copy).weights != own
         (copy / name).write_bytes(kept)
-        assert of(copy).weights_hash() == own
+        assert of(copy).weights == own
 
 
 def test_what_cannot_be_opened_is_named(run, toy_base, tmp_path):

@@ -11,6 +11,7 @@ from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.base import read_base, tiling_of
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.hub import InternVLChatModel
+from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.session import ChatSession, Frame, Turn, normalize, resolve_device
 from xtuner_plugins.models.preprocessor import TilePreprocessor
 
@@ -32,7 +33,7 @@ def session(toy_base, tmp_path_factory):
     base = shutil.copytree(toy_base, tmp_path_factory.mktemp("session") / "base")
     for code in base.glob("*.py"):
         code.write_text("raise SystemExit('executed')\n")
-    return ChatSession.from_pretrained(base, device="cpu")
+    return open_session(base, device="cpu")
 
 
 def ask(session, question, images=(), past=(), **options):
@@ -171,7 +172,7 @@ def test_what_cannot_be_asked_or_opened(session, toy_base, tmp_path):
         for asks in (lambda item: ask(session, *item), lambda item: session.answers([item])):
             with pytest.raises(ValueError, match=said):
                 asks(item)
-    opens, limited = ChatSession.from_pretrained, {"min_tiles": 5, "max_tiles": 2}
+    opens, limited = open_session, {"min_tiles": 5, "max_tiles": 2}
     for call, words, options, said in (
         (session.answers, ([("Hi", [])],), {"batch_size": 0}, "batch_size = 0"),
         (opens, (tmp_path / "missing",), {}, "does not exist"),

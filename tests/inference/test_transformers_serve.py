@@ -12,7 +12,7 @@ from PIL import Image
 from tests.conftest import HANGS_AFTER
 from tests.openai_messages import image_part
 from xtuner_plugins.export.export import convert
-from xtuner_plugins.inference.session import ChatSession
+from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.processes import free_port
 
 
@@ -42,7 +42,7 @@ def ask(toy_base, tmp_path_factory):
 
 @pytest.mark.release
 def test_it_answers_as_we_do(ask, toy_base):
-    session = ChatSession.from_pretrained(toy_base, device="cpu")
+    session = open_session(toy_base, device="cpu")
     items = [
         ("Which number is it?", [Image.new("RGB", (112, 112), "red")]),
         ("Which number is it?", [Image.new("RGB", (225, 113), "white")]),  # two tiles and a thumbnail

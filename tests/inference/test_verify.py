@@ -14,8 +14,7 @@ from tests.probed import probed
 from tests.weights.training import LORA, SETTINGS, make_model, save_pth
 from xtuner_plugins.export import export, trained
 from xtuner_plugins.inference import verify as module
-from xtuner_plugins.inference.verify import verify
-from xtuner_plugins.inference.verify_tensors import compare_tensors
+from xtuner_plugins.inference.verify import compare_tensors, verify
 from xtuner_plugins.weights import manifest, model_view
 from xtuner_plugins.weights.lazy import cast
 from xtuner_plugins.weights.reading import CheckpointError, read_json

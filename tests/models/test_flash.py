@@ -9,7 +9,7 @@ from torch import nn
 from xtuner_plugins.datasets import collate, collate_packed
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.models import FlashConsistencyModel, FlashRouterModel, VisionLanguageModel
-from xtuner_plugins.models.flash_rows import draw_tiles
+from xtuner_plugins.models.flash import draw_tiles
 
 from .batches import LORA, build, make_samples
 

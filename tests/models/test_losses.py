@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from xtuner_plugins.models import loss_head
-from xtuner_plugins.models.loss_head import LossHead
-from xtuner_plugins.models.losses import batch_weight, next_token_loss, token_log_probs
+from xtuner_plugins.models import losses as loss_module
+from xtuner_plugins.models.losses import LossHead, batch_weight, next_token_loss, token_log_probs
 from xtuner_plugins.ranges import CHUNK_LOGITS
 
 VOCABULARY = 11
@@ -42,9 +41,9 @@ def test_equals_cross_entropy_over_all_logits(monkeypatch):
     """In the loss, that of each target and every gradient, whatever a chunk holds, and with padded logits."""
     for kind, rows, weighted, on_cuda in itertools.product(KINDS, (1, 2, 3, 100), (False, True), (False, True)):
         with monkeypatch.context() as patch:
-            patch.setattr(loss_head, "SOFTMAX_LOGITS", rows * VOCABULARY)
+            patch.setattr(loss_module, "SOFTMAX_LOGITS", rows * VOCABULARY)
             if on_cuda:
-                patch.setattr(loss_head, "chunk_shape", lambda words, device: (4, 16))
+                patch.setattr(loss_module, "chunk_shape", lambda words, device: (4, 16))
             hidden, targets, head = make_case(kind)
             weights = torch.rand(len(targets)) if weighted else torch.ones(len(targets))
             losses = F.cross_entropy(head(hidden), targets, reduction="none")
@@ -67,7 +66,7 @@ def test_equals_cross_entropy_over_all_logits(monkeypatch):
 def test_chunks_on_cuda_are_aligned():
     """Rows of logits begin at multiples of 128 bytes, and products are as large as the planned memory allows."""
     for words in (32_020, 92_553, 151_674, 151_936):
-        rows, width = loss_head.chunk_shape(words, torch.device("cuda"))
+        rows, width = loss_module.chunk_shape(words, torch.device("cuda"))
         assert rows % 64 == width % 64 == 0 and 0 <= width - words < 64
         assert rows * width <= CHUNK_LOGITS < (rows + 64) * width
 

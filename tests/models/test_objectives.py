@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
-from xtuner_plugins.models.objectives import LOSSES, PairLogProbs, Settings, need_reference, preference_losses, rewards
+from xtuner_plugins.models.objectives import LOSSES, PairLogProbs, Settings, preference_losses, rewards
 from xtuner_plugins.ranges import OBJECTIVES, check_objectives
 
 MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # as its authors mix them
@@ -74,7 +74,7 @@ def test_mixtures_and_extremes():
     total, each = preference_losses(make_pairs(), MPO, SETTINGS)
     torch.testing.assert_close(total.detach(), 0.8 * each["dpo"] + 0.2 * each["bco_pair"] + 1.0 * each["sft"])
     assert not each["dpo"].requires_grad and list(each) == list(MPO) and check_objectives(MPO) == MPO
-    assert {name for name in OBJECTIVES if need_reference({name: 1})} == {"dpo", "ipo", "hinge", "bco_pair"}
+    assert {name for name in OBJECTIVES if OBJECTIVES[name]} == {"dpo", "ipo", "hinge", "bco_pair"}
     assert torch.stack(rewards(make_pairs(reference=False), SETTINGS)).isfinite().all()
     chosen = torch.tensor([0.0, -1e-30, -1e-7, -0.69, -0.7, -5.0, -100.0], requires_grad=True)
     rejected, one = -torch.ones(7), torch.ones(7)

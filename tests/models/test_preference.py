@@ -17,7 +17,7 @@ from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.run.steps import run_step
 from xtuner_plugins.models import PreferenceModel
 from xtuner_plugins.models.objectives import PairLogProbs, Settings
-from xtuner_plugins.models.preference_metrics import ENOUGH, FADE, FIGURES, means_of_step, reward_mean, sums_of_pairs
+from xtuner_plugins.models.preference import ENOUGH, FADE, FIGURES, means_of_step, reward_mean, sums_of_pairs
 
 from . import batches
 from .batches import LORA, assert_same, make_samples
@@ -139,11 +139,11 @@ def test_a_step_is_the_mean_over_its_pairs_however_they_are_batched(build):
         MessageHub.get_current_instance().runtime_info.clear()
         trained = copy.deepcopy(model)
         wrapper = OptimWrapper(SGD([p for p in trained.parameters() if p.requires_grad], lr=1.0))
-        assert trained._settings_now().reward_mean == 0
+        assert reward_mean() == 0
         logged = run_step(trained, wrapper, [collate_pairs(batch) for batch in batched])
         results.append((logged, trained.state_dict()))
         mean = (logged["reward_chosen"] + logged["reward_rejected"]) / 2  # which bco_pair compares with in later steps
-        assert trained._settings_now().reward_mean == pytest.approx(mean, abs=1e-7)
+        assert reward_mean() == pytest.approx(mean, abs=1e-7)
     (logged, whole), *others = results
     assert {"reward_chosen", "reward_rejected", "margin", "accuracy", "kl", "loss_dpo", "loss_sft"} <= logged.keys()
     for also, parts in others:

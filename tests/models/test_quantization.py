@@ -1,23 +1,16 @@
-"""Loading straight into 4 bits: the model is that of the packed weights, and its linear layers never exist unpacked.
-
-And what QLoRA promises: little memory, a loss that falls, an export near the model that was trained.
-"""
+"""Loading straight into 4 bits: the model is that of the packed weights, and its linear layers never exist unpacked."""
 
 import bitsandbytes as bnb
 import pytest
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
 
-from tests.weights.training import chat_inputs, logits, save_pth, with_context, write_config
-from xtuner_plugins.export.base.build import build_base
-from xtuner_plugins.export.export import export
+from tests.weights.training import chat_inputs, logits
 from xtuner_plugins.families import llm_family
-from xtuner_plugins.models.quantization import linear_quantizer
-from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.models.trainable import build_quantization_config, linear_quantizer
 from xtuner_plugins.weights.loader import load_model
 
-from .batches import LORA, backward, build, learn, make_batch, run
+from .batches import LORA, backward, build, make_batch, run
 
 SETTINGS = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 
@@ -32,7 +25,7 @@ def test_loaded_into_4_bits(toy_base, monkeypatch):
     for double in (True, False):
         plain, unpacked = load(toy_base), []
         targets = llm_family(plain.config.llm_config.to_dict()).lora_targets
-        settings = {**SETTINGS, "bnb_4bit_use_double_quant": double}
+        settings = build_quantization_config({**SETTINGS, "bnb_4bit_use_double_quant": double}, "llm")
         quantize = linear_quantizer("language_model", targets, settings, torch.float32)
 
         def watched(model, name, quantize=quantize, unpacked=unpacked, targets=targets):
@@ -53,9 +46,9 @@ def test_loaded_into_4_bits(toy_base, monkeypatch):
         # float32 products of the same numbers, summed in another order
         torch.testing.assert_close(found, logits(plain, inputs), rtol=0, atol=1e-5)
         assert (found - exact).abs().max() > 1e-3
-    monkeypatch.setattr("xtuner_plugins.models.quantization.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("xtuner_plugins.models.trainable.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="deepspeed_zero2"):
-        linear_quantizer("language_model", targets, SETTINGS, torch.float32)
+        linear_quantizer("language_model", targets, settings, torch.float32)
 
 
 def test_qlora_trains_beside_four_bit_weights(toy_base):
@@ -80,32 +73,3 @@ def test_qlora_trains_beside_four_bit_weights(toy_base):
     # 4 bits cost accuracy, not sense: a random LLM's loss moves by a few percent.
     exact = run(plain, make_batch(plain))["loss"].item()
     assert 0 < abs(losses[0] - exact) < 0.05 * exact and losses[1] == pytest.approx(losses[0], abs=1e-5)
-
-
-def test_the_merged_export_keeps_what_was_learned(tmp_path):
-    """Its gap to the model in 4 bits is that of the base's own 4 bits (docs/checkpoints.md), not more by the merge."""
-    sizes = dict(hidden_size=256, intermediate_size=512)  # several scales per row, as in real layers
-    base = tmp_path / "base"
-    build_base(*write_random_parts(tmp_path / "parts", llm_overrides=sizes), base, dtype="float32")
-    settings = dict(
-        llm_lora=LORA | dict(r=16, lora_alpha=32), llm_quantization=dict(type=BitsAndBytesConfig, **SETTINGS)
-    )
-    model = build(base, gradient_checkpointing=False, **settings)
-    losses = learn(model, make_batch(model), 12, torch.optim.AdamW, lr=1e-3)
-    config = write_config(tmp_path / "config.py", base, **settings)
-    config.write_text("from transformers import BitsAndBytesConfig\n" + config.read_text())
-    export(config, save_pth(model, tmp_path / "iter_12.pth", config), tmp_path / "export")
-    merged = build(tmp_path / "export", gradient_checkpointing=False).eval()
-    # From 7.6 to 0.23 when this was written
-    assert losses[-1] < 0.1 * losses[0] and run(merged, make_batch(model))["loss"] < 0.1 * losses[0]
-
-    def gap(packed, plain):
-        """Root mean square difference of logits, as a share of the root mean square logit."""
-        inputs = chat_inputs(with_context(packed, model))
-        exact, other = (logits(with_context(m, model), inputs) for m in (packed, plain))
-        return ((exact - other).square().mean() / exact.square().mean()).sqrt().item()
-
-    targets = llm_family(model.model.config.llm_config.to_dict()).lora_targets
-    quantize = linear_quantizer("language_model", targets, SETTINGS, torch.float32)
-    of_base, of_export = gap(load(base, filled=quantize).train(), load(base)), gap(model.model, merged.model)
-    assert of_export < 0.35 and of_export == pytest.approx(of_base, rel=0.15)

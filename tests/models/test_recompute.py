@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xtuner_plugins.models import recompute
+from xtuner_plugins.models import blocks
 
 from . import batches
 from .batches import LORA, WHOLE, assert_same, backward, make_batch, run
@@ -74,8 +74,8 @@ def test_under_zero_3(toy_base, monkeypatch):
     with pytest.raises(ValueError, match="offload_activations=True needs gradient_checkpointing=True"):
         build(toy_base, gradient_checkpointing=False, offload_activations=True)
     ways = []
-    monkeypatch.setattr(recompute, "is_deepspeed_zero3_enabled", lambda: True)
-    monkeypatch.setattr(recompute, "_enable", lambda part, reentrant: ways.append((type(part).__name__, reentrant)))
+    monkeypatch.setattr(blocks, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(blocks, "_enable", lambda part, reentrant: ways.append((type(part).__name__, reentrant)))
     model = build(toy_base)
     assert ways == [("Qwen2ForCausalLM", True), ("InternVisionModel", False)]
     assert model.model.language_model.get_input_embeddings()(torch.tensor([1])).requires_grad

@@ -8,7 +8,7 @@ import torch
 from tests.vision_towers import write_tower
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.families import encoder_family
-from xtuner_plugins.models.encoders import used_blocks
+from xtuner_plugins.models.blocks import used_blocks
 
 from .batches import LORA, assert_same, backward, build, make_batch
 

@@ -20,7 +20,7 @@ def test_loss_equals_the_shipped_forward(toy_base):
         # The same float32 products, summed over fewer positions.
         shipped = model.model(pixel_values=pixels, **inputs).loss
         torch.testing.assert_close(run(model, batch)["loss"], shipped, atol=2e-6, rtol=0)
-    with pytest.raises(ValueError, match="modes 'loss' and 'tensor', not 'predict'"):
+    with pytest.raises(ValueError, match="the mode 'loss' alone, not 'predict'"):
         model(**model.data_preprocessor(batch), mode="predict")
 
 

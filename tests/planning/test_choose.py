@@ -11,9 +11,9 @@ import torch
 
 from xtuner_plugins.planning.choose import SHARE, choose
 from xtuner_plugins.planning.hardware import GPUS, find_gpu, gpu_of_device
+from xtuner_plugins.planning.job import plain
 from xtuner_plugins.planning.memory import GIB
 from xtuner_plugins.planning.plan import plan_config
-from xtuner_plugins.planning.strategies import plain
 from xtuner_plugins.settings import SETTINGS, ConfigError, read_config
 
 MEMORIES, SIZES = (12, 16, 24, 80), ("1B", "2B", "4B", "8B", "30B-A3B")

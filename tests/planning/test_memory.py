@@ -6,9 +6,8 @@ import pytest
 
 from benchmarks.bench_memory_plan import STATES, measure_states, small_job, states_of
 from xtuner_plugins.planning import activations as act
-from xtuner_plugins.planning.job import Adapters, Batch, Strategy
+from xtuner_plugins.planning.job import Adapters, Batch, Strategy, from_deepspeed, plain, strategy_named
 from xtuner_plugins.planning.memory import FRAGMENTATION, PACKED, plan_memory, under
-from xtuner_plugins.planning.strategies import from_deepspeed, plain, strategy_named
 
 
 @pytest.mark.slow

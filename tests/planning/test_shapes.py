@@ -8,7 +8,7 @@ import torch
 from benchmarks.random_model import config_of
 from xtuner_plugins.families import PARTS, families_of
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
-from xtuner_plugins.models.adapters import inject_lora
+from xtuner_plugins.models.trainable import inject_lora
 from xtuner_plugins.planning.job import Adapters
 from xtuner_plugins.planning.published import BASES, released_rate
 from xtuner_plugins.planning.shapes import shape_of

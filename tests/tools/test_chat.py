@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.inference.chat import COMMANDS, printable
+from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.session import ChatSession, Turn
 
 TOOL = ROOT / "tools/chat.py"
@@ -32,7 +33,7 @@ def test_a_conversation_by_stdin(toy_base, image, capsys):
     typed = "\n".join([*lines, "/clear", "Hello", "/quit", "Never asked"])
     options = {"input": typed, "text": True, "encoding": "utf-8", "capture_output": True, "timeout": HANGS_AFTER}
     done = subprocess.run([sys.executable, TOOL, toy_base, *SHORT], env=ENV, **options)
-    session, turns = ChatSession.from_pretrained(toy_base, device="cpu"), []
+    session, turns = open_session(toy_base, device="cpu"), []
     for turn in (Turn("Hello"), Turn("What is it?", [image]), Turn("And why?")):
         answer = printable("".join(session.reply([*turns, turn], max_new_tokens=8)).strip())
         turns.append(replace(turn, answer=answer))

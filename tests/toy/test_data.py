@@ -7,10 +7,9 @@ from PIL import Image
 
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.toy import stripes
-from xtuner_plugins.toy.data import GRIDS, scene_of, write_data
+from xtuner_plugins.toy.data import GRIDS, SHRUNK, scene_of, write_data, write_pairs
 from xtuner_plugins.toy.images import TILE
 from xtuner_plugins.toy.language import NUMBER_WORDS, ask
-from xtuner_plugins.toy.preference_data import SHRUNK, write_pairs
 from xtuner_plugins.toy.pretrain import _crowded
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from xtuner_plugins.toy import evaluate, preference
+from xtuner_plugins.toy.data import UNREADABLE, UNREADABLE_KIND
 from xtuner_plugins.toy.preference import AFTER, BEFORE, verdict
-from xtuner_plugins.toy.preference_data import UNREADABLE, UNREADABLE_KIND
 
 
 def test_verdict():

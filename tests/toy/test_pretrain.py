@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from xtuner_plugins.toy import pretrain
-from xtuner_plugins.toy.models import vision_config, vision_shapes
+from xtuner_plugins.toy.models import VISION_CONFIG, shapes_of
 
 
 def test_the_parts_have_the_layouts_of_the_releases_and_depend_on_the_seed(tmp_path, monkeypatch):
@@ -15,7 +15,7 @@ def test_the_parts_have_the_layouts_of_the_releases_and_depend_on_the_seed(tmp_p
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         pretrain.pretrain_vision(tmp_path / name, steps=2, seed=seed, log=lines.append)
         held.append(load_file(tmp_path / name / "model.safetensors"))
-    shapes = vision_shapes(vision_config(pretrain.VISION))
+    shapes = shapes_of({**VISION_CONFIG, **pretrain.VISION})
     assert {name: tuple(tensor.shape) for name, tensor in held[0].items()} == shapes
     same = [all(torch.equal(held[0][name], other[name]) for name in shapes) for other in held[1:]]
     assert same == [True, False] and lines[0].startswith("step 2/2  loss ") and "digits right" in lines[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xtuner_plugins.inference.session import ChatSession
+from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.toy import stripes
 from xtuner_plugins.toy.images import RGB, TILE
 
@@ -27,6 +27,6 @@ def test_a_trained_base_answers(tmp_path):
     base, rng = stripes.write_trained_base(tmp_path, steps=150), random.Random("test")
     colors = [rng.choice(stripes.COLORS) for _ in range(24)]
     items = [(stripes.QUESTIONS["colour"], [stripes.draw(color, "down", rng)]) for color in colors]
-    answers = ChatSession.from_pretrained(base).answers(items, batch_size=8, max_new_tokens=8)
+    answers = open_session(base).answers(items, batch_size=8, max_new_tokens=8)
     # Guessing gets 18 of 24 right once in a million tries.
     assert sum(answer == color for answer, color in zip(answers, colors, strict=True)) >= 18

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.conftest import ROOT
-from xtuner_plugins.weights import internlm2, qwen1
+from xtuner_plugins.weights import languages
 from xtuner_plugins.weights.fast_tokenizers import SAMPLES
 from xtuner_plugins.weights.lazy import MemoryTensor
 from xtuner_plugins.weights.reading import read_json
@@ -62,8 +62,8 @@ def write_llm(family: str, folder: Path, tokenizer_dir: Path, *, own_vocabulary:
     if family in CLASSES:
         model.save_pretrained(folder)
         return folder
-    mapping = internlm2.keys(SIZES) if family == "internlm2" else qwen1.KEYS
-    held = mapping.to_theirs({name: MemoryTensor(tensor) for name, tensor in model.state_dict().items()})
+    _, keys = languages.LANGUAGES[family]
+    held = keys(SIZES).to_theirs({name: MemoryTensor(tensor) for name, tensor in model.state_dict().items()})
     buffers = {"transformer.rotary_emb.inv_freq": torch.ones(4)} if family == "qwen" else {}  # old releases have them
     save_file({name: each.read() for name, each in held.items()} | buffers, folder / "model.safetensors")
     own = {**SIZES, **ids, **INTERNLM2} if family == "internlm2" else {**QWEN, "vocab_size": ids["vocab_size"]}

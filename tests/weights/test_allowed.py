@@ -15,7 +15,8 @@ from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.families import UnknownFamilyError
-from xtuner_plugins.inference.session import ChatSession, Turn
+from xtuner_plugins.inference.opening import open_session
+from xtuner_plugins.inference.session import Turn
 from xtuner_plugins.weights.allowed import FILES, language_fields
 from xtuner_plugins.weights.errors import CheckpointError
 from xtuner_plugins.weights.model_view import open_config
@@ -97,7 +98,7 @@ def build_train_export_and_ask(folder, asked):
         for format in ("official",) if name == "phi3" else ("official", "hf"):  # hf gives phi3 its own template
             export(None, checkpoint, folder / f"{format}-{name}", format=format)
             again = poisoned(folder / f"{format}-{name}", folder / f"again-{format}-{name}")
-            session = ChatSession.from_pretrained(again, device="cpu")
+            session = open_session(again, device="cpu")
             list(session.reply([Turn("Hello")], max_new_tokens=1))
             session.answers([("Hello", ()), ("Bye", ())], batch_size=2, max_new_tokens=1)  # what an evaluation asks
     assert {call.args[0] for call in asked.call_args_list} <= {BITSANDBYTES}, asked.call_args_list

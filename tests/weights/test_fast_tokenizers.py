@@ -1,7 +1,6 @@
 """Fast tokenizers made from InternLM2's and Qwen's vocabularies: the ids of sentencepiece and tiktoken themselves."""
 
 import contextlib
-import logging
 import re
 import shutil
 import unicodedata
@@ -15,7 +14,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 from tests.weights import language_models
 from tests.weights.language_models import ADVERSE, INTERNLM2_TOKENS, SPARE, random_texts, write_internlm2, write_qwen
 from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.weights.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES, load_fast_tokenizer
+from xtuner_plugins.weights.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 from xtuner_plugins.weights.tokenizer_files import load_tokenizer, save_tokenizer
 from xtuner_plugins.weights.writer import write_json
@@ -45,7 +44,7 @@ def test_internlm2(tmp_path):
         tokens = dict(zip(INTERNLM2_TOKENS, map(processor.piece_to_id, SPARE), strict=True))
         tokens |= {name: processor.get_piece_size() + n for n, name in enumerate(ADDED_TOKENS)}
         tokenizer = load_tokenizer(write_internlm2(tmp_path / "llm", image_tokens=ADDED_TOKENS, model=content))
-        save_tokenizer(tokenizer, tmp_path, "")
+        save_tokenizer(tokenizer, tmp_path, {"template": "internvl2_5"})
         assert tokenizer.get_vocab().items() >= tokens.items() and tokens.keys() <= set(tokenizer.all_special_tokens)
         assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "</s>")
         again, cut = AutoTokenizer.from_pretrained(tmp_path), re.compile(f"({'|'.join(map(re.escape, tokens))})")
@@ -79,7 +78,7 @@ def test_names_of_pieces_are_text(model, tmp_path):
 
 def test_qwen(ranks, tmp_path):
     tokenizer = load_tokenizer(write_qwen(tmp_path / "llm", ranks), complete=False)
-    save_tokenizer(tokenizer, tmp_path, "")
+    save_tokenizer(tokenizer, tmp_path, {"template": "internvl2_5"})
     fast, slow = (AutoTokenizer.from_pretrained(tmp_path, use_fast=flag) for flag in (True, False))
     special = {name: len(ranks) + n for n, name in enumerate(QWEN_TOKENS)}
     encoding = tiktoken.Encoding("q", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=special)
@@ -136,22 +135,7 @@ def test_tokenizer_json_counts_whatever_the_class(toy_base, tmp_path):
     """Transformers 5 would take Qwen2's rules for spaces and normal forms."""
     base, state = shutil.copytree(toy_base, tmp_path / "base"), read_json(toy_base / "tokenizer.json")
     write_json(base / "tokenizer.json", {**state, "normalizer": {"type": "Prepend", "prepend": " "}})
-    save_tokenizer(load_tokenizer(base), base, "")
+    save_tokenizer(load_tokenizer(base), base, {"template": "internvl2_5"})
     for tokenizer in (load_tokenizer(base), AutoTokenizer.from_pretrained(base, trust_remote_code=False)):
         plain, spaced = load_tokenizer(toy_base)(["two words", " two words"]).input_ids
         assert tokenizer("two words").input_ids == spaced != plain
-
-
-def test_nobody_is_warned_of_wrong_ids(toy_base, tmp_path, caplog, monkeypatch):
-    """Transformers 4.57 takes a large tokenizer beside a config without release for Mistral's; 5 warns of its kind."""
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    caplog.set_level(logging.WARNING, "transformers")  # whatever ran before
-    base, state = shutil.copytree(toy_base, tmp_path / "base"), read_json(toy_base / "tokenizer.json")
-    state["model"]["vocab"] |= {f"spare {number}": 1000000 + number for number in range(100_000)}  # as Qwen2.5's
-    write_json(base / "tokenizer.json", state)
-    write_json(base / "config.json", {**read_json(base / "config.json"), "transformers_version": None})
-    load_fast_tokenizer(base).save_pretrained(tmp_path / "saved")
-    assert caplog.text == ""
-    AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    assert "incorrect regex" in caplog.text or "a model of type `internvl_chat`" in caplog.text  # transformers 4, 5
-    assert "mistral" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()

@@ -56,20 +56,20 @@ def test_numbers_are_merged_in_float32_and_rows_replaced():
 def test_what_is_not_merged(refused):
     a, b, size = merge.A, merge.B, merge.SIZE
     for says, (shapes, base) in {
-        r"only lora_A\.weight": ({a: (2, 3)}, (4, 3)),
-        "belongs to another base": ({a: (2, 5), b: (4, 2)}, (4, 3)),
-        "has rank 3 and no magnitudes of DoRA; the run's settings say r=2": ({a: (3, 3), b: (4, 3)}, (4, 3)),
-        "rank 2 and magnitudes of DoRA; the run's settings say r=2": ({a: (2, 3), b: (4, 2), size: (4,)}, (4, 3)),
+        r"adapter is {.lora_A.weight.: \[2, 3\]}; the base float32 \[4, 3\]": ({a: (2, 3)}, (4, 3)),
+        "so checkpoint, settings and base don't belong": ({a: (2, 5), b: (4, 2)}, (4, 3)),
+        r"\[3, 3\].*, r=2 and use_dora=False need": ({a: (3, 3), b: (4, 3)}, (4, 3)),
+        "magnitude_vector.*, r=2 and use_dora=False need": ({a: (2, 3), b: (4, 2), size: (4,)}, (4, 3)),
         "proj is no linear layer": ({a: (2, 3, 2, 2), b: (4, 2, 1, 1)}, (4, 3, 2, 2)),
-        "proj is no linear layer, .*trainable_token_indices": ({"lora_embedding_A": (2, 4)}, (4, 3)),
+        "proj is no linear layer; .*trainable_token_indices": ({"lora_embedding_A": (2, 4)}, (4, 3)),
     }.items():
         parts = {name: MemoryTensor(torch.ones(shape)) for name, shape in shapes.items()}
         refused(says, merge.merged_weight, MemoryTensor(torch.ones(base)), parts, merge.Lora(r=2), "proj")
     rows, named = MemoryTensor(torch.ones(2, 3)), merge.Lora(trainable_token_indices={"embed_tokens": [1, 2]})
     assert merge.token_indices(named, "model.embed_tokens", "a.pth") == [1, 2]
     for indices, words in (
-        ([1], r"m: the trained rows are \[2, 3\], but 1 rows of \[4, 3\]"),
-        *((each, "are not different rows of 4") for each in ([1, 4], [-1, 1], [3, 3])),
+        ([1], r"m: the trained rows float32 \[2, 3\] aren't those of 1 different rows of float32 \[4, 3\]"),
+        *((each, r"aren't those of [12] different rows of float32 \[4, 3\]") for each in ([1, 4], [-1, 1], [3, 3])),
     ):
         refused(words, merge.with_rows, MemoryTensor(torch.ones(4, 3)), rows, indices, "m")
     for config, layer in ((None, "model.embed_tokens"), (merge.Lora(), "model.embed_tokens"), (named, "lm_head")):

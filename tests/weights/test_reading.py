@@ -52,11 +52,11 @@ def write_shards(folder, sizes=(200, 300), limit=800, **changes):
     folder.mkdir(exist_ok=True)
     tensors = {f"t{n}": torch.full((size,), float(n)) for n, size in enumerate(sizes)}
     plan = {name: MemoryTensor(tensor) for name, tensor in tensors.items()}
-    files = writer.write_weights(folder, plan, max_shard_size=limit)
+    writer.write_weights(folder, plan, max_shard_size=limit)
     where = read_json(folder / INDEX)
     where["weight_map"] |= changes
     writer.write_json(folder / INDEX, where)
-    return tensors, [file.name for file in files]
+    return tensors, sorted(file.name for file in folder.glob("*.safetensors"))
 
 
 def test_shards_and_what_is_no_weights(tmp_path, refused):
@@ -70,7 +70,7 @@ def test_shards_and_what_is_no_weights(tmp_path, refused):
     torch.save({"a": torch.ones(2)}, old / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     (notes / "notes.txt").write_text("x")
     table = [
-        (old, "or one from before torch 1.6: load it there and save it again"),
+        (old, "is not a torch checkpoint, of torch 1.6 or newer"),
         (notes, r"it holds: notes\.txt"),
         (tmp_path / "nowhere", "does not exist"),
         ({"t1": "model-00003-of-00002.safetensors"}, "lacks model-00003"),
@@ -107,7 +107,7 @@ def test_lying_safetensors(tmp_path, refused):
         *(header(**entry) + bytes(16) for entry in ({"shape": [-4]}, {"dtype": "F8_E4M3"}, {"dtype": "Q3"})),
     ):
         (tmp_path / "m.safetensors").write_bytes(content)
-        refused("m.safetensors (is not a whole|holds numbers of)", open_safetensors, tmp_path / "m.safetensors")
+        refused("m.safetensors is not a whole", open_safetensors, tmp_path / "m.safetensors")
 
 
 class Attack:
@@ -134,18 +134,14 @@ def test_nothing_that_a_pickle_names_is_called(tmp_path, refused):
     assert not list(tmp_path.glob("owned*"))
 
 
-def test_json_and_sizes(tmp_path, refused):
+def test_json(tmp_path, refused):
     assert read_json(tmp_path / "a.json", missing={"a": 1}) == {"a": 1}
     (tmp_path / "torn.json").write_text("{")
     (tmp_path / "list.json").write_text("[1]")
     for name, words in (
-        ("a.json", r"a\.json does not exist"),
+        ("a.json", "a.json is not readable JSON: .*No such file"),
         ("torn.json", "not readable JSON"),
         ("list.json", "holds a JSON list, expected an object"),
         ("x" * 300, "not readable JSON: .*too long"),
     ):
         refused(words, read_json, tmp_path / name, missing=None if name == "a.json" else {})
-    table = {"4GB": 4 * 10**9, "2GiB": 2**31, "500mb": 5 * 10**8, 77: 77, "8 b": 8, ".5KiB": 512}
-    assert {text: writer.parse_size(text) for text in table} == table
-    for text in ("", "GB", "-1GB", "4 apples", "0", "4K", "4iB", "4KI"):
-        refused("is not a size", writer.parse_size, text, error=ValueError)

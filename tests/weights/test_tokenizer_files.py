@@ -39,7 +39,7 @@ def test_chat_template_is_the_training_prompt(bare):
             if system:
                 given = rendered([message("system", system), *messages], stock)
                 assert given == conversation.get_prompt(), (name, system)
-        processors = tokenizer_files.processor_template(usual, image="<image>", video=None)
+        processors = tokenizer_files.chat_template(bare, usual, {"image": "<image>"})
         for odd in (message("system", "S"), message("tool", "1")):
             for form in (stock, processors):
                 with pytest.raises(TemplateError, match="message 2 has the role (system|tool); the roles are user"):
@@ -55,9 +55,11 @@ def test_tokens_added_saved_and_dropped_again(bare, tmp_path):
     before = bare.get_vocab()
     tokenizer_files.add_tokens(bare, ["<video>"])
     (tmp_path / "chat_template.json").touch()
-    tokenizer_files.save_tokenizer(bare, tmp_path, "{{ 1 }}", processor=True, video_token="<video>")
+    media = {"image": "<image>"}
+    tokenizer_files.save_tokenizer(bare, tmp_path, {"template": "internvl2_5"}, media, video_token="<video>")
     config = read_json(tmp_path / "tokenizer_config.json")
-    assert config["chat_template"] == (tmp_path / "chat_template.jinja").read_text() == "{{ 1 }}"
+    template = tokenizer_files.chat_template(bare, get_conv_template("internvl2_5"), media)
+    assert config["chat_template"] == (tmp_path / "chat_template.jinja").read_text() == template
     assert config["video_token"] == "<video>" and config["tokenizer_class"] == "Qwen2Tokenizer"
     assert not (tmp_path / "chat_template.json").exists()
     merges = read_json(tmp_path / "tokenizer.json")["model"]["merges"]  # lists are unreadable for old releases

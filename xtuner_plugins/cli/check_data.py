@@ -81,7 +81,7 @@ def _benchmarks(validation) -> list:
     from ..evaluation.benchmarks import open_data_sets
 
     found = open_data_sets(files, images=validation.get("benchmark_images"))
-    return [Questions({each.name: {item.question.id: item.question.paths for item in each.items} for each in found})]
+    return [Questions({each.name: {question.id: question.paths for question in each.questions} for each in found})]
 
 
 def prepare_output(path: str) -> None:

@@ -28,27 +28,22 @@ def read_base(directory: str | os.PathLike) -> "InternVLChatConfig":
     """
     from ..hub.configuration_internvl_chat import num_image_tokens
 
-    if not isinstance(directory, (str, os.PathLike)):
-        remedy = "give the model directory to train from, that of model.base"
-        raise SettingError("base", f"base={directory!r} can't be used", remedy)
-    directory = os.fspath(directory)
-    if not os.path.isdir(directory):
+    if not isinstance(directory, (str, os.PathLike)) or not os.path.isdir(directory):
         raise SettingError("base", f"model directory {directory!r} isn't there", REMEDY)
+    path = os.path.join(directory, "config.json")
     try:
         config = read_config(directory)
+        sizes = {
+            "force_image_size": config.force_image_size or config.vision_config.image_size,
+            "vision_config.patch_size": config.vision_config.patch_size,
+            "downsample_ratio": config.downsample_ratio,
+        }
+        for name, value in sizes.items():
+            if type(value) not in (int, float) or value <= 0:
+                raise ValueError(f"no usable {name} ({value!r})")
+        num_image_tokens(config)
     except CheckpointError as error:
         raise SettingError("base", str(error), REMEDY) from None
-    path = os.path.join(directory, "config.json")
-    sizes = {
-        "force_image_size": config.force_image_size or config.vision_config.image_size,
-        "vision_config.patch_size": config.vision_config.patch_size,
-        "downsample_ratio": config.downsample_ratio,
-    }
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise SettingError("base", f"{path!r} has no usable {name} ({value!r})", REMEDY)
-    try:
-        num_image_tokens(config)
     except ValueError as error:
         raise SettingError("base", f"{path!r}: {error}", REMEDY) from None
     return config

@@ -3,16 +3,9 @@
     {"ai2d": {"root": "images/ai2d", "annotation": "annotations/ai2d.jsonl", "repeat_time": 2, "length": 12413,
               "data_augment": false, "max_dynamic_patch": 12}}
 
-| key                 | becomes                                                                             |
-|---------------------|-------------------------------------------------------------------------------------|
-| the data set's name | `name` in `dataset_settings`                                                        |
-| `annotation`        | the path in `data_paths`                                                            |
-| `root`              | the folder in `image_folders`                                                       |
-| `repeat_time`       | `repeat_times`; a fraction is a random part, of which the official code takes the first |
-| `max_dynamic_patch` | `max_tiles` in `dataset_settings`                                                   |
-| `data_augment`      | `jpeg_quality` in `dataset_settings`, with the official code's range                |
-| `length`            | nothing, as in the official code                                                    |
-
+`annotation`, `root` and `repeat_time` become entries of `data_paths`, `image_folders` and `repeat_times` (a fraction is
+a random part, of which the official code takes the first); the name, `max_dynamic_patch` and `data_augment` become
+`name`, `max_tiles` and `jpeg_quality` (of the official range) in `dataset_settings`. `length` isn't used, as there.
 Paths are relative to the working directory, as in the official code, or else to the meta file's folder.
 """
 
@@ -33,12 +26,12 @@ from .records.json_index import parse_json
 
 HEAD = 1 << 16  # bytes that show whether a file may be a meta file
 FIRST_ENTRY = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
-KEYS = {  # whether a value can be used, and what to give instead
-    "root": (lambda value: isinstance(value, str) and "\0" not in value, "give a path"),
-    "annotation": (lambda value: isinstance(value, str) and value and "\0" not in value, "give a path"),
-    "repeat_time": (lambda value: type(value) in (int, float) and 0 <= value < math.inf, "give a number, 0 or more"),
-    "data_augment": (lambda value: isinstance(value, bool), "give true or false"),
-    "max_dynamic_patch": (lambda value: value is None or type(value) is int and value > 0, "give a number above 0"),
+KEYS = {  # whether a value can be used, and what it is
+    "root": (lambda value: isinstance(value, str) and "\0" not in value, "a path"),
+    "annotation": (lambda value: isinstance(value, str) and value and "\0" not in value, "a path"),
+    "repeat_time": (lambda value: type(value) in (int, float) and 0 <= value < math.inf, "a number, 0 or more"),
+    "data_augment": (lambda value: isinstance(value, bool), "true or false"),
+    "max_dynamic_patch": (lambda value: value is None or type(value) is int and value > 0, "a number above 0"),
     "length": (lambda value: True, ""),
 }
 
@@ -72,12 +65,13 @@ def list_files(data_paths, image_folders=None, repeat_times=None, dataset_settin
     for entry in map(Entry, *columns):
         if not isinstance(entry.path, (str, os.PathLike)):
             raise SettingError("data_paths", f"data_paths holds {entry.path!r}", "name annotation files by their paths")
-        if not (meta := is_meta(entry.path)):
+        if not is_meta(entry.path):
             files.append(entry)
-        elif given := [name for name, value in entry._asdict().items() if name != "path" and value is not None]:
+            continue
+        if given := [name for name in Entry._fields[1:] if getattr(entry, name) is not None]:
             problem = f"{given[0]} is given for the meta file {os.fspath(entry.path)!r}, which has its own"
             raise SettingError(given[0], problem, f"leave {given[0]} out for it (None)")
-        files += read_meta(entry.path) if meta else []
+        files += read_meta(entry.path)
     return files
 
 
@@ -102,27 +96,24 @@ def read_meta(path: str | os.PathLike) -> list[Entry]:
         found = parse_json(meta.read_bytes(), str(meta))
     except DataError as error:
         raise SettingError("data_paths", f"{meta} is no meta file: {error.problem}", "correct it") from None
-    entries = {name: _entry(meta, name, entry) for name, entry in found.items()}
-    skipped = [name for name, entry in entries.items() if not entry.repeat_times]
-    if skipped:
-        print_log(f"{meta}: not used, with repeat_time 0: {', '.join(skipped)}", "current", logging.WARNING)
-    if len(skipped) == len(entries):
+    entries = {name: _entry(meta, f"{meta}: {name}", name, entry) for name, entry in found.items()}
+    used = [entry for entry in entries.values() if entry.repeat_times]
+    if not used:
         raise SettingError("data_paths", f"{meta}: every repeat_time is 0", "use one of the data sets")
-    return [entry for entry in entries.values() if entry.repeat_times]
+    if skipped := [name for name in entries if not entries[name].repeat_times]:
+        print_log(f"{meta}: not used, with repeat_time 0: {', '.join(skipped)}", "current", logging.WARNING)
+    return used
 
 
-def _entry(meta: Path, name: str, entry: object) -> Entry:
-    where = f"{meta}: {name}"
+def _entry(meta: Path, where: str, name: str, entry: object) -> Entry:
     if not isinstance(entry, dict) or "annotation" not in entry:
         problem = f"{where} is no object with an 'annotation'"
         raise SettingError("data_paths", problem, 'write {"root": ..., "annotation": ...}')
-    if unknown := [key for key in entry if key not in KEYS]:
-        remedy = f"known are {', '.join(KEYS)}"
-        raise SettingError("data_paths", f"{where} has {unknown[0]!r}, which isn't read", remedy)
     for key, value in entry.items():
-        is_right, remedy = KEYS[key]
-        if not is_right(value):
-            raise SettingError("data_paths", f"{where}: {key} is {value!r}", remedy)
+        if key not in KEYS:
+            raise SettingError("data_paths", f"{where} has {key!r}, which isn't read", f"known are {', '.join(KEYS)}")
+        if not KEYS[key][0](value):
+            raise SettingError("data_paths", f"{where}: {key} is {value!r}", f"give {KEYS[key][1]}")
     path, root = _find(meta, entry["annotation"]), entry.get("root")
     if not is_url(path) and not os.path.isfile(path):
         raise SettingError("data_paths", f"{where}: annotation {entry['annotation']!r} isn't there", "correct it")

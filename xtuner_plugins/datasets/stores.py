@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import posixpath
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +20,8 @@ from urllib.parse import quote
 
 from mmengine.logging import print_log
 
-from ..errors import MediaError, SettingError, SourceError
-from ..files import get_cache_dir, locked, masked, scheme_of, text_hash, unsigned, write_whole
+from ..errors import MediaError, SettingError, SourceError, one_line
+from ..files import build_once, get_cache_dir, masked, scheme_of, text_hash
 from ..ranges import check_storage_options, check_store_url
 
 PAUSES = (0.0, 0.5, 2.0, 8.0)  # seconds before each try
@@ -30,10 +29,7 @@ SECONDS = 60.0  # that a try may last
 BLOCK = 1 << 24  # bytes fetched at a time
 MISSING, DENIED = "image_missing", "store_denied"
 TAGS = ("ETag", "etag", "md5Hash", "crc32c", "LastModified", "Last-Modified", "mtime", "updated", "created")
-DENIED_REMEDY = (
-    "give credentials by environment variables, a profile or a file of credentials; without the permission to list, "
-    "stores say the same of objects that aren't there"
-)
+DENIED_REMEDY = "give credentials; without the permission to list, stores say the same of objects that aren't there"
 
 
 class Store:
@@ -62,9 +58,9 @@ class Store:
         return self.__dict__ | {"_opened": {}}
 
     def key(self) -> str:
-        """Hash of what tells the prefix from others, without credentials; of a zip also its size and time."""
+        """Hash of what tells the prefix from others; of a zip also its size and time."""
         state = [os.path.getsize(self.archive), os.stat(self.archive).st_mtime_ns] if self.archive else []
-        return text_hash(unsigned(self.url), json.dumps([self.options, state], sort_keys=True, default=str))
+        return text_hash(self.url, json.dumps([self.options, state], sort_keys=True, default=str))
 
     def place(self, name: str) -> str:
         """How messages call an object."""
@@ -79,11 +75,7 @@ class Store:
         return self._ask("cat_file", name, **({} if first == 0 and end is None else {"start": first, "end": end}))
 
     def version(self, name: str = "") -> list:
-        """Size, and tag or time of an object, which change with it; None for what the store doesn't tell.
-
-        Raises:
-            MediaError, SourceError: as `read`.
-        """
+        """Size, and tag or time of an object, which change with it; None for what isn't told. Errors as `read`."""
         info = self._ask("info", name)
         return [info.get("size"), next((str(info[key]) for key in TAGS if info.get(key)), None)]
 
@@ -95,7 +87,7 @@ class Store:
             except Exception as error:  # libraries' errors have many bases
                 if (final := self._final(error, name)) is not None:
                     raise final from None
-                text = masked(" ".join(str(error).split()))[:160] or type(error).__name__
+                text = masked(one_line(error))
                 if pause == PAUSES[0]:
                     print_log(f"{self.place(name)}: {text}; trying again", "current", logging.WARNING)
         remedy = "check that the store runs, and storage_options (endpoint_url)"
@@ -123,13 +115,13 @@ class Store:
         if status in (404, 410):
             return MediaError(MISSING, "no such object", "correct the name or the folder", place)
         if self.archive:
-            text = " ".join(str(error).split())[:100] or type(error).__name__
-            problem, remedy = f"can't be read from the zip ({text})", "fetch or write the archive again"
-            return MediaError("archive_member", problem, remedy, place)
+            problem = f"can't be read from the zip ({one_line(error)})"
+            return MediaError("archive_member", problem, "fetch or write the archive again", place)
         if status in (401, 403):
             return MediaError(DENIED, f"access denied ({masked(str(error))[:120]})", DENIED_REMEDY, place)
         if isinstance(error, (ImportError, TypeError)):
-            raise SettingError("storage_options", f"{self.shown}: {error}", "correct storage_options") from None
+            remedy = "install the package of this store, or correct storage_options"
+            raise SettingError("storage_options", str(error), remedy, self.shown) from None
         return None
 
 
@@ -157,21 +149,17 @@ def localize(url: str, options: Mapping[str, Any] | None) -> str:
         SourceError: the store doesn't answer, or the file changes meanwhile.
     """
     store = Store(url, options)
-    folder = get_cache_dir() / "fetched" / text_hash(unsigned(url))
+    folder = get_cache_dir() / "fetched" / text_hash(url)
     try:
         version = store.version()
         if None in version:
             problem = "the store tells no size, tag or time, so a change would go unseen"
             raise SettingError("data_paths", problem, "download the file, and name the copy", store.shown)
         target = folder / text_hash(str(version)) / (posixpath.basename(url.partition("?")[0]) or "file")
-        with locked(folder.with_suffix(".lock")):
-            if not target.exists():
-                size = f"{version[0] / 1e6:,.1f} MB"
-                print(f"fetching {store.shown} ({size}) into {target.parent}", file=sys.stderr, flush=True)
-                write_whole(target, lambda beside: _fetch(store, beside, version))
+        told = f"fetching {store.shown} ({version[0] / 1e6:,.1f} MB) into {target.parent}"
+        return str(build_once(target, lambda beside: _fetch(store, beside, version), told))
     except MediaError as error:
         raise SettingError("data_paths", error.problem, error.remedy, error.place) from None
-    return str(target)
 
 
 def _fetch(store: Store, target: Path, version: list) -> None:

@@ -32,7 +32,6 @@ from ..datasets.records.tables import write_image
 from ..errors import DataError, RecordError, SettingError
 from ..files import get_cache_dir, text_hash
 from ..inference.questions import Question, Unusable
-from .items import Item
 from .metrics import Metric, by_group, find_metric
 
 IMAGES = "benchmark_images"  # in the cache folder: those that TSV files hold
@@ -47,9 +46,9 @@ TURNS = "conversations"
 _FIELD = re.compile(r"\{(question|hint|choices)\}")
 _HAN = re.compile("[\u4e00-\u9fff]")
 _SHORT = "Answer the question using a single word or phrase."
-_LETTER = "{hint}\n{question}\n{choices}\nAnswer with the option's letter from the given choices directly."
-_LETTER_ZH = "{hint}\n{question}\n{choices}\n请直接回答选项字母。"
 OWN = "{hint}\n{question}\n{choices}"
+_LETTER = f"{OWN}\nAnswer with the option's letter from the given choices directly."
+_LETTER_ZH = f"{OWN}\n请直接回答选项字母。"
 TEXT = "text"  # names the questions without images that every instruct model answers; they show what was forgotten
 TEXT_FILE = Path(__file__).with_name("text.jsonl")
 # How names of VLMEvalKit's files begin: metric and prompt. Prompts are those of OpenGVLab/InternVL
@@ -71,7 +70,7 @@ class DataSet:
         name: Stem of the file, or name of the folder.
         path: The file or folder.
         metric: Of all its questions; None where the file has no answers.
-        items: Those that can be asked and measured.
+        questions: Those that can be asked and measured.
         left_out: What can't, and why; grows while images are opened.
         hash: Of what the file asks and expects, whatever the limit.
         longest_answer: Tokens that an answer may have, whatever the limit.
@@ -80,14 +79,14 @@ class DataSet:
     name: str
     path: str
     metric: Metric | None
-    items: Sequence[Item]
+    questions: Sequence[Question]
     left_out: list[Unusable] = field(default_factory=list)
     hash: str = ""
     longest_answer: int = 512
 
-    def asked(self, item: Item) -> Question:
+    def asked(self, question: Question) -> Question:
         """The question under a name that no other data set has."""
-        return replace(item.question, id=f"{self.name}/{item.question.id}")
+        return replace(question, id=f"{self.name}/{question.id}")
 
 
 def open_data_sets(
@@ -119,14 +118,14 @@ def open_data_sets(
         if read.name in found:
             problem = f"{found[read.name].path} and {path} have the same name, {read.name!r}"
             raise SettingError("data", problem, "rename one of them")
-        facts = [(i.question.id, i.question.text, i.question.images, i.expected, i.facts) for i in read.items]
+        facts = [(each.id, each.text, each.images, each.expected, each.facts) for each in read.questions]
         read.hash = text_hash(json.dumps(facts, ensure_ascii=False, sort_keys=True))
-        if all(item.expected and max(map(len, item.expected)) <= BRIEF for item in read.items):
+        if all(each.expected and max(map(len, each.expected)) <= BRIEF for each in read.questions):
             read.longest_answer = 128
         taken: set[int] = set()
-        for group in by_group(read.items):
-            taken.update(group if len(taken) < (limit or len(read.items)) else ())
-        read.items = [read.items[position] for position in sorted(taken)]
+        for group in by_group(read.questions):
+            taken.update(group if len(taken) < (limit or len(read.questions)) else ())
+        read.questions = [read.questions[position] for position in sorted(taken)]
         found[read.name] = read
     return list(found.values())
 
@@ -135,54 +134,48 @@ Rows = Iterable[tuple[str, "dict[str, Any] | DataError"]]  # the place of each, 
 
 
 def _open(path: Path, metric: str | None, prompt: str | None, images: str | None) -> DataSet:
-    name, suffix = (path.name if path.is_dir() else path.stem), path.suffix.lower()
-    known, template = None, OWN
+    name, kind = (path.name, "/") if path.is_dir() else (path.stem, path.suffix.lower())
+    readers = {"/": _in_folder, ".tsv": _in_tsv, ".jsonl": _in_lines, ".json": _in_lines}
     if not path.exists():
         raise SettingError("data", f"{path} isn't there", "correct the path")
-    if path.is_dir():
-        folder, found = ImageFolder(path), _in_folder(path)
-    elif suffix == ".tsv":
-        known, template = next((row for stems, row in STEMS.items() if name.lower().startswith(stems)), (None, OWN))
-        folder, found = ImageFolder(images or path.parent), _in_tsv(path)
-    elif suffix in (".jsonl", ".json"):
-        folder, found = ImageFolder(images, path.parent), _in_lines(path)
-    else:
+    if kind not in readers:
         raise SettingError("data", f"{path} is neither .tsv nor .jsonl nor a folder", "name a file of questions")
-    found = list(found)
+    known, template, own = None, OWN, {"/": path, ".tsv": path.parent}.get(kind)
+    if kind == ".tsv":
+        known, template = next((row for stems, row in STEMS.items() if name.lower().startswith(stems)), (None, OWN))
+    folder = ImageFolder(own if kind == "/" else images or own, path.parent)
+    found = list(readers[kind](path))
     rows = [row for _, row in found if isinstance(row, dict)]
-    default = ""
     if prompt and "{question}" in prompt:
-        template = prompt
+        template, prompt = prompt, None
     elif prompt and all(row.get("question") for row in rows):
         told = "write {question} where the question belongs"
         raise SettingError("prompt", f"the prompt {prompt[:80]!r} has no {{question}}", told)
-    elif prompt:
-        default = prompt
     has_answers = any(row.get(key) not in (None, []) for row in rows for key in ("answer", "answers"))
     chosen = "multiple_choice" if all(row.get("choices") for row in rows) else "exact_match"
-    measure = find_metric(metric or known or chosen) if has_answers else None
-    items: dict[str, Item] = {}
-    data_set = DataSet(name, str(path), measure, [])
+    measure, left_out = find_metric(metric or known or chosen) if has_answers else None, []
+    questions: dict[str, Question] = {}
     for place, row in found:
         try:
-            item = _item(row, default, template, folder, place)
-            if measure is not None:
-                measure.check(item)
-            if item.question.id in items:
-                raise RecordError("id", f"id {item.question.id!r} was used before", "give each its own", place)
-            items[item.question.id] = item
+            question = _question(row, prompt or "", template, folder, place)
+            if measure is not None and (problem := measure.problem(question)):
+                raise RecordError("answer", *problem, f"{place} ({question.id})")
+            if question.id in questions:
+                raise RecordError("id", f"id {question.id!r} was used before", "give each its own", place)
+            questions[question.id] = question
         except DataError as error:
             said = str(error)
-            data_set.left_out.append(Unusable(place, said if place in said else f"{place}: {said}"))
-    if not items:
-        first = f"; the first: {data_set.left_out[0].message}" if found else ""
+            left_out.append(Unusable(place, said if place in said else f"{place}: {said}"))
+    if not questions:
+        first = f"; the first: {left_out[0].message}" if found else ""
         raise SettingError("data", f"{path}: none of its {len(found)} questions can be used{first}", "correct it")
-    data_set.items = list(items.values())
-    return data_set
+    return DataSet(name, str(path), measure, list(questions.values()), left_out)
 
 
-def _item(row: dict[str, Any] | DataError, default: str, template: str, folder: ImageFolder, place: str) -> Item:
-    """The item of a row of one's own; `default` is asked where it has no question.
+def _question(
+    row: dict[str, Any] | DataError, default: str, template: str, folder: ImageFolder, place: str
+) -> Question:
+    """The question of a row of one's own; `default` is asked where it has none.
 
     Raises:
         DataError: What is wrong with the row.
@@ -205,7 +198,7 @@ def _item(row: dict[str, Any] | DataError, default: str, template: str, folder: 
     answers = [_letter(each, choices) for key in ("answers", "answer") for each in _texts(row, key, place)]
     facts = ({"choices": choices} if choices else {}) | {key: row[key] for key in FACTS if row.get(key) is not None}
     name = values["id"] or f"line {place.rpartition(':')[2]}"
-    return Item(Question(name, text, tuple(names), tuple(paths)), tuple(answers), facts, place)
+    return Question(name, text, tuple(names), tuple(paths), tuple(answers), facts, place)
 
 
 def fill(prompt: str, values: Mapping[str, str]) -> str:
@@ -290,12 +283,13 @@ def _in_tsv(path: Path) -> Rows:
     found, written = [], {}  # the path of the image that the row with an index holds
     for place, cells in _cells(path):
         try:
-            row = _of_cells(cells, path, place)
+            row = _of_cells(cells, path.stem.lower(), place)
+        except RecordError as error:
+            row = error
+        else:
             if WRITTEN in row:
                 written.setdefault(row["id"], row[WRITTEN])
-            found.append((place, row))
-        except RecordError as error:
-            found.append((place, error))
+        found.append((place, row))
     for _, row in found:
         if isinstance(row, dict) and row.get("image") in written:
             row[WRITTEN] = written[row.pop("image")]
@@ -321,28 +315,25 @@ def _cells(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise SettingError("file", f"{path} can't be read as TSV ({error})", "save it as UTF-8 with tabs") from None
 
 
-def _of_cells(cells: Mapping[str, Any], path: Path, place: str) -> dict[str, Any]:
+def _of_cells(cells: Mapping[str, Any], stem: str, place: str) -> dict[str, Any]:
     """The row of one's own that a TSV's cells are; a reference to another row's image stands as its `image`."""
-    if "" in cells:
-        raise RecordError("columns", "more cells than columns", "quote cells that hold tabs or quotation marks", place)
-    if "answer" not in cells:
-        raise RecordError("answer", "no 'answer'", "every row needs one", place)
-    index, image = cells.get("index", ""), cells.get("image", "")
-    category = cells.get("category") or cells.get("split")
-    row = {"id": index, "question": cells.get("question"), "hint": cells.get("hint"), "group": cells.get("group")}
-    row |= {"category": category, "answers": _answers(cells["answer"])}
+    image = cells.get("image") or cells.get("image_path", "")
+    for is_wrong, column, problem, remedy in (
+        ("" in cells, "columns", "more cells than columns", "quote cells that hold tabs or quotation marks"),
+        ("answer" not in cells, "answer", "no 'answer'", "every row needs one"),
+        (not image, "image", "no image", "every row needs one"),
+    ):
+        if is_wrong:
+            raise RecordError(column, problem, remedy, place)
+    row = {key: cells.get(key) for key in ("question", "hint", "group")} | {"id": cells.get("index", "")}
+    row |= {"category": cells.get("category") or cells.get("split"), "answers": _answers(cells["answer"])}
     row["choices"] = {letter: cells[letter] for letter in string.ascii_uppercase if letter in cells} or None
-    if "group" not in cells and path.stem.lower().startswith(("mmbench", "ccbench")) and index.isdigit():
-        row["group"] = str(int(index) % ROTATION)
-    elif path.stem.lower().startswith("pope") and category:
-        row["category"] = [part.strip() for part in category.split(",")]
-    if len(image) > LONGEST_REFERENCE:
-        row[WRITTEN] = _write(image, place)
-    elif not (image or "image_path" in cells):
-        raise RecordError("image", "no image", "every row needs one", place)
-    else:
-        row["image"] = image or cells["image_path"]
-    return row
+    if "group" not in cells and stem.startswith(("mmbench", "ccbench")) and row["id"].isdigit():
+        row["group"] = str(int(row["id"]) % ROTATION)
+    elif stem.startswith("pope") and row["category"]:
+        row["category"] = [part.strip() for part in row["category"].split(",")]
+    is_held = len(cells.get("image", "")) > LONGEST_REFERENCE
+    return row | ({WRITTEN: _write(image, place)} if is_held else {"image": image})
 
 
 def _answers(cell: str) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +27,7 @@ class Comparison:
 
     Attributes:
         one: A's answers, measured.
-        other: B's, to the same items in the same order.
-        pairs: Rows of A and B, in that order.
+        other: B's, to the same questions in the same order.
         interval: Of B's headline minus A's, at 95 %; None for a single cluster of questions.
         p_value: That this difference is 0; None for a single cluster.
         test: `mcnemar` where every cluster is right or wrong, else `bootstrap`.
@@ -37,10 +35,14 @@ class Comparison:
 
     one: Measured
     other: Measured
-    pairs: Sequence[tuple[Row, Row]]
     interval: Interval | None
     p_value: float | None
     test: str
+
+    @property
+    def pairs(self) -> list[tuple[Row, Row]]:
+        """Rows of A and B, in that order."""
+        return list(zip(self.one.rows, self.other.rows, strict=True))
 
     @property
     def gain(self) -> float:
@@ -59,34 +61,23 @@ class Comparison:
 
     def sentence(self) -> str:
         """The verdict with its reasons, in one sentence."""
-        verdict, questions = self.verdict, f"{len(self.pairs):,} questions"
+        verdict, questions = self.verdict, f"{len(self.one.questions):,} questions"
         if verdict == "unknown":
             return f"nothing can be said: all {questions} are about one image or of one group"
         points = f"{self.gain:+.1f} points ({between(self.interval)}, {questions})"
         if verdict == "equal":
             return f"no difference between A and B can be seen: {points}"
-        forgot = verdict == "worse" and not any(row.item.question.paths for row, _ in self.pairs)
+        forgot = verdict == "worse" and not any(question.paths for question in self.one.questions)
         return f"B is {verdict} than A: {points}" + (", so it has forgotten what A knows without images" * forgot)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        metric = self.one.metric
-        return {
-            "metric": metric.name,
-            "headline": metric.headline,
-            "higher_is_better": metric.higher_is_better,
-            "a": self.one.headline,
-            "b": self.other.headline,
-            "gain": self.gain,
-            "interval": self.interval,
-            "p_value": self.p_value,
-            "test": self.test,
-            "num_common": len(self.pairs),
-            "better_a": sum(a.score > b.score for a, b in self.pairs),
-            "better_b": sum(b.score > a.score for a, b in self.pairs),
-            "verdict": self.verdict,
-            "sentence": self.sentence(),
-        }
+        metric, scores = self.one.metric, list(zip(self.one.scores, self.other.scores, strict=True))
+        values = {"metric": metric.name, "headline": metric.headline, "higher_is_better": metric.higher_is_better}
+        values |= {"a": self.one.headline, "b": self.other.headline, "gain": self.gain}
+        values |= {"interval": self.interval, "p_value": self.p_value, "test": self.test, "num_common": len(scores)}
+        values |= {"better_a": sum(a > b for a, b in scores), "better_b": sum(b > a for a, b in scores)}
+        return {**values, "verdict": self.verdict, "sentence": self.sentence()}
 
 
 def compare(one: Result, other: Result) -> dict[str, Comparison]:
@@ -100,41 +91,37 @@ def compare(one: Result, other: Result) -> dict[str, Comparison]:
     common = [name for name in first if name in second and first[name].get("metric")]
     if not common:
         raise ValueError(f"no scored data set in common: A has {', '.join(first)}, B has {', '.join(second)}")
-    for name, key in itertools.product(common, MUST_AGREE):
-        if first[name].get(key) != second[name].get(key):
-            raise ValueError(f"data set {name}: B {MUST_AGREE[key]}")
+    for name in common:
+        for key, problem in MUST_AGREE.items():
+            if first[name].get(key) != second[name].get(key):
+                raise ValueError(f"data set {name}: B {problem}")
     return {name: _compare_one(name, first[name]["metric"], one[1], other[1]) for name in common}
 
 
 def _compare_one(name: str, metric: str, one: Sequence[Row], other: Sequence[Row]) -> Comparison:
-    theirs = {row.item.question.id: row for row in other if row.dataset == name}
-    mine = [row for row in one if row.dataset == name and row.item.question.id in theirs]
-    if not mine:
-        raise ValueError(f"data set {name}: no question that both answered; run both without --limit")
-    pairs = [(row, theirs[row.item.question.id]) for row in mine]
-    measure, items = find_metric(metric), [row.item for row in mine]
-    a, b = (Measured(name, measure, items, [row.answer for row in side]) for side in zip(*pairs, strict=True))
-    return Comparison(a, b, pairs, *_difference(a, b))
+    """Compares one data set: the interval is of paired bootstrap draws.
 
-
-def _difference(a: Measured, b: Measured) -> tuple[Interval | None, float | None, str]:
-    """Interval and p-value of B's headline minus A's, and the name of the test.
-
-    The interval is of paired bootstrap draws; the bootstrap's p-value is twice the share of draws on the rarer side of
-    0. McNemar's exact test is of the clusters that one of both alone gets right.
+    McNemar's exact test is of the clusters that one of both alone gets right; the bootstrap's p-value is twice the
+    share of draws on the rarer side of 0.
     """
     from scipy.stats import binomtest
 
+    theirs = {row.question.id: row.answer for row in other if row.dataset == name}
+    mine = [row for row in one if row.dataset == name and row.question.id in theirs]
+    if not mine:
+        raise ValueError(f"data set {name}: no question that both answered; run both without --limit")
+    measure, questions = find_metric(metric), [row.question for row in mine]
+    a = Measured(name, measure, questions, [row.answer for row in mine])
+    b = Measured(name, measure, questions, [theirs[question.id] for question in questions])
     if len(a.sums) < 2:
-        return None, None, "bootstrap"
-    drawn = np.subtract(*draw(b.sums, a.sums))
-    limit = 100 if a.metric.higher_is_better else np.inf
+        return Comparison(a, b, None, None, "bootstrap")
+    drawn, limit = np.subtract(*draw(b.sums, a.sums)), 100 if measure.higher_is_better else np.inf
     interval = middle(drawn, len(a.sums), -limit, limit)
     if are_trials(a.sums) and are_trials(b.sums):
         only = [int((left > right).sum()) for left, right in ((a.sums, b.sums), (b.sums, a.sums))]
-        return interval, float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0, "mcnemar"
+        return Comparison(a, b, interval, float(binomtest(only[0], sum(only)).pvalue) if any(only) else 1.0, "mcnemar")
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return interval, float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))), "bootstrap"
+    return Comparison(a, b, interval, float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))), "bootstrap")
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

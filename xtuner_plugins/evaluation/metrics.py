@@ -16,8 +16,8 @@ from functools import lru_cache
 import numpy as np
 
 from ..datasets.records.boxes import BOX, FRAME_SIZE
-from ..errors import RecordError, SettingError
-from .items import Item
+from ..errors import SettingError
+from ..inference.questions import Question
 
 NUM_ANNOTATORS = 10  # of VQA accuracy
 AGREEMENT = 3  # annotators who say the same make an answer right
@@ -25,21 +25,21 @@ TOLERANCE = 0.05  # of the right number, in relaxed accuracy
 THRESHOLD = 0.5  # of ANLS and IoU
 
 
-def by_category(items: Sequence[Item]) -> dict[str, list[int]]:
-    """Positions of the items of each category; an item may be in none, one or several."""
+def by_category(questions: Sequence[Question]) -> dict[str, list[int]]:
+    """Positions of the questions of each category; a question may be in none, one or several."""
     found: dict[str, list[int]] = {}
-    for position, item in enumerate(items):
-        names = item.facts.get("category") or ()
+    for position, question in enumerate(questions):
+        names = question.facts.get("category") or ()
         for name in names if isinstance(names, (list, tuple)) else (names,):
             found.setdefault(str(name), []).append(position)
     return found
 
 
-def by_group(items: Sequence[Item]) -> list[list[int]]:
-    """Positions of the items that count together, in order; an item without a `group` is alone."""
+def by_group(questions: Sequence[Question]) -> list[list[int]]:
+    """Positions of the questions that count together, in order; a question without a `group` is alone."""
     found: dict[object, list[int]] = {}
-    for position, item in enumerate(items):
-        group = item.facts.get("group")
+    for position, question in enumerate(questions):
+        group = question.facts.get("group")
         found.setdefault(position if group is None else str(group), []).append(position)
     return list(found.values())
 
@@ -68,35 +68,33 @@ class Metric:
     headline = "accuracy"
     higher_is_better = True
 
-    def score(self, answer: str, item: Item) -> float:
+    def score(self, answer: str, question: Question) -> float:
         """How good one answer is, in [0, 1]."""
         raise NotImplementedError
 
-    def problem(self, item: Item) -> tuple[str, str] | None:
-        """What keeps an item from being measured, and the remedy."""
-        if not any(text.strip() for text in item.expected):
+    def problem(self, question: Question) -> tuple[str, str] | None:
+        """What keeps a question from being measured, and the remedy."""
+        if not any(text.strip() for text in question.expected):
             return "no right answer", "give one: 'answer', or a list 'answers'"
         return None
 
-    def check(self, item: Item) -> None:
-        """Refuses an item that can't be measured.
+    def tally(self, answers: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
+        """Parts and wholes, float64 `[questions, C, 2]`: the headline is `share` of their sum over the questions."""
+        scores = [[[self.score(*pair), 1.0]] for pair in zip(answers, questions, strict=True)]
+        return np.array(scores, dtype=float).reshape(-1, 1, 2)
 
-        Raises:
-            RecordError: What is missing, with its place.
-        """
-        if problem := self.problem(item):
-            raise RecordError("answer", *problem, f"{item.place} ({item.question.id})")
+    def further(self, pairs: Sequence[tuple[str, Question]]) -> dict[str, Sequence[bool | float]]:
+        """Figures beside the headline, each a value per answer or so, whose mean it is."""
+        return {}
 
-    def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
-        """Parts and wholes, float64 `[items, C, 2]`: the headline is `share` of their sum over the items."""
-        return np.array([[[self.score(*pair), 1.0]] for pair in zip(answers, items, strict=True)]).reshape(-1, 1, 2)
-
-    def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
-        """The figures of one item or more in percent; those of a category end in `/category`."""
-        rows = self.tally(answers, items)
+    def figures(self, answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
+        """The figures of one question or more in percent; those of a category end in `/category`."""
+        rows = self.tally(answers, questions)
         parts = {self.headline: slice(None)}
-        parts |= {f"{self.headline}/{name}": places for name, places in by_category(items).items()}
-        return {name: float(share(rows[places].sum(axis=0))) for name, places in parts.items()}
+        parts |= {f"{self.headline}/{name}": places for name, places in by_category(questions).items()}
+        further = self.further(list(zip(answers, questions, strict=True)))
+        found = {name: float(share(rows[places].sum(axis=0))) for name, places in parts.items()}
+        return found | {name: percent(values) for name, values in further.items()}
 
 
 class ExactMatch(Metric):
@@ -104,8 +102,8 @@ class ExactMatch(Metric):
 
     name = "exact_match"
 
-    def score(self, answer: str, item: Item) -> float:
-        return answer.strip().lower() in {text.strip().lower() for text in item.expected}
+    def score(self, answer: str, question: Question) -> float:
+        return answer.strip().lower() in {text.strip().lower() for text in question.expected}
 
 
 class Mentions(Metric):
@@ -113,9 +111,9 @@ class Mentions(Metric):
 
     name = "mentions"
 
-    def score(self, answer: str, item: Item) -> float:
+    def score(self, answer: str, question: Question) -> float:
         first = answer.strip().partition("\n")[0].lower()
-        texts = "|".join(re.escape(text.strip().lower()) for text in item.expected if text.strip())
+        texts = "|".join(re.escape(text.strip().lower()) for text in question.expected if text.strip())
         return bool(re.search(rf"(?<![0-9a-z])(?<![0-9][.,])({texts})(?![0-9a-z]|[.,][0-9])", first))
 
 
@@ -127,10 +125,10 @@ class Anls(Metric):
 
     name = headline = "anls"
 
-    def score(self, answer: str, item: Item) -> float:
+    def score(self, answer: str, question: Question) -> float:
         from rapidfuzz.distance import Levenshtein
 
-        given, *known = (" ".join(text.lower().split()) for text in (answer, *item.expected))
+        given, *known = (" ".join(text.lower().split()) for text in (answer, *question.expected))
         similarity = max(Levenshtein.normalized_similarity(given, text) for text in known)
         return similarity if similarity >= THRESHOLD else 0.0
 
@@ -144,24 +142,24 @@ class RelaxedAccuracy(Metric):
 
     name = headline = "relaxed_accuracy"
 
-    def score(self, answer: str, item: Item) -> float:
-        return any(self._is_close(answer.strip(), text.strip()) for text in item.expected)
+    def score(self, answer: str, question: Question) -> float:
+        return any(self._is_close(answer.strip(), text.strip()) for text in question.expected)
 
-    @classmethod
-    def _is_close(cls, given: str, expected: str) -> bool:
-        wanted, number = cls._number(expected), cls._number(given)
+    @staticmethod
+    def _is_close(given: str, expected: str) -> bool:
+        wanted, number = finite(expected), finite(given)
         if wanted and number is not None:
             return abs(number - wanted) <= TOLERANCE * abs(wanted)
         return given.lower() == expected.lower()
 
-    @staticmethod
-    def _number(text: str) -> float | None:
-        """A finite number; None for what is none ("nan" and "inf" are words here)."""
-        try:
-            value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-        except ValueError:
-            return None
-        return value if math.isfinite(value) else None
+
+def finite(text: str) -> float | None:
+    """A number, a percentage as its hundredth; None for what is none ("nan" and "inf" are words here)."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 ARTICLES = ("a", "an", "the")
@@ -192,14 +190,14 @@ class VqaAccuracy(Metric):
 
     name = headline = "vqa_accuracy"
 
-    def problem(self, item: Item) -> tuple[str, str] | None:
-        if item.expected and len(item.expected) != NUM_ANNOTATORS:
-            problem = f"{len(item.expected)} answers; VQA accuracy is defined by those of {NUM_ANNOTATORS} annotators"
+    def problem(self, question: Question) -> tuple[str, str] | None:
+        if question.expected and len(question.expected) != NUM_ANNOTATORS:
+            problem = f"{len(question.expected)} answers; VQA accuracy is defined by {NUM_ANNOTATORS} annotators"
             return problem, "give ten (repeat what several said), or take another metric, such as exact_match"
-        return super().problem(item)
+        return super().problem(question)
 
-    def score(self, answer: str, item: Item) -> float:
-        given, said = normalize(answer), [normalize(text) for text in item.expected]
+    def score(self, answer: str, question: Question) -> float:
+        given, said = normalize(answer), [normalize(text) for text in question.expected]
         agreeing = said.count(given)
         return sum(min(1.0, (agreeing - (text == given)) / AGREEMENT) for text in said) / len(said)
 
@@ -242,29 +240,28 @@ class MultipleChoice(Metric):
 
     name = "multiple_choice"
 
-    def score(self, answer: str, item: Item) -> float:
-        return chosen_letter(answer, item.facts["choices"]) == item.expected[0]
+    def score(self, answer: str, question: Question) -> float:
+        return chosen_letter(answer, question.facts["choices"]) == question.expected[0]
 
-    def problem(self, item: Item) -> tuple[str, str] | None:
-        if not (choices := item.facts.get("choices")):
+    def problem(self, question: Question) -> tuple[str, str] | None:
+        if not (choices := question.facts.get("choices")):
             return "no choices", 'give them: "choices": {"A": ..., "B": ...} or a list'
-        if len(item.expected) != 1 or item.expected[0] not in choices:
-            return f"the answer {list(item.expected)} is none of the letters {', '.join(choices)}", "correct it"
+        if len(question.expected) != 1 or question.expected[0] not in choices:
+            return f"the answer {list(question.expected)} is none of the letters {', '.join(choices)}", "correct it"
         return None
 
-    def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
-        """A row of (right, 1) per group, which stands at its first item."""
-        single, rows = super().tally(answers, items), np.zeros((len(items), 1, 2))
-        for group in by_group(items):
+    def tally(self, answers: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
+        """A row of (right, 1) per group, which stands at its first question."""
+        single, rows = super().tally(answers, questions), np.zeros((len(questions), 1, 2))
+        for group in by_group(questions):
             rows[group[0]] = single[group].min(axis=0)
         return rows
 
-    def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
-        result, pairs = super().figures(answers, items), list(zip(answers, items, strict=True))
-        if len(by_group(items)) < len(items):
-            result["accuracy_single"] = percent([self.score(*pair) for pair in pairs])
-        unclear = [chosen_letter(answer, item.facts["choices"]) is None for answer, item in pairs]
-        return result | {"unclear": percent(unclear)}
+    def further(self, pairs: Sequence[tuple[str, Question]]) -> dict[str, Sequence[bool | float]]:
+        unclear = [chosen_letter(answer, question.facts["choices"]) is None for answer, question in pairs]
+        single = {"accuracy_single": [self.score(*pair) for pair in pairs]}
+        is_grouped = len(by_group([question for _, question in pairs])) < len(pairs)
+        return {"unclear": unclear, **(single if is_grouped else {})}
 
 
 def says_no(answer: str) -> bool:
@@ -285,30 +282,30 @@ class YesNo(Metric):
 
     name, headline = "yes_no", "f1"
 
-    def score(self, answer: str, item: Item) -> float:
-        return says_no(answer) == self._is_no(item)
+    def score(self, answer: str, question: Question) -> float:
+        return says_no(answer) == self._is_no(question)
 
-    def problem(self, item: Item) -> tuple[str, str] | None:
-        if len(item.expected) != 1 or item.expected[0].strip().lower() not in ("yes", "no"):
-            return f"the right answer {list(item.expected)} is neither yes nor no", "correct it"
+    def problem(self, question: Question) -> tuple[str, str] | None:
+        if len(question.expected) != 1 or question.expected[0].strip().lower() not in ("yes", "no"):
+            return f"the right answer {list(question.expected)} is neither yes nor no", "correct it"
         return None
 
     @staticmethod
-    def _is_no(item: Item) -> bool:
-        return item.expected[0].strip().lower() == "no"
+    def _is_no(question: Question) -> bool:
+        return question.expected[0].strip().lower() == "no"
 
-    def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+    def tally(self, answers: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
         """Twice the hits, and that with all errors, for each category."""
-        return self._tallies(answers, items)["f1"]
+        return self._tallies(answers, questions)["f1"]
 
-    def _tallies(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, np.ndarray]:
-        """Parts and wholes `[items, categories, 2]` of each figure."""
-        columns = list(by_category(items).values())
-        if rest := sorted(set(range(len(items))).difference(*columns)):
+    def _tallies(self, answers: Sequence[str], questions: Sequence[Question]) -> dict[str, np.ndarray]:
+        """Parts and wholes `[questions, categories, 2]` of each figure."""
+        columns = list(by_category(questions).values())
+        if rest := sorted(set(range(len(questions))).difference(*columns)):
             columns.append(rest)
-        cells = np.zeros((4, len(items), len(columns)))
+        cells = np.zeros((4, len(questions), len(columns)))
         for column, places in enumerate(columns):
-            cells[[2 * says_no(answers[n]) + self._is_no(items[n]) for n in places], places, column] = 1
+            cells[[2 * says_no(answers[n]) + self._is_no(questions[n]) for n in places], places, column] = 1
         hits, false, missed, rejected = cells
         pairs = {
             "f1": (2 * hits, 2 * hits + false + missed),
@@ -319,13 +316,13 @@ class YesNo(Metric):
         }
         return {name: np.stack(pair, axis=-1) for name, pair in pairs.items()}
 
-    def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
-        sums = {name: rows.sum(axis=0) for name, rows in self._tallies(answers, items).items()}
-        result = {name: float(share(rows)) for name, rows in sums.items()}
-        result["unclear"] = percent([not _YES_OR_NO.search(answer) for answer in answers])
-        for column, category in enumerate(by_category(items)):
-            result |= {f"{name}/{category}": float(share(rows[[column]])) for name, rows in sums.items()}
-        return result
+    def figures(self, answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
+        sums = {name: rows.sum(axis=0) for name, rows in self._tallies(answers, questions).items()}
+        parts = {"": slice(None)} | {f"/{name}": [column] for column, name in enumerate(by_category(questions))}
+        found = {
+            f"{name}{end}": float(share(rows[place])) for end, place in parts.items() for name, rows in sums.items()
+        }
+        return found | {"unclear": percent([not _YES_OR_NO.search(answer) for answer in answers])}
 
 
 _NUMBER = r"(-?(?:\d+(?:\.\d*)?|\.\d+))"
@@ -362,23 +359,22 @@ class Iou(Metric):
 
     name = "iou"
 
-    def score(self, answer: str, item: Item) -> float:
-        return self._iou(answer, item) >= THRESHOLD - 1e-9  # fractions round; pixels may overlap by exactly a half
+    def score(self, answer: str, question: Question) -> float:
+        return self._iou(answer, question) >= THRESHOLD - 1e-9  # fractions round; pixels may overlap by exactly a half
 
-    def problem(self, item: Item) -> tuple[str, str] | None:
-        if (problem := super().problem(item)) or self._iou(item.expected[0], item):
+    def problem(self, question: Question) -> tuple[str, str] | None:
+        if (problem := super().problem(question)) or self._iou(question.expected[0], question):
             return problem
-        return f"the answer {item.expected[0][:60]!r} is no box with an area", "write [x1, y1, x2, y2], 0 to 1000"
+        return f"the answer {question.expected[0][:60]!r} is no box with an area", "write [x1, y1, x2, y2], 0 to 1000"
 
     @staticmethod
-    def _iou(answer: str, item: Item) -> float:
-        given, right = find_box(answer), find_box(item.expected[0])
+    def _iou(answer: str, question: Question) -> float:
+        given, right = find_box(answer), find_box(question.expected[0])
         return overlap(given, right) if given and right else 0.0
 
-    def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
-        overlaps = [self._iou(*pair) for pair in zip(answers, items, strict=True)]
-        unclear = [find_box(answer) is None for answer in answers]
-        return super().figures(answers, items) | {"mean_iou": percent(overlaps), "unclear": percent(unclear)}
+    def further(self, pairs: Sequence[tuple[str, Question]]) -> dict[str, Sequence[bool | float]]:
+        unclear = [find_box(answer) is None for answer, _ in pairs]
+        return {"mean_iou": [self._iou(*pair) for pair in pairs], "unclear": unclear}
 
 
 class Cer(Metric):
@@ -391,20 +387,20 @@ class Cer(Metric):
     name = headline = "cer"
     higher_is_better = False
 
-    def score(self, answer: str, item: Item) -> float:
-        edits, length = self._edits(answer, item)
+    def score(self, answer: str, question: Question) -> float:
+        edits, length = self._edits(answer, question)
         return max(0.0, 1 - edits / length)
 
-    def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+    def tally(self, answers: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
         """Rows of (edits, length of the right text)."""
-        pairs = zip(answers, items, strict=True)
-        return np.array([[self._edits(*pair)] for pair in pairs], dtype=float).reshape(-1, 1, 2)
+        edits = [[self._edits(*pair)] for pair in zip(answers, questions, strict=True)]
+        return np.array(edits, dtype=float).reshape(-1, 1, 2)
 
     @staticmethod
-    def _edits(answer: str, item: Item) -> tuple[int, int]:
+    def _edits(answer: str, question: Question) -> tuple[int, int]:
         from rapidfuzz.distance import Levenshtein
 
-        texts = [text.strip() for text in item.expected if text.strip()]
+        texts = [text.strip() for text in question.expected if text.strip()]
         counts = [(Levenshtein.distance(text, answer.strip()), len(text)) for text in texts]
         return min(counts, key=lambda count: count[0] / count[1])
 

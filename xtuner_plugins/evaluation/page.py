@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,11 @@ def write_report(path: str | Path, results: Mapping[str, Any], rows: Sequence[Ro
         results: As in results.json.
         rows: All answered questions.
     """
-    names, shown = list(results["datasets"]), []
     wrong = sorted((row for row in rows if not row.score or row.score < 1), key=lambda row: row.score or 0)
-    for name in names:
-        shown += [(row,) for row in wrong if row.dataset == name][: max(1, MOST_CARDS // len(names))]
-    notes = [f"{name}: {message}" for name in names for message in results["datasets"][name]["left_out"]]
+    by_name = {name: [(row,) for row in wrong if row.dataset == name] for name in results["datasets"]}
+    notes = [f"{name}: {message}" for name, each in results["datasets"].items() for message in each["left_out"]]
     about = {"title": ("Evaluation", "评测"), "models": [("", results)], "notes": notes, "verdicts": []}
-    _write(path, shown, num_all=len(wrong), summary=table(results["datasets"]), **about)
+    _write(path, by_name, summary=table(results["datasets"]), **about)
 
 
 def write_comparison(path: str | Path, models: Sequence[Mapping[str, Any]], compared: Mapping[str, Comparison]) -> None:
@@ -44,69 +43,48 @@ def write_comparison(path: str | Path, models: Sequence[Mapping[str, Any]], comp
         models: results.json of A and of B.
         compared: From `compare`.
     """
-    shown, num_all = [], 0
-    for each in compared.values():
+    by_name = {}
+    for name, each in compared.items():
         differing = [pair for pair in each.pairs if pair[0].score != pair[1].score]
-        differing.sort(key=lambda pair: -abs(pair[0].score - pair[1].score))
-        shown += differing[: max(1, MOST_CARDS // len(compared))]
-        num_all += len(differing)
+        by_name[name] = sorted(differing, key=lambda pair: -abs(pair[0].score - pair[1].score))
     about = {"title": ("Comparison", "对比"), "models": list(zip("AB", models, strict=True))}
     about["verdicts"] = [(name, each.verdict, each.sentence()) for name, each in compared.items()]
     about["summary"] = comparison_table({name: each.as_json() for name, each in compared.items()})
-    _write(path, shown, num_all=num_all, notes=differences(*models), **about)
+    _write(path, by_name, notes=differences(*models), **about)
 
 
-def _write(path: str | Path, shown: Sequence[tuple[Row, ...]], **values: Any) -> None:
-    images = Images()
-    cards = [_card(pair, images) for pair in shown]
-    page = render(Path(__file__).parent, "page.html.jinja", cards=cards, images=images.data, **values)
-    Path(path).write_text(page, encoding="utf-8")
+def _write(path: str | Path, by_name: Mapping[str, Sequence[tuple[Row, ...]]], **values: Any) -> None:
+    data: list[str] = []  # JPEGs in base64; the cards name them by their index
 
-
-def _card(pair: tuple[Row, ...], images: Images) -> dict[str, Any]:
-    """What the page shows of a question: the answer of one model, or those of two."""
-    row, scores, question = pair[0], [each.score for each in pair], pair[0].item.question
-    kind, names = ("partly" if scores[0] else "0", ("",)) if len(pair) == 1 else ("ab"[scores[0] < scores[1]], "AB")
-    # The boxes of an answer are drawn where its image is the only one.
-    boxes = row.answer if len(question.paths) == 1 and "[" in row.answer else ""
-    return {
-        "dataset": row.dataset,
-        "id": question.id,
-        "kind": kind,
-        "question": question.text,
-        "expected": " | ".join(dict.fromkeys(row.item.expected)),
-        "answers": [
-            (name, "" if each.score is None else f"{100 * each.score:.0f} %", each.answer, each.score == min(scores))
-            for name, each in zip(names, pair, strict=True)
-        ],
-        "images": [images[path, boxes, name] for path, name in zip(question.paths, question.images, strict=True)],
-    }
-
-
-class Images(dict[tuple[str, str, str], dict[str, Any]]):
-    """What a page shows of an image, by its path, a text with boxes and its name: each is read once.
-
-    That is the index of the image in `data`, `label`, `width` and `height`; no index where it can't be read any more.
-
-    Attributes:
-        data: JPEGs in base64.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.data: list[str] = []
-
-    def __missing__(self, key: tuple[str, str, str]) -> dict[str, Any]:
-        path, boxes, name = key
+    @cache
+    def image_of(path: str, boxes: str, name: str) -> dict[str, Any]:
         try:
             image = load_image(path)
         except MediaError as error:  # it was there when the question was answered
-            self[key] = {"label": str(error), "data": None, "width": 0, "height": 0}
-            return self[key]
+            return {"label": str(error), "data": None, "width": 0, "height": 0}
         label, buffer = f"{name}, {image.width}x{image.height}", io.BytesIO()
         image = with_boxes(image, boxes) or image.copy()
         image.thumbnail((SIDE, SIDE))
         image.save(buffer, "JPEG", quality=82)
-        self[key] = {"label": label, "data": len(self.data), "width": image.width, "height": image.height}
-        self.data.append(base64.b64encode(buffer.getvalue()).decode())
-        return self[key]
+        data.append(base64.b64encode(buffer.getvalue()).decode())
+        return {"label": label, "data": len(data) - 1, "width": image.width, "height": image.height}
+
+    most = max(1, MOST_CARDS // len(by_name))
+    cards = [_card(pair, image_of) for pairs in by_name.values() for pair in pairs[:most]]
+    values |= {"cards": cards, "images": data, "num_all": sum(map(len, by_name.values()))}
+    Path(path).write_text(render(Path(__file__).parent, "page.html.jinja", **values), encoding="utf-8")
+
+
+def _card(pair: tuple[Row, ...], image_of) -> dict[str, Any]:
+    """What the page shows of a question: the answer of one model, or those of two."""
+    row, scores, question = pair[0], [each.score for each in pair], pair[0].question
+    kind, names = ("partly" if scores[0] else "0", ("",)) if len(pair) == 1 else ("ab"[scores[0] < scores[1]], "AB")
+    # The boxes of an answer are drawn where its image is the only one.
+    boxes = row.answer if len(question.paths) == 1 and "[" in row.answer else ""
+    answers = [
+        (name, "" if each.score is None else f"{100 * each.score:.0f} %", each.answer, each.score == min(scores))
+        for name, each in zip(names, pair, strict=True)
+    ]
+    facts = {"dataset": row.dataset, "id": question.id, "kind": kind, "question": question.text, "answers": answers}
+    images = [image_of(path, boxes, name) for path, name in zip(question.paths, question.images, strict=True)]
+    return {**facts, "expected": " | ".join(dict.fromkeys(question.expected)), "images": images}

@@ -13,18 +13,17 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..files import write_whole
 from ..inference.questions import Question
 from .benchmarks import DataSet
-from .items import Item
 from .metrics import Metric, share
 
 ANSWERS, ITEMS, RESULTS, REPORT = "answers.jsonl", "items.jsonl", "results.json", "report.html"
@@ -34,20 +33,29 @@ _AT_A_TIME = 50  # draws; bounds the memory of a large set
 Interval = tuple[float, float]
 
 
-def clusters(items: Sequence[Item]) -> np.ndarray:
-    """Number of the cluster of each item `[items]`: items share one that have an image or a `group` in common."""
+class Row(NamedTuple):
+    """One answered question: its data set's name, the model's answer, and the score, None without a metric."""
+
+    dataset: str
+    question: Question
+    answer: str
+    score: float | None
+
+
+def clusters(questions: Sequence[Question]) -> np.ndarray:
+    """The cluster of each question `[questions]`: those share one that have an image or a `group` in common."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     keys: dict[tuple[str, str], int] = {}
     pairs = []
-    for position, item in enumerate(items):
-        group = item.facts.get("group")
-        own = [("image", path) for path in item.question.paths] + ([] if group is None else [("group", str(group))])
-        pairs += [(position, len(items) + keys.setdefault(key, len(keys))) for key in own]
-    size, edges = len(items) + len(keys), np.array(pairs, dtype=int).reshape(-1, 2).T
+    for position, question in enumerate(questions):
+        group = question.facts.get("group")
+        own = [("image", path) for path in question.paths] + ([] if group is None else [("group", str(group))])
+        pairs += [(position, len(questions) + keys.setdefault(key, len(keys))) for key in own]
+    size, edges = len(questions) + len(keys), np.array(pairs, dtype=int).reshape(-1, 2).T
     labels = connected_components(coo_matrix((np.ones(edges.shape[1]), edges), (size, size)), directed=False)[1]
-    return np.unique(labels[: len(items)], return_inverse=True)[1]
+    return np.unique(labels[: len(questions)], return_inverse=True)[1]
 
 
 def are_trials(sums: np.ndarray) -> bool:
@@ -88,31 +96,30 @@ class Measured:
     Attributes:
         name: Of the data set.
         metric: What measures it, or None.
-        items: The questions that have an answer.
+        questions: Those that have an answer.
         answers: To each of them.
     """
 
     name: str
     metric: Metric | None
-    items: Sequence[Item]
+    questions: Sequence[Question]
     answers: Sequence[str]
 
     @cached_property
     def scores(self) -> list[float | None]:
         """Of each answer."""
-        pairs = zip(self.answers, self.items, strict=True)
+        pairs = zip(self.answers, self.questions, strict=True)
         return [None if self.metric is None else float(self.metric.score(*pair)) for pair in pairs]
 
     @cached_property
     def figures(self) -> dict[str, float]:
         """As `Metric.figures`; none without answers or metric."""
-        return self.metric.figures(self.answers, self.items) if self.metric and self.items else {}
+        return self.metric.figures(self.answers, self.questions) if self.metric and self.questions else {}
 
     @property
     def rows(self) -> list[Row]:
         """Its questions, one by one."""
-        triples = zip(self.items, self.answers, self.scores, strict=True)
-        return [Row(self.name, *triple) for triple in triples]
+        return [Row(self.name, *each) for each in zip(self.questions, self.answers, self.scores, strict=True)]
 
     @property
     def headline(self) -> float | None:
@@ -122,7 +129,7 @@ class Measured:
     @cached_property
     def sums(self) -> np.ndarray:
         """Parts and wholes of the headline `[clusters, C, 2]`."""
-        tally, cluster = self.metric.tally(self.answers, self.items), clusters(self.items)
+        tally, cluster = self.metric.tally(self.answers, self.questions), clusters(self.questions)
         sums = np.zeros((cluster.max() + 1, *tally.shape[1:]))
         np.add.at(sums, cluster, tally)
         return sums
@@ -130,46 +137,20 @@ class Measured:
     @cached_property
     def interval(self) -> Interval | None:
         """Of the headline at 95 %: exact for shares of independent questions, else by bootstrap over clusters."""
-        if not self.figures:
-            return None
         from scipy.stats import binomtest
 
-        if are_trials(self.sums):
+        if self.figures and are_trials(self.sums):
             exact = binomtest(int(self.sums[:, 0, 0].sum()), len(self.sums)).proportion_ci()
             return 100 * float(exact.low), 100 * float(exact.high)
-        if len(self.sums) < 2:
+        if not self.figures or len(self.sums) < 2:
             return None
         return middle(draw(self.sums)[0], len(self.sums), 0, 100 if self.metric.higher_is_better else np.inf)
 
 
-def measure(name: str, metric: Metric | None, items: Sequence[Item], answers: Mapping[str, str]) -> Measured:
-    """Measures those items that have an answer.
-
-    Args:
-        name: Of the data set.
-        metric: For all of them; None scores nothing.
-        items: Checked ones.
-        answers: By the id of the question.
-    """
-    answered = [item for item in items if item.question.id in answers]
-    return Measured(name, metric, answered, [answers[item.question.id] for item in answered])
-
-
-@dataclass(frozen=True)
-class Row:
-    """One answered question.
-
-    Attributes:
-        dataset: Name of its data set.
-        item: The question with the right answers.
-        answer: The model's.
-        score: By the data set's metric; None without one.
-    """
-
-    dataset: str
-    item: Item
-    answer: str
-    score: float | None
+def measure(data_set: DataSet, answers: Mapping[str, str]) -> Measured:
+    """Measures those questions of a data set that have an answer, given by their id."""
+    answered = [question for question in data_set.questions if question.id in answers]
+    return Measured(data_set.name, data_set.metric, answered, [answers[question.id] for question in answered])
 
 
 def versions() -> dict[str, str]:
@@ -183,17 +164,18 @@ def summary(measured: Measured, data_set: DataSet) -> dict[str, Any]:
     if metric := measured.metric:
         found |= {key: getattr(metric, key) for key in ("headline", "higher_is_better")} | {"metric": metric.name}
         found |= {"score": measured.headline, "interval": measured.interval, "figures": measured.figures}
-    return found | {
-        "num_answered": len(measured.items),
-        "num_left_out": len(data_set.left_out),
-        "left_out": [each.message for each in data_set.left_out],
-    }
+    left_out = [each.message for each in data_set.left_out]
+    return found | {"num_answered": len(measured.questions), "num_left_out": len(left_out), "left_out": left_out}
 
 
 def write_results(folder: Path, results: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Writes items.jsonl, then results.json; each is replaced whole."""
-    lines = "".join(json.dumps(_line(row), ensure_ascii=False) + "\n" for row in rows)
-    write_whole(folder / ITEMS, lambda path: path.write_text(lines, encoding="utf-8"))
+    lines = []
+    for row in rows:
+        line = {**row._asdict(), **asdict(row.question)}
+        line["question"] = line.pop("text")
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_whole(folder / ITEMS, lambda path: path.write_text("".join(lines), encoding="utf-8"))
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / RESULTS, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -211,7 +193,7 @@ def read_results(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
         results = json.loads(path.read_text(encoding="utf-8"))
         path = Path(folder) / ITEMS
         with open(path, encoding="utf-8") as file:  # str.splitlines would also end a line at U+2028 in an answer
-            rows = [_row(json.loads(line)) for line in file]
+            rows = [_row(**json.loads(line)) for line in file]
         _ = results["model"], [each["hash"] for each in results["datasets"].values()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         told = "run tools/evaluate.py again"
@@ -219,16 +201,9 @@ def read_results(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
     return results, rows
 
 
-def _line(row: Row) -> dict[str, Any]:
-    item, question = row.item, row.item.question
-    asked = {"id": question.id, "images": question.images, "paths": question.paths, "question": question.text}
-    known = {"expected": item.expected, "facts": item.facts}
-    return {"dataset": row.dataset, **asked, **known, "answer": row.answer, "score": row.score}
-
-
-def _row(line: Mapping[str, Any]) -> Row:
-    question = Question(line["id"], line["question"], tuple(line["images"]), tuple(line["paths"]))
-    return Row(line["dataset"], Item(question, tuple(line["expected"]), line["facts"]), line["answer"], line["score"])
+def _row(dataset: str, answer: str, score: float | None, question: str, facts: Mapping, id: str, **own: Any) -> Row:
+    texts = {key: tuple(own[key]) for key in ("images", "paths", "expected")}
+    return Row(dataset, Question(id, question, facts=facts, place=own.get("place", ""), **texts), answer, score)
 
 
 def table(data_sets: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from ..dtypes import describe_dtype, resolve_dtype
+from ..files import text_hash
 from ..inference.answer_file import AnswerFile
 from ..inference.batch_answers import Answered, Job, answer_all
-from ..inference.description import describe
-from ..inference.opening import Source
+from ..inference.opening import Source, describe
 from ..inference.questions import Unusable
 from .benchmarks import DataSet
 from .page import write_report
@@ -42,23 +43,18 @@ class Evaluation:
     ):
         from ..inference.session import resolve_device
 
-        self._job, self._data_sets, self._out, self._limit = job, data_sets, Path(out), limit
-        opening = job.opening
+        self._job, self._data_sets, self._out, self._limit, opening = job, data_sets, Path(out), limit, job.opening
         self._described = describe(source, template=opening.get("template"), max_tiles=opening.get("max_tiles"))
         name, device = opening.get("dtype", "auto"), resolve_device(opening.get("device", "auto"))
         dtype = resolve_dtype(name, device)
         self.computes_in = describe_dtype(name, dtype, device, "--dtype ")
-        self._made_by = {
-            "model": str(source),
-            "weights": self._described.weights_hash(),
-            "dtype": str(dtype).removeprefix("torch."),
-            **job.generation,
-            **self._described.preprocessing,
-            **{f"data {each.name}": each.hash for each in data_sets},
-        }
+        self._model = {"model": str(source), "weights": self._described.weights}
+        self._settings = {**job.generation, "dtype": str(dtype).removeprefix("torch.")}
+        made_by = {**self._model, **self._settings, **self._described.preprocessing}
+        made_by |= {f"data {each.name}": each.hash for each in data_sets}
         with ExitStack() as stack:
-            self._file = stack.enter_context(closing(AnswerFile(self._out / ANSWERS, self._made_by)))
-            asked = (each.asked(item) for each in data_sets for item in each.items)
+            self._file = stack.enter_context(closing(AnswerFile(self._out / ANSWERS, made_by)))
+            asked = (each.asked(question) for each in data_sets for question in each.questions)
             self.unanswered = [question for question in asked if not self._file.has(question)]
             self.close = stack.pop_all().close
 
@@ -71,10 +67,10 @@ class Evaluation:
             ValueError: The model can't be opened.
             RuntimeError: Out of memory, or a process was killed.
         """
-        homes = {each.asked(item).id: each for each in self._data_sets for item in each.items}
+        homes = {each.name: each for each in self._data_sets}
         for question, answer in answer_all(self._job, self.unanswered, self._described.lengths):
             if isinstance(answer, Unusable):
-                homes[question.id].left_out.append(answer)
+                homes[question.id.partition("/")[0]].left_out.append(answer)
             else:
                 self._file.add(question, answer)
             yield question, answer
@@ -85,23 +81,17 @@ class Evaluation:
         Raises:
             OSError: They can't be written.
         """
-        known = {name: row["answer"] for name, row in self._file.answers.items()}
-        measured = []
+        measured, preprocessing = [], dict(self._described.preprocessing)
         for each in self._data_sets:
-            answers = {item.question.id: known.get(each.asked(item).id) for item in each.items}
-            given = {name: answer for name, answer in answers.items() if answer is not None}
-            measured.append(measure(each.name, each.metric, each.items, given))
+            keys = {question.id: each.asked(question).id for question in each.questions}
+            given = {name: self._file.answers[key]["answer"] for name, key in keys.items() if key in self._file.answers}
+            measured.append(measure(each, given))
         rows = [row for each in measured for row in each.rows]
+        asked = {"batch_size": self._job.batch_size, "processes": self._job.processes, "limit": self._limit}
         results = {
-            "model": {key: self._made_by[key] for key in ("model", "weights")},
-            "preprocessing": {"hash": self._described.preprocessing_hash(), **self._described.preprocessing},
-            "settings": {
-                **self._job.generation,
-                "dtype": self._made_by["dtype"],
-                "batch_size": self._job.batch_size,
-                "processes": self._job.processes,
-                "limit": self._limit,
-            },
+            "model": self._model,
+            "preprocessing": {"hash": text_hash(json.dumps(preprocessing, sort_keys=True)), **preprocessing},
+            "settings": {**self._settings, **asked},
             "versions": versions(),
             "datasets": {pair[1].name: summary(*pair) for pair in zip(measured, self._data_sets, strict=True)},
         }

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..weights import manifest, merge, preprocessing, record
+from ..weights import manifest, preprocessing, record
 from ..weights.checkpoint import ADAPTER, REPLACED
 from ..weights.lazy import cast
 from ..weights.reading import CheckpointError
@@ -29,8 +29,8 @@ def export_adapter(
     """Writes the adapters of a training checkpoint for PEFT.
 
     Args:
-        config_path: as for `lay_over`.
-        checkpoint: MMEngine ``.pth`` or DeepSpeed directory.
+        config_path: as for `lay_over`, like ``checkpoint``.
+        checkpoint: likewise.
         out: directory to write.
         dtype: of the adapter's weights; None keeps the stored one (fp32).
         force: replace an existing ``out``.
@@ -44,15 +44,11 @@ def export_adapter(
     wanted = resolve_dtype(dtype)
     plan = trained.lay_over(config_path, checkpoint)
     if not plan.lora_configs:
-        raise CheckpointError(
-            f"{checkpoint} holds no LoRA tensors, so there is no adapter to write; export without --format peft"
-        )
+        raise CheckpointError(f"{checkpoint} holds no LoRA tensors for an adapter; export without --format peft")
     base = plan.view.directory
     inputs = {"base": base, "checkpoint": checkpoint, "config": trained.config_file(config_path)}
     out = check_target(out, force=force, inputs=inputs)
-    held = {f"{layer}.{kind}": tensor for layer, tensors in plan.adapters.items() for kind, tensor in tensors.items()}
-    held |= {f"{layer}.{merge.TOKEN_ROWS}": tensor for layer, (tensor, _) in plan.token_rows.items()}
-    parts, files = sorted(plan.lora_configs), {}
+    parts, held, files = sorted(plan.lora_configs), plan.live_tensors(), {}
     for part in parts:
         inside = trained.inside(held, part).items()
         files[f"{part}/{ADAPTER}"] = {f"base_model.model.{name}": tensor for name, tensor in inside}
@@ -76,16 +72,7 @@ def export_adapter(
 
 
 def _peft_config(plan: trained.TrainedPlan, part: str) -> dict:
-    rows = {layer: indices for layer, (_, indices) in trained.inside(plan.token_rows, part).items()}
-    # Whole tensors are in REPLACED.
-    unset = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"))
-    config = plan.lora_configs[part].peft(
-        **unset,
-        target_modules=sorted(trained.inside(plan.adapters, part)),
-        base_model_name_or_path=str(plan.view.directory),
-        trainable_token_indices=rows or None,
-        inference_mode=True,
-        init_lora_weights=True,
-    )
+    own = {"base_model_name_or_path": str(plan.view.directory), "inference_mode": True, "init_lora_weights": True}
+    config = plan.peft_config(part, **own)
     fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     return {**fields, "peft_type": "LORA", "task_type": None}

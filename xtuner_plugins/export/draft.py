@@ -13,9 +13,9 @@ import torch
 from .. import hub
 from ..families import EMBEDDING, HEAD
 from ..hub.conversation import TEMPLATES, get_conv_template
-from ..weights import allowed, hf, internlm2, official, tokenizer_files
+from ..weights import allowed, hf, languages, official, tokenizer_files
 from ..weights.lazy import Joined, LazyTensor, MemoryTensor
-from ..weights.model_view import ModelView
+from ..weights.model_view import ModelView, keys_of
 from ..weights.reading import CheckpointError, read_json
 from ..weights.writer import write_json
 from . import llava
@@ -75,13 +75,10 @@ def make_draft(
 
     Raises:
         CheckpointError: the format can't express this model.
-        ValueError: an unknown format.
     """
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
     to = FORMATS[format] if format else view.format
-    # hf and llava describe preprocessing in several files, which are rewritten if the training changed it.
-    if to is not view.format or (to is not official and view.changed):
+    # The hf form describes preprocessing in several files, which are rewritten if the training changed it.
+    if to is not view.format or (to is not official and view.settled):
         draft = _rewritten(view, tensors, to, template)
     else:
         draft = _as_stored(view, tensors)
@@ -101,24 +98,23 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
         _check_code(config, view.directory)
     if view.format is official:
         config.update(view.settled, **({} if other else {"auto_map": dict(official.AUTO_MAP)}))
-    keys = view.format.keys(view.stored_config)
+    keys = keys_of(view.format, view.stored_config)
     if keys:
         tensors = keys.to_theirs(tensors)
     names = map(keys.listed, view.stored_tensors) if keys else view.stored_tensors
 
     def write_files(stage: Path) -> None:
-        for name in (*_KEPT_FILES, *(path.name for path in view.directory.glob("*.py") if other)):
-            path = view.directory / name
-            if path.is_file() and name in allowed.FILES:
-                write_json(stage / name, allowed.file_fields(name, read_json(path), str(path)))
-            elif path.is_file():
-                shutil.copyfile(path, stage / name)
-        if view.format is official and not other:
-            copy_hub_code(stage)
+        code = hub_code() if view.format is official else []
+        if other:
+            code = view.directory.glob("*.py")
+        for path in filter(Path.is_file, (*(view.directory / name for name in _KEPT_FILES), *code)):
+            if path.name in allowed.FILES:
+                write_json(stage / path.name, allowed.file_fields(path.name, read_json(path), str(path)))
+            else:
+                shutil.copyfile(path, stage / path.name)
         if view.config["template"] in TEMPLATES:  # a published model that is only converted may have another one
             tokenizer = tokenizer_files.load_tokenizer(view.directory)
-            prompt = view.format.chat_template(tokenizer, tokenizer_files.conversation_of(view.config))
-            tokenizer_files.write_template(stage, prompt, processor=view.format is not official)
+            tokenizer_files.write_template(tokenizer, stage, view.config, view.format.MEDIA)
         if stops := exported_stops(view):
             generation = read_json(stage / _GENERATION, missing={"_from_model_config": True})
             write_json(stage / _GENERATION, {**generation, "eos_token_id": stops})
@@ -134,7 +130,7 @@ def exported_stops(view: ModelView) -> list[int]:
         return named
     tokenizer = tokenizer_files.load_tokenizer(view.directory)
     stop = tokenizer_files.token_id(tokenizer, get_conv_template(view.config["template"]).stop_token)
-    return named if stop is None or stop in named else [stop, *named]
+    return named if stop in (None, *named) else [stop, *named]
 
 
 def with_template(config: Mapping, template: str | None) -> dict:
@@ -159,44 +155,49 @@ def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: ModuleTyp
     fields = to.write_config(config, tokenizer, rows)
     resized = {f"language_model.{name}" for name in (EMBEDDING, HEAD)}
     tensors = {name: _with_rows(tensor, rows) if name in resized else tensor for name, tensor in tensors.items()}
-    keys = to.keys(fields)
 
-    def write_files(stage: Path) -> None:
-        to.write_files(stage, config, tokenizer)
-        if to is official:
-            copy_hub_code(stage)
+    def write(stage: Path) -> None:
+        write_files(to, stage, config, tokenizer)
         if dropped:
             tokenizer_files.drop_last_token(stage, dropped)
 
-    return Draft(keys.to_theirs(tensors) if keys else tensors, fields, write_files, to)
+    return Draft(to.KEYS.to_theirs(tensors) if to.KEYS else tensors, fields, write, to)
+
+
+def write_files(form: ModuleType, stage: Path, config: Mapping, tokenizer) -> None:
+    """Writes everything but weights and ``config.json`` of a directory of some format.
+
+    Args:
+        form: its module.
+        stage: the directory.
+        config: complete official fields.
+        tokenizer: with the tokens that the format needs.
+    """
+    tokenizer_files.save_tokenizer(tokenizer, stage, config, form.MEDIA, **form.TOKENIZER_FIELDS)
+    pad, stops = config["llm_config"].get("pad_token_id"), tokenizer_files.stop_token_ids(tokenizer, config["template"])
+    fields = {"_from_model_config": True, "eos_token_id": stops, "transformers_version": form.RELEASE}
+    write_json(stage / _GENERATION, {**fields, "pad_token_id": tokenizer.pad_token_id if pad is None else pad})
+    form.write_processor(stage, config)
+    for path in hub_code() if form is official else ():
+        shutil.copyfile(path, stage / path.name)
 
 
 def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
     """A matrix of ``rows`` rows: cut, or with rows of zeros appended."""
-    if tensor.shape[0] >= rows:
-        return tensor.rows(0, rows)
-    extra = torch.zeros(rows - tensor.shape[0], *tensor.shape[1:], dtype=tensor.dtype)
-    return Joined([tensor, MemoryTensor(extra)])
+    extra = torch.zeros(max(0, rows - tensor.shape[0]), *tensor.shape[1:], dtype=tensor.dtype)
+    return Joined([tensor, MemoryTensor(extra)]).rows(0, rows)
 
 
 def _check_code(fields: Mapping, directory: Path) -> None:
     """Raises where a directory with InternLM2 lacks the code that runs it, which an export takes along."""
     named = fields.get("auto_map") or {}
-    needed = {f"{reference.partition('.')[0]}.py" for reference in named.values()} | set(internlm2.CODE)
+    needed = {f"{reference.partition('.')[0]}.py" for reference in named.values()} | set(languages.CODE)
     missing = sorted(name for name in needed if not (directory / name).is_file())
     if missing or "AutoModel" not in named:
-        raise CheckpointError(
-            f"{directory} holds InternLM2 without the code that runs it ({', '.join(missing) or 'auto_map'}); download "
-            "it, too, or export with --format hf"
-        )
+        said = f"{directory} holds InternLM2 without the code that runs it ({', '.join(missing) or 'auto_map'})"
+        raise CheckpointError(f"{said}; download it, too, or export with --format hf")
 
 
 def hub_code() -> list[Path]:
     """The files of ``xtuner_plugins/hub`` that an export ships."""
     return sorted(path for path in Path(hub.__path__[0]).glob("*.py") if path.name != "__init__.py")
-
-
-def copy_hub_code(stage: Path) -> None:
-    """Copies the hub's code into a directory."""
-    for path in hub_code():
-        (stage / path.name).write_bytes(path.read_bytes())

@@ -12,10 +12,10 @@ from pathlib import Path
 from ..weights import manifest, model_view, preprocessing, record
 from ..weights.lazy import cast
 from ..weights.loader import check_model
-from ..weights.reading import CheckpointError, read_json, weight_files
+from ..weights.reading import read_json, weight_files
 from ..weights.staging import check_target, staged_directory
 from ..weights.tokenizer_files import load_tokenizer
-from ..weights.writer import json_text, parse_size, resolve_dtype, write_json, write_weights
+from ..weights.writer import json_text, resolve_dtype, write_json, write_weights
 from . import card, trained
 from .draft import Draft, make_draft, with_template
 
@@ -72,11 +72,11 @@ def prepare(
     By default names, shapes, dtypes and config are the base's; adapters are merged in fp32 and cast once.
 
     Args:
-        config: as for `lay_over`.
+        config: as for `lay_over`, like ``checkpoint``.
         checkpoint: likewise.
         format: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
         dtype: of all weights; None keeps the base's, tensor by tensor.
-        template: as for `TrainedPlan.settle`.
+        template: as for `TrainedPlan.settle`, like ``max_tiles``.
         max_tiles: likewise.
 
     Raises:
@@ -89,14 +89,12 @@ def prepare(
     check_model(view.config, view.tensors, str(view.directory))
     own = view.tensors
     tensors = {
-        name: cast(tensor, wanted or own[name].dtype, finite=tensor is not own[name])
+        name: cast(tensor, wanted or own[name].dtype, finite=None if tensor is own[name] else f"{opened.path}: {name}")
         for name, tensor in plan.tensors(merged=True).items()
     }
     draft = make_draft(view, tensors, format=format, dtype=dtype)
     if plan.preprocessing and (most := plan.preprocessing["exported"]["max_tiles"]) > 1:
-        plan.notes.append(
-            f"in training several images of a record shared {most} tiles; serving engines give each of them {most}"
-        )
+        plan.notes.append(f"several images of a record shared {most} tiles; serving engines give each of them {most}")
     sources = {"base": _model_source(view), "checkpoint": (opened.path, opened.files)}
     sources |= {"config": (file, [file])} if file else {}
     facts = {"kind": opened.kind, "dtype": dtype or "as the base", "format": format or "as the base"}
@@ -116,30 +114,22 @@ def prepare_conversion(
         template: conversation template, for an official directory.
     """
     wanted, view = resolve_dtype(dtype), model_view.open_model(directory)
-    check_model(view.config, view.tensors, str(view.directory))
+    check_model(view.config, view.tensors, str(directory))
     tensors = {name: cast(tensor, wanted) for name, tensor in view.tensors.items()}
     draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)
     view.config = with_template(view.config, template)
-    facts = {"dtype": dtype or "as stored", "format": format}
-    plan = trained.TrainedPlan(view, None)
-    readme = view.directory / card.FILE
+    path, readme = view.directory / preprocessing.FILE, view.directory / card.FILE
+    if lock := read_json(path, missing={}):
+        exported = asdict(preprocessing.exported(lock, str(path)))
+        preprocessing.check_token_rules(lock, load_tokenizer(directory), str(path))
+        lock = {**lock, "exported": asdict(preprocessing.Choice.of(with_template(exported, template)))}
     kept = readme.read_text(encoding="utf-8") if readme.is_file() else None
-    return Job(plan, draft, _kept_preprocessing(view, template), {"model": _model_source(view)}, facts, kept)
+    facts = {"dtype": dtype or "as stored", "format": format}
+    return Job(trained.TrainedPlan(view), draft, lock or None, {"model": _model_source(view)}, facts, kept)
 
 
 def _model_source(view: model_view.ModelView) -> tuple[Path, list[Path]]:
     return view.directory, [view.directory / "config.json", *weight_files(view.directory)]
-
-
-def _kept_preprocessing(view: model_view.ModelView, template: str | None) -> dict | None:
-    """The directory's own ``preprocessing.json`` with the template of the conversion; None without such a file."""
-    path = view.directory / preprocessing.FILE
-    lock = read_json(path, missing={})
-    if not lock:
-        return None
-    exported = asdict(preprocessing.exported(lock, str(path)))
-    preprocessing.check_token_rules(lock, load_tokenizer(view.directory), str(path))
-    return {**lock, "exported": asdict(preprocessing.Choice.of(with_template(exported, template)))}
 
 
 def write(
@@ -150,9 +140,7 @@ def write(
     force: bool = False,
     progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> dict:
-    """Writes a job; the directory appears under its name whole or not at all.
-
-    Memory holds a few blocks of tensors at a time.
+    """Writes a job; the directory appears under its name whole or not at all. Memory holds a few blocks at a time.
 
     Args:
         job: what to write.
@@ -162,25 +150,22 @@ def write(
         progress: called with the number of bytes after each block.
 
     Returns:
-        A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``notes``
-        (on preprocessing and model code).
+        A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``notes``.
 
     Raises:
         CheckpointError: ``out`` exists; the disk is too full; a trained tensor holds NaN or infinity.
         ValueError: not a size.
     """
-    shard_bytes = parse_size(max_shard_size)
+    from accelerate.utils.modeling import convert_file_size_to_int
+
+    shard_bytes = convert_file_size_to_int(max_shard_size)
     out = check_target(out, force=force, inputs={role: path for role, (path, _) in job.sources.items()})
     draft = job.draft
     with ThreadPoolExecutor(2) as pool, staged_directory(out, draft.config, draft.num_bytes) as stage:
         # While weights are written. Nothing in these threads may import transformers: two that do both fail.
         content = job.manifest(lambda path: pool.submit(record.file_hash, path))
         job.write_small(stage)
-        try:
-            files = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=progress)
-        except FloatingPointError as error:
-            where = job.plan.checkpoint.path
-            raise CheckpointError(f"{where}: {error}, so training diverged; take an earlier checkpoint") from None
+        num_shards = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=progress)
         stable = [path for path in sorted(stage.iterdir()) if path.name != card.FILE]
         own = {path.name: pool.submit(manifest.digest, path) for path in stable}
         own["config.json"] = hashlib.sha256(json_text(draft.config).encode()).hexdigest()
@@ -191,7 +176,7 @@ def write(
         "num_replaced": len(job.plan.replaced),
         "num_merged": len(job.plan.adapters),
         "num_bytes": draft.num_bytes,
-        "num_shards": len(files),
+        "num_shards": num_shards,
         "notes": job.plan.notes,
     }
 

@@ -43,8 +43,7 @@ def convert(directory: str | Path, out: str | Path, *, dtype: str | None = None)
         ``model`` and ``mmproj``, the paths; ``num_bytes`` of both; ``notes`` for the user.
 
     Raises:
-        CheckpointError: no model directory, a model that llama.cpp can't run, ``out`` exists, or the converter is
-            missing or fails.
+        CheckpointError: no model that llama.cpp can run, ``out`` exists, or the converter is missing or fails.
     """
     view, out = model_view.open_model(directory), Path(os.path.abspath(out))
     check(view.config)
@@ -70,8 +69,7 @@ def convert(directory: str | Path, out: str | Path, *, dtype: str | None = None)
         made.rename(out)
     model, mmproj = (out / name for name in names)
     note = (
-        "llama.cpp adds a thumbnail to every image that is larger than a tile, unlike the training: resize images to "
-        "one tile before sending them"
+        "llama.cpp adds a thumbnail to every image larger than a tile, unlike the training: resize images to one tile"
     )
     notes = [note] if not view.config["use_thumbnail"] or tile_limits(view.config)[1] == 1 else []
     num_bytes = sum(file.stat().st_size for file in (model, mmproj))
@@ -92,33 +90,23 @@ def _run(arguments: list[str]) -> None:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Whether llama.cpp computes what this model computes.
-
-    Args:
-        config: official fields, complete.
-
-    Raises:
-        CheckpointError: it would compute something else, without saying so.
-    """
+    """Refuses, by `CheckpointError`, a model (its complete official fields) of which llama.cpp computes another."""
     vision, llm = config["vision_config"], config["llm_config"]
-    shape = (vision["hidden_size"], vision["num_hidden_layers"])
-    projector = config.get("projector_type") or PROJECTOR_TYPES[0]
+    family, width, depth = encoder_family(vision), vision["hidden_size"], vision["num_hidden_layers"]
+    projector, is_rms = config.get("projector_type") or PROJECTOR_TYPES[0], vision.get("norm_type") == "rms_norm"
+    # llama.cpp lets the weights of the chosen experts add up to one, whatever the config says.
+    other_weights = llm["model_type"] == "qwen3_moe" and not llm.get("norm_topk_prob", False)
     others = {
-        f"the encoder {encoder_family(vision).architecture}": not encoder_family(vision).is_intern_vit,
+        f"the encoder {family.architecture}": not family.is_intern_vit,
         f"the projector {projector}": projector != PROJECTOR_TYPES[0],
-        # llama.cpp lets the weights of the chosen experts add up to one, whatever this says.
-        f"norm_topk_prob False of {llm['model_type']}": (
-            llm["model_type"] == "qwen3_moe" and not llm.get("norm_topk_prob", False)
-        ),
+        f"norm_topk_prob False of {llm['model_type']}": other_weights,
         "the compressed tiles of a Flash model": config.get("flash_mode"),
         f"ps_version {config['ps_version']}": config["ps_version"] != "v2",
-        f"select_layer {config['select_layer']}": config["select_layer"] not in (-1, vision["num_hidden_layers"]),
-        f"norm_type {vision.get('norm_type')} of {shape[1]} layers of width {shape[0]}": (
-            (vision.get("norm_type") == "rms_norm") != (shape == _RMS_SHAPE)
-        ),
+        f"select_layer {config['select_layer']}": config["select_layer"] not in (-1, depth),
+        f"norm_type {vision.get('norm_type')} of {depth} layers of width {width}": is_rms
+        != ((width, depth) == _RMS_SHAPE),
     }
-    wrong = [name for name, is_other in others.items() if is_other]
-    if wrong:
+    if wrong := [name for name, is_other in others.items() if is_other]:
         raise CheckpointError(
             f"llama.cpp can't run {' and '.join(wrong)} (InternViT with pixel shuffle only); tools/web_demo.py runs it"
         )

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..families import EncoderFamily, encoder_family
-from ..hub.conversation import Conversation
 from ..weights import official, tokenizer_files
 from ..weights.hf import text_config
 from ..weights.mapping import KeyMapping, Row
-from ..weights.reading import CheckpointError
 from ..weights.writer import write_json
 
 NAME = "llava"
 PROCESSOR_TOKEN = "<image>"
 RELEASE = "4.49.0"  # the first transformers that reads all fields of this format
+MEDIA = {"image": f"<img>{PROCESSOR_TOKEN}</img>\n"}
+TOKENIZER_FIELDS = {"processor_class": "LlavaProcessor"}
 
 # CLIP or SigLIP with Linear-GELU-Linear <-> LlavaForConditionalGeneration.
 KEYS = KeyMapping(
@@ -36,27 +36,19 @@ KEYS = KeyMapping(
 )
 
 
-def keys(fields: Mapping) -> KeyMapping:
-    """See ``weights/model_view.py``."""
-    return KEYS
-
-
 def check_expressible(config: Mapping) -> EncoderFamily:
     """The encoder's row, if the format can express this official config.
 
     Raises:
         CheckpointError: it can't; the message names the setting.
     """
-    family = encoder_family(config["vision_config"])
-    reason = None
-    if family.llava is None:
-        reason = f"the vision tower {config['vision_config'].get('model_type')} (only CLIP and SigLIP)"
-    elif config.get("projector_type") != "mlp":
-        reason = "pixel shuffle and the projector's LayerNorm (only projector_type mlp)"
-    elif official.tile_limits(config)[1] != 1:
-        reason = f"up to {config['max_dynamic_patch']} tiles per image (only max_dynamic_patch 1)"
-    if reason:
-        raise CheckpointError(f"the llava format can't express {reason}; export with --format official")
+    family, most = encoder_family(config["vision_config"]), official.tile_limits(config)[1]
+    others = {
+        f"the vision tower {config['vision_config'].get('model_type')} (only CLIP and SigLIP)": family.llava is None,
+        "pixel shuffle and the projector's LayerNorm (only projector_type mlp)": config.get("projector_type") != "mlp",
+        f"up to {most} tiles per image (only max_dynamic_patch 1)": most != 1,
+    }
+    official.refuse(NAME, others)
     return family
 
 
@@ -80,28 +72,16 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     }
 
 
-def chat_template(tokenizer, conversation: Conversation) -> str:
+def write_processor(stage: Path, config: Mapping) -> None:
     """See ``weights/model_view.py``."""
-    return tokenizer_files.processor_template(conversation, image="<img>" + PROCESSOR_TOKEN + "</img>\n", video=None)
-
-
-def write_files(stage: Path, config: Mapping, tokenizer) -> None:
-    """See ``weights/model_view.py``: tokenizer, processor, chat template and generation config."""
-    family = check_expressible(config)
-    template = chat_template(tokenizer, tokenizer_files.conversation_of(config))
-    tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, processor_class="LlavaProcessor")
-    size = config["force_image_size"]
+    names, size = check_expressible(config).llava, config["force_image_size"]
     crop = {"do_center_crop": False, "crop_size": {"height": size, "width": size}}
-    names = {"image_processor_type": family.llava.image_processor, "processor_class": "LlavaProcessor"}
-    write_json(stage / "preprocessor_config.json", names | official.pixel_fields(size) | crop)
-    write_json(
-        stage / "processor_config.json",
-        {
-            "processor_class": "LlavaProcessor",
-            "patch_size": config["vision_config"]["patch_size"],
-            "vision_feature_select_strategy": family.llava.feature_strategy,
-            "num_additional_image_tokens": family.llava.class_tokens,
-            "image_token": PROCESSOR_TOKEN,
-        },
-    )
-    tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)
+    pixels = {"image_processor_type": names.image_processor, **TOKENIZER_FIELDS, **official.pixel_fields(size), **crop}
+    write_json(stage / "preprocessor_config.json", pixels)
+    fields = {
+        "patch_size": config["vision_config"]["patch_size"],
+        "vision_feature_select_strategy": names.feature_strategy,
+        "num_additional_image_tokens": names.class_tokens,
+        "image_token": PROCESSOR_TOKEN,
+    }
+    write_json(stage / "processor_config.json", {**TOKENIZER_FIELDS, **fields})

@@ -28,7 +28,7 @@ from ..weights.reading import Checkpoint, CheckpointError
 from . import draft
 from .base import towers
 
-HEAD = "language_model.lm_head"
+HEAD = "language_model.lm_head.weight"
 # What only repeats the base, or is no weight: mean and std of the pixels, PEFT's originals
 _REPEATED = (merge.ORIGINAL, ".original_module.")
 _QUANT_STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.", ".SCB")
@@ -40,25 +40,24 @@ class TrainedPlan:
 
     Attributes:
         view: the base, seen in our names.
-        checkpoint: what was opened.
+        checkpoint: what was opened; None where nothing is laid over it.
+        record: of the run, see ``record.py``.
         replaced: tensors that replace a base tensor, by official name.
         adapters: official layer name to adapter tensors by part (``lora_A.weight``, ...).
         token_rows: official layer name to its trained rows and their indices.
         lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
-        preprocessing: what the training did to images and text, see `weights/preprocessing.py`; None if the
-            checkpoint doesn't say.
-        record: of the run, see ``record.py``.
+        preprocessing: what the training did to images and text; None if the checkpoint doesn't say.
         notes: what a user should know about the preprocessing.
     """
 
     view: ModelView
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None = None
+    record: dict | None = None
     replaced: dict[str, LazyTensor] = field(default_factory=dict)
     adapters: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     token_rows: dict[str, tuple[LazyTensor, list[int]]] = field(default_factory=dict)
     lora_configs: dict[str, merge.Lora] = field(default_factory=dict)
     preprocessing: dict | None = None
-    record: dict | None = None
     notes: list[str] = field(default_factory=list)
 
     def settle(self, template: str | None = None, max_tiles: int | None = None) -> TrainedPlan:
@@ -69,22 +68,18 @@ class TrainedPlan:
             max_tiles: which tile limit, if the training used several; None takes the largest.
 
         Raises:
-            CheckpointError: a choice, but the checkpoint doesn't say how the training prepared images and text.
-            PreprocessingError: several templates and none chosen, or a choice that the training didn't use.
+            CheckpointError: several templates and none chosen, or a choice that the training didn't use.
         """
         if self.preprocessing is None:
             if template or max_tiles:
-                raise CheckpointError(
-                    "the checkpoint doesn't say how images and text were prepared, so there is nothing to choose with "
-                    "--template or --max-tiles"
-                )
+                raise CheckpointError("--template and --max-tiles: the checkpoint names none to choose from")
             return self
         choice, note = preprocessing.choose(self.preprocessing, template=template, max_tiles=max_tiles)
         self.notes += [note] if note else []
         self.preprocessing = {**self.preprocessing, "exported": asdict(choice)}
         view, fields = self.view, choice.config_fields(self.view.config)
-        view.changed = {key for key, value in fields.items() if view.config.get(key) != value}
-        view.settled, view.config = fields, {**view.config, **fields}
+        view.settled = {key: value for key, value in fields.items() if view.config.get(key) != value}
+        view.config = {**view.config, **fields}
         return self
 
     def tensors(self, *, merged: bool) -> dict[str, LazyTensor]:
@@ -93,15 +88,27 @@ class TrainedPlan:
         Args:
             merged: merge adapters (giving fp32) and token rows into the weights; False leaves them out.
         """
-        result = {name: self.replaced.get(name, tensor) for name, tensor in self.view.tensors.items()}
-        if not merged:
-            return result
-        for layer, parts in self.adapters.items():
-            config = self.lora_configs[layer.partition(".")[0]]
-            result[f"{layer}.weight"] = merge.merged_weight(result[f"{layer}.weight"], parts, config, layer)
-        for layer, (rows, indices) in self.token_rows.items():
-            result[f"{layer}.weight"] = merge.with_rows(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
+        result = self.view.tensors | self.replaced
+        for layer, parts in self.adapters.items() if merged else ():
+            name, config = f"{layer}.weight", self.lora_configs[layer.partition(".")[0]]
+            result[name] = merge.merged_weight(result[name], parts, config, layer)
+        for layer, (rows, indices) in self.token_rows.items() if merged else ():
+            name = f"{layer}.weight"
+            result[name] = merge.with_rows(result[name], rows, indices, name)
         return result
+
+    def live_tensors(self) -> dict[str, LazyTensor]:
+        """The tensors of adapters and trained rows, by official name without that of the adapter."""
+        held = {f"{layer}.{kind}": each for layer, parts in self.adapters.items() for kind, each in parts.items()}
+        return held | {f"{layer}.{merge.TOKEN_ROWS}": rows for layer, (rows, _) in self.token_rows.items()}
+
+    def peft_config(self, part: str, **changes):
+        """The ``peft.LoraConfig`` of a part's adapters, which names the layers and rows that they are of."""
+        rows = {layer: indices for layer, (_, indices) in inside(self.token_rows, part).items()}
+        # Whole tensors are replaced.
+        unset = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"))
+        named = {"target_modules": sorted(inside(self.adapters, part)), "trainable_token_indices": rows or None}
+        return self.lora_configs[part].peft(**unset, **named, **changes)
 
 
 def config_file(cfg) -> Path | None:
@@ -110,18 +117,12 @@ def config_file(cfg) -> Path | None:
 
 
 def read_training_config(cfg):
-    """The ``mmengine.Config`` of a path, or the one given.
-
-    Raises:
-        ConfigError: no such file, or unreadable.
-        CheckpointError: no ``model.base``.
-    """
+    """The ``mmengine.Config`` of a path, or the one given; refuses one that can't be read, or has no ``model.base``."""
     from ..settings import read_config  # takes in MMEngine
 
     found = read_config(str(cfg)) if isinstance(cfg, (str, Path)) else cfg
     if not (found.get("model") or {}).get("base"):
-        where = getattr(found, "filename", None) or "the config"
-        raise CheckpointError(f"{where} has no model.base (the directory that training started from)")
+        raise CheckpointError(f"{found.filename or 'the config'} has no model.base, from which training started")
     return found
 
 
@@ -139,24 +140,23 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
             other shapes, or adapters that no setting names; or a trained part is lacking.
     """
     cfg = None if cfg is None else read_training_config(cfg)
-    opened = open_checkpoint(checkpoint)
+    opened, where = open_checkpoint(checkpoint), str(checkpoint)
     if opened.record is None:
         raise CheckpointError(
-            f"{checkpoint} holds no record of its run (saved up to 0.1.0, without StateHook, or it was removed), so "
-            "nothing tells its base and its settings; export it with the version that wrote it"
+            f"{where} holds no record of its run (saved up to 0.1.0, without StateHook, or it was removed), so nothing "
+            "tells its base and settings; export it with the version that wrote it"
         )
-    said = record.check_form(opened.record, str(checkpoint))
+    said = record.check_form(opened.record, where)
     model, places = said["settings"]["model"], [*([cfg.model.base] if cfg else []), said["base"]["path"]]
     base = next((Path(each) for each in places if Path(each).is_dir()), None)
     if base is None:
         raise CheckpointError(
-            f"the base of {checkpoint} does not exist: {' nor '.join(places)}; run from the directory that it is "
-            "relative to, give a config that names where it is now (--set base=...), or build it with "
-            "tools/build_base_model.py"
+            f"the base of {where} does not exist: {' nor '.join(places)}; give a config that names where it is now "
+            "(--set base=...)"
         )
     if other := record.base_difference(said["base"], record.base_facts(base)):
-        raise CheckpointError(f"{checkpoint} belongs to another base: {other}; give the base that it was trained on")
-    plan = TrainedPlan(open_model(base), opened, record=said)
+        raise CheckpointError(f"{where} belongs to another base: {other}; give the base that it was trained on")
+    plan = TrainedPlan(open_model(base), opened, said)
     if cfg:
         plan.notes += _differing_settings(model, cfg)
     configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
@@ -164,7 +164,11 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     _sort_tensors(plan)
     _check_parts(plan, model)
     plan.tensors(merged=True)  # checks shapes and ranks of adapters
-    _read_preprocessing(plan)
+    if opened.preprocessing is None:
+        plan.notes.append(f"{where} doesn't say how images and text were prepared: tiles and template are the base's")
+        return plan
+    plan.preprocessing = preprocessing.check_form(opened.preprocessing, where)
+    preprocessing.check_token_rules(plan.preprocessing, tokenizer_files.load_tokenizer(base), where)
     return plan
 
 
@@ -176,19 +180,6 @@ def _differing_settings(trained: Mapping, cfg) -> list[str]:
     pairs = {key: (held.get(key), given.get(key)) for key in counts}
     found = [f"{key}={a!r} (the config: {b!r})" for key, (a, b) in pairs.items() if a != b and (a or b)]
     return [f"the checkpoint counts, which was trained with {', '.join(found)}"] if found else []
-
-
-def _read_preprocessing(plan: TrainedPlan) -> None:
-    """Takes the preprocessing of the checkpoint; without one, the base's stays."""
-    where, locked = str(plan.checkpoint.path), plan.checkpoint.preprocessing
-    if locked is None:
-        plan.notes.append(
-            f"{where} doesn't say how images and text were prepared (a dataset of your own); tile limits and template "
-            "are the base's"
-        )
-        return
-    plan.preprocessing = preprocessing.check_form(locked, where)
-    preprocessing.check_token_rules(locked, tokenizer_files.load_tokenizer(plan.view.directory), where)
 
 
 def _sort_tensors(plan: TrainedPlan) -> None:
@@ -204,8 +195,7 @@ def _sort_tensors(plan: TrainedPlan) -> None:
             wrong.append(f"{stored} (unknown to the base)")
         elif part == merge.TOKEN_ROWS:
             root, _, within = layer.partition(".")
-            indices = merge.token_indices(plan.lora_configs.get(root), within, where)
-            plan.token_rows[layer] = (tensor, indices)
+            plan.token_rows[layer] = (tensor, merge.token_indices(plan.lora_configs.get(root), within, where))
         elif layer:
             plan.adapters.setdefault(layer, {})[part] = tensor
         elif tensor.shape != base[own].shape:
@@ -213,10 +203,8 @@ def _sort_tensors(plan: TrainedPlan) -> None:
         else:
             plan.replaced[own] = tensor
     if wrong:
-        raise CheckpointError(
-            f"{where} is a checkpoint of another model than {plan.view.directory}: "
-            f"{'; '.join(wrong[:3])} ({len(wrong)} in all)"
-        )
+        said = f"{'; '.join(wrong[:3])} ({len(wrong)} in all)"
+        raise CheckpointError(f"{where} is a checkpoint of another model than {plan.view.directory}: {said}")
 
 
 def _is_frozen(name: str, under_adapter: bool, tensor: LazyTensor) -> bool:
@@ -228,22 +216,19 @@ def _is_frozen(name: str, under_adapter: bool, tensor: LazyTensor) -> bool:
 
 def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
     """Checks that each part that the run trained is complete, and that its settings name each adapter."""
-    path = plan.checkpoint.path
     for name, (part, _, frozen_by_default) in PARTS.items():
         lora, setting, rows = plan.lora_configs.get(part), f"model.{name}_lora", inside(plan.token_rows, part)
-        adapted = rows or inside(plan.adapters, part)
+        adapted, of_rows = rows or inside(plan.adapters, part), lora and lora.trainable_token_indices
         lacking, by = _lacking(plan, model, part, f"freeze_{name}", frozen_by_default)
-        first = next(iter(lacking), "")
+        first = "".join(lacking[:1])
         cases = {
-            f"{path} holds LoRA tensors of {part}, but its run set no {setting}": adapted and not lora,
-            f"its run trained {part} with {setting}, but {path} holds no LoRA tensor of it": lora and not adapted,
-            f"its run trained rows of {part} (trainable_token_indices), but {path} holds none of them": (
-                lora and lora.trainable_token_indices and not rows
-            ),
-            f"its run trained {part} (model.{by}), but {path} lacks {len(lacking)} of its tensors: {first}": lacking,
+            f"it holds LoRA tensors of {part}, but its run set no {setting}": adapted and not lora,
+            f"its run trained {part} with {setting}, but it holds no LoRA tensor of it": lora and not adapted,
+            f"its run trained rows of {part} (trainable_token_indices), but it holds none": of_rows and not rows,
+            f"its run trained {part} (model.{by}), but it lacks {len(lacking)} of its tensors: {first}": lacking,
         }
         if wrong := [text for text, is_so in cases.items() if is_so]:
-            raise CheckpointError(f"{wrong[0]}; the checkpoint isn't whole")
+            raise CheckpointError(f"{plan.checkpoint.path} isn't whole: {wrong[0]}")
 
 
 def _lacking(
@@ -255,7 +240,7 @@ def _lacking(
     if not model.get(freeze_setting, frozen_by_default):
         return [name for name in names if not towers.is_unused(name, config)], f"{freeze_setting}=False"
     if part == "language_model" and model.get("train_head"):
-        return [name for name in names if name == f"{HEAD}.weight"], "train_head=True"
+        return [name for name in names if name == HEAD], "train_head=True"
     if part == "vision_model" and last is not None:
         trained = [name for name in names if towers.is_in_last_layers(name, config, last)]
         return trained, f"visual_encoder_last_layers={last}"
@@ -270,27 +255,14 @@ def inside(held: Mapping[str, Any], part: str) -> dict[str, Any]:
 def attach_adapters(model, plan: TrainedPlan) -> None:
     """Injects live adapters into a loaded hub model and fills them from the checkpoint (fp32)."""
     from peft import inject_adapter_in_model
-    from peft.utils.other import set_additional_trainable_modules
 
-    for part, _, _ in PARTS.values():
-        layers, rows, root = inside(plan.adapters, part), inside(plan.token_rows, part), model.get_submodule(part)
-        if layers:
-            unset = dict.fromkeys(
-                ("exclude_modules", "layers_to_transform", "modules_to_save", "trainable_token_indices")
-            )
-            config = plan.lora_configs[part].peft(**unset, target_modules=sorted(layers), init_lora_weights=False)
-            inject_adapter_in_model(config, root, adapter_name=merge.ADAPTER_NAME)
-        if rows:
-            indices = {layer: each for layer, (_, each) in rows.items()}
-            config = merge.Lora(options={}).peft(trainable_token_indices=indices)
-            set_additional_trainable_modules(root, config, {}, merge.ADAPTER_NAME)
-        for layer, parts in layers.items():
-            for kind, tensor in parts.items():
-                name, _, leaf = kind.partition(".")
-                getattr(root.get_submodule(f"{layer}.{name}.{merge.ADAPTER_NAME}"), leaf).data = tensor.read().float()
-        for layer, (tensor, _) in rows.items():
-            deltas = root.get_submodule(layer).token_adapter.trainable_tokens_delta
-            deltas[merge.ADAPTER_NAME].data = tensor.read().float()
+    for part in plan.lora_configs:
+        root = model.get_submodule(part)
+        inject_adapter_in_model(plan.peft_config(part, init_lora_weights=False), root, merge.ADAPTER_NAME)
+        live = dict(root.named_parameters())
+        for name, tensor in inside(plan.live_tensors(), part).items():
+            where, dot, leaf = name.partition(".weight")
+            live[f"{where}.{merge.ADAPTER_NAME}{dot}{leaf}"].data = tensor.read().float()
 
 
 def build_trained(plan: TrainedPlan, *, dtype: torch.dtype | None, device="cpu"):

@@ -35,11 +35,7 @@ class ChatMethods:
         return text
 
     def build_prompt_ids(self, tokenizer, question, num_patches_list=(), history=(), image_tokens=IMAGE_TOKENS):
-        """The model's input as token ids, exactly as in training (see `prompts.py`).
-
-        Args:
-            tokenizer: The model's tokenizer.
-            question, num_patches_list, history, image_tokens: As `build_prompt`.
+        """As `build_prompt`, as token ids of the model's tokenizer, exactly as in training (see `prompts.py`).
 
         Raises:
             ValueError: The tokenizer lacks a token.
@@ -76,8 +72,7 @@ class ChatMethods:
 
         Args:
             tokenizer: The model's tokenizer.
-            pixel_values: Tiles [T, 3, S, S] of all images of the conversation, normalized; `None` for text
-                only.
+            pixel_values: Tiles [T, 3, S, S] of all images of the conversation, normalized; `None` for text only.
             question: In a first turn with images and without `<image>`, the image goes before it.
             generation_config: Dict of options of `generate`; its `eos_token_id` is set here, to
                 `stop_token_ids`, or to the template's stop token where they lack it.
@@ -91,8 +86,7 @@ class ChatMethods:
             The answer, or `(answer, history)`.
 
         Raises:
-            ValueError: Tiles don't add up, placeholders don't fit the images, or the tokenizer lacks a
-                token.
+            ValueError: Tiles don't add up, placeholders don't fit the images, or the tokenizer lacks a token.
         """
         if history is None and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
             question = IMAGE_PLACEHOLDER + "\n" + question
@@ -128,16 +122,12 @@ class ChatMethods:
         """Answers several unconnected questions at once.
 
         Args:
-            tokenizer: The model's tokenizer.
-            pixel_values: Tiles [T, 3, S, S] of all questions in order, normalized; `None` without images.
+            tokenizer, pixel_values, generation_config, IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN, verbose: As
+                `chat`; the tiles are those of all questions in order.
             questions: One text each.
-            generation_config: Dict of options of `generate`; its `eos_token_id` is set here, to
-                `stop_token_ids`, or to the template's stop token where they lack it.
-            num_patches_list: For each question the tiles of its image (0: it has none), or a list with the
-                tiles of each of its images.
+            num_patches_list: For each question the tiles of its image (0: it has none), or a list with the tiles of
+                each of its images.
             history, return_history: Not supported.
-            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What an image is written with.
-            verbose: Print questions and answers.
             visual_features: [T, N, H] in place of `pixel_values`, from `extract_feature`; an image that several
                 questions are about is so encoded once.
 
@@ -159,17 +149,15 @@ class ChatMethods:
         tiles_of = [tiles_of_images(entry) for entry in num_patches_list]
         check_tiles(num_tiles, [count for tiles in tiles_of for count in tiles])
 
-        names = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
-        prompts = []
-        for index, question in enumerate(questions):
-            tiles = tiles_of[index]
+        names, prompts = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN), []
+        for question, tiles in zip(questions, tiles_of, strict=True):
             if tiles and IMAGE_PLACEHOLDER not in question:
                 question = IMAGE_PLACEHOLDER + "\n" + question
             prompts.append(self._prompt_parts(question, tiles))
         answers = self._answer_prompts(tokenizer, pixel_values, prompts, generation_config, names, visual_features)
         if verbose:
-            for index, question in enumerate(questions):
-                print(question, answers[index], sep="\n")
+            for question, answer in zip(questions, answers, strict=True):
+                print(question, answer, sep="\n")
         return answers
 
     def _answer_prompts(self, tokenizer, pixel_values, prompts, generation_config, image_tokens, visual_features=None):
@@ -181,20 +169,15 @@ class ChatMethods:
         generation_config["eos_token_id"] = stops if stop_id in stops else [stop_id]
         encoder = PromptEncoder(tokenizer, self.num_image_token, image_tokens)
         self.img_context_token_id = encoder.context_id
-        rows = [encoder.encode(parts) for parts in prompts]
-        input_ids, attention_mask = pad_left(
-            rows, stop_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        )
-        device = self.language_model.device
-        options = dict(generation_config)
-        if tokenizer.pad_token_id is not None:
-            options.setdefault("pad_token_id", tokenizer.pad_token_id)
+        rows, padding = [encoder.encode(parts) for parts in prompts], tokenizer.pad_token_id
+        input_ids, attention_mask = pad_left(rows, stop_id if padding is None else padding)
+        device, options = self.language_model.device, {} if padding is None else {"pad_token_id": padding}
         output_ids = self.generate(
             pixel_values=pixel_values,
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             visual_features=visual_features,
-            **options,
+            **{**options, **generation_config},
         )
         answers = tokenizer.batch_decode(output_ids, skip_special_tokens=True)
         return [answer.split(stop_token)[0].strip() for answer in answers]
@@ -202,11 +185,10 @@ class ChatMethods:
 
 def check_tiles(num_tiles, num_patches_list):
     """`ValueError` unless the images' tiles add up to those given."""
-    if num_tiles != sum(num_patches_list):
-        raise ValueError(
-            f"pixel_values holds {num_tiles} tiles, but num_patches_list = {list(num_patches_list)} adds up to "
-            f"{sum(num_patches_list)}"
-        )
+    found = sum(num_patches_list)
+    if num_tiles != found:
+        given = f"num_patches_list = {list(num_patches_list)}"
+        raise ValueError(f"pixel_values holds {num_tiles} tiles, but {given} adds up to {found}")
 
 
 def tiles_of_images(entry):

@@ -10,8 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from .configuration_intern_vit import InternVisionConfig
 from .constants import PROJECTOR_TYPES, token_grid
 
-# Attention is chosen when a model is loaded, not by the file; a stored `flash_attention_2` would make the model
-# unloadable without that package.
+# Chosen when a model is loaded, not by the file: a stored `flash_attention_2` couldn't be loaded without that package.
 RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "auto_map")
 
 # Written even if they have the default of transformers.
@@ -21,27 +20,13 @@ KEPT_OF_LLM = (*KEPT, "tie_word_embeddings", "bos_token_id", "eos_token_id", "pa
 
 
 class InternVLChatConfig(PretrainedConfig):
-    """Everything in the `config.json` of an InternVL directory.
-
-    Defaults are what a missing field means in a published file; note that a missing `ps_version` means `v1`.
+    """Everything in the `config.json` of an InternVL directory; other fields are those of `DEFAULTS`.
 
     Args:
-        vision_config: Fields of an `InternVisionConfig`, or such a config; those of a `CLIPVisionConfig` or
-            `SiglipVisionConfig` where `model_type` says so.
-        llm_config: Fields of the LLM's own config, or such a config. `model_type`, else `architectures[0]`,
-            names any causal language model that the installed transformers knows.
-        use_backbone_lora, use_llm_lora: Must be 0; adapters are merged before a model is written in this
-            format.
-        pad2square: Inert, written by published models.
-        select_layer: Which hidden state of the encoder to take: -1 is the last block's output, 0 the
-            embeddings.
-        force_image_size: Side of a tile in pixels; the encoder's `image_size` when `None`.
-        downsample_ratio: Side of the token grid after the pixel shuffle, relative to the patch grid.
-        template: Name of the conversation template.
-        dynamic_image_size: Whether images are cut into tiles.
-        use_thumbnail: Whether a thumbnail follows the tiles if there are several.
-        ps_version: Pixel shuffle: `v2`, or `v1` that leaves the token grid transposed.
-        min_dynamic_patch, max_dynamic_patch: Fewest and most tiles of an image, thumbnail not counted.
+        vision_config: Fields of an `InternVisionConfig`, or of CLIP's, SigLIP's or DINOv3's where `model_type` says so;
+            or such a config.
+        llm_config: Fields of the LLM's own config, or such a config. `model_type`, else `architectures[0]`, names any
+            causal language model that the installed transformers knows.
         projector_type: `pixel_shuffle_mlp` (LayerNorm, Linear, GELU, Linear after the pixel shuffle), `mlp`
             (LLaVA's Linear, GELU, Linear; needs `downsample_ratio` 1), or `bilinear_mlp` (bilinear reduction of the
             patch grid by `downsample_ratio`, then as `mlp`). Stored only where it is not the first.
@@ -54,18 +39,18 @@ class InternVLChatConfig(PretrainedConfig):
     is_composition = True
     has_no_defaults_at_init = True
 
-    DEFAULTS = {
-        "use_backbone_lora": 0,
+    DEFAULTS = {  # what a missing field means in a published file
+        "use_backbone_lora": 0,  # and the next: adapters are merged before a model is written in this format
         "use_llm_lora": 0,
-        "pad2square": False,
-        "select_layer": -1,
-        "force_image_size": None,
-        "downsample_ratio": 0.5,
-        "template": None,
-        "dynamic_image_size": False,
-        "use_thumbnail": False,
-        "ps_version": "v1",
-        "min_dynamic_patch": 1,
+        "pad2square": False,  # inert, written by published models
+        "select_layer": -1,  # which hidden state of the encoder: -1 is the last block's output, 0 the embeddings
+        "force_image_size": None,  # side of a tile in pixels; None is the encoder's `image_size`
+        "downsample_ratio": 0.5,  # side of the token grid after the pixel shuffle, relative to the patch grid
+        "template": None,  # name of the conversation template
+        "dynamic_image_size": False,  # whether images are cut into tiles
+        "use_thumbnail": False,  # whether a thumbnail follows the tiles if there are several
+        "ps_version": "v1",  # pixel shuffle: `v2`, or `v1` that leaves the token grid transposed
+        "min_dynamic_patch": 1,  # fewest and most tiles of an image, thumbnail not counted
         "max_dynamic_patch": 6,
     }
 
@@ -87,16 +72,14 @@ class InternVLChatConfig(PretrainedConfig):
     def to_dict(self):
         """All fields, nested configs as dicts, in the names that every reader of the format knows."""
         output = super().to_dict()
+        _use_lasting_names(output)
         for key in ("vision_config", "llm_config"):
             config = getattr(self, key, None)
             if isinstance(config, PretrainedConfig):
                 output[key] = config.to_dict()
-        parts = [output.get(key) for key in ("vision_config", "llm_config") if isinstance(output.get(key), dict)]
-        for fields in (output, *parts):
-            _use_lasting_names(fields)
-        for fields in parts:
-            if output.get("torch_dtype"):
-                fields["torch_dtype"] = output["torch_dtype"]  # the parts are stored in one dtype
+                _use_lasting_names(output[key])
+                if output.get("torch_dtype"):
+                    output[key]["torch_dtype"] = output["torch_dtype"]  # the parts are stored in one dtype
         return output
 
     def to_diff_dict(self):
@@ -105,11 +88,8 @@ class InternVLChatConfig(PretrainedConfig):
         Readers of the raw JSON know no defaults, so no field of ours or of the parts is left out.
         """
         output, common = self.to_dict(), PretrainedConfig().to_dict()
-        for fields, kept in (
-            (output, KEPT_OF_CHAT),
-            (output["vision_config"], KEPT),
-            (output["llm_config"], KEPT_OF_LLM),
-        ):
+        parts = (output, KEPT_OF_CHAT), (output["vision_config"], KEPT), (output["llm_config"], KEPT_OF_LLM)
+        for fields, kept in parts:
             for key in [key for key in fields if key in common and key not in kept]:
                 if fields[key] == common[key]:
                     del fields[key]
@@ -159,9 +139,8 @@ def llm_model_type(fields):
         if not model_type and class_name in architectures:
             return known_type
     raise ValueError(
-        f"llm_config: model_type {model_type!r} with architectures {architectures} is no causal language model "
-        "of the installed transformers. Install a release that has it, or convert the LLM to a class that "
-        "exists there (InternLM2 has an exact Llama form)."
+        f"llm_config: model_type {model_type!r} with architectures {architectures} is no causal language model of the "
+        "installed transformers; install a release that has it, or convert it (InternLM2 has an exact Llama form)"
     )
 
 
@@ -189,8 +168,7 @@ def _use_lasting_names(fields):
         fields["rope_scaling"] = rope
     scaling = fields.get("rope_scaling")
     if isinstance(scaling, dict):
-        # Old releases accept `type` and exactly the keys of that type; all later ones derive `rope_type` from
-        # it.
+        # Old releases accept `type` and exactly the keys of that type; later ones derive `rope_type` from it.
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         rest = {key: value for key, value in scaling.items() if key not in ("rope_type", "type")}
         if kind == "longrope" and "original_max_position_embeddings" in rest:

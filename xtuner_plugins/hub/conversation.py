@@ -17,27 +17,16 @@ import dataclasses
 
 @dataclasses.dataclass
 class Conversation:
-    """A template and the turns so far.
+    """A template and the turns so far."""
 
-    Attributes:
-        name: Key in the table of templates.
-        system_template: First text, with the field `{system_message}`.
-        system_message: Value of that field; `None` leaves out the system turn.
-        roles: Prefixes of the user's and of the assistant's messages.
-        sep: Suffix of every answer.
-        question_sep: Suffix of the system turn and of every question.
-        answer_prefix: What the model writes between an open turn and its answer.
-        messages: `[role, message]` pairs; a message of `None` leaves the turn open.
-    """
-
-    name: str
-    system_template: str
-    system_message: str | None
-    roles: tuple[str, str]
-    sep: str
-    question_sep: str
-    answer_prefix: str = ""
-    messages: list = dataclasses.field(default_factory=list)
+    name: str  # key in the table of templates
+    system_template: str  # first text, with the field `{system_message}`
+    system_message: str | None  # value of that field; `None` leaves out the system turn
+    roles: tuple[str, str]  # prefixes of the user's and of the assistant's messages
+    sep: str  # suffix of every answer
+    question_sep: str  # suffix of the system turn and of every question
+    answer_prefix: str = ""  # what the model writes between an open turn and its answer
+    messages: list = dataclasses.field(default_factory=list)  # `[role, message]`; `None` leaves the turn open
 
     @property
     def stop_token(self) -> str:

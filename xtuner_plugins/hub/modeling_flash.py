@@ -144,15 +144,10 @@ class TileGate(nn.Module):
 
 
 def choose_tiles(probabilities, relative_threshold, absolute_threshold):
-    """Which tiles of one request are compressed, bool [T].
+    """Which tiles of one request are compressed, bool [T], from the probabilities [T] of `compress`.
 
-    A tile is compressed where its probability is above the quantile of all tiles of the request: about a share of
+    Those of at least the absolute threshold that are above the quantile of all tiles of the request: about a share of
     1 - relative_threshold at most, and never a tile that is alone, which is its own quantile.
-
-    Args:
-        probabilities: [T], of `compress`.
-        relative_threshold: The quantile, from 0 to 1.
-        absolute_threshold: Probability that a compressed tile has at least.
     """
     if not len(probabilities):
         return torch.zeros(0, dtype=torch.bool, device=probabilities.device)

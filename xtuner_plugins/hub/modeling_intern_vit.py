@@ -52,24 +52,17 @@ def drop_path(x, rate, training):
 
 
 class InternVisionEmbeddings(nn.Module):
-    """Patches, class token and positions.
-
-    Attributes:
-        image_size: Side in pixels for which positions are stored; another size is interpolated.
-    """
+    """Patches, class token and positions, which are interpolated for another side than `image_size` (pixels)."""
 
     def __init__(self, config):
         super().__init__()
-        self.image_size = config.image_size
-        self.patch_size = config.patch_size
-        width = config.hidden_size
-        num_positions = (config.image_size // config.patch_size) ** 2 + 1
+        self.image_size, self.patch_size, width = config.image_size, config.patch_size, config.hidden_size
         self.class_embedding = nn.Parameter(torch.randn(1, 1, width))
-        self.patch_embedding = nn.Conv2d(config.num_channels, width, config.patch_size, config.patch_size)
-        self.position_embedding = nn.Parameter(torch.randn(1, num_positions, width))
+        self.patch_embedding = nn.Conv2d(config.num_channels, width, self.patch_size, self.patch_size)
+        self.position_embedding = nn.Parameter(torch.randn(1, (self.image_size // self.patch_size) ** 2 + 1, width))
 
     def positions_for(self, rows, columns):
-        """Positions [1, 1 + rows * columns, D] for a patch grid; interpolated if it isn't the stored one."""
+        """Positions [1, 1 + rows * columns, D] for a patch grid."""
         stored = self.image_size // self.patch_size
         if (rows, columns) == (stored, stored):
             return self.position_embedding
@@ -103,16 +96,14 @@ class InternAttention(nn.Module):
         self.config = config  # shared with the model, so that a later choice of attention reaches this layer
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
-        if self.head_dim * self.num_heads != config.hidden_size:
-            raise ValueError(
-                f"vision_config.hidden_size = {config.hidden_size} is no multiple of "
-                f"num_attention_heads = {config.num_attention_heads}"
-            )
         width = config.hidden_size
+        if self.head_dim * self.num_heads != width:
+            raise ValueError(
+                f"vision_config.hidden_size = {width} is no multiple of num_attention_heads = {self.num_heads}"
+            )
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.proj = nn.Linear(width, width)
-        self.attention_dropout = config.attention_dropout
-        self.proj_dropout = config.dropout
+        self.attention_dropout, self.proj_dropout = config.attention_dropout, config.dropout
         self.qk_normalization = config.qk_normalization
         if self.qk_normalization:
             self.q_norm = InternRMSNorm(width, eps=config.layer_norm_eps)
@@ -172,18 +163,11 @@ class InternVisionEncoderLayer(nn.Module):
 
 
 def run_block(block, x, recompute, call=None):
-    """Runs a block; where `recompute` is set and a gradient reaches it, it keeps its input alone and runs again then.
+    """Runs a block on `x` [T, P, D], by `call(block, x)` if there is one.
 
-    Args:
-        block: The block.
-        x: What goes into it, [T, P, D].
-        recompute: Compute its activations again in the backward pass.
-        call: `call(block, x)` runs it; `block(x)` when `None`.
-
-    Returns:
-        [T, P, D].
+    Where `recompute` is set and a gradient reaches it, it keeps its input alone, and runs again in the backward pass.
     """
-    call = call or (lambda block, x: block(x))
+    call = call or nn.Module.__call__
     if not recompute or not (x.requires_grad or any(p.requires_grad for p in block.parameters())):
         return call(block, x)
     # The reentrant kind loses all gradients if the input needs none, as that of the first block when the embeddings are
@@ -192,12 +176,7 @@ def run_block(block, x, recompute, call=None):
 
 
 class InternVisionEncoder(nn.Module):
-    """The stack of blocks.
-
-    Attributes:
-        gradient_checkpointing: Recompute blocks in the backward pass (training mode only); switched by
-            `gradient_checkpointing_enable()` of any model around this one.
-    """
+    """The stack of blocks; `gradient_checkpointing_enable()` of any model around it makes it recompute them."""
 
     def __init__(self, config):
         super().__init__()
@@ -211,15 +190,10 @@ class InternVisionEncoder(nn.Module):
             layer.drop_path_rate = rate * index / max(len(self.layers) - 1, 1)
 
     def forward(self, inputs_embeds, output_hidden_states=False, num_layers=None):
-        """Runs the blocks.
-
-        Args:
-            inputs_embeds: [T, 1 + P, D].
-            output_hidden_states: Also return what went into each block, and the last output.
-            num_layers: Run only the first so many blocks; all when `None`.
+        """Runs all blocks, or the first `num_layers`, on [T, 1 + P, D].
 
         Returns:
-            The output [T, 1 + P, D], and a tuple of hidden states or `None`.
+            The output [T, 1 + P, D], and with `output_hidden_states` what went into each block, and the output.
         """
         x, hidden_states = inputs_embeds, [inputs_embeds]
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
@@ -227,9 +201,7 @@ class InternVisionEncoder(nn.Module):
             x = run_block(layer, x, recompute)
             if output_hidden_states:
                 hidden_states.append(x)
-        return BaseModelOutput(
-            last_hidden_state=x, hidden_states=tuple(hidden_states) if output_hidden_states else None
-        )
+        return BaseModelOutput(x, tuple(hidden_states) if output_hidden_states else None)
 
 
 def num_used_layers(select_layer, num_layers):
@@ -245,13 +217,9 @@ def num_used_layers(select_layer, num_layers):
 
 
 class InternVisionModel(PreTrainedModel):
-    """InternViT: tiles in, one vector per patch out.
+    """InternViT, of an `InternVisionConfig`: tiles in, one vector per patch out.
 
-    Attention runs through PyTorch's `scaled_dot_product_attention`, or written out with the implementation
-    `eager`.
-
-    Args:
-        config: An `InternVisionConfig`.
+    Attention runs through PyTorch's `scaled_dot_product_attention`, or written out with the implementation `eager`.
     """
 
     config_class = InternVisionConfig
@@ -298,8 +266,7 @@ class InternVisionModel(PreTrainedModel):
             pixel_embeds: [T, 1 + P, D] in place of `pixel_values`.
 
         Returns:
-            `last_hidden_state` [T, 1 + P, D] (no final norm), `pooler_output` [T, D] (the class token) and
-            `hidden_states`.
+            `last_hidden_state` [T, 1 + P, D] (no final norm), `pooler_output` [T, D] (class token), `hidden_states`.
 
         Raises:
             ValueError: Neither pixels nor embeddings, or pixels of another shape.
@@ -313,8 +280,5 @@ class InternVisionModel(PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         encoded = self.encoder(pixel_embeds, output_hidden_states=bool(output_hidden_states))
         last = encoded.last_hidden_state
-        if return_dict is False:
-            return tuple(item for item in (last, last[:, 0], encoded.hidden_states) if item is not None)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=last, pooler_output=last[:, 0], hidden_states=encoded.hidden_states
-        )
+        found = BaseModelOutputWithPooling(last, pooler_output=last[:, 0], hidden_states=encoded.hidden_states)
+        return found.to_tuple() if return_dict is False else found

@@ -32,8 +32,7 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         config: An `InternVLChatConfig`.
         vision_model: Encoder to use instead of a fresh one.
         language_model: LLM to use instead of a fresh one.
-        use_flash_attn: Accepted for compatibility, and without effect: PyTorch's attention picks a flash
-            kernel itself. Pass `attn_implementation` to `from_pretrained` to choose another implementation.
+        use_flash_attn: Without effect; pass `attn_implementation` to `from_pretrained` to choose an implementation.
 
     Attributes:
         num_image_token: N, the number of `<IMG_CONTEXT>` tokens per tile.
@@ -42,22 +41,16 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         system_message: System message of `chat` and `batch_chat`; assign to change it.
 
     Raises:
-        ValueError: The config names an unknown template, LLM, norm or pixel shuffle, unmerged adapters, or
-            sizes that don't fit each other.
+        ValueError: An unknown template, LLM, norm or pixel shuffle, unmerged adapters, or sizes that don't fit.
     """
 
     _auto_class = "AutoModel"  # `save_pretrained` writes this code beside the weights in every release
     config_class = InternVLChatConfig
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        "InternVisionEmbeddings",
-        "InternVisionEncoderLayer",
-        "CLIPVisionEmbeddings",
-        "CLIPEncoderLayer",
-        "SiglipVisionEmbeddings",
-        "SiglipEncoderLayer",
-    ]  # and those of the LLM, see `__init__`
+    _no_split_modules = InternVisionModel._no_split_modules + [  # and those of the LLM, see `__init__`
+        f"{tower}{part}" for tower in ("CLIP", "Siglip") for part in ("VisionEmbeddings", "EncoderLayer")
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flash_attn_2 = True  # what releases before 4.53 ask for
@@ -130,8 +123,7 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
             scale_factor: Side of the result relative to the side of `x`.
 
         Returns:
-            [T, rows / r, columns / r, D * r * r]; transposed to [T, columns / r, rows / r, ...] for
-            `ps_version` v1.
+            [T, rows / r, columns / r, D * r * r]; for `ps_version` v1 transposed to [T, columns / r, rows / r, ...].
 
         Raises:
             ValueError: Rows or columns are no multiple of r.
@@ -143,8 +135,7 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         x = x.reshape(tiles, rows // r, r, columns // r, r, width)
         # In a merged vector the row inside the r x r cell varies slowest, then the column, then the channel.
         order = (0, 1, 3, 2, 4, 5) if self.ps_version == "v2" else (0, 3, 1, 2, 4, 5)
-        x = x.permute(*order)
-        return x.reshape(x.shape[0], x.shape[1], x.shape[2], r * r * width)
+        return x.permute(*order).flatten(3)
 
     def encode_tiles(self, pixel_values):
         """Patch features [T, P, D] of tiles [T, 3, S, S] (normalized), from the layer `select_layer`."""
@@ -179,8 +170,7 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
             inputs_embeds: [B, S, H].
             input_ids: int64 [B, S].
             features: [T, N, H] (or any [..., H]); `None` for no images.
-            num_image_tokens: How many such tokens `input_ids` holds; if `None`, they are counted here, which waits
-                for the accelerator once.
+            num_image_tokens: How many such tokens there are; if `None` they are counted, which waits for the device.
 
         Returns:
             New embeddings [B, S, H]. Gradients flow to both inputs.
@@ -188,10 +178,10 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         Raises:
             ValueError: The counts of image tokens and features differ; the message names both.
         """
-        if self.img_context_token_id is None:
-            if features is None:
-                return inputs_embeds
+        if self.img_context_token_id is None and features is not None:
             raise ValueError("img_context_token_id is not set; assign the id of <IMG_CONTEXT> before passing images")
+        if self.img_context_token_id is None:
+            return inputs_embeds
         mask = input_ids == self.img_context_token_id
         if num_image_tokens is None:
             num_image_tokens = int(mask.sum())
@@ -225,8 +215,7 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         """Logits, and a loss when there are labels.
 
         Args:
-            pixel_values: Tiles [T, 3, S, S], normalized, of the whole batch in order; `None` without
-                images.
+            pixel_values: Tiles [T, 3, S, S], normalized, of the whole batch in order; `None` without images.
             input_ids: int64 [B, S].
             attention_mask: [B, S], 1 or True where there is a token.
             position_ids: int64 [B, S].
@@ -236,8 +225,7 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
             return_dict: `False` for a tuple.
 
         Returns:
-            `loss` (mean over labels), `logits` [B, S, vocabulary], `past_key_values`, `hidden_states`,
-            `attentions`.
+            `loss` (mean over labels), `logits` [B, S, vocabulary], `past_key_values`, `hidden_states`, `attentions`.
 
         Raises:
             ValueError: Image tokens and image features, or flags and tiles, differ in number.
@@ -256,16 +244,9 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
             return_dict=True,
         )
         loss = None if labels is None else next_token_loss(outputs.logits, labels)
-        if return_dict is False:
-            rest = (outputs.logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions)
-            return tuple(item for item in (loss, *rest) if item is not None)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=outputs.logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        kept = ("logits", "past_key_values", "hidden_states", "attentions")
+        found = CausalLMOutputWithPast(loss=loss, **{name: getattr(outputs, name) for name in kept})
+        return found.to_tuple() if return_dict is False else found
 
     def _real_features(self, pixel_values, image_flags):
         features = self.extract_feature(pixel_values)
@@ -292,12 +273,10 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         Args:
             pixel_values: Tiles [T, 3, S, S], normalized; `None` without images. Those of a Flash model are compressed
                 as its router chooses; `forward` and `visual_features` know no compression.
-            input_ids: int64 [B, S], with `<IMG_CONTEXT>` tokens for the tiles; left-padded where lengths
-                differ.
+            input_ids: int64 [B, S], with `<IMG_CONTEXT>` tokens for the tiles; left-padded where lengths differ.
             attention_mask: [B, S].
             visual_features: [T, N, H] in place of `pixel_values`.
-            generation_config: A transformers `GenerationConfig`; without one, and without `eos_token_id`,
-                generation stops at `stop_token_ids`.
+            generation_config: A `GenerationConfig`; without one, and `eos_token_id`, it stops at `stop_token_ids`.
             output_hidden_states, **generate_kwargs: As the LLM's own `generate` takes them, a `streamer` too.
 
         Returns:

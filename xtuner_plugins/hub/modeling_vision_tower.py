@@ -43,10 +43,8 @@ class TransformersTower(nn.Module):
         for name, child in parts.items():
             if name != "head":
                 self.vision_model.add_module(name, child)
-        layer_arguments = inspect.signature(type(self.layers[0]).forward).parameters
-        self.layer_options = {
-            name: None for name in ("attention_mask", "causal_attention_mask") if name in layer_arguments
-        }
+        arguments, masks = inspect.signature(type(self.layers[0]).forward), ("attention_mask", "causal_attention_mask")
+        self.layer_options = {name: None for name in masks if name in arguments.parameters}
         self.gradient_checkpointing = False
 
     @property
@@ -73,14 +71,7 @@ class TransformersTower(nn.Module):
         return [*unused, *(m for name, m in self.vision_model.named_children() if name in ("post_layernorm", "norm"))]
 
     def patch_features(self, pixel_values, select_layer=-1):
-        """Hidden state of the patches after a chosen block, without class and register tokens; later blocks don't run.
-
-        Args:
-            pixel_values: [T, C, S, S], normalized.
-            select_layer: Index into the hidden states (0: embeddings, -1: output of the last block).
-
-        Returns:
-            [T, P, D], before the final norm.
+        """As `InternVisionModel.patch_features`, without register tokens either, and before the final norm.
 
         Raises:
             ValueError: There is no such layer, or tiles are of another size than the position embeddings.
@@ -110,9 +101,7 @@ class TransformersTower(nn.Module):
         x = layer(x, **options)
         return x[0] if isinstance(x, tuple) else x
 
-    def forward(self, pixel_values, select_layer=-1):
-        """As `patch_features`."""
-        return self.patch_features(pixel_values, select_layer)
+    forward = patch_features
 
 
 def vision_model_class(config):

@@ -1,12 +1,9 @@
 """Token ids of a prompt, made as training makes those of its samples.
 
 They are those of the whole prompt, tokenized by the model's own tokenizer with its start token in front, as serving
-engines do, with two exceptions:
-
-- An answer never becomes one token with what stands before it, since a model writes it after the prompt's last token
-  (`\\n` and an answer that begins with a line break would).
-- Names of control tokens in a question or an answer are plain characters: `<|im_end|>` typed by a user must not end the
-  turn. Only the grounding tokens are tokens in any text.
+engines do, with two exceptions: an answer never becomes one token with what stands before it, since a model writes it
+after the prompt's last token; and names of control tokens in a question or an answer are plain characters (`<|im_end|>`
+typed by a user must not end the turn), those of the grounding tokens apart.
 
 ::
 
@@ -33,13 +30,9 @@ _ANCHOR = "\x01"  # stands for the text before; no vocabulary of SentencePiece m
 
 
 def prompt_parts(conversation, num_patches_list):
-    """Parts of a conversation as from `get_parts`, with `("image", tiles)` in place of each `<image>`.
+    """Parts of a `Conversation` as from `get_parts`, with `("image", tiles)` in place of each `<image>` of a question.
 
-    Only questions hold images: an `<image>` in an answer is text.
-
-    Args:
-        conversation: A `Conversation` whose last turn is open.
-        num_patches_list: Tiles of each image in order; placeholders beyond them stay text.
+    `num_patches_list` has the tiles of each image in order; placeholders beyond them stay text, as do those in answers.
     """
     counts, parts = iter(num_patches_list), []
     for kind, text in conversation.get_parts():
@@ -145,10 +138,7 @@ class PromptEncoder:
     Args:
         tokenizer: The model's tokenizer, fast or slow.
         num_image_token: Image tokens per tile.
-        image_tokens: What an image is written with: start, end and the token of a feature.
-
-    Raises:
-        ValueError: The tokenizer lacks one of them.
+        image_tokens: Start, end and the token of a feature; `ValueError` where the tokenizer lacks one.
     """
 
     def __init__(self, tokenizer, num_image_token, image_tokens):
@@ -156,11 +146,7 @@ class PromptEncoder:
         self.num_image_token, self.rules = num_image_token, TextRules(tokenizer, image_tokens)
 
     def encode(self, parts):
-        """Ids of a prompt, start token included.
-
-        Args:
-            parts: From `prompt_parts`.
-        """
+        """Ids of a prompt of `prompt_parts`, start token included."""
         ids = list(self.rules.start_ids)
         before = "token" if ids else "start"
         waiting, waits_as_answer, strips = "", False, False

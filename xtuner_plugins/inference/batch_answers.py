@@ -18,18 +18,14 @@ from functools import cache
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
-from ..datasets.images.media import image_size, load_image
-from ..datasets.images.tiling import DynamicTiling
-from ..datasets.plan.budget import first_limit
 from ..errors import MediaError
 from ..processes import die_with_parent, num_cores, quiet_imports
 from .opening import open_session
-from .questions import Question, Unusable
+from .questions import Lengths, Question, Unusable
 
 if TYPE_CHECKING:
     from .session import ChatSession
 
-CHARACTERS_PER_TOKEN = 3  # of a question; only for sorting
 ALIKE = 1.25  # lengths within this factor are about the same
 Answered = tuple[Question, "str | Unusable"]
 
@@ -62,33 +58,6 @@ class Job:
         return open_session(self.model, self.checkpoint, **self.opening)
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """What the length of a prompt is counted by."""
-
-    tiling: DynamicTiling
-    tile_sharing: str
-    tokens_per_tile: int
-
-    def planned(self, question: Question) -> int:
-        """Tokens of a question, about; errors as for `num_tiles`."""
-        return sum(self.num_tiles(question)) * self.tokens_per_tile + len(question.text) // CHARACTERS_PER_TOKEN
-
-    def num_tiles(self, question: Question) -> list[int]:
-        """Tiles of each of its images, whose headers are read.
-
-        Raises:
-            MediaError: An image can't be opened.
-        """
-        tiling = self.tiling.limited(first_limit(self.tiling.max_tiles, len(question.paths), self.tile_sharing))
-        return [tiling.grid(*image_size(path)).num_tiles for path in question.paths]
-
-
-def lengths_of(session: ChatSession) -> Lengths:
-    """What the length of a session's prompts is counted by."""
-    return Lengths(session.tiling, session.tile_sharing, session.model.num_image_token)
-
-
 def answer_all(job: Job, questions: Sequence[Question], lengths: Lengths) -> Iterator[Answered]:
     """Each question with its answer, or with the reason why there is none, in the order in which they are ready.
 
@@ -98,22 +67,23 @@ def answer_all(job: Job, questions: Sequence[Question], lengths: Lengths) -> Ite
     """
     batches, unusable = plan_batches(questions, lengths, job.batch_size)
     yield from unusable
-    if not batches:
-        return
-    if job.processes == 1:
+    if job.processes == 1 and batches:
         session = job.open()
         for batch in batches:
             yield from answer_batch(session, batch, job.generation)
-        return
+    elif batches:
+        yield from _answer_in_processes(job, batches)
+
+
+def _answer_in_processes(job: Job, batches: Sequence[Sequence[Question]]) -> Iterator[Answered]:
     context = get_context("spawn")  # a forked process can't use CUDA
     pool = ProcessPoolExecutor(job.processes, context, initializer=_begin, initargs=(job, context.Value("i", 0)))
     try:
         for done in as_completed([pool.submit(_answer, batch) for batch in batches]):
             yield from done.result()
     except BrokenProcessPool:
-        raise RuntimeError(
-            "a process was killed or could not start (out of memory?); try fewer --processes or a smaller --batch-size"
-        ) from None
+        told = "out of memory?); try fewer --processes or a smaller --batch-size"
+        raise RuntimeError(f"a process was killed or could not start ({told}") from None
     finally:
         workers = list(pool._processes.values())  # the pool itself would wait for batches that nobody wants any more
         pool.shutdown(wait=False, cancel_futures=True)
@@ -138,23 +108,15 @@ def plan_batches(
 
 
 def answer_batch(session: ChatSession, batch: Sequence[Question], generation: Mapping[str, Any]) -> list[Answered]:
-    """The answers of one batch; a question that can't be asked is left out of it."""
-    from .session import with_placeholders
-
-    items, asked, results, load, lengths = [], [], [], cache(load_image), lengths_of(session)
-    for question in batch:
-        try:
-            images = [load(path) for path in question.paths]
-            text = with_placeholders(question.text, len(images))
-            session.checked_ids(text, lengths.num_tiles(question))
-        except ValueError as error:
-            where = "" if isinstance(error, MediaError) else f"question {question.id}: "  # others name no file
-            results.append((question, Unusable(question.id, f"{where}{error}")))
-        else:
-            items.append((text, images))
-            asked.append(question)
-    answers = session.answers(items, batch_size=max(1, len(items)), **generation)
-    return [*results, *zip(asked, answers, strict=True)]
+    """The answers of one batch; where a question can't be asked, which shows before any is, each half is a batch."""
+    items = [(question.text, question.paths) for question in batch]
+    try:
+        return list(zip(batch, session.answers(items, batch_size=len(items), **generation), strict=True))
+    except ValueError as error:
+        if half := len(batch) // 2:
+            return [found for part in (batch[:half], batch[half:]) for found in answer_batch(session, part, generation)]
+        where = "" if isinstance(error, MediaError) else f"question {batch[0].id}: "  # others name no file
+        return [(batch[0], Unusable(batch[0].id, f"{where}{error}"))]
 
 
 def _begin(job: Job, counter) -> None:

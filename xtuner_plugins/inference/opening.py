@@ -19,16 +19,24 @@ Anything else is refused, with the way out. `find_source` tells which it is with
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..datasets.base import tiling_of
+from ..datasets.images.resize_rules import resize_facts
+from ..files import content_hash, text_hash
+from ..hub.conversation import own_system
 from ..settings import find_config, leaves
-from ..weights import record
+from ..weights import manifest, preprocessing, record
 from ..weights.checkpoint import open_checkpoint
 from ..weights.errors import CheckpointError
-from ..weights.model_view import open_config
+from ..weights.loader import config_from_fields
+from ..weights.model_view import open_config, open_model
+from ..weights.reading import read_json, weight_files
 from ..weights.work_dir import CHECKPOINT_NAME, newest_checkpoint
+from .questions import Lengths
 
 if TYPE_CHECKING:
     from .session import ChatSession
@@ -38,6 +46,7 @@ _FILES = {  # that hold no model, by suffix
     **dict.fromkeys((".pth", ".pt", ".bin", ".safetensors"), _ALONE),
     ".gguf": "is for llama.cpp; give the directory that it was converted from",
 }
+_READ = (".json", ".jinja", ".model", ".tiktoken", ".txt")  # config, tokenizer, template, stop tokens
 _logger = logging.getLogger(__name__)
 
 
@@ -57,6 +66,14 @@ class Source:
         return str(self.path if self.checkpoint is None else self.checkpoint)
 
 
+class Description(NamedTuple):
+    """What decides a model's answers: a hash of its files, how images are cut, and that with template and rules."""
+
+    weights: str
+    lengths: Lengths
+    preprocessing: Mapping[str, Any]
+
+
 def find_source(model: str | Path, checkpoint: str | Path | None = None) -> Source:
     """What the words of a command line mean; checks that it is there, and reads no weights.
 
@@ -70,49 +87,70 @@ def find_source(model: str | Path, checkpoint: str | Path | None = None) -> Sour
     """
     path = Path(model)
     is_config = path.suffix == ".py" or str(path) in leaves()
-    if checkpoint is None and (
-        (path / record.FILE).is_file() or path.exists() and CHECKPOINT_NAME.fullmatch(path.name)
-    ):
+    is_checkpoint = (path / record.FILE).is_file() or path.exists() and CHECKPOINT_NAME.fullmatch(path.name)
+    if checkpoint is None and is_checkpoint:
         return Source(None, path)
     if (path / "config.json").is_file():
         if checkpoint is not None:
-            raise CheckpointError(
-                f"{path} is a model directory, which takes no checkpoint; give the training config and {checkpoint}"
-            )
+            told = f"give the training config and {checkpoint}"
+            raise CheckpointError(f"{path} is a model directory, which takes no checkpoint; {told}")
         open_config(path)
         return Source(path)
-    if path.is_dir():
-        return Source(None, _in_work_dir(path, checkpoint))
     if path.is_file() and not is_config:
         said = _FILES.get(path.suffix, "is a file, not a model directory, a training config or a work directory")
         raise CheckpointError(f"{path} {said.format(path)}")
-    if checkpoint is None and not is_config:
-        open_config(path)  # raises: there is no such directory
-    config = Path(find_config(str(model)))
-    if checkpoint is None:
-        raise CheckpointError(f"{config} is a training config; give a checkpoint after it, or the run's work directory")
-    return Source(config, _existing(checkpoint))
-
-
-def _in_work_dir(path: Path, checkpoint: str | Path | None) -> Path:
-    """The newest checkpoint of a work directory, or the one that is named."""
     if checkpoint is not None:
-        return path / checkpoint if (path / checkpoint).exists() else _existing(checkpoint)
+        found = path / checkpoint if (path / checkpoint).exists() else Path(checkpoint)
+        config = None if path.is_dir() else Path(find_config(str(model)))
+        if not found.exists():
+            raise CheckpointError(f"checkpoint {checkpoint} does not exist")
+        return Source(config, found)
+    if path.is_dir():
+        return Source(None, _newest(path))
+    if not is_config:
+        open_config(path)  # raises: there is no such directory
+    told = "give a checkpoint after it, or the run's work directory"
+    raise CheckpointError(f"{find_config(str(model))} is a training config; {told}")
+
+
+def _newest(path: Path) -> Path:
     if (path / "adapter_config.json").is_file():
         open_checkpoint(path)  # raises: it is one part, or another program's
-    newest = newest_checkpoint(path)
-    if newest is None:
-        raise CheckpointError(
-            f"{path} is neither a model directory (it has no config.json) nor a work directory with a whole checkpoint "
-            "(iter_N.pth)"
-        )
-    return newest
+    if newest := newest_checkpoint(path):
+        return newest
+    told = "a model directory (it has no config.json) nor a work directory with a whole checkpoint (iter_N.pth)"
+    raise CheckpointError(f"{path} is neither {told}")
 
 
-def _existing(checkpoint: str | Path) -> Path:
-    if not Path(checkpoint).exists():
-        raise CheckpointError(f"checkpoint {checkpoint} does not exist")
-    return Path(checkpoint)
+def describe(source: Source, *, template: str | None = None, max_tiles: int | None = None) -> Description:
+    """A model directory or a checkpoint as a session would open it, without building the model.
+
+    Args:
+        source: From `find_source`.
+        template: As for `open_session`.
+        max_tiles: Likewise.
+
+    Raises:
+        ValueError: Parts that don't belong together, or an impossible setting.
+    """
+    from ..hub.configuration_internvl_chat import num_image_tokens
+
+    if source.checkpoint is None:
+        view, files = open_model(source.path), []
+        lock = read_json(source.path / preprocessing.FILE, missing={})
+    else:
+        from ..export import trained
+
+        plan = trained.lay_over(source.path, source.checkpoint).settle(template)
+        view, files, lock = plan.view, plan.checkpoint.files, plan.preprocessing or {}
+    config, weights = config_from_fields(view.config, view.directory), weight_files(view.directory)
+    others = [path for path in sorted(view.directory.iterdir()) if path.suffix in _READ and path.name != manifest.FILE]
+    files = [*files, *weights, *(path for path in others if path not in weights and ".index." not in path.name)]
+    tiling, sharing = tiling_of(config, {"max_tiles": max_tiles}), lock.get("tile_sharing", "equal")
+    facts = {**asdict(tiling), "tile_sharing": sharing, "template": config.template}
+    facts |= {**own_system(vars(config)), **resize_facts()}
+    hashed = text_hash(*(f"{path.name} {content_hash(path)}" for path in files))
+    return Description(hashed, Lengths(tiling, sharing, num_image_tokens(config)), facts)
 
 
 def open_session(
@@ -126,11 +164,13 @@ def open_session(
 ) -> ChatSession:
     """A session over a model directory, or over a training checkpoint as its export would answer.
 
+    Nothing in a model directory is executed: the code is this project's own.
+
     Args:
         model: As for `find_source`; see the top of this file.
         checkpoint: MMEngine ``.pth``, DeepSpeed directory or exported adapter, for a config or a work directory.
-        device: As for `ChatSession.from_pretrained`.
-        dtype: Likewise.
+        device: ``'auto'`` (CUDA if available), or a torch device.
+        dtype: ``'auto'`` (bfloat16 on CUDA, float16 on GPUs without it, float32 on the CPU), or a name.
         template: Conversation template, for a checkpoint that was trained with several.
         **limits: ``min_tiles``, ``max_tiles``, ``use_thumbnail`` and ``tile_sharing`` of the session.
 
@@ -138,19 +178,24 @@ def open_session(
         ValueError: Nothing that can be opened, parts that don't belong together, or an impossible setting.
     """
     source = find_source(model, checkpoint)
+    from ..dtypes import resolve_dtype
+    from ..weights.loader import load_model, load_tokenizer
     from .session import ChatSession, resolve_device
 
+    on = resolve_device(device)
+    options = {"dtype": resolve_dtype(dtype, on), "device": on}
     if source.checkpoint is None:
         if template is not None:
             raise CheckpointError(f"{source} has one template of its own; a template is chosen for checkpoints only")
-        return ChatSession.from_pretrained(source.path, device=device, dtype=dtype, **limits)
-    from ..dtypes import resolve_dtype
+        network, tokenizer, lock = load_model(source.path, **options), load_tokenizer(source.path), None
+        if (path := source.path / preprocessing.FILE).is_file():
+            lock = preprocessing.check_form(read_json(path), str(path))
+            preprocessing.check_token_rules(lock, tokenizer, str(source))
+        return ChatSession(network, tokenizer, lock=lock, **limits)
     from ..export import trained
-    from ..weights.loader import load_tokenizer
 
-    on = resolve_device(device)
     plan = trained.lay_over(source.path, source.checkpoint).settle(template)
     for note in plan.notes:
         _logger.warning(note)
-    model = trained.build_trained(plan, dtype=resolve_dtype(dtype, on), device=on)
-    return ChatSession(model, load_tokenizer(plan.view.directory), lock=plan.preprocessing, **limits)
+    network, tokenizer = trained.build_trained(plan, **options), load_tokenizer(plan.view.directory)
+    return ChatSession(network, tokenizer, lock=plan.preprocessing, **limits)

@@ -24,12 +24,9 @@ from ..datasets.images.media import load_image, to_rgb
 from ..datasets.images.resize_rules import compare_resize_facts
 from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import first_limit
-from ..dtypes import resolve_dtype
 from ..hub import InternVLChatModel
 from ..hub.constants import IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
-from ..weights import preprocessing
-from ..weights.loader import load_model, load_tokenizer
-from ..weights.reading import read_json
+from .questions import Lengths
 
 
 class Frame(NamedTuple):
@@ -91,29 +88,10 @@ class ChatSession:
         if warning := compare_resize_facts(dict(lock or {})):
             _logger.warning(warning)
 
-    @classmethod
-    def from_pretrained(
-        cls, directory: str | Path, *, device: str = "auto", dtype: str = "auto", **limits: Any
-    ) -> ChatSession:
-        """Opens a base or an export with this project's own code; nothing in the directory is executed.
-
-        Args:
-            directory: In a format that `open_model` reads.
-            device: `'auto'` (CUDA if available), or a torch device.
-            dtype: `'auto'` (bfloat16 on CUDA, float16 on GPUs without it, float32 on the CPU), or a name.
-            **limits: As for the session.
-
-        Raises:
-            ValueError: No such directory, not a model, weights that don't fit, or an impossible device or dtype.
-        """
-        on = resolve_device(device)
-        model = load_model(directory, dtype=resolve_dtype(dtype, on), device=on)
-        path, tokenizer = Path(directory, preprocessing.FILE), load_tokenizer(directory)
-        if not path.is_file():
-            return cls(model, tokenizer, **limits)
-        lock = preprocessing.check_form(read_json(path), str(path))
-        preprocessing.check_token_rules(lock, tokenizer, str(directory))
-        return cls(model, tokenizer, lock=lock, **limits)
+    @property
+    def lengths(self) -> Lengths:
+        """What the length of its prompts is counted by."""
+        return Lengths(self.tiling, self.tile_sharing, self.model.num_image_token)
 
     def tiles(self, images: Sequence[ImageLike], max_tiles: int | None = None) -> list[torch.Tensor]:
         """Tiles uint8 `[T, 3, S, S]` of each image and frame of one question.
@@ -131,26 +109,6 @@ class ChatSession:
     def prompt_ids(self, turns: Sequence[Turn], max_tiles: int | None = None) -> list[int]:
         """The token ids of the prompt that `reply` gives to the model; errors as there."""
         return self._prompt(turns, max_tiles)[0]
-
-    def checked_ids(self, question: str, num_tiles: Sequence[int], past: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """The token ids of the prompt of a question.
-
-        Args:
-            question: With a placeholder per image.
-            num_tiles: Of each image of the conversation.
-            past: Earlier questions with their answers.
-
-        Raises:
-            ValueError: The prompt is longer than the model's positions.
-        """
-        ids = self.model.build_prompt_ids(self.tokenizer, question, list(num_tiles), list(past))
-        positions = getattr(self.model.config.llm_config, "max_position_embeddings", None)
-        if positions is not None and len(ids) >= positions:
-            raise ValueError(
-                f"the prompt has {len(ids):,} tokens, but the model knows {positions:,} positions; lower the tile "
-                "limit, or begin a new conversation"
-            )
-        return ids
 
     def reply(
         self,
@@ -235,15 +193,24 @@ class ChatSession:
 
     def _tiling(self, max_tiles: int | None = None) -> DynamicTiling:
         """The rule for an image that is alone."""
-        return tiling_of(
-            self.model.config, self._limits if max_tiles is None else self._limits | {"max_tiles": max_tiles}
-        )
+        given = {} if max_tiles is None else {"max_tiles": max_tiles}
+        return tiling_of(self.model.config, self._limits | given)
 
     def _cut(self, image: ImageLike, tiling: DynamicTiling, num_images: int) -> torch.Tensor:
         """Tiles of one of a question's `num_images` images, or of a frame beside them."""
-        limit = 1 if isinstance(image, Frame) else first_limit(tiling.max_tiles, num_images, self.tile_sharing)
-        image = image.image if isinstance(image, Frame) else image
+        if isinstance(image, Frame):
+            return tiling.limited(1)(to_rgb(image.image))
+        limit = first_limit(tiling.max_tiles, num_images, self.tile_sharing)
         return tiling.limited(limit)(to_rgb(image) if isinstance(image, Image.Image) else load_image(image))
+
+    def _ids(self, question: str, counts: Sequence[int], past: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """The token ids of the prompt of a question, whose images have so many tiles."""
+        ids = self.model.build_prompt_ids(self.tokenizer, question, list(counts), list(past))
+        positions = getattr(self.model.config.llm_config, "max_position_embeddings", None)
+        if positions is not None and len(ids) >= positions:
+            told = f"the model knows {positions:,} positions; lower the tile limit, or begin a new conversation"
+            raise ValueError(f"the prompt has {len(ids):,} tokens, but {told}")
+        return ids
 
     def _prompt(self, turns: Sequence[Turn], max_tiles: int | None) -> tuple[list[int], dict[str, Any]]:
         """Token ids of the prompt of a conversation, and what the model's own `chat` takes for it."""
@@ -251,7 +218,7 @@ class ChatSession:
         *past, (question, _) = [(with_placeholders(turn.question, len(turn.images)), turn.answer) for turn in turns]
         counts = [len(image) for image in tiles]
         given = {"pixel_values": self._pixels(tiles) if tiles else None, "question": question}
-        return self.checked_ids(question, counts, past), {**given, "history": past, "num_patches_list": counts}
+        return self._ids(question, counts, past), {**given, "history": past, "num_patches_list": counts}
 
     def _chat(self, turns: Sequence[Turn], system: str | None, max_tiles: int | None, options: dict) -> None:
         """Lets the model's own `chat` answer the last turn, with this system prompt."""
@@ -272,8 +239,8 @@ class ChatSession:
         tiles = {key: self._cut(image, tiling, key[1]) for key, image in distinct.items()}
         questions = [with_placeholders(text, len(images)) for text, images in items]
         counts = [[len(tiles[key]) for key in row] for row in rows]
-        for question, each in zip(questions, counts, strict=True):
-            self.checked_ids(question, each)
+        for pair in zip(questions, counts, strict=True):
+            self._ids(*pair)
         pixels = features = None
         if tiles and self.model.flash_mode:  # each question chooses the tiles to compress
             pixels = self._pixels(tiles[key] for row in rows for key in row)
@@ -281,9 +248,8 @@ class ChatSession:
             found = self.model.extract_feature(self._pixels(tiles.values())).split(list(map(len, tiles.values())))
             by_key = dict(zip(tiles, found, strict=True))
             features = torch.cat([by_key[key] for row in rows for key in row])
-        return self.model.batch_chat(
-            self.tokenizer, pixels, questions, dict(options), num_patches_list=counts, visual_features=features
-        )
+        given = {"num_patches_list": counts, "visual_features": features}
+        return self.model.batch_chat(self.tokenizer, pixels, questions, dict(options), **given)
 
     def _pixels(self, tiles: Iterable[torch.Tensor]) -> torch.Tensor:
         """Normalized `[T, 3, S, S]` on the model's device."""
@@ -308,9 +274,8 @@ def with_placeholders(question: str, num_images: int) -> str:
     found = question.count(IMAGE_PLACEHOLDER)
     if found in (0, num_images):
         return question if found else (IMAGE_PLACEHOLDER + "\n") * num_images + question
-    raise ValueError(
-        f"the question has {found} {IMAGE_PLACEHOLDER} for {num_images} images; write one for each, or none"
-    )
+    told = f"the question has {found} {IMAGE_PLACEHOLDER} for {num_images} images"
+    raise ValueError(f"{told}; write one for each, or none")
 
 
 def resolve_device(name: str) -> torch.device:

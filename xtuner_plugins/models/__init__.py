@@ -3,8 +3,7 @@
 Read `vlm.py` first: the registered model. The network itself is `xtuner_plugins.hub`, the code that exports ship.
 """
 
-from .flash import FlashConsistencyModel, FlashRouterModel
-from .flash_rows import FlashPreprocessor
+from .flash import FlashConsistencyModel, FlashPreprocessor, FlashRouterModel
 from .preference import PreferenceModel
 from .preprocessor import TilePreprocessor
 from .vlm import VisionLanguageModel

@@ -32,19 +32,12 @@ _GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn
 
 
 class Segments(NamedTuple):
-    """Where the samples of a row stand.
+    """Where the samples of a row stand."""
 
-    Attributes:
-        bounds: the start of each sample, and the end of the last (n + 1 integers, from 0 to the row's length).
-        cu_seqlens: the same as int32 ``[n + 1]`` on the row's device.
-        branches: where some segments continue others; None where each stands alone.
-        group: the ranks that hold a cut of the row each; None where one rank has it whole.
-    """
-
-    bounds: tuple[int, ...]
-    cu_seqlens: torch.Tensor
-    branches: Branches | None = None
-    group: dist.ProcessGroup | None = None
+    bounds: tuple[int, ...]  # the start of each sample, and the end of the last: n + 1, from 0 to the row's length
+    cu_seqlens: torch.Tensor  # the same as int32 ``[n + 1]`` on the row's device
+    branches: Branches | None = None  # where some segments continue others; None where each stands alone
+    group: dist.ProcessGroup | None = None  # ranks that hold a cut of the row each; None where one rank has it whole
 
     @property
     def longest(self) -> int:
@@ -53,25 +46,15 @@ class Segments(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """Which segments of a row follow an earlier one and see it whole.
+    """Which segments of a row follow an earlier one and see it whole."""
 
-    Attributes:
-        follows: for each segment the index of the earlier segment that it follows, or -1.
-        key_positions: int64 ``[K]``, the positions that the segments see, segment after segment, on the row's device.
-        keys: where each segment begins in ``key_positions``.
-    """
-
-    follows: tuple[int, ...]
-    key_positions: torch.Tensor
-    keys: Segments
+    follows: tuple[int, ...]  # for each segment the index of the earlier one that it follows, or -1
+    key_positions: torch.Tensor  # int64 ``[K]``, the positions that they see, segment after segment, on the device
+    keys: Segments  # where each segment begins in ``key_positions``
 
 
 def branch_off(bounds: tuple[int, ...], follows: tuple[int, ...]) -> Branches:
-    """The branches of a row, on the CPU.
-
-    Args:
-        bounds: as in `Segments`.
-        follows: as in `Branches`.
+    """The branches of a row, on the CPU, from ``bounds`` of `Segments` and ``follows`` of `Branches`.
 
     Raises:
         ValueError: A segment follows a later one, itself, or one that follows another.
@@ -89,10 +72,7 @@ def branch_off(bounds: tuple[int, ...], follows: tuple[int, ...]) -> Branches:
 
 
 def attend_to_segments(model: nn.Module) -> None:
-    """Makes a language model of transformers attend by segments where its forward gets ``segments``.
-
-    Without ``segments`` (in generation, for instance) it attends as transformers' own ``sdpa``.
-    """
+    """Makes an LLM of transformers attend by segments where its forward gets ``segments``, else as its own ``sdpa``."""
     model.set_attn_implementation(SEGMENTS)
 
 
@@ -120,11 +100,10 @@ def segment_attention(
         query: ``[1, H, S, D]``; S are the tokens of this rank's cut where segments have a group.
         key, value: ``[1, H_kv, S, D]``; H is a multiple of H_kv.
         attention_mask: unused where there are segments.
-        dropout: of attention weights.
-        scaling: of scores; None is 1 / sqrt(D).
+        dropout, scaling: of attention weights, and of scores (None is 1 / sqrt(D)).
         segments: of the row; None attends as ``sdpa``.
         sliding_window: a token sees itself and this many minus one before it; None sees all.
-        **kwargs: what transformers passes to every attention function; unused where there are segments.
+        **kwargs: what transformers passes, too; unused where there are segments.
 
     Returns:
         ``[1, S, H, D]``, and None in place of the weights.
@@ -167,8 +146,7 @@ def _flash_runs(query: torch.Tensor, dropout: float) -> bool:
     """Whether the flash kernel of torch computes this: half precision, Ampere or newer, no dropout."""
     if not query.is_cuda or query.dtype == torch.float32 or dropout:
         return False
-    head_dim = query.shape[-1]
-    fits = head_dim % 8 == 0 and head_dim <= _FLASH_HEAD_DIM
+    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= _FLASH_HEAD_DIM
     return fits and torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
 
 

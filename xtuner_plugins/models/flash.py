@@ -9,7 +9,8 @@ is our choice, see docs/flash.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,28 +20,100 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..hub.modeling_flash import kept_tokens
 from ..ranges import check
 from ..weights.loader import read_config
-from .flash_rows import FlashPreprocessor
-from .loss_head import softmax_rows
-from .losses import mean_weight_of
+from .losses import mean_weight_of, softmax_rows
 from .preference import Reference
-from .rows import Row
-from .vlm import VisionLanguageModel, per_segment
+from .preprocessor import TilePreprocessor
+from .rows import Rates, Row, fill_row, make_row, segments_of
+from .vlm import VisionLanguageModel, per_segment, placed
 
 RATIOS = "flash_ratios"  # of past steps, in the message hub, which checkpoints keep
+
+
+def draw_tiles(sources: Sequence[str], num_tiles: Sequence[int], seed: int) -> torch.Tensor:
+    """Which tiles of a batch are compressed, bool ``[T]``: each with probability 1/2, by seed and sample alone.
+
+    So the length of a row is known before the run, and is the same after a resume and on any number of ranks. Of each
+    sample there are ``file:line`` and its number of tiles.
+    """
+    generators = [random.Random(f"{seed} {source}") for source in sources]
+    drawn = [rng.random() < 0.5 for rng, tiles in zip(generators, num_tiles, strict=True) for _ in range(tiles)]
+    return torch.tensor(drawn, dtype=torch.bool)
+
+
+def compress_row(row: Row, compressed: torch.Tensor, tokens_per_tile: int) -> Row:
+    """The row without the tokens that compressed tiles leave out; it holds samples, not pairs, on the CPU.
+
+    ::
+
+        tiles        0 0 0 0 1 1 1 1      N = 4; tile 0 is compressed
+        row      a b 0 0 0 0 1 1 1 1 c
+        result   a b 0 1 1 1 1 c          rates.few = [0], rates.many = [1]
+
+    Args:
+        row: The whole one.
+        compressed: bool ``[T]``.
+        tokens_per_tile: N.
+    """
+    kept, of_image = torch.ones_like(row.input_ids[0], dtype=torch.bool), kept_tokens(compressed, tokens_per_tile)
+    kept[row.image_positions] = of_image
+    new = kept.cumsum(0) - 1  # position in the new row
+    bounds = torch.cat([new.new_zeros(1), (new + 1)[torch.tensor(row.segments.bounds[1:]) - 1]])
+    lengths = bounds.diff()
+    positions = torch.arange(int(bounds[-1])) - bounds[:-1].repeat_interleave(lengths)
+    images, of_few = new[row.image_positions[of_image]], compressed.repeat_interleave(tokens_per_tile)[of_image]
+    rates = Rates(compressed.nonzero().flatten(), (~compressed).nonzero().flatten(), images[of_few], images[~of_few])
+    return row._replace(
+        input_ids=row.input_ids[:, kept],
+        position_ids=positions[None],
+        segments=segments_of(bounds, None),
+        image_positions=images,
+        predicting=new[row.predicting],
+        rates=rates,
+    )
+
+
+@MODELS.register_module()
+class FlashPreprocessor(TilePreprocessor):
+    """As `TilePreprocessor`; beside the whole row it makes others in which some tiles are compressed, on the CPU.
+
+    Args:
+        seed: Of the draw (`draw_tiles`).
+        **settings: As `TilePreprocessor`.
+
+    Attributes:
+        choice: The model sets it: ``'draw'`` makes one row, of `draw_tiles`; ``'all'`` one with every tile compressed;
+            ``'each'`` that one, and then one for each tile of the sample with the most, in which the samples' tiles of
+            this number are compressed.
+    """
+
+    def __init__(self, seed: int = 0, **settings: Any):
+        super().__init__(**settings)
+        self.seed, self.choice = seed, "draw"
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """As `TilePreprocessor.forward`, and ``shorter``, a tuple of rows."""
+        inputs, num_tiles = super().forward(data, training), data["num_tiles"].tolist()
+        if self.choice == "draw":
+            choices = [draw_tiles(data["sources"], num_tiles, self.seed)]
+        else:
+            numbers = torch.tensor([number for tiles in num_tiles for number in range(tiles)], dtype=torch.int64)
+            choices = [torch.ones_like(numbers, dtype=torch.bool)]
+            choices += [numbers == number for number in range(max(num_tiles) if self.choice == "each" else 0)]
+        row, multiple = make_row(data, self.image_token), self.row_multiple if self.device.type == "cuda" else 1
+        shorter = (fill_row(compress_row(row, each, self.tokens_per_tile), multiple) for each in choices)
+        return {**inputs, "shorter": tuple(self.moved(each) for each in shorter)}
 
 
 class FlashModel(VisionLanguageModel):
     """A Flash model in training: rows with compressed tiles beside the whole one.
 
     Args:
-        base: A directory with ``flash_mode`` (``tools/build_base_model.py --flash`` makes one).
+        base: A directory with ``flash_mode`` (``tools/build_base_model.py --flash`` makes one), else `ValueError`.
         data_preprocessor: Config of a `FlashPreprocessor`.
         **settings: What trains of the other parts and how, as `VisionLanguageModel`.
-
-    Raises:
-        ValueError: As `VisionLanguageModel`; or the base is no Flash model.
     """
 
     choice = "draw"  # of `FlashPreprocessor`
@@ -67,35 +140,10 @@ class FlashModel(VisionLanguageModel):
             # Both projectors run in every step, if need be on a tile whose features aren't used: DDP waits for them.
             features = project(patches[tiles] if len(tiles) else patches[:1]).to(embeds.dtype)
             if len(tiles):
-                embeds = embeds.index_copy(1, positions, features.flatten(0, 1)[None])
+                embeds = placed(embeds, positions, features.flatten(0, 1))
             else:
                 embeds = embeds + features.sum() * 0.0
         return embeds
-
-    def forward(
-        self,
-        row: Row,
-        pixel_values: torch.Tensor,
-        shorter: tuple[Row, ...] = (),
-        mode: str = "loss",
-        mean_weight: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Computes the loss of a batch.
-
-        Args:
-            row: With all tokens.
-            pixel_values: As `VisionLanguageModel.forward`.
-            shorter: The same samples with compressed tiles, of a `FlashPreprocessor`.
-            mode, mean_weight: As there.
-
-        Returns:
-            As there, and ``metrics``, sums over the batch that `metric_names` names.
-        """
-        if mode != "loss":
-            return super().forward(row, pixel_values, mode)
-        loss, each, metrics = self._compare(row, pixel_values, shorter, mean_weight)
-        metrics = torch.stack([torch.as_tensor(metric, device=loss.device).float() for metric in metrics])
-        return self._outputs(row, pixel_values, loss, per_segment(row, each), metrics=metrics)
 
 
 def weights_of(row: Row, mean_weight: torch.Tensor | None) -> torch.Tensor:
@@ -112,10 +160,8 @@ def divergence(
     Logits of both exist for a bounded number of targets at a time and are computed again in the backward pass.
 
     Args:
-        hidden: ``[K, D]``, of the model before each target.
-        head: Maps ``[..., D]`` to ``[..., V]``.
-        expected: ``[K, D]``, of the reference, without gradient.
-        weight: Of the reference's head, ``[V, D]``.
+        hidden, expected: ``[K, D]``, of the model and of the reference before each target.
+        head, weight: Of the model, mapping ``[..., D]`` to ``[..., V]``, and of the reference, ``[V, D]``.
         targets: int64 ``[K]``.
 
     Returns:
@@ -139,9 +185,7 @@ class FlashConsistencyModel(FlashModel):
 
     The loss is the mean over the answers' tokens of KL(reference || model). The reference is the base as the run found
     it, with all tokens: adapters are switched off and ``mlp1`` alone projects; of what trains whole a copy is kept.
-
-    Args:
-        base, **settings: As `FlashModel`.
+    Settings are those of `FlashModel`.
     """
 
     flash_parts = ("mlp2",)
@@ -152,8 +196,8 @@ class FlashConsistencyModel(FlashModel):
         others = nn.ModuleList([self.model.vision_model, self.model.mlp1, self.model.language_model])
         self._reference = Reference(others, self.dtype)
 
-    def _compare(self, row, pixel_values, shorter, mean_weight):
-        """Loss, cross entropy of each target, and metrics; ``shorter`` is one row, of the model that trains."""
+    def _compute(self, row, pixel_values, mean_weight, shorter):
+        """As `VisionLanguageModel._compute`; ``shorter`` is one row, of the model that trains."""
         (short,) = shorter
         head = self.model.language_model.get_output_embeddings()
         with self.computing(pixel_values.device):
@@ -164,15 +208,15 @@ class FlashConsistencyModel(FlashModel):
             hidden = self._run_llm(short, patches)[0, short.predicting]
             divergences, each = divergence(hidden, head, expected, weight, row.targets)
         loss = (divergences * weights_of(row, mean_weight)).sum()
-        tokens = len(short.image_positions), len(row.image_positions)
-        return loss, each, (each[: row.num_supervised].sum(), row.num_supervised, *tokens)
+        entropy = each[: row.num_supervised].sum()
+        counts = row.num_supervised, len(short.image_positions), len(row.image_positions)
+        metrics = torch.stack([entropy, *(torch.full_like(entropy, count) for count in counts)])
+        return loss, per_segment(row, each), metrics
 
     def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:
         """The step's cross entropy with compressed tiles, and the share of image tokens that it read."""
-        return {
-            "cross_entropy": sums["cross_entropy"] / max(sums["targets"], 1),
-            "image_tokens": sums["image_tokens"] / max(sums["all_image_tokens"], 1),
-        }
+        shares = {"cross_entropy": "targets", "image_tokens": "all_image_tokens"}
+        return {name: sums[name] / max(sums[whole], 1) for name, whole in shares.items()}
 
 
 @MODELS.register_module()
@@ -202,34 +246,31 @@ class FlashRouterModel(FlashModel):
         check("flash_window", window)
         self.choice = "each" if exact_labels else "all"
         super().__init__(base, **{"freeze_projector": True, **settings})
-        if others := {
-            n for n, p in self.model.named_parameters() if p.requires_grad and not n.startswith(self.flash_parts)
-        }:
+        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        if others := [name for name in trained if not name.startswith(self.flash_parts)]:
             raise ValueError(f"FlashRouterModel trains the router alone, but {min(others)} would train, too; freeze it")
-        for number in (3, 4):  # which no forward pass uses
-            self.model.pooling_before_gating.get_submodule(f"attn{number}").requires_grad_(False)
-            self.model.pooling_before_gating.get_submodule(f"norm{number}").requires_grad_(False)
+        for name in ("attn3", "norm3", "attn4", "norm4"):  # which no forward pass uses
+            getattr(self.model.pooling_before_gating, name).requires_grad_(False)
         self.percentile, self.window = percentile, window
 
-    def _compare(self, row, pixel_values, shorter, mean_weight):
-        """``shorter`` has all tiles compressed, then one of each sample; a sample weighs what its answer weighs."""
+    def _compute(self, row, pixel_values, mean_weight, shorter):
+        """As there; ``shorter`` has all tiles compressed, then one of each sample; it weighs what its answer weighs."""
         with torch.no_grad(), self.computing(pixel_values.device):
             patches = self._encode(pixel_values)
-            each, *others = (-self._token_log_probs(one, patches) for one in (row, *shorter))
-            ratios = [per_segment(row, other) / per_segment(row, each).clamp(min=1e-9) for other in others]
+            log_probs = (self._token_log_probs(one, patches) for one in (row, *shorter))
+            losses, *others = (per_segment(row, -each) for each in log_probs)
+            ratios = [other / losses.clamp(min=1e-9) for other in others]
         owners, numbers = _tiles_of(row, self.num_image_token)
         with self.computing(pixel_values.device):
-            logits = self.model.route(patches).float()
+            logits = self.model.route(patches).float()[: len(owners)]  # none of the black tile's
         cheap = ratios[0][owners]
-        exact = torch.stack(ratios[1:])[numbers, owners] if len(ratios) > 1 and len(owners) else cheap
+        exact = torch.stack(ratios[1:])[numbers, owners] if len(ratios) > 1 else cheap
         labels, cheap_labels = (self._label(r, name) for r, name in ((exact, "exact"), (cheap, "cheap")))
-        if not len(owners):
-            return logits.sum() * 0.0, each, (0, 0, 0, 0)
         weights = per_segment(row, weights_of(row, mean_weight))
         share = weights[owners] / torch.bincount(owners, minlength=len(weights))[owners]
         loss = (F.cross_entropy(logits, labels, reduction="none") * share.float()).sum()
-        right = (logits.argmax(-1) == labels).sum()
-        return loss, each, (len(owners), (labels == 0).sum(), right, (labels == cheap_labels).sum())
+        counts = (labels >= 0, labels == 0, logits.argmax(-1) == labels, labels == cheap_labels)
+        return loss, losses, torch.stack(counts).sum(1).float()
 
     def _label(self, ratios: torch.Tensor, name: str) -> torch.Tensor:
         """0 (compress) where a ratio is below the percentile of the last ones, these included; else 1."""
@@ -244,9 +285,9 @@ class FlashRouterModel(FlashModel):
 
     def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Shares of the step's tiles: labels to compress, right answers of the router, cheap labels that are exact."""
-        tiles = max(sums["tiles_routed"], 1)
-        found = {"compress_labels": sums["compress_labels"] / tiles, "router_accuracy": sums["right"] / tiles}
-        return {**found, "label_agreement": sums["agreeing"] / tiles} if self.choice == "each" else found
+        names = {"compress_labels": "compress_labels", "router_accuracy": "right"}
+        names |= {"label_agreement": "agreeing"} if self.choice == "each" else {}
+        return {name: sums[count] / max(sums["tiles_routed"], 1) for name, count in names.items()}
 
 
 def _tiles_of(row: Row, tokens_per_tile: int) -> tuple[torch.Tensor, torch.Tensor]:

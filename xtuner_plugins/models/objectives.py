@@ -27,19 +27,13 @@ from ..ranges import OBJECTIVES
 
 @dataclass(frozen=True)
 class PairLogProbs:
-    """Log probabilities of the answers of ``P`` pairs, float32 ``[P]`` each: sums over an answer's tokens.
+    """Log probabilities of the answers of ``P`` pairs, float32 ``[P]`` each: sums over an answer's tokens."""
 
-    Attributes:
-        chosen, rejected: Of the model that trains, with gradient.
-        reference_chosen, reference_rejected: Of the reference; None where no objective needs one.
-        chosen_tokens, rejected_tokens: Tokens of each answer.
-    """
-
-    chosen: torch.Tensor
+    chosen: torch.Tensor  # of the model that trains, with gradient
     rejected: torch.Tensor
-    reference_chosen: torch.Tensor | None
+    reference_chosen: torch.Tensor | None  # None where no objective needs a reference
     reference_rejected: torch.Tensor | None
-    chosen_tokens: torch.Tensor
+    chosen_tokens: torch.Tensor  # their number
     rejected_tokens: torch.Tensor
 
     def log_ratios(self, per_token: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,22 +48,13 @@ class PairLogProbs:
 
 @dataclass(frozen=True)
 class Settings:
-    """What objectives are tuned with.
+    """What objectives are tuned with."""
 
-    Attributes:
-        beta: Scale of rewards: how far the model may go from the reference.
-        label_smoothing: Share of pairs whose labels are taken to be swapped (dpo).
-        per_token: Rewards of mean instead of summed log probabilities (dpo, hinge, bco_pair), so that long answers
-            don't weigh more.
-        margin: Of simpo, in units of its reward.
-        reward_mean: Mean reward of the pairs of earlier steps (bco_pair).
-    """
-
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    per_token: bool = False
-    margin: float = 0.5
-    reward_mean: float = 0.0
+    beta: float = 0.1  # scale of rewards: how far the model may go from the reference
+    label_smoothing: float = 0.0  # share of pairs whose labels are taken to be swapped (dpo)
+    per_token: bool = False  # rewards of mean log probabilities (dpo, hinge, bco_pair): long answers don't weigh more
+    margin: float = 0.5  # of simpo, in units of its reward
+    reward_mean: float = 0.0  # of the pairs of earlier steps (bco_pair)
 
 
 def rewards(pairs: PairLogProbs, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,21 +103,8 @@ def _log1mexp(log_p: torch.Tensor) -> torch.Tensor:
     return torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).tiny)))
 
 
-# By the names of `ranges.OBJECTIVES`, which says whether they need log probabilities of a reference.
-LOSSES: dict[str, Callable[[PairLogProbs, Settings], torch.Tensor]] = {
-    "dpo": _dpo,
-    "ipo": _ipo,
-    "hinge": _hinge,
-    "bco_pair": _bco_pair,
-    "orpo": _orpo,
-    "simpo": _simpo,
-    "sft": _sft,
-}
-
-
-def need_reference(weights: Mapping[str, float]) -> bool:
-    """Whether any objective of a mixture compares with a reference."""
-    return any(OBJECTIVES[name] for name in weights)
+_ALL = (_dpo, _ipo, _hinge, _bco_pair, _orpo, _simpo, _sft)
+LOSSES: dict[str, Callable[[PairLogProbs, Settings], torch.Tensor]] = dict(zip(OBJECTIVES, _ALL, strict=True))
 
 
 def preference_losses(

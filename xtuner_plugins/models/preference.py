@@ -2,15 +2,20 @@
 
 The row holds each prompt once, with both answers behind it, neither of which sees the other; so each image is encoded
 once and each prompt is read once. Its hidden states before the answers' tokens give the log probabilities of both.
+
+What later steps need of earlier ones (the mean reward for bco_pair, the moments of the correlation of rewards with
+length) is in MMEngine's message hub, which checkpoints hold: a resumed run goes on with it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
+from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -19,28 +24,31 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..ranges import OBJECTIVES, check, check_objectives
 from .losses import mean_weight_of
-from .objectives import PairLogProbs, Settings, need_reference, preference_losses
-from .preference_metrics import FIGURES, means_of_step, reward_mean, sums_of_pairs
+from .objectives import PairLogProbs, Settings, preference_losses, rewards
 from .rows import Row
 from .sequence_parallel import size_of, sum_over_group
 from .vlm import VisionLanguageModel
 
 FREE = tuple(name for name, needs_reference in OBJECTIVES.items() if not needs_reference)
+REWARDS = "preference_rewards"  # in the message hub: their sum, and the pairs
+MOMENTS = "preference_moments"  # in the message hub: those of `_LENGTHS` and `margin`, faded
+FADE = 0.98  # per step: the correlation is that of the last 50 steps or so
+ENOUGH = 200  # pairs, before there is a correlation
+_LENGTHS = ("gap", "gap_squared", "margin_squared", "gap_margin")  # gap: tokens of chosen minus rejected
+_ANSWERS = ("log_prob_chosen", "log_prob_rejected", "tokens_chosen", "tokens_rejected", "kl")
+FIGURES = ("pairs", "reward_chosen", "reward_rejected", "accuracy", *_ANSWERS, *_LENGTHS)
 
 
 class Reference:
     """A model as it was before training: adapters off, everything else that trains replaced by a frozen copy.
 
     Args:
-        model: Before its first step; its trained parameters that aren't adapters' are copied in ``dtype``.
-        dtype: That the model computes in, so that a copy takes no more than needed.
+        model: Before its first step; its trained parameters that aren't adapters' are copied.
+        dtype: Of the copies: that the model computes in.
         is_precomputed: No copies: the model is its own reference until its first step.
 
     Raises:
         ValueError: Under ZeRO-3 parameters outside of adapters train, and nothing is precomputed.
-
-    Attributes:
-        is_complete: It is the reference at any time, not only before the first step.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, is_precomputed: bool = False):
@@ -53,7 +61,7 @@ class Reference:
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.requires_grad and id(parameter) not in adapted
         ]
-        self.is_complete = not (trained and is_precomputed)
+        self.is_complete = not (trained and is_precomputed)  # the reference at any time, not only at first
         if trained and self.is_complete and is_deepspeed_zero3_enabled():
             raise ValueError(
                 "objectives with a reference need a frozen copy of what trains outside of adapters, which ZeRO-3 would "
@@ -89,26 +97,20 @@ class PreferenceModel(VisionLanguageModel):
     """Tunes an InternVL-style model on preference pairs (`PreferenceDataset`, `collate_pairs`).
 
     The loss of an optimizer step is the mean over its pairs, in all micro-batches and on all ranks, of a weighted sum
-    of `objectives`. The reference is the base as the run found it: with LoRA the adapters are switched off; of all
-    that trains otherwise (a projector, a whole LLM) a frozen copy is kept.
+    of `objectives`. The reference is the base as the run found it (`Reference`).
 
     Args:
-        base: As `VisionLanguageModel`; also the reference.
+        base: As `VisionLanguageModel`; also the reference, and an attribute.
         objectives: Name to weight, e.g. ``dict(dpo=1.0)``.
         beta: Scale of rewards.
-        label_smoothing: Of dpo, from 0 to below 0.5.
+        label_smoothing, margin: Of dpo, from 0 to below 0.5; of simpo.
         per_token: Rewards of mean instead of summed log probabilities.
-        margin: Of simpo.
         precomputed_reference: The reference's log probabilities come with the batches (`PrecomputedReferenceHook`);
             no frozen copies are kept.
         **settings: What trains and how, as `VisionLanguageModel`.
 
-    Attributes:
-        base: The directory; its weights are the reference.
-
     Raises:
-        ValueError: As `VisionLanguageModel`, or settings of objectives out of range or
-            without use.
+        ValueError: As `VisionLanguageModel`, or settings of objectives out of range or without use.
     """
 
     def __init__(
@@ -124,18 +126,16 @@ class PreferenceModel(VisionLanguageModel):
         **settings,
     ):
         self.objectives = check_objectives(objectives)
-        check("beta", beta)
-        check("label_smoothing", label_smoothing)
-        check("simpo_margin", margin)
+        for name, value in (("beta", beta), ("label_smoothing", label_smoothing), ("simpo_margin", margin)):
+            check(name, value)
         self._check_use(label_smoothing, per_token, precomputed_reference)
         super().__init__(base, **settings)
-        self.base = base
+        self.base, self.precomputed_reference = base, precomputed_reference
         self.settings = Settings(beta, label_smoothing, per_token, margin)
         self.metric_names = (*FIGURES, *(f"loss_{name}" for name in self.objectives))
         self._reference = None
-        if need_reference(self.objectives):
+        if any(OBJECTIVES[name] for name in self.objectives):
             self._reference = Reference(self.model, self.dtype, is_precomputed=precomputed_reference)
-        self.precomputed_reference = precomputed_reference and self._reference is not None
 
     def _check_use(self, label_smoothing: float, per_token: bool, precomputed_reference: bool) -> None:
         """Raises where no objective uses a setting."""
@@ -148,42 +148,21 @@ class PreferenceModel(VisionLanguageModel):
                 named = ", ".join(name for name in OBJECTIVES if name in users)
                 raise ValueError(f"{setting} does nothing with objectives={self.objectives!r}; it is for {named}")
 
-    def forward(
-        self, row: Row, pixel_values: torch.Tensor, mode: str = "loss", mean_weight: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Computes the loss of a batch of pairs.
-
-        Args:
-            row: Prompts with two answers each.
-            pixel_values: As `VisionLanguageModel.forward`.
-            mode: As there.
-            mean_weight: Weight of the optimizer step's pairs per rank (float32 scalar); None if this batch is the whole
-                step.
-
-        Returns:
-            ``loss``: as there; ``num_supervised`` counts the answers' tokens, ``sample_losses`` has an entry per pair;
-            ``metrics``, float32, are the sums over pairs that `metric_names` names.
-
-        Raises:
-            ValueError: Another mode, a row without pairs, or without log probabilities that nothing else tells.
-        """
-        if mode == "tensor":
-            return super().forward(row, pixel_values, mode)
-        if mode != "loss" or row.segments.branches is None:
-            raise ValueError(
-                f"PreferenceModel has modes 'loss' and 'tensor', and takes rows of `collate_pairs`; {mode=}"
-            )
+    def _compute(self, row, pixel_values, mean_weight):
+        """As `VisionLanguageModel._compute`, of prompts with two answers each; the losses are those of the pairs."""
+        if row.segments.branches is None:
+            raise ValueError("PreferenceModel takes rows of `collate_pairs`; these have no pairs")
         with self.computing(pixel_values.device):
             patches = self._encode(pixel_values)
             expected = self._expected(row, pixel_values, patches)
             each = self._token_log_probs(row, patches)
         pairs, weights = _pairs_of(row, each, expected)
-        total, losses = preference_losses(pairs, self.objectives, self._settings_now())
+        settings = replace(self.settings, reward_mean=reward_mean())
+        total, losses = preference_losses(pairs, self.objectives, settings)
         loss = (total * weights).sum() / mean_weight_of(weights, mean_weight)
         with torch.no_grad():
-            metrics = sums_of_pairs(pairs, self.settings, losses, weights > 0, _kl(row, pairs, each, expected))
-            metrics = metrics / size_of(row.segments.group)
-        return self._outputs(row, pixel_values, loss, total.detach().double(), metrics=metrics)
+            metrics = sums_of_pairs(pairs, settings, losses, weights > 0, _kl(row, pairs, each, expected))
+        return loss, total.detach().double(), metrics / size_of(row.segments.group)
 
     @property
     def reference_is_complete(self) -> bool:
@@ -208,9 +187,6 @@ class PreferenceModel(VisionLanguageModel):
         with self._reference.in_place():
             own = patches if self.visual_encoder_is_frozen else self._encode(pixel_values)
             return self._token_log_probs(row, own)
-
-    def _settings_now(self) -> Settings:
-        return replace(self.settings, reward_mean=reward_mean())
 
     def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:
         """As `means_of_step`."""
@@ -242,3 +218,53 @@ def _kl(row: Row, pairs: PairLogProbs, each: torch.Tensor, expected: torch.Tenso
     """
     log_ratio = torch.zeros_like(each) if expected is None else expected - each
     return sum(_per_answer(row, torch.expm1(log_ratio) - log_ratio)) / (pairs.chosen_tokens + pairs.rejected_tokens)
+
+
+def sums_of_pairs(
+    pairs: PairLogProbs, settings: Settings, losses: Mapping[str, torch.Tensor], counts: torch.Tensor, kl: torch.Tensor
+) -> torch.Tensor:
+    """The sums that `FIGURES` and the names of ``losses`` (float32 ``[P]``) name, float32.
+
+    ``counts``, bool ``[P]``, is False for a filler; ``kl`` is float32 ``[P]``.
+    """
+    chosen, rejected = rewards(pairs, settings)
+    margin, gap = chosen - rejected, (pairs.chosen_tokens - pairs.rejected_tokens).float()
+    of_pairs = (torch.ones_like(chosen), chosen, rejected, margin > 0)
+    of_answers = (pairs.chosen, pairs.rejected, pairs.chosen_tokens, pairs.rejected_tokens, kl)
+    columns = (*of_pairs, *of_answers, gap, gap**2, margin**2, gap * margin, *losses.values())
+    return torch.stack([torch.where(counts, column.float(), 0.0).sum() for column in columns])
+
+
+def means_of_step(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means over the pairs of a step, and the updated state; empty for a step without pairs.
+
+    Returns:
+        A mean for each of the sums but those of lengths; ``pairs``; ``margin``; and after `ENOUGH` pairs
+        ``length_correlation``: of margins with how much longer the chosen answer is.
+    """
+    pairs = sums["pairs"]
+    if not pairs:
+        return {}
+    margin = sums["reward_chosen"] - sums["reward_rejected"]
+    hub = MessageHub.get_current_instance()
+    total, count = hub.get_info(REWARDS, (0.0, 0.0))
+    hub.update_info(REWARDS, (total + (sums["reward_chosen"] + sums["reward_rejected"]) / 2, count + pairs))
+    fresh = (pairs, margin, *(sums[name] for name in _LENGTHS))
+    past = hub.get_info(MOMENTS, (0.0,) * len(fresh))
+    moments = tuple(FADE * old + new for old, new in zip(past, fresh, strict=True))
+    hub.update_info(MOMENTS, moments)
+    means = {name: value / pairs for name, value in sums.items() if name not in ("pairs", *_LENGTHS)}
+    correlation = {"length_correlation": _correlation(*moments)} if count + pairs >= ENOUGH else {}
+    return {"pairs": pairs, **means, "margin": margin / pairs, **correlation}
+
+
+def reward_mean() -> float:
+    """The mean reward of all answers of the steps before; 0 at the first."""
+    total, pairs = MessageHub.get_current_instance().get_info(REWARDS, (0.0, 0.0))
+    return total / pairs if pairs else 0.0
+
+
+def _correlation(pairs: float, margin: float, gap: float, gaps: float, margins: float, products: float) -> float:
+    """Pearson's, of weighted sums; 0 where either doesn't vary."""
+    spread = (gaps / pairs - (gap / pairs) ** 2) * (margins / pairs - (margin / pairs) ** 2)
+    return (products / pairs - gap * margin / pairs**2) / math.sqrt(spread) if spread > 1e-12 else 0.0

@@ -18,14 +18,12 @@ from .sequence_parallel import cut, size_of
 
 @MODELS.register_module()
 class TilePreprocessor(BaseDataPreprocessor):
-    """Moves a batch to the model's device and normalizes its tiles there.
+    """Moves a batch to the model's device and normalizes its tiles there: workers send uint8, a quarter of the bytes.
 
-    Workers send uint8, a quarter of the bytes of float32. The arithmetic is that of ``ToTensor`` and ``Normalize`` in
-    float32 (``(x / 255 - mean) / std``); the encoder casts to its own dtype.
+    The arithmetic is that of ``ToTensor`` and ``Normalize`` in float32; the encoder casts to its own dtype.
 
     Args:
-        mean: Means of red, green and blue in [0, 1]. Official InternVL programs hard-code ImageNet's.
-        std: Their standard deviations, all positive.
+        mean, std: Means of red, green and blue in [0, 1], and standard deviations. Official programs take ImageNet's.
 
     Raises:
         ValueError: ``mean`` or ``std`` doesn't have three values, or ``std`` isn't positive.
@@ -39,8 +37,7 @@ class TilePreprocessor(BaseDataPreprocessor):
         self.mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         self._left_out = Ledger(None)
-        self.image_token, self.tokens_per_tile, self.row_multiple = -1, 0, 1  # the model sets them
-        self.group = None  # this, too
+        self.image_token, self.tokens_per_tile, self.row_multiple, self.group = -1, 0, 1, None  # the model sets them
 
     def normalize(self, tiles: torch.Tensor) -> torch.Tensor:
         """uint8 ``[T, 3, S, S]`` to float32 ``[T, 3, S, S]``; T may be 0."""
@@ -51,10 +48,7 @@ class TilePreprocessor(BaseDataPreprocessor):
         return (tiles.float() / 255.0 - self.mean) / self.std
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Makes the model's inputs of a collated batch.
-
-        Records of samples that were left out (``dropped``) are counted and logged here unless a
-        `LedgerHook` has taken them.
+        """Makes the model's inputs of a collated batch; logs samples left out that no `LedgerHook` has taken.
 
         Args:
             data: The batch of `xtuner_plugins.datasets.collate` or `collate_packed`, on the CPU.

@@ -30,32 +30,20 @@ class Rates(NamedTuple):
 class Row(NamedTuple):
     """The tokens of a batch in one row.
 
-    Attributes:
-        input_ids: int64 ``[1, S]``.
-        position_ids: int64 ``[1, S]``, from 0 in each sample; an answer after a prompt goes on from the prompt.
-        segments: where samples stand, or prompts and the answers that follow them; padding of a pack is one more.
-        image_positions: int64 ``[P]``, of the image tokens, in order.
-        predicting: int64 ``[K]``, the positions whose next token is supervised.
-        targets: int64 ``[K]``, these next tokens.
-        weights: float32 ``[K]``, the weight of each target; None weighs all the same.
-        owners: int64 ``[K]``, the segment that each target belongs to.
-        reference: float32 ``[K]``, the reference's log probabilities of the targets, where the batch has them.
-        share: this rank's part of the images, where `sequence_parallel.cut` has made the row: then S, P and K are those
-            of the cut, whose positions count from its beginning.
-        rates: where some tiles are compressed.
+    S, P and K of a row that `sequence_parallel.cut` has made are the cut's, and its positions count from its start.
     """
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    segments: Segments
-    image_positions: torch.Tensor
-    predicting: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor | None
-    owners: torch.Tensor
-    reference: torch.Tensor | None = None
-    share: Share | None = None
-    rates: Rates | None = None
+    input_ids: torch.Tensor  # int64 ``[1, S]``
+    position_ids: torch.Tensor  # int64 ``[1, S]``, from 0 in each sample; an answer goes on from its prompt
+    segments: Segments  # samples, or prompts and the answers that follow them; padding of a pack is one more
+    image_positions: torch.Tensor  # int64 ``[P]``, of the image tokens, in order
+    predicting: torch.Tensor  # int64 ``[K]``, the positions whose next token is supervised
+    targets: torch.Tensor  # int64 ``[K]``, these next tokens
+    weights: torch.Tensor | None  # float32 ``[K]``, of the targets; None weighs all the same
+    owners: torch.Tensor  # int64 ``[K]``, the segment that each target belongs to
+    reference: torch.Tensor | None = None  # float32 ``[K]``, the reference's log probabilities of the targets
+    share: Share | None = None  # this rank's part of the images of a row that was cut
+    rates: Rates | None = None  # where some tiles are compressed
 
     @property
     def num_supervised(self) -> int:
@@ -124,25 +112,19 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
 
 
 def fill_row(row: Row, multiple: int) -> Row:
-    """The row with padding up to a multiple of tokens, as one segment more that nothing else sees.
+    """The row, on the CPU, with padding up to a multiple of tokens, as one segment more that nothing else sees.
 
     Rows then have fewer different lengths, so the allocator of a GPU finds a block that fits more often.
-
-    Args:
-        row: On the CPU.
-        multiple: Of tokens; 1 adds nothing.
     """
-    length = row.input_ids.shape[1]
+    length, branches = row.input_ids.shape[1], row.segments.branches
     padding = -length % multiple
     if not padding:
         return row
     bounds = torch.tensor([*row.segments.bounds, length + padding])
-    branches = row.segments.branches
-    segments = segments_of(bounds, None if branches is None else torch.tensor([*branches.follows, -1]))
     return row._replace(
         input_ids=F.pad(row.input_ids, (0, padding)),
         position_ids=torch.cat([row.position_ids, torch.arange(padding)[None]], dim=1),
-        segments=segments,
+        segments=segments_of(bounds, None if branches is None else torch.tensor([*branches.follows, -1])),
     )
 
 
@@ -153,22 +135,16 @@ def segments_of(bounds: torch.Tensor, follows: torch.Tensor | None) -> Segments:
 
 
 def check_counts(row: Row, num_tiles: Sequence[int], tokens_per_tile: int, sources: Sequence[str]) -> None:
-    """Raises where image tokens and tiles don't match.
-
-    Raises:
-        ValueError: Names both counts and the samples at fault.
-    """
+    """Raises `ValueError` where image tokens and tiles don't match; names both counts and the samples at fault."""
     expected, found = sum(num_tiles) * tokens_per_tile, len(row.image_positions)
     owners = torch.bucketize(row.image_positions, torch.tensor(row.segments.bounds[1:]), right=True)
     counts = zip(sources, torch.bincount(owners, minlength=len(num_tiles)).tolist(), num_tiles, strict=False)
     wrong = [str(source) for source, tokens, tiles in counts if tokens != tiles * tokens_per_tile]
-    if found == expected and not wrong:
-        return
-    culprits = "; at fault: " + ", ".join(wrong) if wrong else ""
-    raise ValueError(
-        f"{found} image tokens in the text, but {expected} image features "
-        f"({sum(num_tiles)} tiles x {tokens_per_tile} tokens){culprits}"
-    )
+    if found != expected or wrong:
+        raise ValueError(
+            f"{found} image tokens in the text, but {expected} image features "
+            f"({sum(num_tiles)} tiles x {tokens_per_tile} tokens){'; at fault: ' * bool(wrong)}{', '.join(wrong)}"
+        )
 
 
 def _bounds_of_pack(cu_seqlens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -25,31 +25,21 @@ from torch.distributed.nn.functional import all_to_all_single
 if TYPE_CHECKING:
     from .rows import Row
 
-# Their rotations depend on the longest sample of all that a rank sees.
-_ROTATIONS_BY_LENGTH = ("dynamic", "longrope")
+_ROTATIONS_BY_LENGTH = ("dynamic", "longrope")  # they depend on the longest sample of all that a rank sees
 
 
 class Share(NamedTuple):
-    """What a rank has of a row's images.
+    """What a rank has of a row's images."""
 
-    Attributes:
-        num_tiles: Of the whole row.
-        tiles: Those that this rank encodes, a part of them.
-        features: Those that stand in this rank's tokens, a part of the features of all tiles.
-    """
-
-    num_tiles: int
-    tiles: slice
-    features: slice
+    num_tiles: int  # of the whole row
+    tiles: slice  # of them, those that this rank encodes
+    features: slice  # of the features of all tiles, those that stand in this rank's tokens
 
 
 def own_group(num_ranks: int) -> dist.ProcessGroup | None:
-    """The group of ranks that shares rows with this one; None where a rank has rows of its own, or no run is under way.
+    """The group of so many ranks that shares rows with this one; None where a rank has rows of its own, or runs alone.
 
-    Every rank calls it, because groups are made together.
-
-    Args:
-        num_ranks: Ranks of a group, a divisor of their number (`PlanSampler` has said so).
+    Every rank calls it, because groups are made together. `PlanSampler` has checked the number.
     """
     if num_ranks == 1 or not dist.is_initialized():
         return None
@@ -62,12 +52,7 @@ def size_of(group: dist.ProcessGroup | None) -> int:
 
 
 def check_heads(llm: Mapping[str, Any], num_ranks: int) -> None:
-    """Raises `ValueError` where the heads of an LLM can't be shared out.
-
-    Args:
-        llm: Its config.
-        num_ranks: That share a row. Heads of keys are repeated where they are fewer.
-    """
+    """Raises `ValueError` where ranks can't share out an LLM's heads; too few heads of keys would be repeated."""
     heads = llm["num_attention_heads"]
     kv_heads = llm.get("num_key_value_heads") or heads
     if heads % math.lcm(kv_heads, num_ranks):
@@ -79,12 +64,7 @@ def check_heads(llm: Mapping[str, Any], num_ranks: int) -> None:
 
 
 def check_rotations(row: Row, llm: Any) -> None:
-    """Raises `ValueError` where ranks would rotate their cuts differently: one sample is too long for a scaled LLM.
-
-    Args:
-        row: A whole row, or a rank's cut.
-        llm: The LLM's config.
-    """
+    """Raises `ValueError` where ranks would rotate their cuts differently: a sample is too long for a scaled LLM."""
     scaling = getattr(llm, "rope_scaling", None) or {}
     kind, longest = scaling.get("rope_type", scaling.get("type")), row.segments.longest
     if row.segments.group is not None and kind in _ROTATIONS_BY_LENGTH and longest > llm.max_position_embeddings:
@@ -111,9 +91,8 @@ def cut(row: Row, tiles: torch.Tensor, group: dist.ProcessGroup) -> tuple[Row, t
         return ((positions >= tokens.start) & (positions < tokens.stop)).nonzero().flatten()
 
     own, images = inside(row.predicting[: row.num_supervised]), inside(row.image_positions)
-    first = int((row.image_positions < tokens.start).sum())
-    per_rank = -(-len(tiles) // size)
-    encoded = slice(min(rank * per_rank, len(tiles)), min((rank + 1) * per_rank, len(tiles)))
+    first, per_rank = int((row.image_positions < tokens.start).sum()), -(-len(tiles) // size)
+    encoded = slice(*(min(each * per_rank, len(tiles)) for each in (rank, rank + 1)))
     part = row._replace(
         input_ids=row.input_ids[:, tokens],
         position_ids=row.position_ids[:, tokens],
@@ -150,11 +129,11 @@ def sum_over_group(part: torch.Tensor, group: dist.ProcessGroup | None) -> torch
 
 
 def gather_features(features: torch.Tensor, row: Row) -> torch.Tensor:
-    """The image features ``[F, D]`` of a rank's tokens.
+    """The image features ``[F, D]`` of a rank's tokens; some rank has tiles.
 
     Args:
-        features: ``[t, N, D]`` of the tiles that it has encoded, or of a black one where it has none.
-        row: Its row, of which some rank has tiles; without a group these are all features.
+        features: ``[t, N, D]`` of the tiles that this one has encoded, or of a black one where it has none.
+        row: Its row.
     """
     if row.share is None:
         return features.flatten(0, 1)

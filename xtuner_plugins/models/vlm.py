@@ -22,30 +22,25 @@ from ..families import PARTS, families_of
 from ..hub.constants import IMAGE_CONTEXT
 from ..hub.modeling_flash import FLASH_PARTS
 from ..ranges import ROW_MULTIPLE, check
-from ..weights.loader import load_model, load_tokenizer, read_config
-from ..weights.partition import is_partitioned, over_ranks, partition_dtype
+from ..weights.loader import is_partitioned, load_model, load_tokenizer, over_ranks, partition_dtype, read_config
 from .attention import attend_to_segments, no_mask
-from .compiling import compile_model_blocks
-from .encoders import set_drop_path
-from .loss_head import LossHead
-from .losses import next_token_loss, sum_over_ranks, token_log_probs
+from .blocks import compile_model_blocks, recompute_blocks, set_drop_path
+from .losses import LossHead, next_token_loss, sum_over_ranks, token_log_probs
 from .preprocessor import TilePreprocessor
-from .quantization import build_quantization_config, linear_quantizer
-from .recompute import recompute_blocks
 from .rows import Row
 from .sequence_parallel import check_heads, check_rotations, gather_features, own_group, sum_over_group
-from .trainable import Part, WhatTrains
+from .trainable import Part, WhatTrains, build_quantization_config, linear_quantizer
 
 
 @MODELS.register_module()
 class VisionLanguageModel(BaseModel):
     """Trains an InternVL-style model: vision encoder -> pixel shuffle -> projector -> LLM -> loss.
 
-    The network is `xtuner_plugins.hub.InternVLChatModel` under the attribute ``model``, so a training parameter is
-    called ``model.`` + its official name. Each part is frozen, trained, or adapted with LoRA::
+    The network is `xtuner_plugins.hub.InternVLChatModel` under the attribute ``model``, so a parameter is called
+    ``model.`` + its official name. Each part is frozen, trained, or adapted with LoRA::
 
-        freeze_visual_encoder=True                      no gradient, no activation, not in the checkpoint
-        freeze_visual_encoder=False                     trained whole
+        freeze_visual_encoder=True                                  no gradient, no activation, not in the checkpoint
+        freeze_visual_encoder=False                                 trained whole
         freeze_visual_encoder=True, visual_encoder_last_layers=4    the last four blocks trained whole
         freeze_visual_encoder=True, visual_encoder_lora=dict(type=LoraConfig, r=16, ...)
 
@@ -54,28 +49,21 @@ class VisionLanguageModel(BaseModel):
 
     Args:
         base: Official InternVL directory (see ``tools/build_base_model.py``). Nothing in it is executed.
-        freeze_visual_encoder: Freeze the encoder's own weights.
+        freeze_visual_encoder, freeze_projector, freeze_llm: Freeze the part's own weights.
         visual_encoder_last_layers: Blocks of a frozen encoder that train whole, counted from the last one that features
             depend on; None trains none.
-        freeze_projector: Freeze ``mlp1``.
-        freeze_llm: Freeze the LLM's own weights.
         train_head: Train the head of a frozen LLM whole, alone or beside LoRA.
-        visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
-        llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
-        llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
-            bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the base's unquantized weights.
-        visual_encoder_quantization: The same for the encoder. Needs ``freeze_visual_encoder=True``.
+        visual_encoder_lora, llm_lora: ``dict(type=LoraConfig, r=..., ...)`` of a frozen part, or None.
+        visual_encoder_quantization, llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds
+            the linear layers of a frozen part in 4 bits (QLoRA).
         dtype: ``'auto'`` (see `resolve_dtype`), ``'bfloat16'``, ``'float16'`` (the engine then scales the loss) or
             ``'float32'``.
         gradient_checkpointing: Recompute activations of the LLM's blocks in the backward pass, and of the encoder's.
         visual_encoder_checkpointing: The same for the encoder alone; None is what ``gradient_checkpointing`` says.
-        offload_activations: Keep in the host's memory what the LLM keeps until its backward pass: the inputs of its
-            blocks. Needs ``gradient_checkpointing``.
-        drop_path: Stochastic depth of an InternViT that trains, whole or in part (`set_drop_path`); a frozen one, and
-            any that is evaluated, drops nothing.
-        compile_blocks: Compile blocks of encoder and LLM with `torch.compile` (see `compiling`).
-        row_multiple: On CUDA a row of tokens is filled up to a multiple of it, so that the allocator meets fewer
-            sizes; 1 leaves rows as they are.
+        offload_activations: With ``gradient_checkpointing``: the host's memory keeps the inputs of the LLM's blocks.
+        drop_path: Stochastic depth of an InternViT that trains, whole or in part (`set_drop_path`).
+        compile_blocks: See `compile_model_blocks`.
+        row_multiple: On CUDA a row of tokens is filled up to a multiple of it (see `fill_row`).
         sequence_parallel: Ranks that share each row of tokens (see `models.sequence_parallel`): 1, 2, 4 or 8.
         data_preprocessor: Config of a `TilePreprocessor`; None takes ImageNet's mean and std.
 
@@ -115,12 +103,12 @@ class VisionLanguageModel(BaseModel):
         self.model = _load(base, self.dtype, {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization})
         self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
-        self.data_preprocessor.image_token = self.img_context_token_id
-        self.data_preprocessor.tokens_per_tile = self.num_image_token
-        self.data_preprocessor.row_multiple = check("row_multiple", row_multiple)
+        self.num_image_token, self.tile_size = self.model.num_image_token, self.model.config.force_image_size  # N, S
         self.sequence_parallel = check("sequence_parallel", sequence_parallel)
         check_heads(self.model.config.llm_config.to_dict(), sequence_parallel)
-        self.data_preprocessor.group = own_group(sequence_parallel)
+        rows = self.data_preprocessor
+        rows.image_token, rows.tokens_per_tile = self.img_context_token_id, self.num_image_token
+        rows.row_multiple, rows.group = check("row_multiple", row_multiple), own_group(sequence_parallel)
         self._blocks_below = chosen.apply(self.model)  # frozen ones below those that train
         for name in FLASH_PARTS if self.model.flash_mode else ():
             getattr(self.model, name).requires_grad_(name in self.flash_parts)
@@ -152,16 +140,6 @@ class VisionLanguageModel(BaseModel):
         """Called after each optimizer step with the metrics' sums over micro-batches and ranks; returns what to log."""
         return {}
 
-    @property
-    def num_image_token(self) -> int:
-        """Image tokens per tile (N)."""
-        return self.model.num_image_token
-
-    @property
-    def tile_size(self) -> int:
-        """Side of a tile in pixels (S)."""
-        return self.model.config.force_image_size
-
     def parts(self) -> dict[str, nn.Module]:
         """The three parts by the names that the config uses; those of a Flash model too, by their own."""
         flash = {name: getattr(self.model, name) for name in FLASH_PARTS if self.model.flash_mode}
@@ -171,11 +149,10 @@ class VisionLanguageModel(BaseModel):
         """Does nothing: every weight comes from the base. MMEngine's would visit all of them, packed ones too."""
 
     def train(self, mode: bool = True):
-        """As `torch.nn.Module.train`; a part without trainable parameters stays in evaluation mode (no dropout).
+        """As `torch.nn.Module.train`; what has no trainable parameter stays in evaluation mode (no dropout).
 
-        So do the frozen blocks of an encoder whose last ones train. The part's checkpointed blocks themselves, but not
-        their attention and dropout modules, stay in training mode: transformers recomputes only in such blocks, and the
-        projector's gradient passes through a frozen LLM.
+        Checkpointed blocks themselves, but not their attention and dropout modules, are in training mode: transformers
+        recomputes only in such blocks, and the projector's gradient passes through a frozen LLM.
         """
         super().train(mode)
         for part in self.parts().values():
@@ -198,42 +175,51 @@ class VisionLanguageModel(BaseModel):
         return state
 
     def forward(
-        self, row: Row, pixel_values: torch.Tensor, mode: str = "loss", mean_weight: torch.Tensor | None = None
+        self,
+        row: Row,
+        pixel_values: torch.Tensor,
+        mode: str = "loss",
+        mean_weight: torch.Tensor | None = None,
+        **others: Any,
     ) -> dict[str, torch.Tensor]:
-        """Computes the loss, or hidden states, of a batch.
+        """Computes the loss of a batch.
 
         Args:
             row: The tokens of all samples, without padding, from `TilePreprocessor`, which has compared image tokens
                 with tiles; or this rank's cut of them.
             pixel_values: Normalized tiles, float32 ``[T, 3, H, W]`` of all samples in order; T may be 0. Beside a cut
                 row those that this rank encodes.
-            mode: ``'loss'`` or ``'tensor'``.
-            mean_weight: Supervised weight of the optimizer step per rank (float32 scalar), if this batch is one of
-                several micro-batches; None if it is the whole step.
+            mode: ``'loss'``.
+            mean_weight: Supervised weight (or that of pairs) of the optimizer step per rank, a float32 scalar, if this
+                is one of several micro-batches; None if it is the whole step.
+            **others: What the preprocessor of a subclass makes beside these.
 
         Returns:
-            ``loss``: ``{'loss', 'num_supervised', 'num_tiles'}``, scalars, of a cut row its parts of them; and
-            ``sample_losses``, float64 ``[segments]``: the sum of cross entropy over each sample's targets, without
-            weights, of the whole row. ``tensor``: ``{'hidden'}``, ``[1, S, D]``.
+            ``loss``, ``num_supervised`` and ``num_tiles``, scalars, of a cut row its parts of them. ``sample_losses``,
+            float64 ``[segments]`` of the whole row: the sum of cross entropy over each sample's targets, without
+            weights; of preference pairs the loss of each. ``metrics``, float32: sums over the batch that `metric_names`
+            names, if any.
 
         Raises:
-            ValueError: Another mode, or as `check_rotations`.
+            ValueError: Another mode, as `check_rotations`, or a row of another kind.
         """
-        if mode not in ("loss", "tensor"):
-            raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
-        with self.computing(pixel_values.device):
-            hidden = self._run_llm(row, self._encode(pixel_values))
-            if mode == "tensor":
-                return {"hidden": hidden}
-            head = self.model.language_model.get_output_embeddings()
-            loss, each = next_token_loss(hidden[0, row.predicting], row.targets, head, row.weights, mean_weight)
-        return self._outputs(row, pixel_values, loss, sum_over_group(per_segment(row, each), row.segments.group))
-
-    def _outputs(self, row: Row, pixel_values: torch.Tensor, loss: torch.Tensor, sample_losses: torch.Tensor, **others):
-        """What `forward` returns for the loss."""
+        if mode != "loss":
+            raise ValueError(f"{type(self).__name__} has the mode 'loss' alone, not {mode!r}")
+        loss, sample_losses, metrics = self._compute(row, pixel_values, mean_weight, **others)
         counts = {"num_supervised": row.num_supervised, "num_tiles": len(pixel_values)}
         counts = {name: torch.full((), count, device=loss.device) for name, count in counts.items()}
-        return {"loss": loss, **counts, "sample_losses": sample_losses, **others}
+        told = {} if metrics is None else {"metrics": metrics}
+        return {"loss": loss, **counts, "sample_losses": sample_losses, **told}
+
+    def _compute(
+        self, row: Row, pixel_values: torch.Tensor, mean_weight: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Loss, losses of the samples, and metrics, as `forward` returns them."""
+        with self.computing(pixel_values.device):
+            hidden = self._run_llm(row, self._encode(pixel_values))[0, row.predicting]
+            head = self.model.language_model.get_output_embeddings()
+            loss, each = next_token_loss(hidden, row.targets, head, row.weights, mean_weight)
+        return loss, sum_over_group(per_segment(row, each), row.segments.group), None
 
     def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss to differentiate, and the values to log, over all ranks."""
@@ -247,9 +233,8 @@ class VisionLanguageModel(BaseModel):
 
     @cached_property
     def _needs_autocast(self) -> bool:
-        if self.dtype == torch.float32:
-            return False
-        return any(p.dtype == torch.float32 for p in self.parameters() if p.requires_grad)
+        held = (p.dtype for p in self.parameters() if p.requires_grad)
+        return self.dtype != torch.float32 and torch.float32 in held
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> VisionLanguageModel:
         self.__dict__.pop("_needs_autocast", None)  # DeepSpeed changes the dtype of parameters
@@ -278,10 +263,8 @@ class VisionLanguageModel(BaseModel):
         """Tiles ``[T, 3, H, W]`` to patches of ``max(T, 1)`` tiles.
 
         A frozen encoder keeps no activations and computes in its own dtype: on CUDA autocast would run its norms in
-        float32.
-
-        Without tiles a black one stands in: encoder and projector run on every rank at every step, because ZeRO-3
-        gathers their parameters on all ranks together and DDP waits for their gradients.
+        float32. Without tiles a black one stands in: encoder and projector run on every rank at every step, because
+        ZeRO-3 gathers their parameters on all ranks together and DDP waits for their gradients.
         """
         if pixel_values.shape[0] == 0:
             pixel_values = pixel_values.new_zeros(1, 3, self.tile_size, self.tile_size)
@@ -300,7 +283,12 @@ class VisionLanguageModel(BaseModel):
         features = self.model.project(patches)  # [T, N, D]
         if not row.has_images:
             return embeds + features.sum().to(embeds.dtype) * 0.0
-        return embeds.index_copy(1, row.image_positions, gather_features(features, row).to(embeds.dtype)[None])
+        return placed(embeds, row.image_positions, gather_features(features, row))
+
+
+def placed(embeds: torch.Tensor, positions: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Embeddings ``[1, S, D]`` with features ``[P, D]`` at positions ``[P]``; backward keeps none of them."""
+    return embeds[0].index_put((positions,), features.to(embeds.dtype))[None]
 
 
 def per_segment(row: Row, values: torch.Tensor) -> torch.Tensor:
@@ -314,16 +302,14 @@ def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, An
 
     Under ``torch.device('meta')`` no weight is read, but names, shapes and settings are checked.
     """
-    quantized = {part: settings for part, settings in quantized.items() if settings is not None}
+    packing = {part: build_quantization_config(own, part) for part, own in quantized.items() if own is not None}
     if torch.get_default_device().type == "meta":
-        for part, settings in quantized.items():
-            build_quantization_config(settings, part)
         return load_model(base, dtype=dtype, device="meta")
-    if quantized:
+    if packing:
         families = families_of(read_config(base).to_dict())
         packers = [
-            linear_quantizer(PARTS[part].attribute, families[part].packed_linears, settings, dtype)
-            for part, settings in quantized.items()
+            linear_quantizer(PARTS[part].attribute, families[part].packed_linears, config, dtype)
+            for part, config in packing.items()
         ]
         return load_model(base, dtype=dtype, filled=lambda *layer: [packer(*layer) for packer in packers])
     if is_deepspeed_zero3_enabled():

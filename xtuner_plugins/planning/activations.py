@@ -14,11 +14,7 @@ from .job import FLOAT, Batch, Job
 
 
 def llm_block_bytes(job: Job, batch: Batch) -> int:
-    """What a block of the LLM keeps without recomputation.
-
-    Nothing grows with S squared: the fused attention keeps the logarithm of the softmax's denominator, float32 per head
-    and token.
-    """
+    """What a block of the LLM keeps without recomputation; of attention a denominator, float32 per head and token."""
     stack, size, wide = job.shape.llm, job.size, _wide(job, "llm")
     queries, keys = stack.heads * stack.head_dim, math.lcm(stack.kv_heads, job.sharing) * stack.head_dim
     kept = 2 * FLOAT * stack.width + FLOAT * stack.heads  # input of both norms; denominators
@@ -92,10 +88,10 @@ def encoder_kept_bytes(job: Job, batch: Batch) -> int:
 
 
 def projector_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the projector: merged patches, in float32 and normalized where it has a norm; the activation; output."""
+    """Of the projector: merged patches, in float32 and normalized where it has a norm; both sides of the activation."""
     shape = job.shape
     per_patch = job.size + shape.projector_norm * (FLOAT if job.autocasts else job.size)
-    per_token = shape.projector_input * per_patch + shape.llm.width * (2 * job.size + _wide(job, "llm"))
+    per_token = shape.projector_input * per_patch + shape.llm.width * 2 * job.size
     return batch.tiles * shape.tokens_per_tile * per_token * job.projector_learns
 
 
@@ -127,10 +123,7 @@ def gathered_bytes(job: Job, batch: Batch) -> int:
 
 
 def cast_bytes(job: Job, kept: bool) -> int:
-    """Of the bfloat16 copies of trained weights that autocast makes: all, or those kept for the backward pass.
-
-    A recomputed part makes them anew.
-    """
+    """Of autocast's copies of trained weights: all, or those kept for the backward pass (none where it recomputes)."""
     if not job.autocasts:
         return 0
     again = {"llm": kept and job.recompute, "visual_encoder": kept and job.recompute_encoder}
@@ -138,16 +131,15 @@ def cast_bytes(job: Job, kept: bool) -> int:
     whole["visual_encoder"] = job.encoder_blocks * (job.encoder_whole > 0)
     copied = sum(job.shape.part(part) for part in ("projector", "mlp2", "router") if part in job.whole)
     for part in (part for part in whole if not again[part]):
-        adapters = job.adapters.get(part)
         copied += whole[part] * sum(linear.parameters for linear in job.stack(part).linears)
-        copied += adapters.parameters(job.stack(part)) if adapters else 0
+        copied += job.adapter_parameters([part])
     return job.size * copied
 
 
 def logits_bytes(job: Job, batch: Batch) -> int:
     """While the loss is computed: a chunk's logits, the softmax of some of them, and what is made for a trained head.
 
-    `models/loss_head.py` runs the head in chunks, and writes the gradient in the logits' place; the gradient of all
+    `models/losses.py` runs the head in chunks, and writes the gradient in the logits' place; the gradient of all
     supervised positions is kept. A trained head has its gradient in float32, and autocast's copy.
     """
     elements = batch.supervised * job.shape.vocab_size
@@ -168,8 +160,8 @@ def head_backward_bytes(job: Job, batch: Batch) -> int:
 def llm_backward_bytes(job: Job, batch: Batch) -> int:
     """What comes and goes in the backward pass of one block of the LLM, beside what it keeps.
 
-    Gradients of gate, up and their product, less what the block has already freed; adapters on the layer behind them
-    take their own way through dropout. Beside them one linear layer's weights, where they must be unpacked.
+    Gradients of gate, up and their product, less what the block has freed; adapters on the layer behind them take their
+    own way through dropout. Beside them one linear layer's weights, where they must be unpacked.
     """
     inner = job.shape.llm.inner
     is_adapted = any(linear.inputs == inner for linear in job.adapted("llm"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +10,10 @@ from typing import Any
 from ..processes import num_cores
 from ..settings import SETTINGS, ConfigError, labels_of, leaves, read_config, value_at
 from .hardware import GPU
+from .job import launched, plain
 from .memory import GIB, Plan, plan_memory
 from .plan import RunPlan, count_records, job_of, model_of, plan_config
 from .published import BASES, known_base
-from .strategies import launched, plain
 
 SHARE = 0.9  # of the memory that a plan may fill: it is computed, not measured
 LADDER = ((12, 8192), (12, 4096), (6, 4096), (6, 2560))  # tiles and tokens of a sample; the first that fits is taken
@@ -55,7 +53,7 @@ def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
     records = count_records(settings["train_dataloader"]["dataset"])
     if records and records < FEW_RECORDS and not settings["model"].get("objectives"):
         chosen |= _keys(max_epochs=EPOCHS)
-    plan = plan_config(_with(settings, {**chosen, **given}), plain(1, gpu.is_cpu), records)
+    plan = plan_config(read_config(recipe, {**chosen, **given})._to_lazy_dict(), plain(1, gpu.is_cpu), records)
     for key, times in _keys(**TIMES).items():
         if plan.steps and value_at(settings, key):
             chosen[key] = min(-(-plan.steps // times), value_at(settings, key))
@@ -64,15 +62,6 @@ def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
 
 def _keys(**values: Any) -> dict[str, Any]:
     return {SETTINGS[name].key: value for name, value in values.items()}
-
-
-def _with(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config's keys with other values."""
-    changed = copy.deepcopy(settings)
-    for key, value in changes.items():
-        *parents, last = key.split(".")
-        functools.reduce(dict.__getitem__, parents, changed)[last] = value
-    return changed
 
 
 def _fits(memory: Plan, gpu: GPU) -> bool:
@@ -93,7 +82,8 @@ def _largest(
     def planned(values: Mapping[str, Any], size: int) -> tuple[dict[str, Any], Plan]:
         keys = _keys(**values, batch_size=size, accumulative_counts=max(step // size, 1))
         keys = {key: value for key, value in keys.items() if key not in given}
-        return keys, plan_memory(job_of(_with(settings, keys), shape), plain(1, gpu.is_cpu))
+        changed = read_config(recipe, {**keys, **given})._to_lazy_dict()
+        return keys, plan_memory(job_of(changed, shape), plain(1, gpu.is_cpu))
 
     for values in _resolutions(leaf, gpu):
         found, size = planned(values, least), 2 * least

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import time
+import timeit
 from dataclasses import dataclass, replace
 
 from .memory import GIB
@@ -19,9 +19,8 @@ class GPU:
     name: str  # as given to `--gpu`
     memory: int  # GB, 2**30 bytes each
     teraflops: float  # dense peak in `dtype` with float32 sums, 10**12 operations a second; 0 where it isn't known
-    # How `torch.cuda.get_device_name` ends for cards with this peak. What follows a name tells a slower card:
-    # `H100 PCIe`, `RTX 4090 Laptop GPU`, a `MIG` slice.
-    devices: tuple[str, ...]
+    # How `torch.cuda.get_device_name` ends for cards with this peak; a slower card has more behind it (`Laptop GPU`).
+    devices: tuple[str, ...] = ()
     dtype: str = "bfloat16"  # the half precision that it has
 
     @property
@@ -67,13 +66,12 @@ def find_gpu(words: str) -> GPU:
     if card := next((gpu for name, gpu in GPUS.items() if name.lower() == words.lower()), None):
         return card
     if not (size := re.fullmatch(r"(\d+(?:\.\d+)?) ?Gi?B?", words, re.IGNORECASE)):
-        raise ValueError(
-            f"--gpu {words}: give memory as 24GB, auto or cpu for this machine, or one of {', '.join(GPUS)}"
-        )
+        known = ", ".join(GPUS)
+        raise ValueError(f"--gpu {words}: give memory as 24GB, auto or cpu for this machine, or one of {known}")
     alike = [gpu for gpu in GPUS.values() if gpu.memory == float(size[1])]
-    slowest = min(alike, key=lambda gpu: gpu.teraflops, default=GPU("", 0, 0, ()))
+    slowest = min(alike, key=lambda gpu: gpu.teraflops, default=GPU("", 0, 0))
     name = f"{size[1]} GB, as {slowest.name}" if alike else f"{size[1]} GB"
-    return replace(slowest, name=name, memory=float(size[1]), devices=())
+    return replace(slowest, name=name, memory=float(size[1]))
 
 
 def _this_machine(is_cpu: bool) -> GPU:
@@ -83,12 +81,8 @@ def _this_machine(is_cpu: bool) -> GPU:
     if torch.cuda.is_available() and not is_cpu:
         name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
         half = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-        return replace(gpu_of_device(name) or GPU(name, 0, 0, (), half), memory=round(memory, 1))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    square, took = torch.ones(1024, 1024), []
-    for _ in range(4):  # the first is slower
-        start = time.perf_counter()
-        square @ square
-        took.append(time.perf_counter() - start)
-    teraflops = 2 * 1024**3 / min(took) / 1e12
-    return GPU("this processor", round(memory, 1), float(f"{teraflops:.2g}"), (), "float32")
+        return replace(gpu_of_device(name) or GPU(name, 0, 0, dtype=half), memory=round(memory, 1))
+    memory, square = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, torch.ones(1024, 1024)
+    seconds = min(timeit.repeat(lambda: square @ square, number=1, repeat=4))  # the first is slower
+    teraflops = float(f"{2 * 1024**3 / seconds / 1e12:.2g}")
+    return GPU("this processor", round(memory, 1), teraflops, dtype="float32")

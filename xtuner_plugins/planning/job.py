@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from ..families import PARTS
+from ..settings import read_deepspeed
 from .shapes import Linear, Shape, Stack
 
 FLOAT = 4  # bytes of a float32
@@ -69,10 +74,9 @@ class Job:
         """Linear layers of a block that have LoRA."""
         return self.stack(part).matching(self.adapters[part].targets) if part in self.adapters else []
 
-    @property
-    def adapter_parameters(self) -> int:
-        """Parameters of LoRA alone."""
-        return sum(adapters.parameters(self.stack(part)) for part, adapters in self.adapters.items())
+    def adapter_parameters(self, parts: Container[str] = PARTS) -> int:
+        """Parameters of LoRA alone, of these parts."""
+        return sum(lora.parameters(self.stack(part)) for part, lora in self.adapters.items() if part in parts)
 
     @property
     def encoder_whole(self) -> int:
@@ -85,14 +89,13 @@ class Job:
     def trained(self) -> int:
         """Parameters with a gradient, adapters included."""
         rest = sum(self.shape.part(part) for part in self.whole - {"visual_encoder"})
-        return rest + self.encoder_whole + self.train_head * self.shape.table + self.adapter_parameters
+        return rest + self.encoder_whole + self.train_head * self.shape.table + self.adapter_parameters()
 
     @property
     def copied(self) -> int:
         """Parameters of which the reference keeps a frozen copy: adapters are switched off instead."""
-        if not self.reference:
-            return 0
-        return self.trained - self.adapter_parameters - self.shape.part("mlp2") * ("mlp2" in self.whole)
+        whole = self.trained - self.adapter_parameters() - self.shape.part("mlp2") * ("mlp2" in self.whole)
+        return whole * self.reference
 
     @property
     def packed(self) -> int:
@@ -105,7 +108,7 @@ class Job:
     @property
     def frozen(self) -> int:
         """Parameters without a gradient that aren't packed."""
-        return self.shape.parameters - self.packed - (self.trained - self.adapter_parameters)
+        return self.shape.parameters - self.packed - (self.trained - self.adapter_parameters())
 
     @property
     def size(self) -> int:
@@ -149,3 +152,50 @@ class Strategy:
     overlap: bool = False  # gradients are reduced while others are computed, from two buckets
     gradient_size: int = 2  # bytes of a gradient that DeepSpeed sums
     on_cpu: bool = False
+
+
+def launched(line: str) -> tuple[int, str | None]:
+    """Processes of a launch line, and its value of ``--deepspeed``."""
+    processes, deepspeed = re.search(r"NPROC_PER_NODE=(\d+)", line), re.search(r"--deepspeed[ =](\S+)", line)
+    return int(processes[1]) if processes else 1, deepspeed and deepspeed[1]
+
+
+def plain(gpus: int, on_cpu: bool = False) -> Strategy:
+    """Without DeepSpeed."""
+    return Strategy("DDP" if gpus > 1 else "one process", gpus, on_cpu=on_cpu)
+
+
+def strategy_named(name: str | None, gpus: int) -> Strategy:
+    """The strategy of a name for ``--deepspeed``; DDP for None."""
+    return from_deepspeed(name, read_deepspeed(name), gpus) if name else plain(gpus)
+
+
+def from_deepspeed(name: str, settings: Mapping[str, Any], gpus: int) -> Strategy:
+    """The strategy of a DeepSpeed JSON file; what it doesn't say is DeepSpeed's own default.
+
+    Raises:
+        ValueError: ZeRO's stage is none of 1, 2, 3.
+    """
+    zero = settings.get("zero_optimization") or {}
+    stage = zero.get("stage")
+    if stage not in (1, 2, 3):
+        raise ValueError(f"{name}: zero_optimization.stage is {stage!r}; plans are made for 1, 2 and 3")
+    keys = dict(bucket="reduce_bucket_size", live="stage3_max_live_parameters", prefetch="stage3_prefetch_bucket_size")
+    sizes = {field: int(zero[key]) for field, key in keys.items() if key in zero}
+    offloads = [(zero.get(f"offload_{each}") or {}).get("device", "none") != "none" for each in ("optimizer", "param")]
+    size = FLOAT if (settings.get("data_types") or {}).get("grad_accum_dtype") == "fp32" else 2
+    overlap = zero.get("overlap_comm", stage == 3)
+    return Strategy(name, gpus, stage, *offloads, **sizes, overlap=overlap, gradient_size=size)
+
+
+def obstacle(job: Job, strategy: Strategy) -> str:
+    """Why a job can't run under a strategy, with the remedy; '' if it can."""
+    if strategy.gpus % job.sharing or job.shape.llm.heads % math.lcm(job.shape.llm.kv_heads, job.sharing):
+        numbers = f"the {strategy.gpus} GPUs and the LLM's {job.shape.llm.heads} attention heads"
+        return f"sequence_parallel={job.sharing} must divide {numbers}; give other --gpus, or another value"
+    if strategy.stage == 3 and job.quantized:
+        return "packed weights can't be partitioned by ZeRO-3; use --deepspeed deepspeed_zero2"
+    if strategy.stage == 3 and job.copied:
+        copy = "the reference's frozen copy of what trains can't be partitioned by ZeRO-3"
+        return f"{copy}; use precompute_reference=True or --deepspeed deepspeed_zero2"
+    return ""

@@ -49,15 +49,9 @@ class Plan:
 
 
 def plan_memory(job: Job, strategy: Strategy) -> Plan:
-    """The largest need over all micro-batches and moments of a step.
-
-    Args:
-        job: what runs.
-        strategy: how it is spread.
-    """
+    """The largest need over all micro-batches and moments of a step."""
     job = under(job, strategy)
-    held = _held(job, strategy)
-    plans = (_plan(job, strategy, batch.shared(job.sharing), held) for batch in job.batches)
+    plans = (_plan(job, strategy, batch.shared(job.sharing)) for batch in job.batches)
     return max(plans, key=lambda plan: plan.total)
 
 
@@ -66,16 +60,14 @@ def under(job: Job, strategy: Strategy) -> Job:
 
     Under ZeRO the moments are float32, the only ones that it takes; under ZeRO-3 an encoder with LoRA isn't recomputed.
     """
-    plain = strategy.stage is None
-    return replace(
-        job,
-        float_weights=plain,
-        recompute_encoder=job.recompute_encoder and not (strategy.stage == 3 and "visual_encoder" in job.adapters),
-        moments=job.moments if plain else MOMENTS,
-    )
+    if strategy.stage is None:
+        return replace(job, float_weights=True)
+    again = job.recompute_encoder and not (strategy.stage == 3 and "visual_encoder" in job.adapters)
+    return replace(job, float_weights=False, recompute_encoder=again, moments=MOMENTS)
 
 
-def _plan(job: Job, strategy: Strategy, batch: Batch, held: Mapping[str, int]) -> Plan:
+def _plan(job: Job, strategy: Strategy, batch: Batch) -> Plan:
+    held = _held(job, strategy)
     moments = {name: {**held, **parts} for name, parts in _moments(job, strategy, batch).items()}
     sums = {name: sum(parts.values()) for name, parts in moments.items()}
     moment = max(sums, key=sums.get)
@@ -87,10 +79,8 @@ def _plan(job: Job, strategy: Strategy, batch: Batch, held: Mapping[str, int]) -
 
 def _held(job: Job, strategy: Strategy) -> dict[str, int]:
     """What stays from step to step: weights, the reference's copy, master copy, moments, buckets."""
-    shards = strategy.gpus if strategy.stage else 1
-    whole = strategy.gpus if strategy.stage == 3 else 1
-    master = 0 if strategy.stage is None or not job.half else FLOAT
-    trained_size = FLOAT if strategy.stage is None else job.size
+    shards, whole = (strategy.gpus if has else 1 for has in (strategy.stage, strategy.stage == 3))
+    trained_size, master = (FLOAT, 0) if strategy.stage is None else (job.size, FLOAT * job.half)
     on_gpu, states_on_gpu = not strategy.offload_weights, not strategy.offload_optimizer
     buckets = {None: job.trained * FLOAT * (strategy.gpus > 1), 3: strategy.bucket * job.size}
     return {
@@ -116,8 +106,8 @@ def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, 
     passes = {"ViT tiles": act.tile_bytes(job, batch), "gathered weights": _gathered_bytes(job, strategy)}
     back = {**passes, "gradients in buckets": _bucket_bytes(job, strategy)}
     gathered = act.gathered_bytes(job, batch)
-    after, own = projector + encoder + block, _sum_bytes(job, strategy, _encoder_trained(job))
-    after += gathered * job.projector_learns
+    after = projector + encoder + block + gathered * job.projector_learns
+    own = _sum_bytes(job, strategy, job.encoder_whole + job.adapter_parameters(["visual_encoder"]))
     if accumulates:  # the embedding's gradient comes beside the accumulated one
         end = {"gradients": sums + table, "activations": after}
     else:
@@ -129,12 +119,7 @@ def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, 
         "encoding": {**passes, "gradients": earlier, "activations": encoding},
         "loss": {**passes, "gradients": earlier, "autocast copies": act.cast_bytes(job, kept=False), **loss},
         "backward of the head": {**back, "gradients": earlier, "autocast copies": in_graph, **head},
-        "backward": {
-            **back,
-            "gradients": earlier + table,
-            "autocast copies": in_graph,
-            "activations": kept + block,
-        },
+        "backward": {**back, "gradients": earlier + table, "autocast copies": in_graph, "activations": kept + block},
         "end of backward": {**back, **end},
     }
     if job.encoder_blocks:
@@ -151,17 +136,10 @@ def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, 
     return moments
 
 
-def _encoder_trained(job: Job) -> int:
-    adapters = job.adapters.get("visual_encoder")
-    return job.encoder_whole + (adapters.parameters(job.shape.encoder) if adapters else 0)
-
-
 def _sum_bytes(job: Job, strategy: Strategy, trained: int) -> int:
     """Of the gradients of so many parameters, as they are held between two micro-batches."""
-    if strategy.stage is None:
-        return trained * FLOAT
-    size = max(strategy.gradient_size, job.size)
-    if strategy.stage == 1:
+    size = max(strategy.gradient_size, job.size) if strategy.stage else FLOAT
+    if strategy.stage in (None, 1):
         return trained * size
     return 0 if strategy.offload_optimizer else _share(trained * size, strategy.gpus)
 

@@ -12,11 +12,10 @@ from ..families import PARTS, families_of
 from ..files import is_url, names_data
 from ..ranges import OBJECTIVES, check_tiles
 from ..settings import ConfigError, value_at
-from .job import MOMENTS, Adapters, Batch, Job, Strategy
+from .job import MOMENTS, Adapters, Batch, Job, Strategy, obstacle
 from .memory import GIB, Plan, plan_memory, under
 from .published import NUM_SAMPLES, known_base
 from .shapes import Shape, shape_of
-from .strategies import obstacle
 from .work import Work, work_of
 
 LORA_RANK = 8  # PEFT's default
@@ -38,10 +37,8 @@ def model_of(path: str) -> Shape:
         return shape_of(read_base(path).to_dict())
     base = known_base(path)
     if base is None:
-        raise ConfigError(
-            f"model directory {path!r} isn't there, and no shipped config says what is in it; build it with "
-            "tools/build_base_model.py, or give the directory of a similar model with --set base=..."
-        )
+        said = f"model directory {path!r} isn't there, and no shipped config says what is in it; build it with "
+        raise ConfigError(f"{said}tools/build_base_model.py, or give a similar model's with --set base=...")
     return shape_of(base.config)
 
 
@@ -57,8 +54,8 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
         ConfigError: Nothing would train, or a key is missing.
     """
     ours, wrapper = settings["model"], settings.get("optim_wrapper") or {}
-    kinds = {"vision_config": {"model_type": shape.encoder.kind}, "llm_config": {"model_type": shape.llm.kind}}
-    families = families_of(kinds)
+    towers = {"vision_config": shape.encoder, "llm_config": shape.llm}
+    families = families_of({section: {"model_type": stack.kind} for section, stack in towers.items()})
     lora = {part: ours[f"{part}_lora"] for part in families if ours.get(f"{part}_lora")}
     flash = next((part for kind, part in FLASH.items() if kind in str(ours.get("type"))), None)
     whole = {part for part, row in PARTS.items() if not ours.get(f"freeze_{part}", row.is_frozen)}
@@ -88,11 +85,10 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
     return job
 
 
-def _adapters(settings: Mapping[str, Any], default: Sequence[str]) -> Adapters:
-    if settings.get("use_dora"):
+def _adapters(lora: Mapping[str, Any], default: Sequence[str]) -> Adapters:
+    if lora.get("use_dora"):
         raise ConfigError("use_dora=True isn't planned: it takes more than LoRA; use_dora=False plans the least")
-    targets, dropout = settings.get("target_modules") or default, bool(settings.get("lora_dropout"))
-    return Adapters(settings.get("r", LORA_RANK), targets, dropout)
+    return Adapters(lora.get("r", LORA_RANK), lora.get("target_modules") or default, bool(lora.get("lora_dropout")))
 
 
 def _needs_reference(model: Mapping[str, Any]) -> bool:
@@ -102,7 +98,7 @@ def _needs_reference(model: Mapping[str, Any]) -> bool:
 def largest_batches(settings: Mapping[str, Any], shape: Shape) -> tuple[Batch, Batch]:
     """The largest micro-batches that a config allows: full of tiles, and of text alone.
 
-    A sample may have `max_length` tokens and is taken to have one image, of `max_tiles` and a thumbnail. A pack may
+    A sample may have `max_length` tokens and is taken to have one image, of `max_tiles` and a thumbnail; a pack may
     have `max_tokens` and `max_tiles` in all. Whatever is no image token is taken to be supervised.
 
     Raises:
@@ -139,21 +135,18 @@ class Lengths:
 def lengths_of(settings: Mapping[str, Any], shape: Shape, samples: int | None = None) -> Lengths:
     """Measured lengths where the cache of a dataset has them, else what the config allows.
 
-    Args:
-        settings: the config as a dict of its keys.
-        shape: of the model.
-        samples: of an epoch, where it is known otherwise.
+    Other arguments are as of `job_of`; ``samples`` are those of an epoch, where they are known otherwise.
     """
     batches, loader = largest_batches(settings, shape), settings["train_dataloader"]
     data, paths = loader["dataset"], loader["dataset"].get("data_paths") or ()
     paths = [paths] if isinstance(paths, str) else paths
     measured = _measured(data, paths, pairs="objectives" in settings["model"])
     if measured is not None:
-        mean, tiles = Batch(*(int(column.mean()) for column in measured)), measured[1].mean()
-        longest = Batch(*(int(column[: loader["batch_size"]].sum()) for column in measured))
-        number, packs = len(measured[0]), "max_tokens" in (loader.get("batch_sampler") or {})
-        source = f"lengths measured: {number:,} samples of {mean.tokens:,} tokens and {tiles:.1f} tiles on average"
-        return Lengths(number, mean, batches if packs else (longest,), source, is_measured=True)
+        mean, number = Batch(*(int(column.mean()) for column in measured)), len(measured[0])
+        if not value_at(loader, "batch_sampler.max_tokens"):
+            batches = (Batch(*(int(column[: loader["batch_size"]].sum()) for column in measured)),)
+        means = f"{mean.tokens:,} tokens and {measured[1].mean():.1f} tiles on average"
+        return Lengths(number, mean, batches, f"lengths measured: {number:,} samples of {means}", is_measured=True)
     tiles = _tiles_of_sample(data, shape)
     text = min(TEXT_TOKENS, data["max_length"] - tiles * shape.tokens_per_tile)
     known = sum(NUM_SAMPLES[path] for path in paths) if paths and NUM_SAMPLES.keys() >= set(paths) else None
@@ -175,9 +168,9 @@ def _measured(data: Mapping[str, Any], paths: Sequence[str], pairs: bool) -> lis
     try:
         dataset = kind(**{key: value for key, value in data.items() if key != "type"})
     except (DataError, SourceError):
-        if any(map(is_url, paths)):  # planned also where the store isn't reached
-            return None
-        raise
+        if not any(map(is_url, paths)):  # planned also where the store isn't reached
+            raise
+        return None
     if not dataset.is_measured():
         return None
     tokens, tiles, fates = dataset.layout()
@@ -258,24 +251,24 @@ def plan_config(settings: Mapping[str, Any], strategy: Strategy, samples: int | 
 def advise(
     settings: Mapping[str, Any], plan: Plan, available: int, replan: Callable[[Sequence[str]], Plan]
 ) -> list[str]:
-    """Sentences about single settings; each is planned again before it is made.
+    """Sentences about single changes, those that save memory where it is short, else those that make a run faster.
 
     Args:
         settings: values of the config by their short names, those that it has.
         plan: with these values.
         available: bytes of a GPU.
-        replan: the plan with other values, given as `KEY=VALUE` pairs.
+        replan: the plan with other values, given as `KEY=VALUE` pairs; each change is planned before it is told.
     """
     lines = []
     for change in _changes(settings, saves=plan.total > 0.9 * available):
         pairs = [f"{name}={value}" for name, value in change.items()]
-        other = replan(pairs)
-        saved, result = plan.total - other.total, f"{other.total / GIB:.1f} of {available / GIB:.1f} GiB"
-        if saved < 0 and other.total <= available:
+        other = replan(pairs).total
+        result = f"{other / GIB:.1f} of {available / GIB:.1f} GiB"
+        if plan.total < other <= available:
             lines.append(f"{' '.join(pairs)} fits too: {result}")
-        elif saved > 0.05 * GIB:
-            enough = "" if other.total <= available else ", which is not enough"
-            lines.append(f"{' '.join(pairs)} saves {saved / GIB:.1f} GiB: {result}{enough}")
+        elif plan.total - other > 0.05 * GIB:
+            enough = "" if other <= available else ", which is not enough"
+            lines.append(f"{' '.join(pairs)} saves {(plan.total - other) / GIB:.1f} GiB: {result}{enough}")
     return lines
 
 

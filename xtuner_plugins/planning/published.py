@@ -1,21 +1,14 @@
-"""The published models that configs start from: their parts at true size, and how to get them."""
+"""The published models that configs start from: their parts at true size, as the fields of `config.json` say them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..families import FLASH
 from ..hub.constants import PROJECTOR_TYPES
-
-
-class Part(NamedTuple):
-    """An encoder or LLM as published: its name on the hub, and the fields of `config.json` that decide its shapes."""
-
-    name: str
-    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,8 +29,8 @@ class Base:
     def config(self) -> dict[str, Any]:
         """Fields of its `config.json` that decide its shape."""
         return dict(
-            vision_config=dict(ENCODERS[self.encoder].config),
-            llm_config={**LLMS[self.llm].config, "vocab_size": self.vocab_size},
+            vision_config=dict(ENCODERS[self.encoder]),
+            llm_config={**LLMS[self.llm], "vocab_size": self.vocab_size},
             downsample_ratio=1.0 if self.projector_type == "mlp" else 0.5,
             projector_type=self.projector_type or PROJECTOR_TYPES[0],
             select_layer=self.select_layer,
@@ -45,57 +38,44 @@ class Base:
         )
 
 
-_BLOCKS = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_SIZES = "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
-def _encoder(name: str, kind: str, width: int, inner: int, layers: int, heads: int, size: int, **others) -> Part:
-    fields = dict(zip(_BLOCKS, (kind, width, inner, layers, heads), strict=True))
-    return Part(name, dict(fields, image_size=size, patch_size=14, **others))
+def _config(*sizes: str | int, **others: Any) -> dict[str, Any]:
+    return dict(zip(_SIZES, sizes, strict=False), **others)
 
 
-def _intern_vit(name: str, *sizes: int, large: bool = False) -> Part:
-    norms = dict(norm_type="rms_norm" if large else "layer_norm", qkv_bias=not large, qk_normalization=large)
-    return _encoder(f"OpenGVLab/{name}", "intern_vit_6b", *sizes, 448, **norms)
-
-
-def _llm(name: str, kind: str, width: int, inner: int, layers: int, heads: int, kv_heads: int, **others) -> Part:
-    fields = dict(zip(_BLOCKS, (kind, width, inner, layers, heads), strict=True))
-    return Part(name, dict(fields, num_key_value_heads=kv_heads, **others))
-
-
+_VIT = dict(norm_type="layer_norm", qkv_bias=True, qk_normalization=False)
+_VIT_6B = dict(norm_type="rms_norm", qkv_bias=False, qk_normalization=True)
 _EXPERTS = dict(num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768)
-ENCODERS: dict[str, Part] = {
-    "300M": _intern_vit("InternViT-300M-448px", 1024, 4096, 24, 16),
-    "300M-V2_5": _intern_vit("InternViT-300M-448px-V2_5", 1024, 4096, 24, 16),
-    "6B": _intern_vit("InternViT-6B-448px-V1-5", 3200, 12800, 45, 25, large=True),
-    "6B-V2_5": _intern_vit("InternViT-6B-448px-V2_5", 3200, 12800, 45, 25, large=True),
-    "CLIP-L": _encoder("openai/clip-vit-large-patch14", "clip_vision_model", 1024, 4096, 24, 16, 224),
-    "CLIP-L-336": _encoder("openai/clip-vit-large-patch14-336", "clip_vision_model", 1024, 4096, 24, 16, 336),
-    "SigLIP-so400m": _encoder("google/siglip-so400m-patch14-384", "siglip_vision_model", 1152, 4304, 27, 16, 384),
+ENCODERS: dict[str, dict[str, Any]] = {
+    "300M": _config("intern_vit_6b", 1024, 4096, 24, 16, image_size=448, patch_size=14, **_VIT),
+    "6B": _config("intern_vit_6b", 3200, 12800, 45, 25, image_size=448, patch_size=14, **_VIT_6B),
+    "CLIP-L": _config("clip_vision_model", 1024, 4096, 24, 16, image_size=224, patch_size=14),
+    "CLIP-L-336": _config("clip_vision_model", 1024, 4096, 24, 16, image_size=336, patch_size=14),
+    "SigLIP-so400m": _config("siglip_vision_model", 1152, 4304, 27, 16, image_size=384, patch_size=14),
 }
-LLMS: dict[str, Part] = {
-    "Qwen2-0.5B": _llm("Qwen/Qwen2-0.5B-Instruct", "qwen2", 896, 4864, 24, 14, 2),
-    "Qwen2.5-0.5B": _llm("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", 896, 4864, 24, 14, 2),
-    "Qwen2.5-1.5B": _llm("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", 1536, 8960, 28, 12, 2),
-    "Qwen2.5-3B": _llm("Qwen/Qwen2.5-3B-Instruct", "qwen2", 2048, 11008, 36, 16, 2),
-    "Qwen2.5-7B": _llm("Qwen/Qwen2.5-7B-Instruct", "qwen2", 3584, 18944, 28, 28, 4),
-    "Qwen2.5-14B": _llm("Qwen/Qwen2.5-14B-Instruct", "qwen2", 5120, 13824, 48, 40, 8),
-    "Qwen2.5-32B": _llm("Qwen/Qwen2.5-32B-Instruct", "qwen2", 5120, 27648, 64, 40, 8),
-    "Qwen-7B": _llm("Qwen/Qwen-7B-Chat", "qwen2", 4096, 11008, 32, 32, 32),  # as read here: Qwen2's form
-    "Qwen3-0.6B": _llm("Qwen/Qwen3-0.6B", "qwen3", 1024, 3072, 28, 16, 8, head_dim=128),
-    "Qwen3-1.7B": _llm("Qwen/Qwen3-1.7B", "qwen3", 2048, 6144, 28, 16, 8, head_dim=128),
-    "Qwen3-4B": _llm("Qwen/Qwen3-4B", "qwen3", 2560, 9728, 36, 32, 8, head_dim=128),
-    "Qwen3-8B": _llm("Qwen/Qwen3-8B", "qwen3", 4096, 12288, 36, 32, 8, head_dim=128),
-    "Qwen3-14B": _llm("Qwen/Qwen3-14B", "qwen3", 5120, 17408, 40, 40, 8, head_dim=128),
-    "Qwen3-30B-A3B": _llm("Qwen/Qwen3-30B-A3B", "qwen3_moe", 2048, 6144, 48, 32, 4, head_dim=128, **_EXPERTS),
-    # As read here: in the form of Llama.
-    "InternLM2-1.8B": _llm("internlm/internlm2-chat-1_8b", "llama", 2048, 8192, 24, 16, 8),
-    "InternLM2.5-1.8B": _llm("internlm/internlm2_5-1_8b-chat", "llama", 2048, 8192, 24, 16, 8),
-    "InternLM2.5-7B": _llm("internlm/internlm2_5-7b-chat", "llama", 4096, 14336, 32, 32, 8),
-    "InternLM2-20B": _llm("internlm/internlm2-chat-20b", "llama", 6144, 16384, 48, 48, 8),
-    "InternLM2.5-20B": _llm("internlm/internlm2_5-20b-chat", "llama", 6144, 16384, 48, 48, 8),
-    "Phi-3-mini": _llm("microsoft/Phi-3-mini-128k-instruct", "phi3", 3072, 8192, 32, 32, 32),
+LLMS: dict[str, dict[str, Any]] = {
+    "Qwen2.5-0.5B": _config("qwen2", 896, 4864, 24, 14, 2),
+    "Qwen2.5-1.5B": _config("qwen2", 1536, 8960, 28, 12, 2),
+    "Qwen2.5-3B": _config("qwen2", 2048, 11008, 36, 16, 2),
+    "Qwen2.5-7B": _config("qwen2", 3584, 18944, 28, 28, 4),
+    "Qwen2.5-14B": _config("qwen2", 5120, 13824, 48, 40, 8),
+    "Qwen2.5-32B": _config("qwen2", 5120, 27648, 64, 40, 8),
+    "Qwen-7B": _config("qwen2", 4096, 11008, 32, 32, 32),  # as read here: Qwen2's form
+    "Qwen3-0.6B": _config("qwen3", 1024, 3072, 28, 16, 8, head_dim=128),
+    "Qwen3-1.7B": _config("qwen3", 2048, 6144, 28, 16, 8, head_dim=128),
+    "Qwen3-4B": _config("qwen3", 2560, 9728, 36, 32, 8, head_dim=128),
+    "Qwen3-8B": _config("qwen3", 4096, 12288, 36, 32, 8, head_dim=128),
+    "Qwen3-14B": _config("qwen3", 5120, 17408, 40, 40, 8, head_dim=128),
+    "Qwen3-30B-A3B": _config("qwen3_moe", 2048, 6144, 48, 32, 4, head_dim=128, **_EXPERTS),
+    # As read here: in the form of Llama. InternLM2.5 has the same sizes.
+    "InternLM2-1.8B": _config("llama", 2048, 8192, 24, 16, 8),
+    "InternLM2.5-7B": _config("llama", 4096, 14336, 32, 32, 8),
+    "InternLM2-20B": _config("llama", 6144, 16384, 48, 48, 8),
+    "Phi-3-mini": _config("phi3", 3072, 8192, 32, 32, 32),
 }
+
 
 _QWEN2, _QWEN2_5, _QWEN3, _INTERNLM2, _PHI3 = 151655, 151674, 151936, 92553, 32020
 
@@ -115,7 +95,7 @@ def _official(name: str, encoder: str, llm: str, vocab_size: int, template: str 
 BASES: dict[str, Base] = {
     base.name: base
     for base in (
-        Base("InternViT-300M-Qwen2.5-1.5B", "300M-V2_5", "Qwen2.5-1.5B", _QWEN2_5),
+        Base("InternViT-300M-Qwen2.5-1.5B", "300M", "Qwen2.5-1.5B", _QWEN2_5),
         _siglip("SigLIP-Qwen2.5-0.5B"),
         _siglip("SigLIP-Qwen2.5-0.5B-tiled"),  # built with --max-tiles 6
         _llava("CLIP-Qwen-7B", "CLIP-L", "Qwen-7B", 151860),
@@ -127,28 +107,28 @@ BASES: dict[str, Base] = {
         _official("Mini-InternVL-Chat-2B-V1-5", "300M", "InternLM2-1.8B", _INTERNLM2, "internlm2-chat"),
         _official("Mini-InternVL-Chat-4B-V1-5", "300M", "Phi-3-mini", _PHI3, "phi3-chat"),
         _official("InternVL-Chat-V1-5", "6B", "InternLM2-20B", _INTERNLM2, "internlm2-chat"),
-        _official("InternVL2-1B", "300M", "Qwen2-0.5B", _QWEN2, "Hermes-2"),
+        _official("InternVL2-1B", "300M", "Qwen2.5-0.5B", _QWEN2, "Hermes-2"),
         _official("InternVL2-2B", "300M", "InternLM2-1.8B", _INTERNLM2, "internlm2-chat"),
         _official("InternVL2-4B", "300M", "Phi-3-mini", _PHI3, "phi3-chat"),
         _official("InternVL2-8B", "300M", "InternLM2.5-7B", _INTERNLM2, "internlm2-chat"),
         _official("InternVL2-26B", "6B", "InternLM2-20B", _INTERNLM2, "internlm2-chat"),
-        _official("InternVL2_5-1B", "300M-V2_5", "Qwen2.5-0.5B", _QWEN2_5),
-        _official("InternVL2_5-2B", "300M-V2_5", "InternLM2.5-1.8B", _INTERNLM2),
-        _official("InternVL2_5-4B", "300M-V2_5", "Qwen2.5-3B", _QWEN2_5),
-        _official("InternVL2_5-8B", "300M-V2_5", "InternLM2.5-7B", _INTERNLM2),
-        _official("InternVL2_5-26B", "6B-V2_5", "InternLM2.5-20B", _INTERNLM2),
-        _official("InternVL3-1B", "300M-V2_5", "Qwen2.5-0.5B", _QWEN2_5),
-        _official("InternVL3-2B", "300M-V2_5", "Qwen2.5-1.5B", _QWEN2_5),
-        _official("InternVL3-8B", "300M-V2_5", "Qwen2.5-7B", _QWEN2_5),
-        _official("InternVL3-14B", "300M-V2_5", "Qwen2.5-14B", _QWEN2_5),
-        _official("InternVL3-38B", "6B-V2_5", "Qwen2.5-32B", _QWEN2_5),
-        _official("InternVL3_5-1B", "300M-V2_5", "Qwen3-0.6B", _QWEN3),
-        _official("InternVL3_5-2B", "300M-V2_5", "Qwen3-1.7B", _QWEN3),
-        _official("InternVL3_5-4B", "300M-V2_5", "Qwen3-4B", _QWEN3),
-        _official("InternVL3_5-8B", "300M-V2_5", "Qwen3-8B", _QWEN3),
-        Base("InternVL3_5-8B-Flash-base", "300M-V2_5", "Qwen3-8B", _QWEN3, flash=True),
-        _official("InternVL3_5-14B", "300M-V2_5", "Qwen3-14B", _QWEN3),
-        _official("InternVL3_5-30B-A3B", "300M-V2_5", "Qwen3-30B-A3B", _QWEN3),
+        _official("InternVL2_5-1B", "300M", "Qwen2.5-0.5B", _QWEN2_5),
+        _official("InternVL2_5-2B", "300M", "InternLM2-1.8B", _INTERNLM2),
+        _official("InternVL2_5-4B", "300M", "Qwen2.5-3B", _QWEN2_5),
+        _official("InternVL2_5-8B", "300M", "InternLM2.5-7B", _INTERNLM2),
+        _official("InternVL2_5-26B", "6B", "InternLM2-20B", _INTERNLM2),
+        _official("InternVL3-1B", "300M", "Qwen2.5-0.5B", _QWEN2_5),
+        _official("InternVL3-2B", "300M", "Qwen2.5-1.5B", _QWEN2_5),
+        _official("InternVL3-8B", "300M", "Qwen2.5-7B", _QWEN2_5),
+        _official("InternVL3-14B", "300M", "Qwen2.5-14B", _QWEN2_5),
+        _official("InternVL3-38B", "6B", "Qwen2.5-32B", _QWEN2_5),
+        _official("InternVL3_5-1B", "300M", "Qwen3-0.6B", _QWEN3),
+        _official("InternVL3_5-2B", "300M", "Qwen3-1.7B", _QWEN3),
+        _official("InternVL3_5-4B", "300M", "Qwen3-4B", _QWEN3),
+        _official("InternVL3_5-8B", "300M", "Qwen3-8B", _QWEN3),
+        Base("InternVL3_5-8B-Flash-base", "300M", "Qwen3-8B", _QWEN3, flash=True),
+        _official("InternVL3_5-14B", "300M", "Qwen3-14B", _QWEN3),
+        _official("InternVL3_5-30B-A3B", "300M", "Qwen3-30B-A3B", _QWEN3),
     )
 }
 _SIGLIP = "SigLIP-Qwen2.5-0.5B"
@@ -183,26 +163,22 @@ def released_rate(base: str, *, has_lora: bool) -> float | None:
     row = known_base(base)
     if row is None or not row.hub:
         return None
-    is_large = row.name.endswith(_LARGE)
-    if has_lora:
-        return 5e-5 if is_large else 1e-4
-    if row.name.startswith("InternVL3"):
+    small, large = (1e-4, 5e-5) if has_lora else (4e-5, 2e-5)
+    if not has_lora and row.name.startswith("InternVL3"):
         return 1e-5 if row.name.endswith("-1B") else 2e-5
-    return 2e-5 if is_large else 4e-5
+    return large if row.name.endswith(_LARGE) else small
 
 
 def other_rate(model: Mapping[str, Any], rate: float) -> float | None:
     """The rate for the base of a config's `model` where it isn't ``rate``; None where it is, or none is known."""
-    if "objectives" in model or not (model.get("llm_lora") or model.get("freeze_llm") is False):
+    has_lora = bool(model.get("llm_lora"))
+    if "objectives" in model or not (has_lora or model.get("freeze_llm") is False):
         return None
-    known = released_rate(model["base"], has_lora=bool(model.get("llm_lora")))
+    known = released_rate(model["base"], has_lora=has_lora)
     return None if known == rate else known
 
 
 def known_base(path: str) -> Base | None:
-    """The row of `BASES` that a config's `model.base` means where no such directory is there; None without one.
-
-    A released model is known by its name, wherever the directory will lie.
-    """
+    """The row of `BASES` that a config's `model.base` means by its name, wherever the directory will lie, or None."""
     name = EXPORTS.get(path, Path(path).name)
     return BASES.get(name) or BASES.get(name.removesuffix("-Instruct").removesuffix("-Pretrained"))  # of one release

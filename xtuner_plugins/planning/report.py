@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from .hardware import GPU, UTILIZATION
-from .memory import GIB, Plan, Strategy
+from .job import Strategy
+from .memory import GIB, Plan
 from .plan import RunPlan
 
 MOMENTS = {
@@ -50,38 +48,25 @@ def verdict(plan: Plan, available: int) -> str:
     return ("tight" if plan.total > 0.9 * available else "fits") if plan.fits(available) else "does not fit"
 
 
-def memory_table(plan: Plan, strategy: Strategy, device: str, available: int) -> Table:
+def memory_table(plan: Plan, strategy: Strategy, device: str, available: int) -> str:
     """Part by part, the sum, what is free, and the verdict."""
     rows = [(part, gib(amount)) for part, amount in plan.parts.items() if gib(amount) != "0.0"]
-    sums = [(f"sum, {MOMENTS[plan.moment]}", gib(plan.total))]
-    sums += [(f"free of {gib(available)}", gib(available - plan.total))]
-    sums += [("beside it, in the CPU's memory", gib(plan.host))] if plan.host else []
-    title = f"Memory of one rank, {strategy.name} on {strategy.gpus} x {device}"
-    return _table(title, ["part", "GiB"], rows, [*sums, ("verdict", verdict(plan, available))])
+    rows += [(f"sum, {MOMENTS[plan.moment]}", gib(plan.total))]
+    rows += [(f"free of {gib(available)}: {verdict(plan, available)}", gib(available - plan.total))]
+    rows += [("beside it, in the CPU's memory", gib(plan.host))] if plan.host else []
+    return _table(f"Memory of one rank, {strategy.name} on {strategy.gpus} x {device}, GiB", rows)
 
 
-def strategies_table(plans: Iterable[tuple[Strategy, Plan]], available: int) -> Table:
+def strategies_table(plans: Iterable[tuple[Strategy, Plan]], available: int) -> str:
     """All strategies, one row each."""
-    columns, rows = ["strategy", "GPU, GiB", "CPU, GiB", "verdict"], []
+    rows = [("strategy", "GPU, GiB", "CPU, GiB", "")]
     for strategy, plan in plans:
         rows.append((strategy.name, gib(plan.total), gib(plan.host) if plan.host else "", verdict(plan, available)))
-    return _table("All strategies", columns, rows)
+    return _table("All strategies", rows)
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[tuple], sums: Iterable[tuple] = ()) -> Table:
-    table = Table(title=title, title_justify="left", min_width=len(title))
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index and name != "verdict" else "left")
-    for part in (rows, sums):
-        for row in part:
-            table.add_row(*row)
-        table.add_section()
-    return table
-
-
-def show(*parts: Table | str) -> None:
-    """Prints tables and lines; without a terminal, as wide as they are."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=200)
-    for part in parts:
-        console.print(part, markup=False, highlight=False)
+def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, each column as wide as its widest cell; those behind the first are set to the right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    cells = ((row[0].ljust(first), *map(str.rjust, row[1:], others)) for row in rows)
+    return "\n".join([title, *map("  ".join, cells), ""])

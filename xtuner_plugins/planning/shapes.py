@@ -111,11 +111,7 @@ class Shape:
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """The shape of the model of a `config.json`.
-
-    Args:
-        config: its fields: `vision_config`, `llm_config`, `downsample_ratio`, and `projector_type`, `select_layer` and
-            `force_image_size` where they aren't the default.
+    """The shape of the model of a `config.json`; the first of `PROJECTOR_TYPES` and the last layer are defaults.
 
     Raises:
         UnknownFamilyError: a `model_type` without a row in `families.py`.
@@ -123,8 +119,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     """
     vision, llm, ratio = config["vision_config"], config["llm_config"], config["downsample_ratio"]
     projector_type, select_layer = config.get("projector_type") or PROJECTOR_TYPES[0], config.get("select_layer", -1)
-    tile_size = config.get("force_image_size") or vision["image_size"]
-    family = encoder_family(vision)
+    tile_size, family = config.get("force_image_size") or vision["image_size"], encoder_family(vision)
     encoder = _encoder(vision)
     used = select_layer if select_layer >= 0 else encoder.layers + 1 + select_layer
     other_tokens = vision.get("num_register_tokens", 0) + (family.model_type != "siglip_vision_model")  # and the class

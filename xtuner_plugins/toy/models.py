@@ -2,13 +2,17 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
+from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 from xtuner_plugins.weights.writer import DTYPES, write_json
 
@@ -62,6 +66,10 @@ LLM_CONFIG: dict[str, Any] = {
 }
 
 VOCAB_MULTIPLE = 64
+# The order in which random weights are drawn: the same seed gives the same bytes, whatever order a model declares.
+DRAWN = """class_embedding position_embedding patch_embedding qkv q_norm k_norm proj norm1 norm2 fc1 fc2 ls1 ls2
+    embed_tokens input_layernorm q_proj k_proj v_proj o_proj post_attention_layernorm gate_proj up_proj down_proj
+    norm lm_head""".split()
 
 
 def write_random_parts(
@@ -85,17 +93,12 @@ def write_random_parts(
         `(vision_dir, llm_dir)`, ready for `tools/build_base_model.py`.
     """
     vision_dir, llm_dir = Path(root) / "vision", Path(root) / "llm"
-    vision = vision_config(vision_overrides)
-    write_vision_dir(vision_dir, vision, random_tensors(vision_shapes(vision), seed))
+    vision = {**VISION_CONFIG, **(vision_overrides or {})}
+    write_dir(vision_dir, vision, random_tensors(shapes_of(vision), seed))
     build_tokenizer(llm_dir)
     llm = llm_config(llm_dir, llm_overrides)
-    write_llm_dir(llm_dir, llm, random_tensors(llm_shapes(llm), seed + 1))
+    write_llm_dir(llm_dir, llm, random_tensors(shapes_of(llm), seed + 1))
     return vision_dir, llm_dir
-
-
-def vision_config(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The tiny InternViT's `config.json` with some fields changed."""
-    return {**VISION_CONFIG, **(overrides or {})}
 
 
 def llm_config(tokenizer_dir: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -108,46 +111,23 @@ def llm_config(tokenizer_dir: str | Path, overrides: Mapping[str, Any] | None = 
     return config | {name: value for name, value in own.items() if config[name] is None}
 
 
-def vision_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a standalone InternViT with this config."""
-    width, inner, patch = config["hidden_size"], config["intermediate_size"], config["patch_size"]
-    num_patches, row = (config["image_size"] // patch) ** 2, (width,)
-    norms = [f"{norm}.{part}" for norm in ("norm1", "norm2") for part in ("weight", "bias")]
-    layer = {"attn.qkv.weight": (3 * width, width), "attn.qkv.bias": (3 * width,)}
-    layer |= {"attn.q_norm.weight": row, "attn.k_norm.weight": row}
-    layer |= {"attn.proj.weight": (width, width), "attn.proj.bias": row, **dict.fromkeys(norms, row)}
-    layer |= {"mlp.fc1.weight": (inner, width), "mlp.fc1.bias": (inner,)}
-    layer |= {"mlp.fc2.weight": (width, inner), "mlp.fc2.bias": row, "ls1": row, "ls2": row}
-    absent = [] if config["qkv_bias"] else ["attn.qkv.bias"]
-    absent += [] if config["qk_normalization"] else ["attn.q_norm.weight", "attn.k_norm.weight"]
-    absent += [] if config["norm_type"] == "layer_norm" else ["norm1.bias", "norm2.bias"]
-    return {
-        "embeddings.class_embedding": (1, 1, width),
-        "embeddings.position_embedding": (1, num_patches + 1, width),
-        "embeddings.patch_embedding.weight": (width, config["num_channels"], patch, patch),
-        "embeddings.patch_embedding.bias": row,
-    } | _in_each_layer("encoder.layers", config, {name: layer[name] for name in layer if name not in absent})
+def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a standalone InternViT or of a Qwen2 with this config, in the drawn order."""
+    with torch.device("meta"):
+        if config["model_type"] == "qwen2":
+            network = Qwen2ForCausalLM(Qwen2Config(**config))
+        else:
+            network = InternVisionModel(InternVisionConfig(**config))
+    absent = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in absent}
+    return {name: shapes[name] for name in sorted(shapes, key=_place)}
 
 
-def llm_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a Qwen2 with this config; a head only where it isn't tied."""
-    width, inner, row = config["hidden_size"], config["intermediate_size"], (config["hidden_size"],)
-    kv_width = width // config["num_attention_heads"] * config["num_key_value_heads"]
-    layer = {"input_layernorm.weight": row}
-    for name, rows in (("q_proj", width), ("k_proj", kv_width), ("v_proj", kv_width)):
-        layer |= {f"self_attn.{name}.weight": (rows, width), f"self_attn.{name}.bias": (rows,)}
-    layer |= {"self_attn.o_proj.weight": (width, width), "post_attention_layernorm.weight": row}
-    layer |= {"mlp.gate_proj.weight": (inner, width), "mlp.up_proj.weight": (inner, width)}
-    layer |= {"mlp.down_proj.weight": (width, inner)}
-    words = (config["vocab_size"], width)
-    head = {} if config["tie_word_embeddings"] else {"lm_head.weight": words}
-    layers = _in_each_layer("model.layers", config, layer)
-    return {"model.embed_tokens.weight": words, **layers, "model.norm.weight": row, **head}
-
-
-def _in_each_layer(prefix: str, config: Mapping[str, Any], layer: Mapping[str, tuple]) -> dict[str, tuple]:
-    numbers = range(config["num_hidden_layers"])
-    return {f"{prefix}.{number}.{name}": shape for number in numbers for name, shape in layer.items()}
+def _place(name: str) -> tuple[int, int]:
+    """Layer, and index within the layer, of a tensor; a weight and its bias share one."""
+    parts = name.split(".")
+    layer = next((int(part) for part in parts if part.isdigit()), -1 if "embed" in name else sys.maxsize)
+    return layer, next(DRAWN.index(part) for part in reversed(parts) if part in DRAWN)
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
@@ -171,28 +151,20 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str
     return {name: make(name, shape) for name, shape in shapes.items()}
 
 
-def write_vision_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
-    """Writes a standalone InternViT directory, the weights in the config's `torch_dtype`."""
-    return _write_dir(path, config, tensors, vision_shapes(config))
-
-
 def write_llm_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
     """Writes a Qwen2's configs and weights beside its tokenizer, the weights in the config's `torch_dtype`."""
-    path = _write_dir(path, config, tensors, llm_shapes(config))
-    generation = {
-        "bos_token_id": config["bos_token_id"],
-        "do_sample": False,
-        "eos_token_id": [config["eos_token_id"], config["bos_token_id"]],
-        "pad_token_id": config["bos_token_id"],
-    }
+    bos, eos = config["bos_token_id"], config["eos_token_id"]
+    generation = {"bos_token_id": bos, "do_sample": False, "eos_token_id": [eos, bos], "pad_token_id": bos}
+    path = write_dir(path, config, tensors)
     write_json(path / "generation_config.json", generation)
     return path
 
 
-def _write_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], shapes: dict) -> Path:
+def write_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
+    """Writes `config.json` and the weights, in the config's `torch_dtype`: a standalone InternViT directory is that."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found, shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes_of(config)
     assert found == shapes, f"{path}: not as the config says: {sorted(found.items() ^ shapes.items())[:4]}"
     dtype = DTYPES[config["torch_dtype"]]
     ready = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}

@@ -32,14 +32,10 @@ def run(*command: str | Path) -> None:
         process = start_bound([sys.executable, "-u", *parts], stderr=errors, **options)
         for line in process.stdout:
             last.append(line.rstrip("\n"))
-            if shown := excerpt(last[-1]):
+            # Of a training's steps every 50th and the last.
+            if shown := progress_line(last[-1]) if STEP_LINE.search(last[-1]) else last[-1]:
                 print(shown.replace(here, ""))
         if process.wait():
             errors.seek(0)
             last.extend(line.rstrip() for line in errors if line.strip())
             raise RuntimeError("\n".join([f"exit status {process.returncode}", *last]))
-
-
-def excerpt(line: str) -> str | None:
-    """A line of a tool's output as it is shown; None for a training's steps but every 50th and the last."""
-    return progress_line(line) if STEP_LINE.search(line) else line

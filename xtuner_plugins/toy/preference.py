@@ -4,7 +4,7 @@
 
 pairs -> check -> MPO from the quick start's model -> export -> held-out questions, asked before and after. The quick
 start's model guesses where it can't read. The pairs prefer "not readable" to a guess where the sign is too small, and
-the number to "not readable" where it isn't (see `preference_data`).
+the number to "not readable" where it isn't (see `data`).
 
 Everything is written to `work_dirs/preference`; the results of an earlier run are renamed. Needs the quick start's
 model in `work_dirs/quickstart`.
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xtuner_plugins.toy import evaluate
-from xtuner_plugins.toy.preference_data import UNREADABLE_KIND
+from xtuner_plugins.toy.data import UNREADABLE_KIND
 from xtuner_plugins.toy.quickstart import OUT as QUICKSTART
-from xtuner_plugins.toy.quickstart import RUN_IN_ROOT, Chain, last_checkpoint, run_demo
+from xtuner_plugins.toy.quickstart import RUN_IN_ROOT, Chain, run_demo
 
 OUT = Path("work_dirs/preference")  # where the config in configs/toy looks for its data
 CONFIG = "configs/toy/toy_finetune_mpo_full.py"
@@ -34,10 +34,10 @@ def run_chain(chain: Chain, scale: float, seed: int) -> dict:
     root = chain.root
     data, model, run = OUT / "data", OUT / "model", OUT / "runs/finetune_mpo_full"
     scaled = ["--scale", str(scale), "--seed", str(seed)]
-    chain.run("images and pairs", ["-m", "xtuner_plugins.toy.preference_data", "--out", data, *scaled])
+    chain.run("images and pairs", ["-m", "xtuner_plugins.toy.data", "--pairs", "--out", data, *scaled])
     chain.run("check the pairs", ["tools/check_data.py", CONFIG])
     chain.run("MPO on projector and LLM", ["tools/train.py", CONFIG, "--seed", seed, "--work-dir", run])
-    chain.run("export the model", ["tools/convert_to_official.py", CONFIG, last_checkpoint(root / run), model])
+    chain.run("export the model", ["tools/convert_to_official.py", CONFIG, run, model])
     test, images = data / "test.jsonl", data / "images"
     models = {BEFORE: QUICKSTART / "model", AFTER: model}
     files = {name: OUT / f"answers_{name.split()[0]}.json" for name in models}

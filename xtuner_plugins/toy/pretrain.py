@@ -21,14 +21,14 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
-from xtuner_plugins.hub.conversation import get_conv_template
+from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM
 from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel
 from xtuner_plugins.models.preprocessor import TilePreprocessor
 from xtuner_plugins.toy.cells import HEADS, IGNORE, SIDE, cell_labels, in_words
 from xtuner_plugins.toy.data import CROSSING, make_parser
 from xtuner_plugins.toy.images import CELL, COLORS, FONTS, JITTER, TILE, Scene, Sign, draw, make_scene
 from xtuner_plugins.toy.language import CAPTION_REQUESTS, ask, describe
-from xtuner_plugins.toy.models import llm_config, vision_config, write_llm_dir, write_vision_dir
+from xtuner_plugins.toy.models import VISION_CONFIG, llm_config, write_dir, write_llm_dir
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 
 VISION = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "torch_dtype": "float32"}
@@ -40,9 +40,7 @@ VISION_BATCH, LLM_BATCH = 32, 24
 VISION_LR, LLM_LR = 2e-3, 3e-3
 
 Log = Callable[[str], None]
-
-
-# ---------------------------------------------------------------- encoder
+LossOf = Callable[[float], tuple[torch.Tensor, float]]
 
 
 def pretrain_vision(out_dir: str | Path, *, steps: int = VISION_STEPS, seed: int = 0, log: Log = print) -> Path:
@@ -55,7 +53,7 @@ def pretrain_vision(out_dir: str | Path, *, steps: int = VISION_STEPS, seed: int
         log: Called with a line of progress every 100 steps.
     """
     torch.manual_seed(seed)
-    config = vision_config(VISION)
+    config = {**VISION_CONFIG, **VISION}
     model = InternVisionModel(InternVisionConfig(**config)).train()
     _init_encoder(model)
     width = config["hidden_size"]
@@ -68,15 +66,13 @@ def pretrain_vision(out_dir: str | Path, *, steps: int = VISION_STEPS, seed: int
     def loss_of(progress: float) -> tuple[torch.Tensor, float]:
         tiles, labels = (torch.stack(part) for part in zip(*(next(stream) for _ in range(VISION_BATCH)), strict=True))
         logits = head(_cells(model, preprocess.normalize(tiles))).split(list(HEADS.values()), dim=-1)
-        losses = [
-            F.cross_entropy(logits[i].flatten(0, 1), labels[:, i].flatten(), weights[i], ignore_index=IGNORE)
-            for i in range(len(HEADS))
-        ]
+        pairs = [(part.flatten(0, 1), labels[:, i].flatten(), weights[i]) for i, part in enumerate(logits)]
+        losses = [F.cross_entropy(*pair, ignore_index=IGNORE) for pair in pairs]
         found = logits[0].argmax(-1)[labels[:, 0] > 0] == labels[:, 0][labels[:, 0] > 0]
         return sum(losses), found.float().mean().item()
 
     _optimize([*model.parameters(), *head.parameters()], loss_of, steps, VISION_LR, log)
-    return write_vision_dir(out_dir, config, model.state_dict())
+    return write_dir(out_dir, config, model.state_dict())
 
 
 def _init_encoder(model: InternVisionModel) -> None:
@@ -126,9 +122,6 @@ def _crowded(rng: random.Random) -> Scene:
     return Scene(TILE, TILE, tuple(signs), (), rng.getrandbits(32))
 
 
-# ---------------------------------------------------------------- LLM
-
-
 def pretrain_llm(out_dir: str | Path, *, steps: int = LLM_STEPS, seed: int = 0, log: Log = print) -> Path:
     """Trains the tiny Qwen2 on scenes in words with questions and answers, and writes its directory.
 
@@ -173,13 +166,13 @@ def _dialogue(rng: random.Random, progress: float) -> tuple[str | None, str, lis
     grid = rng.choice(((3, 2), (2, 3), (2, 2), (1, 1)))
     scene = make_scene(rng, grid, crossing=CROSSING["train"])
     questions = ask(scene, rng)
+    questions = [(q.text, q.answer) for q in questions]
     if progress < 0.6:
-        return None, in_words(scene, rng, 0.05 * rng.random()), [(q.text, q.answer) for q in questions]
-    system = get_conv_template("internvl2_5").system_message
+        return None, in_words(scene, rng, 0.05 * rng.random()), questions
     text = in_words(scene, rng, rng.random())
     if rng.random() < 0.3:
-        return system, text, [(rng.choice(CAPTION_REQUESTS), describe(scene))]
-    return system, text, [(q.text, q.answer) for q in questions]
+        questions = [(rng.choice(CAPTION_REQUESTS), describe(scene))]
+    return INTERNVL2_5_SYSTEM, text, questions
 
 
 def _encode(
@@ -203,16 +196,7 @@ def _pad(samples: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Te
     return ids, torch.tensor([labels + [IGNORE] * (longest - len(labels)) for _, labels in samples])
 
 
-# ---------------------------------------------------------------- both
-
-
-def _optimize(
-    parameters: list[nn.Parameter],
-    loss_of: Callable[[float], tuple[torch.Tensor, float]],
-    steps: int,
-    lr: float,
-    log: Log,
-) -> None:
+def _optimize(parameters: list[nn.Parameter], loss_of: LossOf, steps: int, lr: float, log: Log) -> None:
     """AdamW with warm-up and cosine; `loss_of(progress)` draws a batch and returns (loss, share of right digits)."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.95))
     begin, shares = time.perf_counter(), []

@@ -45,11 +45,11 @@ class Chain:
     Args:
         root: The repository's root, where the commands run.
         out: Gets `logs/`.
-        threads: CPU threads of each process.
+        threads: CPU threads of each process; matrices as small as the toy's gain little from a second one.
     """
 
-    def __init__(self, root: Path, out: Path, threads: int):
-        self.root, self.out, self.threads, self.logs = root, out, threads, out / "logs"
+    def __init__(self, root: Path, out: Path, threads: int = 1):
+        self.root, self.out, self.logs = root, out, out / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         # The toy runs are sized for the CPU and are as fast there as on a GPU.
         self.env = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
@@ -64,7 +64,7 @@ class Chain:
         (self.out / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         return result
 
-    def run(self, name: str, *commands: Sequence[str | Path], threads: int | None = None) -> None:
+    def run(self, name: str, *commands: Sequence[str | Path]) -> None:
         """Runs the commands of a stage; several run side by side.
 
         Raises:
@@ -72,14 +72,13 @@ class Chain:
         """
         begin, running = time.perf_counter(), []
         print(f"\n== {name}", flush=True)
-        env = self.env if threads is None else {**self.env, "OMP_NUM_THREADS": str(threads)}
         for index, command in enumerate(commands):
             command = [str(part) for part in command]
             label = f"{'abc'[index]}: " if len(commands) > 1 else ""
             print(f"{label}$ " + " ".join(["python", *command]), flush=True)
             log = self.logs / f"{len(self.seconds) + 1}{'abc'[index]}_{name.split(':')[0].replace(' ', '_')}.txt"
             with log.open("w", encoding="utf-8") as file:
-                options = {"cwd": self.root, "env": env, "stdout": file, "stderr": subprocess.STDOUT}
+                options = {"cwd": self.root, "env": self.env, "stdout": file, "stderr": subprocess.STDOUT}
                 running.append((start_bound([sys.executable, *command], **options), log, label))
         self._follow(running)
         self.seconds[name] = time.perf_counter() - begin
@@ -89,21 +88,19 @@ class Chain:
     def _follow(running: list[tuple[subprocess.Popen, Path, str]]) -> None:
         """Prints progress lines of the logs, each after its command's label, until every process has ended."""
         with contextlib.ExitStack() as stack:
-            readers = [
-                (stack.enter_context(log.open(encoding="utf-8", errors="replace")), label) for _, log, label in running
-            ]
+            readers = [stack.enter_context(log.open(encoding="utf-8", errors="replace")) for _, log, _ in running]
             for process, _, _ in running:
                 stack.callback(process.wait)
                 stack.callback(process.terminate)
             alive = True
             while alive:
                 alive = any(process.poll() is None for process, _, _ in running)
-                for reader, label in readers:
+                for reader, (process, log, label) in zip(readers, running, strict=True):
                     for shown in filter(None, map(progress_line, reader)):
                         print(f"   {label}{shown}", flush=True)
-                for process, log, _ in running:
                     if process.poll():
-                        raise StageError(_last_words(process, log))
+                        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
+                        raise StageError(f"exit status {process.returncode}; the whole output is in {log}:\n{tail}")
                 time.sleep(0.3 * alive)
 
 
@@ -114,24 +111,6 @@ def progress_line(line: str) -> str | None:
         number, last, loss = step["step"], step["last"], step["loss"]
         return f"step {number}/{last}  loss {loss}" if int(number) % 50 == 0 or number == last else None
     return line if PROGRESS.search(line) else None
-
-
-def _last_words(process: subprocess.Popen, log: Path) -> str:
-    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
-    return f"exit status {process.returncode}; the whole output is in {log}:\n{tail}"
-
-
-def last_checkpoint(work_dir: Path) -> Path:
-    """The checkpoint that the work directory's `last_checkpoint` names.
-
-    Raises:
-        StageError: The run left none.
-    """
-    note = work_dir / "last_checkpoint"
-    path = Path(note.read_text(encoding="utf-8").strip()) if note.is_file() else work_dir
-    if path == work_dir or not path.exists():
-        raise StageError(f"{work_dir} holds no checkpoint")
-    return path
 
 
 def keep_earlier(out: Path) -> Path | None:
@@ -157,7 +136,6 @@ def run_chain(chain: Chain, scale: float, seed: int) -> dict:
         "pre-train the parts",
         ["-m", "xtuner_plugins.toy.pretrain", "vision", "--out", parts / "vision", *scaled],
         ["-m", "xtuner_plugins.toy.pretrain", "llm", "--out", parts / "llm", *scaled],
-        threads=max(1, chain.threads // 2),
     )
     build = ["tools/build_base_model.py", "--vision", parts / "vision", "--llm", parts / "llm", "--out", base]
     chain.run("assemble the base", [*build, "--max-tiles", "6", "--dtype", "float32"])
@@ -171,8 +149,8 @@ def run_chain(chain: Chain, scale: float, seed: int) -> dict:
     export, changed = "tools/convert_to_official.py", control / "runs/pretrain_mlp"
     chain.run(
         "export both",
-        [export, WARM_UP, last_checkpoint(out / "runs/pretrain_mlp"), warm],
-        [export, changed / Path(WARM_UP).name, last_checkpoint(root / changed), control / "pretrain_mlp"],
+        [export, WARM_UP, OUT / "runs/pretrain_mlp", warm],
+        [export, changed / Path(WARM_UP).name, changed, control / "pretrain_mlp"],
     )
     train[1] = FINE_TUNE
     chain.run(
@@ -180,8 +158,7 @@ def run_chain(chain: Chain, scale: float, seed: int) -> dict:
         [*train, OUT / "runs/finetune_full"],
         [*train, control / "runs/finetune_full", "--set", "max_tiles=1", f"base={control / 'pretrain_mlp'}"],
     )
-    checkpoint = last_checkpoint(out / "runs/finetune_full")
-    chain.run("export the model", [export, FINE_TUNE, checkpoint, model])
+    chain.run("export the model", [export, FINE_TUNE, OUT / "runs/finetune_full", model])
 
     test = data / "test.jsonl"
     trained, exported, controls = (OUT / f"answers_{name}.json" for name in ("trained", "exported", "control"))
@@ -209,15 +186,11 @@ def summarize(questions: list[dict], answers: dict, again: dict, control: dict) 
         found = [rows[kind] for kind in RESOLUTION_KINDS if kind in rows]
         return sum(right for right, _ in found) / max(1, sum(asked for _, asked in found))
 
+    shares = {"tiling": share("tiling"), "one_tile": share("one tile"), "control": share(CONTROL)}
     pairs = [(answer, again[mode].get(q)) for mode, given in answers.items() for q, answer in given.items()]
-    return {
-        **evaluate.summary(questions, shown, RESOLUTION_KINDS),
-        "resolution_tiling": share("tiling"),
-        "resolution_one_tile": share("one tile"),
-        "resolution_control": share(CONTROL),
-        "num_answers": len(pairs),
-        "num_answers_that_differ": sum(one != other for one, other in pairs),
-    }
+    counts = {"num_answers": len(pairs), "num_answers_that_differ": sum(one != other for one, other in pairs)}
+    shares = {f"resolution_{way}": value for way, value in shares.items()}
+    return {**evaluate.summary(questions, shown, RESOLUTION_KINDS), **shares, **counts}
 
 
 def verdict(result: dict) -> list[tuple[bool, str]]:
@@ -246,7 +219,7 @@ def run_demo(
     goals: Callable[[dict], list[tuple[bool, str]]],
     judged_in_trial: int = 0,
 ) -> int:
-    """The command line of a chain, run in the repository's root.
+    """The command line of a chain, run in the repository's root; the exit status, 1 where a goal was missed.
 
     Args:
         argv: Arguments; those of the process when `None`.
@@ -256,14 +229,9 @@ def run_demo(
         run: Runs a chain with scale and seed.
         goals: `(reached, sentence)` of each.
         judged_in_trial: How many of the last goals a scaled-down run must reach.
-
-    Returns:
-        Exit status: 0 when every goal was reached; 1 when a command failed or a goal was missed.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of images and steps (below 1: only a trial)")
-    # Matrices this small gain little from a second thread, and lose much when other processes run.
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of images, parts and training (default 0)")
     args = parser.parse_args(argv)
     if not 0 < args.scale <= 1:
@@ -276,7 +244,7 @@ def run_demo(
                 raise StageError(f"{root} has no {name}; {remedy}")
         if earlier := keep_earlier(root / out):
             print(f"The earlier {out} is now {earlier.relative_to(root)}; delete it when you no longer need it.")
-        result = run(Chain(root, root / out, args.threads), args.scale, args.seed)
+        result = run(Chain(root, root / out), args.scale, args.seed)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

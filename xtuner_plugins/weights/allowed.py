@@ -80,30 +80,20 @@ _SIZES = (
 
 
 def config_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A ``config.json`` with its listed keys alone.
-
-    Args:
-        fields: as stored: official, hf, or of a bare language model or encoder.
-        where: the file, for messages.
+    """A ``config.json``, official or hf, with its listed keys alone; ``where`` is the file, for messages.
 
     Raises:
         UnknownFamilyError: a language model or an encoder without a row.
         CheckpointError: a value that no such model has.
     """
-    parts = {"llm_config": language_fields, "text_config": language_fields, "vision_config": vision_fields}
     kept = _keep(fields, (*_COMMON, *_OFFICIAL, *_HF), where)
     for key, kind in (("system_message", str), ("no_system_message", bool)):
-        if not isinstance(kept.get(key), (kind, type(None))):
-            raise CheckpointError(f"{where}: {key} is {_short(kept[key])}, expected {kind.__name__}")
-    for name, check in parts.items():
+        _expect(isinstance(kept.get(key), (kind, type(None))), f"{where}: {key}", kept.get(key), kind.__name__)
+    for name in ("llm_config", "text_config", "vision_config"):
         if isinstance(kept.get(name), Mapping):
+            check = vision_fields if name == "vision_config" else language_fields
             kept[name] = check(kept[name], f"{where}: {name}")
-    return _with_own_code(kept)
-
-
-def _with_own_code(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields without an ``auto_map`` that points to another repository."""
-    return fields if "--" not in repr(fields.get("auto_map")) else {k: v for k, v in fields.items() if k != "auto_map"}
+    return kept
 
 
 def language_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -116,10 +106,17 @@ def language_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     kept = _keep(fields, (*_COMMON, *base, *own, *_LANGUAGES.get(model_type, _LLM)), where)
     _check_values(kept, where)
     for key in ("rope_scaling", "rope_parameters"):
-        if kept.get(key) is not None:
-            kept[key] = _check_rope(kept[key], f"{where}: {key}")
+        if (rope := kept.get(key)) is not None:
+            _expect(isinstance(rope, Mapping), f"{where}: {key}", rope, "an object")
+            kind = rope.get("rope_type", rope.get("type", "default"))
+            _expect(kind in ROPE_TYPES, f"{where}: {key}: the type", kind, f"one of {', '.join(ROPE_TYPES)}")
+            kept[key] = _keep(rope, _ROPE, f"{where}: {key}")
+    vocab_size = kept.get("vocab_size") or MOST
     for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
-        _check_ids(key, kept.get(key), kept.get("vocab_size"), where)
+        value = kept.get(key)
+        for each in value if isinstance(value, list) else [value]:
+            is_id = each is None or (type(each) is int and -1 <= each < vocab_size)
+            _expect(is_id, f"{where}: {key}", value, f"ids below vocab_size {vocab_size}")
     return kept
 
 
@@ -135,14 +132,16 @@ def file_fields(name: str, fields: Mapping[str, Any], where: str) -> dict[str, A
     """The listed keys of another JSON file of a model directory, a key of ``FILES``."""
     # InternLM2's tokenizer has its own code, which goes along.
     own = ("auto_map",) if fields.get("tokenizer_class") == "InternLM2Tokenizer" else ()
-    return _with_own_code(_keep(fields, (*FILES[name], *own), where))
+    return _keep(fields, (*FILES[name], *own), where)
 
 
 def _keep(fields: Mapping[str, Any], keys: Iterable[str], where: str) -> dict[str, Any]:
-    kept = {key: fields[key] for key in fields if key in set(keys)}
+    """The listed fields alone, without an ``auto_map`` that points to another repository."""
+    dropped = {"auto_map"} if "--" in repr(fields.get("auto_map")) else set()
+    kept = {key: fields[key] for key in fields if key in set(keys) - dropped}
     said = {key: value for key, value in fields.items() if key not in kept and value not in (None, False, "", [], {})}
-    if told := tuple(key for key in said if said[key] != _defaults().get(key)):  # it says more than a missing key does
-        _tell(where, told)
+    if told := [key for key in said if said[key] != _defaults().get(key)]:  # it says more than a missing key does
+        _tell(f"{where}: left out {textwrap.shorten(', '.join(told), 300, placeholder=' ...')}")
     return kept
 
 
@@ -153,34 +152,19 @@ def _defaults() -> dict[str, Any]:
     return PretrainedConfig().to_dict()
 
 
-@functools.lru_cache
-def _tell(where: str, keys: tuple[str, ...]) -> None:
-    shown = textwrap.shorten(", ".join(keys), 300, placeholder=" ...")
-    logging.getLogger(__name__).warning("%s: left out %s", where, shown)
+_tell = functools.lru_cache(logging.getLogger(__name__).warning)  # once each
 
 
 def _check_values(fields: Mapping[str, Any], where: str) -> None:
     for key in _SIZES:
         value, most = fields.get(key), MOST_LAYERS if key == "num_hidden_layers" else MOST
         for each in value if isinstance(value, list) and key in ("image_size", "patch_size") else [value]:
-            if each is not None and (type(each) is not int or not 0 < each <= most):
-                raise CheckpointError(f"{where}: {key} is {_short(value)}, expected a whole number from 1 to {most:,}")
-    if fields.get("hidden_act", "silu") not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{where}: hidden_act is {_short(fields['hidden_act'])}, expected one of {', '.join(ACTIVATIONS)}"
-        )
+            is_size = each is None or (type(each) is int and 0 < each <= most)
+            _expect(is_size, f"{where}: {key}", value, f"a whole number from 1 to {most:,}")
+    activation = fields.get("hidden_act", "silu")
+    _expect(activation in ACTIVATIONS, f"{where}: hidden_act", activation, f"one of {', '.join(ACTIVATIONS)}")
 
 
-def _check_rope(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise CheckpointError(f"{where} is {_short(value)}, expected an object")
-    kind = value.get("rope_type", value.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        raise CheckpointError(f"{where}: the type is {_short(kind)}, expected one of {', '.join(ROPE_TYPES)}")
-    return _keep(value, _ROPE, where)
-
-
-def _check_ids(key: str, value: Any, vocab_size: int | None, where: str) -> None:
-    for each in value if isinstance(value, list) else [value]:
-        if each is not None and (type(each) is not int or not -1 <= each < (vocab_size or MOST)):
-            raise CheckpointError(f"{where}: {key} is {_short(value)}, expected ids below vocab_size {vocab_size}")
+def _expect(is_so: bool, where: str, value: Any, expected: str) -> None:
+    if not is_so:
+        raise CheckpointError(f"{where} is {_short(value)}, expected {expected}")

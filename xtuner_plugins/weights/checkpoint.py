@@ -27,11 +27,7 @@ ADAPTER, REPLACED = "adapter_model.safetensors", "replaced.safetensors"
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The training checkpoint, exported adapter or weights at a path.
-
-    Raises:
-        CheckpointError: no such path, or none of these; unreadable files.
-    """
+    """The training checkpoint, exported adapter or weights at a path; `CheckpointError` where there is none of them."""
     path = Path(path)
     if path.is_file():
         if path.suffix == ".safetensors":
@@ -45,26 +41,26 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open_adapters(path)
     if (path / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{path} is a PEFT adapter; give the directory above it if this project wrote it ({record.FILE} is there). "
-            "Any other is merged by PEFT: PeftModel.from_pretrained(model, path).merge_and_unload()"
+            f"{path} is a PEFT adapter; give the directory above it if this project wrote it. Any other is merged by "
+            "PEFT: PeftModel.from_pretrained(model, path).merge_and_unload()"
         )
     if tagged := zero.checkpoint_directory(path):
         return zero.open_deepspeed(tagged)
     if weight_files(path):
         return Checkpoint(path, "weights", open_weights(path), weight_files(path))
-    raise CheckpointError(
-        f"{path} is neither a DeepSpeed checkpoint (*_model_states.pt) nor an exported adapter "
-        f"({record.FILE}) nor a directory of weights; it holds: {listing(path)}"
-    )
+    kinds = f"no DeepSpeed checkpoint (*_model_states.pt), exported adapter ({record.FILE}) or directory of weights"
+    raise CheckpointError(f"{path} is {kinds}; it holds: {listing(path)}")
 
 
 def _open_adapters(path: Path) -> Checkpoint:
     """An adapter of ours under the names of a training checkpoint: those of each part, and the tensors that replace."""
     manifest.check(path, weights=False)
-    tensors, parts, whole = {}, sorted(path.glob(f"*/{ADAPTER}")), list(path.glob(REPLACED))
-    for file in parts:
-        held = open_safetensors(file).items()
-        tensors |= {f"{file.parent.name}.{name.removeprefix('base_model.model.')}": tensor for name, tensor in held}
+    parts, whole = sorted(path.glob(f"*/{ADAPTER}")), list(path.glob(REPLACED))
+    tensors = {
+        f"{file.parent.name}.{name.removeprefix('base_model.model.')}": tensor
+        for file in parts
+        for name, tensor in open_safetensors(file).items()
+    }
     for file in whole:
         tensors |= open_safetensors(file)
     lock, files = read_json(path / preprocessing.FILE, missing={}) or None, [path / record.FILE, *parts, *whole]

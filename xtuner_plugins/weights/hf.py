@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..families import encoder_family
-from ..hub.conversation import Conversation
 from . import official, tokenizer_files
 from .mapping import KeyMapping, Row
 from .reading import CheckpointError, read_json
@@ -18,6 +17,12 @@ from .writer import write_json
 NAME = "hf"
 PROCESSOR_TOKEN = "<video>"
 RELEASE = "4.52.0"  # the first transformers with this format
+MEDIA = {"image": "<IMG_CONTEXT>\n", "video": PROCESSOR_TOKEN + "\n"}
+_NAMED = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+_NAMED |= {"video_token": PROCESSOR_TOKEN}
+# Newer releases read the dict, older ones the attributes themselves.
+TOKENIZER_FIELDS = {"extra_special_tokens": _NAMED, "processor_class": "InternVLProcessor"}
+TOKENIZER_FIELDS |= {"return_token_type_ids": False, **_NAMED}
 # official name -> hf name, values unchanged
 _SAME = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels norm_type layer_norm_eps "
@@ -60,16 +65,6 @@ KEYS = KeyMapping(
 )
 
 
-def detect(fields: Mapping) -> bool:
-    """See ``model_view.py``."""
-    return fields.get("model_type") == "internvl" and "text_config" in fields
-
-
-def keys(fields: Mapping) -> KeyMapping:
-    """See ``model_view.py``."""
-    return KEYS
-
-
 def read_config(fields: Mapping, directory: str | Path) -> dict:
     """See ``model_view.py``; the tile limits come from the preprocessor's config."""
     from transformers import InternVLVisionConfig
@@ -105,8 +100,7 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
         "use_thumbnail=False, its processor always adds one": many and not config["use_thumbnail"],
         "another eps of the q/k norm than 1e-6": vision.get("qk_normalization") and other_eps,
     }
-    if reasons := [reason for reason, is_so in others.items() if is_so]:
-        raise CheckpointError(f"the hf format can't express {reasons[0]}; export with --format official")
+    official.refuse(NAME, others)
     dtype = config.get("torch_dtype", "bfloat16")
     return {
         "architectures": ["InternVLForConditionalGeneration"],
@@ -147,19 +141,8 @@ def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     }
 
 
-def chat_template(tokenizer, conversation: Conversation) -> str:
+def write_processor(stage: Path, config: Mapping) -> None:
     """See ``model_view.py``."""
-    return tokenizer_files.processor_template(conversation, image="<IMG_CONTEXT>\n", video=PROCESSOR_TOKEN + "\n")
-
-
-def write_files(stage: Path, config: Mapping, tokenizer) -> None:
-    """See ``model_view.py``: tokenizer, processors, chat template and generation config."""
-    named = dict(start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>")
-    named |= {"video_token": PROCESSOR_TOKEN}
-    # Newer releases read the dict, older ones the attributes themselves.
-    fields = {"extra_special_tokens": named, "processor_class": "InternVLProcessor", "return_token_type_ids": False}
-    template = chat_template(tokenizer, tokenizer_files.conversation_of(config))
-    tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, **fields, **named)
     images = official.pixel_fields(config["force_image_size"]) | {"processor_class": "InternVLProcessor"}
     videos = {**images, "video_processor_type": "InternVLVideoProcessor"}
     low, high = official.tile_limits(config)
@@ -168,4 +151,3 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     write_json(stage / "video_preprocessor_config.json", videos)
     length = official.num_image_tokens(config)
     write_json(stage / "processor_config.json", {"image_seq_length": length, "processor_class": "InternVLProcessor"})
-    tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)

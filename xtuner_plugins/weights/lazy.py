@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from .errors import CheckpointError
+
 BLOCK_BYTES = 2 * 2**20  # stays in the cache between reading, merging, casting and writing
 
 
@@ -120,22 +122,24 @@ class Joined(LazyTensor):
         super().__init__(parts[0].dtype, (sum(part.shape[0] for part in parts), *rest), make)
 
 
-def cast(source: LazyTensor, dtype: torch.dtype | None, *, finite: bool = False) -> LazyTensor:
+def cast(source: LazyTensor, dtype: torch.dtype | None, *, finite: str | None = None) -> LazyTensor:
     """The same numbers in another dtype, cast as they are read; the tensor itself where that changes nothing.
 
     Args:
         source: the numbers.
         dtype: the dtype wanted; None keeps it.
-        finite: reading NaN or infinity (after the cast) raises ``FloatingPointError``.
+        finite: a name, with which reading NaN or infinity (after the cast) raises `CheckpointError`.
     """
     dtype = dtype or source.dtype
 
     def make(start: int, stop: int) -> torch.Tensor:
         block = source.read(start, stop)
+        # Casting keeps order and NaN, so minimum and maximum speak for the whole block.
         if finite and block.is_floating_point() and block.numel():
-            # Casting keeps order and NaN, so minimum and maximum speak for the whole block.
             if not torch.stack(block.aminmax()).to(dtype).isfinite().all():
-                raise FloatingPointError("holds NaN or infinity")
+                raise CheckpointError(
+                    f"{finite} holds NaN or infinity as {dtype}; take other weights or another --dtype"
+                )
         return block.to(dtype)
 
     return LazyTensor(dtype, source.shape, make) if finite or dtype != source.dtype else source

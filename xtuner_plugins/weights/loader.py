@@ -17,11 +17,7 @@ from .tokenizer_files import load_tokenizer  # noqa: F401  found here, too, besi
 
 
 def read_config(directory: str | Path):
-    """``config.json`` of a model directory of any format as our ``InternVLChatConfig``.
-
-    Raises:
-        CheckpointError: no such directory, or of no known format.
-    """
+    """``config.json`` of a model directory of any format as our ``InternVLChatConfig``; errors as for `open_config`."""
     return config_from_fields(model_view.open_config(directory)[2], directory)
 
 
@@ -63,8 +59,7 @@ def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -
         "unexpected": sorted(held.keys() - own.keys()),
         "of another shape": [f"{name} is {list(held[name])}, the model has {list(own[name])}" for name in both],
     }
-    shown = {f"{len(names)} {kind}": names[:4] + ["..."] * (len(names) > 4) for kind, names in wrong.items() if names}
-    said = [f"{what}: {', '.join(names)}" for what, names in shown.items()]
+    said = [f"{len(names)} {kind}: {', '.join(names[:4])}" for kind, names in wrong.items() if names]
     if any(".lora_" in name or ".base_layer." in name for name in wrong["unexpected"]):
         said.append("these are unmerged adapters, not a model: export them with tools/convert_to_official.py")
     if said:
@@ -111,21 +106,18 @@ def build(
                 owner._buffers[leaf] = value
         filled(model, owner_name)
     for module in model.modules():  # buffers that are computed, not stored
-        for key in module._non_persistent_buffers_set & module._buffers.keys():
-            module._buffers[key] = None if module._buffers[key] is None else module._buffers[key].to(device)
+        held = ((key, module._buffers.get(key)) for key in module._non_persistent_buffers_set)
+        module._buffers.update({key: buffer.to(device) for key, buffer in held if buffer is not None})
     return model
 
 
 def load_model(directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, **options) -> nn.Module:
-    """A model directory of any format in the hub's classes (InternLM2 runs as Llama).
+    """A model directory of any format in the hub's classes, an ``InternVLChatModel`` in eval mode.
 
     Args:
         directory: with ``config.json`` and safetensors (or torch) weights.
         dtype: of the loaded parameters; None keeps the stored one.
         **options: ``device`` and ``filled``, as for `build`.
-
-    Returns:
-        An ``InternVLChatModel`` in eval mode.
 
     Raises:
         CheckpointError: not such a directory; else as for `build`.
@@ -142,3 +134,38 @@ def stop_at(model, token_ids: int | list[int] | None) -> None:
         from transformers import GenerationConfig
 
         model.generation_config = GenerationConfig(eos_token_id=token_ids)
+
+
+def partition_dtype(config: Mapping) -> torch.dtype:
+    """The dtype in which a DeepSpeed configuration computes; parameters must have it before they are partitioned."""
+    names = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    found = (dtype for key, dtype in names.items() if (config.get(key) or {}).get("enabled") is True)
+    return next(found, torch.float32)
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 holds this parameter (its own data is empty then)."""
+    return hasattr(parameter, "ds_id")
+
+
+def over_ranks(config: Mapping) -> Callable[[nn.Module, str], None]:
+    """For ``build(filled=...)`` under ZeRO-3: splits the own parameters of each module before the next is read.
+
+    So no rank ever holds more than its share and one module. Every rank of the process group must load the same model:
+    splitting is a collective operation. ``deepspeed.initialize`` later leaves partitioned parameters as they are.
+
+    Args:
+        config: the DeepSpeed configuration, of stage 3.
+    """
+    from deepspeed import zero
+
+    kept = ("zero_optimization", "bf16", "fp16")
+    # The batch size doesn't matter here, but DeepSpeed refuses a configuration without one.
+    config = {"train_micro_batch_size_per_gpu": 1, **{key: config[key] for key in kept if key in config}}
+
+    def partition(model: nn.Module, name: str) -> None:
+        parameters = list(model.get_submodule(name).parameters(recurse=False))
+        if parameters:
+            zero.Init(module=nn.ParameterList(parameters), config_dict_or_path=config)
+
+    return partition

@@ -41,7 +41,5 @@ def check(directory: Path, *, weights: bool) -> None:
     asked = sorted(name for name in stored if weights or not name.endswith(".safetensors"))
     held = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
     if changed := [name for name in asked if name not in held or digest(held[name]) != stored[name]]:
-        raise CheckpointError(
-            f"{directory} is not as it was exported: {', '.join(changed[:4])} changed since ({FILE}); export it again, "
-            f"or remove {FILE} if you made the change"
-        )
+        said = f"{directory} is not as it was exported: {', '.join(changed[:4])} changed since"
+        raise CheckpointError(f"{said}; export it again, or remove {FILE} if you made the change")

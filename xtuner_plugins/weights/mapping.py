@@ -31,8 +31,7 @@ class Row:
         parts   q0 q1 q2 q3 ...    k0 k1 ...    v0 v1 ...
 
     Attributes:
-        ours: template of a name of training, or of several.
-        theirs: template of a name of the other format, or of several.
+        ours, theirs: template of a name of training, or of the other format; or of several.
         sizes: shares of the parts in each group; None for equal ones.
         groups: how many groups there are.
     """
@@ -48,15 +47,6 @@ class Row:
         ours, theirs = ((side,) if isinstance(side, str) else side for side in (self.ours, self.theirs))
         return ours, theirs
 
-    def _cuts(self, num_rows: int) -> list[tuple[int, tuple[int, int]]]:
-        """(index of the part, rows there) of the pieces of the fused tensor, in its order."""
-        sizes = self.sizes or (1,) * max(map(len, self.sides))
-        unit, remainder = divmod(num_rows, self.groups * sum(sizes))
-        if remainder:
-            raise CheckpointError(f"{num_rows} rows can't be cut in {self.groups} groups of the shares {sizes}")
-        counts = [size * unit for size in sizes]
-        return [(k, (n * rows, (n + 1) * rows)) for n in range(self.groups) for k, rows in enumerate(counts)]
-
     def turn(self, tensors: Sequence[LazyTensor], count: int) -> list[LazyTensor]:
         """The tensors of one side as the ``count`` tensors of the other.
 
@@ -65,19 +55,25 @@ class Row:
         """
         if len(tensors) == count:
             return list(tensors)
-        cuts = self._cuts(sum(tensor.shape[0] for tensor in tensors))
+        sizes, num_rows = self.sizes or (1,) * max(len(tensors), count), sum(tensor.shape[0] for tensor in tensors)
+        unit, remainder = divmod(num_rows, self.groups * sum(sizes))
+        if remainder:
+            raise CheckpointError(f"{num_rows} rows can't be cut in {self.groups} groups of the shares {sizes}")
+        counts, groups = [size * unit for size in sizes], range(self.groups)
         if len(tensors) == 1:
-            parts, start = [[] for _ in range(count)], 0
-            for k, (a, b) in cuts:
-                parts[k].append(tensors[0].rows(start, start + b - a))
-                start += b - a
-            return [Joined(pieces) for pieces in parts]
+            parts, start = [], 0
+            for rows in counts:
+                starts = (start + n * sum(counts) for n in groups)
+                parts.append(Joined([tensors[0].rows(first, first + rows) for first in starts]))
+                start += rows
+            return parts
         alike = len({(each.dtype, each.shape[1:]) for each in tensors}) == 1
-        if not alike or any(b > tensors[k].shape[0] for k, (_, b) in cuts):
+        if not alike or [each.shape[0] for each in tensors] != [self.groups * rows for rows in counts]:
             raise CheckpointError(
                 f"tensors that belong together differ in dtype, width or shares ({self.sizes}): {list(tensors)}"
             )
-        return [Joined([tensors[k].rows(*rows) for k, rows in cuts])]
+        dealt = list(zip(tensors, counts, strict=True))
+        return [Joined([each.rows(n * rows, (n + 1) * rows) for n in groups for each, rows in dealt])]
 
 
 def _compile(template: str) -> re.Pattern:

@@ -1,8 +1,7 @@
 """Merges LoRA into base weights: ``W + s B A`` and DoRA's row norms, block of rows by block of rows, in float32.
 
-Only linear layers are merged. ``s`` is ``alpha / r``, or ``alpha / sqrt(r)`` under rsLoRA; DoRA then gives each row of
-the sum the length that it has learned (https://arxiv.org/abs/2402.09353). PEFT computes the same, but takes seconds to
-import, and merges whole models.
+``s`` is ``alpha / r``, or ``alpha / sqrt(r)`` under rsLoRA; DoRA then gives each row of the sum the length that it has
+learned (https://arxiv.org/abs/2402.09353). PEFT computes the same, but takes seconds to import and merges whole models.
 
 Rows of single tokens may train beside LoRA (PEFT's ``trainable_token_indices``, a list for the input embedding or
 ``{'embed_tokens': [...], 'lm_head': [...]}``). PEFT holds them next to the frozen matrix::
@@ -45,11 +44,7 @@ _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal_bas
 
 @dataclass
 class Lora:
-    """The settings of ``peft.LoraConfig`` that decide what is merged, with PEFT's defaults.
-
-    Attributes:
-        options: all arguments of ``LoraConfig``.
-    """
+    """The settings of ``peft.LoraConfig`` that decide what is merged, with its defaults; ``options`` are all given."""
 
     r: int = 8
     lora_alpha: float = 8
@@ -83,13 +78,9 @@ def read_settings(settings: Mapping | None) -> Lora | None:
     known = {each.name for each in fields(Lora)} - {"options"}
     if unknown := [name for name, value in options.items() if name not in (*known, *_OF_TRAINING) and value]:
         raise CheckpointError(f"LoRA settings: {', '.join(unknown)} can't be merged; leave it out")
-    found = Lora(**{name: value for name, value in options.items() if name in known}, options=options)
-    if str(found.init_lora_weights).lower().startswith(_REWRITES_BASE):
-        raise CheckpointError(
-            f"LoRA settings: init_lora_weights={found.init_lora_weights!r} changes the base weights when training "
-            "starts, so the adapter can't be merged into the base on disk; take the default initialization"
-        )
-    return found
+    if str(start := options.get("init_lora_weights")).lower().startswith(_REWRITES_BASE):
+        raise CheckpointError(f"LoRA settings: init_lora_weights={start!r} changes the base weights; leave it out")
+    return Lora(**{name: value for name, value in options.items() if name in known}, options=options)
 
 
 def split_key(name: str) -> tuple[str, str] | None:
@@ -99,35 +90,26 @@ def split_key(name: str) -> tuple[str, str] | None:
 
 
 def merged_weight(base: LazyTensor, parts: Mapping[str, LazyTensor], config: Lora, layer: str) -> LazyTensor:
-    """The merged weight of a linear layer, lazy, float32 ``[out, in]``.
+    """The merged weight of the linear layer called ``layer``, lazy, float32 ``[out, in]``.
 
     Args:
-        base: weight of the layer, ``[out, in]``.
+        base: its weight, ``[out, in]``.
         parts: adapter tensors by ``lora_A.weight`` ``[r, in]``, ``lora_B.weight`` ``[out, r]`` and, for DoRA,
             ``lora_magnitude_vector.weight`` ``[out]``.
         config: the settings that they were trained with.
-        layer: name of the layer, for messages.
+        layer: for messages.
 
     Raises:
         CheckpointError: no linear layer, or shapes that don't fit the base or the config.
     """
     if len(base.shape) != 2 or not parts.keys() <= {A, B, SIZE}:
+        raise CheckpointError(f"{layer} is no linear layer; train rows of an embedding with trainable_token_indices")
+    (rows, columns), held = base.shape, {name: list(tensor.shape) for name, tensor in parts.items()}
+    needed = {A: [config.r, columns], B: [rows, config.r], **({SIZE: [rows]} if config.use_dora else {})}
+    if held != needed:
         raise CheckpointError(
-            f"{layer} is no linear layer, and LoRA is merged into those alone; train rows of an embedding with "
-            "trainable_token_indices"
-        )
-    if not parts.keys() >= {A, B}:
-        raise CheckpointError(f"{layer}: the adapter has only {', '.join(sorted(parts))}; lora_A and B are needed")
-    if (parts[B].shape[0], parts[A].shape[1]) != base.shape:
-        raise CheckpointError(
-            f"{layer}: the adapter (A {parts[A]}, B {parts[B]}) doesn't fit the base's {base}: the checkpoint belongs "
-            "to another base"
-        )
-    rank, sizes = parts[A].shape[0], "magnitudes" if SIZE in parts else "no magnitudes"
-    if (rank, SIZE in parts) != (config.r, bool(config.use_dora)):
-        raise CheckpointError(
-            f"{layer}: its adapter has rank {rank} and {sizes} of DoRA; the run's settings say r={config.r}, "
-            f"use_dora={config.use_dora}, so they don't belong together"
+            f"{layer}: its adapter is {held}; the base {base}, r={config.r} and use_dora={config.use_dora} need "
+            f"{needed}, so checkpoint, settings and base don't belong together"
         )
 
     def make(start: int, stop: int) -> torch.Tensor:
@@ -141,18 +123,13 @@ def merged_weight(base: LazyTensor, parts: Mapping[str, LazyTensor], config: Lor
 
 
 def token_indices(config: Lora | None, layer: str, where: str) -> list[int]:
-    """The rows of a layer (by its name inside its model) that LoRA settings train.
-
-    Raises:
-        CheckpointError: the settings of the checkpoint, called ``where``, name no rows for the layer.
-    """
+    """The rows of a layer (by its name inside its model) that LoRA settings train; `CheckpointError` for none."""
     named = getattr(config, "trainable_token_indices", None)
     by_layer = named if isinstance(named, Mapping) else dict.fromkeys(_EMBEDDINGS, named)
     found = next((rows for name, rows in by_layer.items() if f".{layer}".endswith(f".{name}")), None)
     if found is None:
         raise CheckpointError(
-            f"{where} holds trained rows of {layer}, but the LoRA settings name none (trainable_token_indices = "
-            f"{named}), so they don't belong together"
+            f"{where} holds trained rows of {layer}, but the LoRA settings name none (trainable_token_indices={named})"
         )
     return [int(row) for row in found]
 
@@ -163,15 +140,9 @@ def with_rows(base: LazyTensor, rows: LazyTensor, indices: list[int], name: str)
     Raises:
         CheckpointError: shapes or indices that don't fit; the message begins with ``name``.
     """
-    if rows.shape != (len(indices), *base.shape[1:]):
-        raise CheckpointError(
-            f"{name}: the trained rows are {list(rows.shape)}, but {len(indices)} rows of {list(base.shape)} are "
-            "named; checkpoint, config and base don't belong together"
-        )
-    if len(set(indices)) != len(indices) or not all(0 <= index < base.shape[0] for index in indices):
-        raise CheckpointError(
-            f"{name}: the rows {sorted(indices)[:3]} to {max(indices)} are not different rows of {base.shape[0]}"
-        )
+    valid = set(indices) & set(range(base.shape[0]))
+    if len(valid) != len(indices) or rows.shape != (len(indices), *base.shape[1:]):
+        raise CheckpointError(f"{name}: the trained rows {rows} aren't those of {len(valid)} different rows of {base}")
     dtype = torch.promote_types(base.dtype, rows.dtype)
 
     def make(start: int, stop: int) -> torch.Tensor:

@@ -8,19 +8,17 @@ format        how it is recognized                                      what dif
 ============  ========================================================  ==========================================
 
 ``open_model`` gives config and lazy tensors in our names; ``export/draft.py`` makes a directory of any format of them.
-Formats are modules (``export/llava`` is only written, so it lacks the last two members)::
+Formats are modules (``export/llava`` is only written, so it lacks the last member)::
 
     NAME                     for --format
+    RELEASE                  of transformers, written into the configs
     PROCESSOR_TOKEN          a token that its processor needs, added after all others; None for none
-    keys(fields)             names of training <-> names in a directory with this config.json; None if they are equal
+    KEYS                     names of training <-> its own; None if they are equal
+    MEDIA                    what stands for an image and a video in its processor's template; None for no processor
+    TOKENIZER_FIELDS         further fields of ``tokenizer_config.json``
     write_config(config, tokenizer, num_rows)    config.json from complete official fields; num_rows of embedding, head
-    chat_template(tokenizer, conversation)       the Jinja template that prompts as training does
-    write_files(stage, config, tokenizer)        everything but weights, config.json and code
-    detect(fields)                       whether a config.json is of this format
-    read_config(fields, directory)       the complete official fields of such a directory
-
-``internlm2`` and ``qwen1``, language models that run as another class of transformers, have ``read_config(config)``,
-``keys(config)`` and ``BUFFERS``.
+    write_processor(stage, config)               the files that describe pixels and prompts
+    read_config(fields, directory)               the complete official fields of a directory
 """
 
 from __future__ import annotations
@@ -29,12 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from . import allowed, hf, internlm2, manifest, official, preprocessing, qwen1
+from . import allowed, hf, languages, manifest, official, preprocessing
 from .errors import CheckpointError, refusing
 from .lazy import LazyTensor
+from .mapping import KeyMapping, inside
 from .reading import open_weights, read_json
-
-_LANGUAGE_FORMATS = {"internlm2": internlm2, "qwen": qwen1}
 
 
 @dataclass
@@ -48,8 +45,7 @@ class ModelView:
         tensors: our names to lazy tensors.
         stored_config: ``config.json`` as stored.
         stored_tensors: the directory's own names.
-        settled: official fields that a training laid over the config: its tile limits and template.
-        changed: those of them that differ from what the directory says.
+        settled: official fields of tile limits and template that a training set otherwise than the directory says.
     """
 
     directory: Path
@@ -59,7 +55,6 @@ class ModelView:
     stored_config: dict
     stored_tensors: dict[str, LazyTensor]
     settled: dict = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
 
 
 @refusing
@@ -77,8 +72,8 @@ def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
         raise CheckpointError(f"model directory {directory} {what}")
     manifest.check(directory, weights=False)
     fields = read_json(directory / "config.json")
-    found = next((each for each in (official, hf) if each.detect(fields)), None)
-    if found is None:
+    found = official if all(isinstance(fields.get(part), dict) for part in ("vision_config", "llm_config")) else hf
+    if found is hf and (fields.get("model_type") != "internvl" or "text_config" not in fields):
         raise CheckpointError(
             f"{directory} is not an official InternVL directory (model_type {fields.get('model_type')!r}, without "
             "vision_config and llm_config); make one with tools/build_base_model.py. A llava export is read by other "
@@ -86,9 +81,15 @@ def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
         )
     fields = allowed.config_fields(fields, f"{directory}/config.json")
     config, path = found.read_config(fields, directory), directory / preprocessing.FILE
-    if found is not official and path.is_file():  # template and thumbnail, for which other formats have no fields
+    if found is hf and path.is_file():  # template and thumbnail, for which it has no fields
         config.update(preprocessing.exported(read_json(path), str(path)).config_fields(config))
     return found, fields, config
+
+
+def keys_of(form: ModuleType, fields: dict) -> KeyMapping | None:
+    """Names of training <-> names in a directory of a format with this config.json; None if they are equal."""
+    other = form is official and official.holds_internlm2(fields)
+    return inside(languages.internlm2_keys(fields["llm_config"])) if other else form.KEYS
 
 
 @refusing
@@ -99,22 +100,18 @@ def open_model(directory: str | Path) -> ModelView:
         CheckpointError: no model directory, an unknown format, weights missing.
     """
     found, stored_config, config = open_config(directory)
-    stored, keys = open_weights(directory), found.keys(stored_config)
+    stored, keys = open_weights(directory), keys_of(found, stored_config)
     tensors = keys.to_ours(stored) if keys else dict(stored)
     return ModelView(Path(directory), found, config, tensors, stored_config, stored)
 
 
 @refusing
 def open_language_model(directory: Path) -> tuple[dict, dict[str, LazyTensor]]:
-    """Config and tensors of a bare language model; InternLM2 as Llama, Qwen as Qwen2.
-
-    Raises:
-        CheckpointError: no config, weights missing.
-    """
-    path = directory / "config.json"
-    config, tensors = allowed.language_fields(read_json(path), str(path)), open_weights(directory)
-    other = _LANGUAGE_FORMATS.get(config.get("model_type"))
-    if other is None:
+    """Config and tensors of a bare language model, see ``languages``; `CheckpointError` where something is missing."""
+    path, held = directory / "config.json", open_weights(directory)
+    config = allowed.language_fields(read_json(path), str(path))
+    tensors = {name: tensor for name, tensor in held.items() if not name.endswith(languages.BUFFERS)}
+    if config.get("model_type") not in languages.LANGUAGES:
         return config, tensors
-    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(other.BUFFERS)}
-    return other.read_config(config), other.keys(config).to_ours(kept)
+    read_config, keys = languages.LANGUAGES[config["model_type"]]
+    return read_config(config), keys(config).to_ours(tensors)

@@ -11,13 +11,11 @@ from typing import Any
 
 from ..families import llm_family
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD, PROJECTOR_TYPES, token_grid
-from . import internlm2, tokenizer_files
-from .mapping import KeyMapping, inside
-from .tokenizer_files import chat_template
+from . import languages
+from .errors import CheckpointError
 from .writer import write_json
 
-NAME = "official"
-PROCESSOR_TOKEN = None
+NAME, KEYS, PROCESSOR_TOKEN, MEDIA, TOKENIZER_FIELDS = "official", None, None, None, {}  # see ``model_view.py``
 # If no release is named, transformers 4.57 takes any tokenizer for Mistral's and warns of wrong ids; its advice would
 # make them wrong.
 RELEASE = "4.37.2"
@@ -28,19 +26,9 @@ AUTO_MAP = {
 }
 
 
-def detect(fields: Mapping) -> bool:
-    """See ``model_view.py``."""
-    return all(isinstance(fields.get(part), Mapping) for part in ("vision_config", "llm_config"))
-
-
 def holds_internlm2(fields: Mapping) -> bool:
     """Whether the language model is InternLM2; all others run under their own names."""
     return fields["llm_config"].get("model_type") == "internlm2"
-
-
-def keys(fields: Mapping) -> KeyMapping | None:
-    """See ``model_view.py``."""
-    return inside(internlm2.keys(fields["llm_config"])) if holds_internlm2(fields) else None
 
 
 def read_config(fields: Mapping, directory: str | Path) -> dict:
@@ -52,7 +40,7 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
         vision = {**InternVisionConfig.DEFAULTS, **vision}
     complete = {**InternVLChatConfig.DEFAULTS, **fields, "vision_config": vision}
     if holds_internlm2(fields):
-        complete["llm_config"] = internlm2.read_config(fields["llm_config"])
+        complete["llm_config"] = languages.internlm2_config(fields["llm_config"])
     if complete["force_image_size"] is None:
         complete["force_image_size"] = vision.get("image_size")
     return complete
@@ -115,10 +103,8 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     return {**config, "auto_map": dict(AUTO_MAP), "llm_config": llm}
 
 
-def write_files(stage: Path, config: Mapping, tokenizer) -> None:
-    """See ``model_view.py``: tokenizer with chat template, generation and preprocessor configs."""
-    tokenizer_files.save_tokenizer(tokenizer, stage, chat_template(tokenizer, tokenizer_files.conversation_of(config)))
-    tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)
+def write_processor(stage: Path, config: Mapping) -> None:
+    """See ``model_view.py``."""
     size = config["force_image_size"]
     pixels = pixel_fields(size) | {"feature_extractor_type": "CLIPFeatureExtractor", "size": size, "crop_size": size}
     pixels |= {"do_center_crop": True}
@@ -148,3 +134,9 @@ def num_image_tokens(config: Mapping) -> int:
     """Image tokens per tile."""
     patch_size, ratio = config["vision_config"]["patch_size"], config["downsample_ratio"]
     return token_grid(config["force_image_size"], patch_size, ratio, config.get("projector_type")) ** 2
+
+
+def refuse(form: str, others: Mapping[str, bool]) -> None:
+    """Raises `CheckpointError` for the first property of a model that a format can't express, if it has one."""
+    if found := [reason for reason, is_so in others.items() if is_so]:
+        raise CheckpointError(f"the {form} format can't express {found[0]}; export with --format official")

@@ -9,8 +9,7 @@
      "special_tokens": {"<img>": 151665, ...}, "pillow_version": "12.1.0", "resize_rule": "...", "versions": {...},
      "exported": {"min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2", ...}}
 
-Only exports have ``exported``, the settings in their ``config.json``. A model directory has one template and one set of
-tile limits, a mixture may have several; `choose` selects one.
+Only exports have ``exported``, the settings in their ``config.json``, which `choose` selects.
 """
 
 from __future__ import annotations
@@ -20,17 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
-from xtuner_plugins.hub.conversation import Conversation, get_conv_template, own_system
+from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from ..hub.conversation import Conversation, get_conv_template, own_system
+from .errors import CheckpointError
 
 KEY = "preprocessing"  # in a training checkpoint
 FILE = "preprocessing.json"  # in an export
 TOKEN_RULES = 2  # raised when the same texts get other ids
 SETTINGS = ("min_tiles", "max_tiles", "use_thumbnail", "template")
-
-
-class PreprocessingError(ValueError):
-    """The training's preprocessing doesn't fit a config or a model directory; the message names both."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Choice:
 
     @classmethod
     def of(cls, fields: Mapping) -> Choice:
-        """From a dict with the fields; locks of earlier versions have no system message but the template's."""
+        """From a dict with the fields; without a system message it is the template's."""
         default = get_conv_template(fields["template"]).system_message
         return cls(*(fields[key] for key in SETTINGS), fields.get("system_message", default))
 
@@ -82,21 +78,21 @@ def system_fields(conversation: Conversation, base: Mapping | None = None) -> di
 
 
 def check_token_rules(trained: Mapping, tokenizer, where: str) -> None:
-    """Raises `PreprocessingError` where a training's texts had other ids than this version gives them.
+    """Raises `CheckpointError` where a training's texts had other ids than this version gives them.
 
     Before rule 2, each piece of text was encoded as the start of a text, which gives other ids where the tokenizer
     writes a space before a text, and Vicuna's answers had no space in front.
     """
     is_vicuna = any(dataset["template"].startswith("vicuna") for dataset in trained["datasets"])
     if trained.get("token_rules", 1) != TOKEN_RULES and (is_vicuna or tokenizer.tokenize("a") != ["a"]):
-        raise PreprocessingError(
-            f"{where} was trained by an older version, which gave its prompts other token ids than engines and this "
-            "version do; go on with the version that wrote it, or train anew"
+        raise CheckpointError(
+            f"{where} was trained by an older version, which gave its prompts other token ids; go on with the version "
+            "that wrote it, or train anew"
         )
 
 
 def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | None = None) -> tuple[Choice, str | None]:
-    """Selects the template and the tile limits that a model directory gets.
+    """Selects the template and the tile limits that a model directory gets, which has one of each.
 
     Of several templates the caller must name one. Of several tile limits among the files with that template, the ones
     with ``max_tiles`` are taken, by default those with most tiles.
@@ -105,48 +101,43 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
         The choice, and a note for the user (or None).
 
     Raises:
-        PreprocessingError: Several templates and none named, a template or ``max_tiles`` that was not trained with, or
+        CheckpointError: Several templates and none named, a template or ``max_tiles`` that was not trained with, or
             a mean and std that a model directory can't express.
     """
     for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
         if list(trained.get(key, usual)) != list(usual):
-            raise PreprocessingError(
+            raise CheckpointError(
                 f"trained with {key.replace('_', ' ')} {trained[key]}, but every consumer of a model directory uses "
                 f"{list(usual)}; train without one of your own, on a base built with --image-mean and --image-std"
             )
-    names = {dataset["template"]: [] for dataset in trained["datasets"]}
-    for dataset in trained["datasets"]:
-        names[dataset["template"]].append(str(dataset.get("name")))
-    said = "; ".join(f"{name}: {', '.join(files)}" for name, files in sorted(names.items()))
-    if template is None and len(names) > 1:
-        raise PreprocessingError(
-            f"trained with several templates ({said}), but a model directory has one; name it with --template"
-        )
-    if template not in (None, *names):
-        raise PreprocessingError(f"--template {template}: trained with {said} only")
-    rules = [rule for rule in _rules(trained) if template in (None, rule.template)]
+    rules, files = _rules(trained), [(each["template"], str(each.get("name"))) for each in trained["datasets"]]
+    said = ", ".join(f"{used} ({name})" for used, name in sorted(files))
+    if template is None and len({rule.template for rule in rules}) > 1:
+        raise CheckpointError(f"trained with several templates ({said}); name one with --template")
+    rules = [rule for rule in rules if template in (None, rule.template)]
+    if not rules:
+        raise CheckpointError(f"--template {template}: trained with {said} only")
     fitting, said = [rule for rule in rules if max_tiles in (None, rule.max_tiles)], " and ".join(map(str, rules))
     if not fitting:
-        raise PreprocessingError(f"--max-tiles {max_tiles}: trained with {said} only")
+        raise CheckpointError(f"--max-tiles {max_tiles}: trained with {said} only")
     chosen = max(fitting, key=lambda rule: rule.max_tiles)
     note = f"trained with several rules of tiles ({said}); the export has the one with most: {chosen}; --max-tiles "
     return chosen, f"{note}chooses another" if len(fitting) > 1 else None
 
 
 def exported(lock: Mapping, where: str) -> Choice:
-    """The settings that an export's ``preprocessing.json`` says its config has; `PreprocessingError` without them."""
-    try:
+    """The settings that an export's ``preprocessing.json`` says its config has; `CheckpointError` without them."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         return Choice.of(lock["exported"])
-    except (KeyError, TypeError, ValueError):
-        raise PreprocessingError(f"{where} does not say what was exported") from None
+    raise CheckpointError(f"{where} does not say what was exported")
 
 
 def check_form(lock: Any, where: str) -> dict:
-    """A lock read from a file, as a dict; `PreprocessingError` where it isn't one."""
+    """A lock read from a file, as a dict; `CheckpointError` where it isn't one."""
     with contextlib.suppress(KeyError, TypeError, AttributeError):
         if _rules(lock):
             return dict(lock)
-    raise PreprocessingError(f"{where} holds a preprocessing that can't be read")
+    raise CheckpointError(f"{where} holds a preprocessing that can't be read")
 
 
 def _rules(lock: Mapping) -> list[Choice]:

@@ -6,8 +6,6 @@
 ``*.pth``, ``*.pt``                     torch files, including MMEngine's ``{'state_dict': ..., 'meta': ..., ...}``
 ======================================  ====================================================================
 
-``checkpoint.py`` opens what training leaves, such as a DeepSpeed directory.
-
 A pickle is opened with ``weights_only=True``. Objects of the packages that write training checkpoints
 (``HistoryBuffer``, ``ConfigDict``, numpy scalars, DeepSpeed's loss scaler, ...) become inert stand-ins: their class is
 neither imported nor called. A file that names any other class is refused.
@@ -16,6 +14,7 @@ neither imported nor called. A file that names any other class is refused.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,8 @@ _STAND_IN_PACKAGES = (
     "addict enum"
 ).split()
 _STAND_IN_BUILTINS = {"builtins." + n for n in ("set", "frozenset", "slice", "complex", "range", "getattr", "object")}
+_OF_RUN = ("preprocessing", "record", "image_gain", "plan", "meta")
+STEMS = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass
@@ -46,9 +47,12 @@ class Checkpoint:
         kind: ``mmengine``, ``deepspeed``, ``adapter`` or ``weights``.
         tensors: name to lazy tensor, names as stored.
         files: the files that hold it, for hashing.
-        preprocessing: what `xtuner_plugins.weights.preprocessing` locked into it; None if it holds no such thing.
-        record: of the run that wrote it, see ``record.py``; None if it holds none.
-        image_gain: what ``ImageGainHook`` measured last; None where it didn't.
+        preprocessing: see ``preprocessing.py``; None, as all that follow, if it holds no such thing.
+        record: of the run that wrote it, see ``record.py``.
+        image_gain: what ``ImageGainHook`` measured last.
+        plan: the position in the data.
+        meta: MMEngine's, with ``iter``.
+        has_optimizer: whether the optimizer's state is there, too.
     """
 
     path: Path
@@ -58,11 +62,15 @@ class Checkpoint:
     preprocessing: dict | None = None
     record: dict | None = None
     image_gain: dict | None = None
+    plan: dict | None = None
+    meta: dict | None = None
+    has_optimizer: bool = False
 
     @classmethod
     def of_run(cls, path: Path, kind: str, tensors: dict, files: list[Path], content: Mapping) -> Checkpoint:
         """With what a training's file says of its run in ``content``."""
-        return cls(path, kind, tensors, files, *(content.get(key) for key in ("preprocessing", "record", "image_gain")))
+        has_optimizer = "optimizer" in content or "optim_states" in files[-1].name
+        return cls(path, kind, tensors, files, *map(content.get, _OF_RUN), has_optimizer)
 
 
 class _StandIn:
@@ -71,26 +79,23 @@ class _StandIn:
     def __init__(self, *args, **kwargs):
         self.args = args
 
-    def _ignore(self, *args):
-        pass
+    def append(self, *args):
+        """Ignores what it is given."""
 
-    __setstate__ = __setitem__ = append = extend = _ignore
+    __setstate__ = __setitem__ = extend = append
 
 
 def read_json(path: str | Path, missing: dict | None = None) -> dict:
-    """A JSON object from a file, or ``missing`` (None is an error) where there is none.
+    """A JSON object from a file, or ``missing`` where there is none.
 
     Raises:
-        CheckpointError: missing, unreadable or not a JSON object.
+        CheckpointError: no file and no ``missing``, unreadable, or not a JSON object.
     """
-    path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if missing is not None:
-            return missing
-        raise CheckpointError(f"{path} does not exist") from None
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        if missing is not None and isinstance(error, FileNotFoundError):
+            return missing
         raise CheckpointError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
@@ -112,12 +117,10 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
             name: FileTensor(path, start + entry["data_offsets"][0], _DTYPES[entry["dtype"]], entry["shape"])
             for name, entry in header.items()
         }
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except KeyError as error:
-        raise CheckpointError(f"{path} holds numbers of the type {error}, which no model here has") from None
-    except (OSError, SafetensorError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+    except (OSError, KeyError, SafetensorError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file of known types ({error}); get it again"
+        ) from None
 
 
 def load_pickle(path: str | Path):
@@ -129,27 +132,17 @@ def load_pickle(path: str | Path):
     Raises:
         CheckpointError: unreadable, or it names classes outside the packages that write checkpoints.
     """
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # not a zip archive
-        raise CheckpointError(
-            f"{path} is not a torch checkpoint, or one from before torch 1.6: load it there and save it again"
-        ) from None
-    foreign = [n for n in names if n not in _STAND_IN_BUILTINS and n.split(".")[0] not in _STAND_IN_PACKAGES]
-    if foreign:
-        raise CheckpointError(
-            f"{path} wants to run {', '.join(foreign)}, which no training checkpoint needs: refused. "
-            "Save only tensors and plain values, or get the file from a source that you trust"
-        )
-    try:
+        foreign = [n for n in names if n not in _STAND_IN_BUILTINS and n.split(".")[0] not in _STAND_IN_PACKAGES]
+        if foreign:
+            raise ValueError(f"it wants to run {', '.join(foreign)}, which no checkpoint needs: refused")
         with torch.serialization.safe_globals([(type("StandIn", (_StandIn,), {}), n) for n in names]):
             content = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} can't be read as a torch checkpoint: {str(error).splitlines()[0]}") from None
-    return _lazy(content, path)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is not a torch checkpoint, of torch 1.6 or newer: {reason}") from None
+    return _lazy(content, Path(path))
 
 
 def _lazy(value, path: Path):
@@ -178,11 +171,9 @@ def state_dict(path: Path, content=None) -> dict[str, LazyTensor]:
         CheckpointError: unreadable, or no state dict.
     """
     content = load_pickle(path) if content is None else content
-    held = content.get("state_dict", content) if isinstance(content, dict) else {}
-    held = held if isinstance(held, dict) else {}
-    wrong = [f": {name} is not a tensor" for name, each in held.items() if not isinstance(each, LazyTensor)]
-    if not held or wrong:
-        raise CheckpointError(f"{path} holds no state dict{''.join(wrong[:1])}")
+    held = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(held, dict) or not held or not all(isinstance(each, LazyTensor) for each in held.values()):
+        raise CheckpointError(f"{path} holds no state dict, whose values are tensors alone")
     return held
 
 
@@ -196,12 +187,9 @@ def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
         raise CheckpointError(f"model directory {directory} does not exist")
     files = weight_files(directory)
     if not files:
-        raise CheckpointError(
-            f"{directory} has no model.safetensors(.index.json) nor pytorch_model.bin(.index.json); "
-            f"it holds: {listing(Path(directory))}"
-        )
+        raise CheckpointError(f"{directory} has no {' nor '.join(STEMS)} (.index.json); it holds: {listing(directory)}")
     index, *shards = files
-    opener = open_safetensors if index.name.startswith("model.safetensors") else state_dict
+    opener = open_safetensors if index.name.startswith(STEMS[0]) else state_dict
     if not shards:
         return opener(index)
     if missing := [path.name for path in shards if not path.is_file()]:
@@ -227,7 +215,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def weight_files(directory: str | Path) -> list[Path]:
     """The files that ``open_weights`` reads, index first."""
-    for stem in ("model.safetensors", "pytorch_model.bin"):
+    for stem in STEMS:
         whole, index = Path(directory, stem), Path(directory, f"{stem}.index.json")
         if index.is_file():
             return [index, *(index.with_name(file) for file in sorted(set(_weight_map(index).values())))]
@@ -236,6 +224,6 @@ def weight_files(directory: str | Path) -> list[Path]:
     return []
 
 
-def listing(directory: Path) -> str:
+def listing(directory: str | Path) -> str:
     """The first names in a directory, for messages."""
-    return ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
+    return ", ".join(sorted(os.listdir(directory))[:8]) or "nothing"

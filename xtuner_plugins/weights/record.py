@@ -79,8 +79,8 @@ def file_hash(path: str | Path) -> str:
 
 def base_facts(directory: str | Path) -> dict[str, Any]:
     """Path of a base, and SHA-256 of its config, weights and tokenizer files by name."""
-    found = {path.name: path for path in sorted(Path(directory).iterdir()) if path.suffix in BASE_SUFFIXES}
-    files = {name: path for name, path in found.items() if name not in NOT_OF_BASE}
+    found = sorted(Path(directory).iterdir())
+    files = {each.name: each for each in found if each.suffix in BASE_SUFFIXES and each.name not in NOT_OF_BASE}
     with ThreadPoolExecutor(4) as pool:
         hashes = pool.map(file_hash, files.values())
     return {"path": os.path.abspath(directory), "files": dict(zip(files, hashes, strict=True))}
@@ -106,11 +106,9 @@ def data_facts(dataset: Any) -> list[dict[str, Any]]:
 
 
 def plain(value: Any, *, fill: bool = False) -> Any:
-    """A part of a config as plain values; a class is its name.
+    """A part of a config, live or with imports that are still lazy, as plain values; a class is its name.
 
-    Args:
-        value: Read with imports that are still lazy, or live.
-        fill: Adds the defaults of our own classes; False imports nothing.
+    ``fill`` adds the defaults of our own classes; without it nothing is imported.
     """
     if isinstance(value, Mapping):
         own = {str(key): plain(each, fill=fill) for key, each in dict.items(value) if key != "type"}
@@ -157,11 +155,10 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
     wrapper = {**cfg["optim_wrapper"], **(cfg.get("optim_wrapper_grouping") or {})}
     clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
     wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
+    parts = {key: _counting(loader[key], f"train_dataloader.{key}") for key in LOADER if loader.get(key)}
     return {
         "model": _counting(cfg["model"], "model"),
-        "train_dataloader": {
-            key: _counting(loader[key], f"train_dataloader.{key}") for key in LOADER if loader.get(key)
-        },
+        "train_dataloader": parts,
         "optim_wrapper": {key: wrapper[key] for key in WRAPPER if wrapper.get(key)},
         "param_scheduler": cfg.get("param_scheduler"),
     }
@@ -184,13 +181,13 @@ def make(
     """The record of a run; reads all files of base and data that were not read before.
 
     Args:
-        cfg: As for `settings_of`.
+        cfg: As for `settings_of`, like ``deepspeed``.
         dataset: The live training dataset; of another class than ours, its content isn't recorded.
         ranks: Processes of the run. Those that share a row count as one.
         dtype: What ``model.dtype`` means on this machine.
         resize_rule: That of the installed Pillow.
         seed: Of the run; None where nobody has chosen one: a run that resumes takes that of its checkpoint.
-        deepspeed: As for `settings_of`.
+        deepspeed: Whether XTuner clips gradients also where the config doesn't.
     """
     accumulative = cfg["optim_wrapper"].get("accumulative_counts", 1)
     accumulative = (cfg.get("strategy") or {}).get("gradient_accumulation_steps", accumulative)
@@ -211,8 +208,8 @@ def make(
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
     """The leaves of nested dicts by dotted key."""
-    if not isinstance(value, Mapping) or not value:
-        return {} if isinstance(value, Mapping) else {key: value}
+    if not isinstance(value, Mapping):
+        return {key: value}
     return {k: v for name, each in value.items() for k, v in flat(each, f"{key}.{name}".lstrip(".")).items()}
 
 
@@ -231,22 +228,15 @@ def _short(value: Any) -> str:
 def base_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """What differs between the files of two bases; None for equal ones, wherever they are."""
     for name in sorted({**then["files"], **now["files"]}):
-        here, there = (side["files"].get(name, "missing")[:8] for side in (then, now))
-        if then["files"].get(name) != now["files"].get(name):
-            return f"{name} of the base {now['path']} has SHA-256 {there}, trained was with {here} of {then['path']}"
+        old, new = (side["files"].get(name, "missing") for side in (then, now))
+        if old != new:
+            before = f"trained was with {old[:8]} of {then['path']}"
+            return f"{name} of the base {now['path']} has SHA-256 {new[:8]}, {before}"
     return None
 
 
-def compare(
-    then: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> tuple[list[str], list[str]]:
-    """What makes two records those of different runs, and what only should be known.
-
-    Args:
-        then: The checkpoint's.
-        now: That of the run that wants to go on.
-        defaults: What `defaults_of` says of its settings, for keys that only one of the two names.
-    """
+def _compare(then: Mapping, now: Mapping, defaults: Mapping) -> tuple[list[str], list[str]]:
+    """What makes two records those of different runs, and what only should be known."""
     other = [base_difference(then["base"], now["base"])]
     if len(then["data"]) != len(now["data"]):
         other.append(f"data_paths had {len(then['data'])} files and has {len(now['data'])}")
@@ -283,7 +273,13 @@ def check_form(record: Any, where: str) -> dict[str, Any]:
 
 
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:
-    """What has changed since a checkpoint's run without making it another one; arguments as for `compare`.
+    """What has changed since a checkpoint's run without making it another one.
+
+    Args:
+        then: The checkpoint's record, or None.
+        now: That of the run that wants to go on.
+        defaults: What `defaults_of` says of its settings, for keys that only one of the two names.
+        path: Of the checkpoint.
 
     Raises:
         CheckpointError: It is another run's, or says nothing (None). One line: what differs, and how to go on.
@@ -291,14 +287,12 @@ def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, A
     anew = f"begin a new run from its weights with --cfg-options load_from={path}"
     if then is None:
         raise CheckpointError(
-            f"--resume {path}: holds no record of its run (saved up to 0.1.0, or the record was removed), so "
-            f"nothing tells whether this is the same run; go on with the version that wrote it, or {anew}"
+            f"--resume {path}: holds no record of its run (saved up to 0.1.0, or the record was removed); go on with "
+            f"the version that wrote it, or {anew}"
         )
-    other, notes = compare(check_form(then, path), now, defaults)
+    other, notes = _compare(check_form(then, path), now, defaults)
     if other:
         more = f" (and {len(other) - SHOWN} more)" if len(other) > SHOWN else ""
-        raise CheckpointError(
-            f"--resume {path}: this isn't the run that saved it: {'; '.join(other[:SHOWN])}{more}; resume with what it "
-            f"was, or {anew}"
-        )
+        said = f"{'; '.join(other[:SHOWN])}{more}"
+        raise CheckpointError(f"--resume {path}: another run saved it: {said}; resume with what it was, or {anew}")
     return notes

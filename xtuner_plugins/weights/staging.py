@@ -1,15 +1,10 @@
 """Puts a model directory in its place: whole or not at all, and never over its own inputs.
 
-The order of steps makes an interrupted run harmless:
-
-1. all files go to a hidden sibling ``.{name}.partial-{pid}-*``, ``config.json`` last;
-2. files and directories are flushed to the disk;
-3. a directory that is to be replaced becomes ``.{name}.replaced-{pid}-*``;
-4. the new directory gets its name;
-5. the replaced directory is removed.
-
-Nothing opens a model directory without ``config.json``, so an unfinished one never loads. A kill between 3 and 4 leaves
-the replaced directory under its hidden name; the next run for the same target puts it back (``recover``).
+1. All files go to a hidden sibling ``.{name}.partial-{pid}-*``, ``config.json`` last, without which nothing opens it.
+2. Files and directories are flushed to the disk.
+3. A directory that is to be replaced becomes ``.{name}.replaced-{pid}-*``.
+4. The new directory gets its name. After a kill before this, the next run puts the replaced one back (``recover``).
+5. The replaced directory is removed.
 """
 
 from __future__ import annotations
@@ -47,18 +42,18 @@ def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Pat
     for role, path in inputs.items():
         if path is not None and os.path.exists(path):
             place = Path(os.path.realpath(path))
-            if Path(os.path.realpath(out)) in (place, *place.parents):
-                raise CheckpointError(f"the output {out} would overwrite the {role} {path}; choose another name")
-            if place in out.parents:
-                raise CheckpointError(f"the output {out} would lie inside the {role} {path}; choose another directory")
+            overwrites = Path(os.path.realpath(out)) in (place, *place.parents)
+            if overwrites or place in out.parents:
+                how = "overwrite" if overwrites else "lie inside"
+                raise CheckpointError(f"the output {out} would {how} the {role} {path}; choose another")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise CheckpointError(f"{out} exists and is not a plain directory; choose another name")
     recover(out)
-    held = out.is_dir() and any(out.iterdir())
-    if held and not force:
-        raise CheckpointError(f"{out} exists already; choose another name or replace it with --force")
-    if held and not (out / CONFIG).is_file():
-        raise CheckpointError(f"{out} holds no {CONFIG}, and --force replaces only model directories; remove it")
+    if out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise CheckpointError(f"{out} exists already; choose another name or replace it with --force")
+        if not (out / CONFIG).is_file():
+            raise CheckpointError(f"{out} holds no {CONFIG}, and --force replaces only model directories; remove it")
     return out
 
 
@@ -66,8 +61,7 @@ def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Pat
 def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Path]:
     """Yields a hidden sibling to write into; on a clean exit it gets its config and becomes ``out``.
 
-    On any error it vanishes. An existing ``out`` is replaced only after the new one is complete and on the disk, and is
-    back in its place after any error.
+    On any error it vanishes, and an existing ``out`` is as it was.
 
     Args:
         out: from ``check_target``.
@@ -80,8 +74,7 @@ def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Pat
     parent = next(each for each in out.parents if each.exists())
     needed, free = num_bytes + _DISK_MARGIN, shutil.disk_usage(parent).free
     if free < needed:
-        sizes = f"{needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free on {parent}"
-        raise CheckpointError(f"{out} needs {sizes}; free some space or write elsewhere")
+        raise CheckpointError(f"{out} needs {needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free on {parent}")
     run = f"{os.getpid()}-{secrets.token_hex(4)}"
     stage, replaced = (out.with_name(f".{out.name}.{what}-{run}") for what in ("partial", "replaced"))
     try:

@@ -41,9 +41,8 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
     Raises:
         CheckpointError: no tokenizer, only a slow one or one that needs remote code, or tokens missing.
     """
-    directory = Path(directory)
-    if not any((directory / name).is_file() for name in FILES[:2]):
-        raise CheckpointError(f"{directory} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
+    if not any(Path(directory, name).is_file() for name in FILES[:2]):
+        raise CheckpointError(f"{directory} holds no tokenizer (no {' and no '.join(FILES[:2])})")
     try:
         tokenizer = load_fast_tokenizer(directory)
     except CheckpointError:
@@ -52,13 +51,11 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(f"{directory}: the tokenizer can't be loaded ({text})") from None
     if not tokenizer.is_fast:
-        raise CheckpointError(
-            f"{directory} offers only a slow tokenizer ({type(tokenizer).__name__}); a tokenizer.json is needed"
-        )
+        raise CheckpointError(f"{directory} offers only a slow tokenizer; a tokenizer.json is needed")
     if complete and (unknown := [token for token in ADDED_TOKENS if token_id(tokenizer, token) is None]):
         raise CheckpointError(
-            f"{directory}: the tokenizer lacks {' '.join(unknown)}; give a directory made by "
-            "tools/build_base_model.py or an official InternVL one"
+            f"{directory}: the tokenizer lacks {' '.join(unknown)}; give an official InternVL directory or one made by "
+            "tools/build_base_model.py"
         )
     return tokenizer
 
@@ -91,14 +88,21 @@ def conversation_of(config: Mapping) -> Conversation:
     return get_conv_template(config["template"], **own_system(config))
 
 
-def chat_template(tokenizer, conversation: Conversation) -> str:
+def chat_template(tokenizer, conversation: Conversation, media: Mapping[str, str] | None = None) -> str:
     """A Jinja template that renders messages exactly as training does.
 
-    ``<image>`` in a message stays as it is: serving engines replace it themselves. If the tokenizer puts a start token
-    before a text, the template starts with that token.
+    Without ``media``, it begins with the tokenizer's start token if any, and ``<image>`` in a message stays as it is:
+    serving engines replace it themselves. Else it is a processor's, with these texts for what messages in parts hold.
     """
-    start = "{{ bos_token }}" if _puts_start_token(tokenizer) else ""
-    return start + _render(conversation, "{{ message['content'] }}")
+    if media is None:
+        start = "{{ bos_token }}" if _puts_start_token(tokenizer) else ""
+        return start + _render(conversation, "{{ message['content'] }}")
+    shown = "".join(f"{{% elif part['type'] == '{kind}' %}}{_text(text)}" for kind, text in media.items())
+    content = (
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }}" + shown + "{% endif %}{% endfor %}{% endif %}"
+    )
+    return _render(conversation, content)
 
 
 def own_conversation(tokenizer) -> Conversation | None:
@@ -130,44 +134,28 @@ def _puts_start_token(tokenizer) -> bool:
 
 def _rendered(tokenizer, messages: list[dict], template: str | None = None) -> str:
     """The messages and the beginning of an answer; a template that can't render them gives its error."""
-    options = dict(chat_template=template, tokenize=False, add_generation_prompt=True)
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        options = {"tokenize": False, "add_generation_prompt": True}
+        return tokenizer.apply_chat_template(messages, chat_template=template, **options)
     except Exception as error:  # of the template's own making
         return f"{type(error).__name__}: {error}"
 
 
 def describe_prompt(tokenizer, conversation: Conversation) -> list[str]:
     """Lines on how a question is prompted in training, with its tokens; and how the tokenizer's own template does."""
-    question = [{"role": "user", "content": "Q"}]
-    ours = _rendered(tokenizer, question, chat_template(tokenizer, conversation))
-    own = _rendered(tokenizer, question) if tokenizer.chat_template else ours
-    texts = {f"prompt with template {conversation.name}": ours}
-    if own != ours:
-        texts["the language model's own chat template renders"] = own
-    counts = {text: len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts.values()}
-    lines = [f"{what}: {text!r} ({counts[text]} tokens)" for what, text in texts.items()]
+    question, ours = [{"role": "user", "content": "Q"}], chat_template(tokenizer, conversation)
+    texts = {_rendered(tokenizer, question, ours): f"prompt with template {conversation.name}"}
+    if tokenizer.chat_template:
+        texts.setdefault(_rendered(tokenizer, question), "the language model's own chat template renders")
+    counts = {text: len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts}
+    lines = [f"{what}: {text!r} ({counts[text]} tokens)" for text, what in texts.items()]
     if tokenizer.eos_token != (stop := conversation.stop_token):
         lines.append(f"answers end with {stop!r}; the tokenizer ends texts with {tokenizer.eos_token!r}")
     return lines
 
 
-def processor_template(conversation: Conversation, *, image: str, video: str | None) -> str:
-    """A processor's chat template, with texts for images and videos (None ignores them) of messages in parts."""
-    texts = {kind: text for kind, text in (("image", image), ("video", video)) if text is not None}
-    media = "".join(f"{{% elif part['type'] == '{kind}' %}}{_text(text)}" for kind, text in texts.items())
-    content = (
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'text' %}{{ part['text'] }}" + media + "{% endif %}{% endfor %}{% endif %}"
-    )
-    return _render(conversation, content)
-
-
 def _render(conversation: Conversation, content: str) -> str:
-    """A chat template with the training's system message as the default; it refuses what no training has.
-
-    ``content`` is the part that renders what a message says.
-    """
+    """A chat template with the training's system message as the default; ``content`` renders what a message says."""
     before, after = conversation.system_template.split("{system_message}")
     (user, assistant), after = conversation.roles, after + conversation.question_sep
     default = conversation.system_message
@@ -194,16 +182,16 @@ def stop_token_ids(tokenizer, template: str) -> list[int]:
     return [each for each in ids if each is not None]
 
 
-def write_generation_config(stage: Path, tokenizer, config, release: str) -> None:
-    """``generation_config.json`` of a model with these official fields, for a release of transformers."""
-    pad, stops = config["llm_config"].get("pad_token_id"), stop_token_ids(tokenizer, config["template"])
-    fields = {"_from_model_config": True, "eos_token_id": stops, "transformers_version": release}
-    fields["pad_token_id"] = tokenizer.pad_token_id if pad is None else pad
-    write_json(stage / "generation_config.json", fields)
+def save_tokenizer(tokenizer, out: Path, model: Mapping, media: Mapping | None = None, **fields) -> None:
+    """Writes the tokenizer's files with the chat template of a model.
 
-
-def save_tokenizer(tokenizer, out: Path, template: str, *, processor: bool = False, **fields) -> None:
-    """Writes the tokenizer's files with a chat template, and further fields of ``tokenizer_config.json``."""
+    Args:
+        tokenizer: with all tokens.
+        out: the directory.
+        model: official fields.
+        media: as for `chat_template`.
+        **fields: further ones of ``tokenizer_config.json``.
+    """
     tokenizer.save_pretrained(str(out))
     config, state = read_json(out / "tokenizer_config.json"), read_json(out / "tokenizer.json")
     _write_older_files(tokenizer, out, config, state)
@@ -212,7 +200,7 @@ def save_tokenizer(tokenizer, out: Path, template: str, *, processor: bool = Fal
     name = type(tokenizer).__name__
     config["tokenizer_class"] = name if name == "PreTrainedTokenizerFast" else name.removesuffix("Fast")
     write_json(out / "tokenizer_config.json", {**config, **fields})
-    write_template(out, template, processor=processor)
+    write_template(tokenizer, out, model, media)
     merges = state["model"].get("merges")
     if merges and not isinstance(merges[0], str):
         state["model"]["merges"] = [" ".join(merge) for merge in merges]
@@ -224,28 +212,24 @@ def _write_older_files(tokenizer, out: Path, config: dict, state: Mapping) -> No
     extra = config.pop("extra_special_tokens", None)
     if "added_tokens_decoder" in config:
         return
-    added = {each["content"]: each["id"] for each in state["added_tokens"]}
-    config["added_tokens_decoder"] = {
-        str(each["id"]): {key: value for key, value in each.items() if key != "id"} for each in state["added_tokens"]
-    }
+    added = [dict(each) for each in state["added_tokens"]]
+    config["added_tokens_decoder"] = {str(each.pop("id")): each for each in added}
     config["additional_special_tokens"] = list(extra or [])
     names = ("bos_token", "eos_token", "unk_token", "pad_token", "additional_special_tokens")
     write_json(out / "special_tokens_map.json", {name: config[name] for name in names if config.get(name)})
     if "merges_file" in tokenizer.vocab_files_names and state["model"]["type"] == "BPE":
         tokenizer.backend_tokenizer.model.save(str(out))
-        write_json(out / "added_tokens.json", {k: n for k, n in added.items() if k not in state["model"]["vocab"]})
+        later = {each["content"]: each["id"] for each in state["added_tokens"]}
+        write_json(out / "added_tokens.json", {k: n for k, n in later.items() if k not in state["model"]["vocab"]})
 
 
-def write_template(out: Path, template: str, *, processor: bool) -> None:
-    """Replaces the chat template of a directory, with those in files of their own, which readers prefer.
-
-    ``processor`` writes it into the file that processors read, too.
-    """
+def write_template(tokenizer, out: Path, model: Mapping, media: Mapping | None) -> None:
+    """Replaces a directory's chat templates, those in files of their own, too; arguments as for `save_tokenizer`."""
     for extra in out.glob("chat_template*"):
         extra.unlink()
-    path = out / "tokenizer_config.json"
+    path, template = out / "tokenizer_config.json", chat_template(tokenizer, conversation_of(model), media)
     write_json(path, {**read_json(path, missing={}), "chat_template": template})
-    if processor:
+    if media is not None:  # where processors read it
         (out / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
@@ -256,12 +240,12 @@ def drop_last_token(directory: Path, token: str) -> None:
     if last.get("content") != token:
         return
     write_json(directory / "tokenizer.json", {**state, "added_tokens": kept})
-    named = [token, "processor_class", "model_specific_special_tokens"]  # the last by transformers 5
-    named += ["video_token", "start_image_token", "end_image_token", "context_image_token"]
-    for path in map(directory.joinpath, ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")):
-        fields = {key: value for key, value in read_json(path, missing={}).items() if key not in named}
+    # The second by transformers 5
+    named = {token, "model_specific_special_tokens", "processor_class", "video_token"}
+    named |= {"start_image_token", "end_image_token", "context_image_token"}
+    for path in filter(Path.is_file, map(directory.joinpath, FILES[1:4])):
+        fields = {key: value for key, value in read_json(path).items() if key not in named}
         fields.get("added_tokens_decoder", {}).pop(str(last["id"]), None)
         if token in fields.get("additional_special_tokens", ()):
             fields["additional_special_tokens"].remove(token)
-        if path.is_file():
-            write_json(path, fields)
+        write_json(path, fields)

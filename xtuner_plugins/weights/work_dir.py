@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import record
 from .errors import CheckpointError, refusing
 
 CHECKPOINT_NAME = re.compile(r"(iter|epoch)_(\d+)\.pth")
@@ -48,24 +47,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: Missing, cut short, or not written by a training run.
     """
-    path = Path(path)
-    if not path.exists():  # said before PyTorch is imported
+    if not Path(path).exists():  # said before PyTorch is imported
         raise CheckpointError(f"{path} does not exist")
-    from .reading import load_pickle
-    from .zero import checkpoint_directory, open_deepspeed
+    from .checkpoint import open_checkpoint
 
-    if path.is_dir():
-        folder = checkpoint_directory(path)
-        if folder is None:
-            raise CheckpointError(f"{path} is a directory without *_model_states.pt, so no DeepSpeed checkpoint")
-        files = open_deepspeed(folder).files
-        content, has_optimizer = load_pickle(files[0]), "optim_states" in files[-1].name
-    else:
-        content = load_pickle(path)
-        content = content if isinstance(content, Mapping) else {}
-        has_optimizer = "optimizer" in content
-    meta = content.get("meta")
-    if not isinstance(meta, Mapping) or "iter" not in meta or not ({"state_dict", "module"} & content.keys()):
+    opened = open_checkpoint(path)
+    if not isinstance(opened.meta, Mapping) or "iter" not in opened.meta:
         raise CheckpointError(f"{path} was not written by a training run: it holds no weights with meta.iter")
-    said = {key: content.get(key) for key in ("plan", record.KEY)}
-    return {"iter": int(meta["iter"]), "has_optimizer": has_optimizer, **said}
+    step = int(opened.meta["iter"])
+    return {"iter": step, "has_optimizer": opened.has_optimizer, "plan": opened.plan, "record": opened.record}

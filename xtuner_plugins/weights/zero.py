@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, refusing
 from .lazy import Joined, LazyTensor
 from .reading import Checkpoint, load_pickle
+
+WEIGHTS = "single_partition_of_fp32_groups"  # of stages 1 and 2, and of DeepSpeed's bfloat16 optimizer
 
 
 def checkpoint_directory(path: Path) -> Path | None:
@@ -54,10 +56,10 @@ class Shards:
     path: Path
     files: list[Path]
     models: list[dict]
-    optims: list[dict]
-    stage: int
-    world_size: int
-    groups: list[dict]
+    optims: list[dict] = field(default_factory=list)
+    stage: int = 0
+    world_size: int = 1
+    groups: list[dict] = field(default_factory=list)
 
     @property
     def in_bfloat16(self) -> bool:
@@ -77,40 +79,30 @@ class Shards:
 
 @refusing
 def read_shards(path: Path) -> Shards:
-    """Opens the files of a DeepSpeed directory.
-
-    Raises:
-        CheckpointError: ranks missing, or no DeepSpeed states.
-    """
+    """Opens the files of a DeepSpeed directory; `CheckpointError` where ranks are missing, or there are none."""
     model_files, optim_files = (
         sorted(path.glob(f"*_{kind}_states.pt"), key=lambda file: [int(n) for n in re.findall(r"\d+", file.name)])
         for kind in ("model", "optim")
     )
-    states = [load_pickle(file) for file in model_files]
-    whole = Shards(path, model_files + optim_files, states, [], 0, 1, [])
+    files, states = model_files + optim_files, [load_pickle(file) for file in model_files]
     if not optim_files and any(file.name.startswith("zero_pp_rank") for file in model_files):
-        raise CheckpointError(
-            f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt: the weights are in those files; save with "
-            "save_optimizer=True, or copy them too"
-        )
+        raise CheckpointError(f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt, which hold the weights")
     optims = [load_pickle(file).get("optimizer_state_dict") or {} for file in optim_files] or [{}]
-    stage = optims[0].get("zero_stage")
-    stage = getattr(stage, "args", (stage,))[0]  # an enum, so a stand-in that keeps its value
-    if stage is None and "single_partition_of_fp32_groups" in optims[0]:  # DeepSpeed's bfloat16 optimizer
-        stage = 1
+    # DeepSpeed's bfloat16 optimizer names no stage. It is an enum, so a stand-in that keeps its value.
+    stage = optims[0].get("zero_stage", 1 if WEIGHTS in optims[0] else None)
+    stage = getattr(stage, "args", (stage,))[0]
     if stage is None:  # no optimizer, or a plain one: the module's own copy is all there is
-        return whole
+        return Shards(path, files, states)
     world_size = optims[0].get("partition_count")
     world_size = max(world_size) if isinstance(world_size, list) else world_size
     for kind, number in (("optim", len(optims)), ("model", len(states) if stage == 3 else world_size)):
         if number != world_size:
             raise CheckpointError(
-                f"{path} was saved by {world_size} ranks but holds {number} *_{kind}_states.pt; "
-                "copy the files of every node into one folder"
+                f"{path} was saved by {world_size} ranks but holds {number} *_{kind}_states.pt; copy those of every "
+                "node into one folder"
             )
     groups = states[0]["param_shapes"]
-    groups = [groups] if isinstance(groups, dict) else groups
-    return replace(whole, optims=optims, stage=stage, world_size=world_size, groups=groups)
+    return Shards(path, files, states, optims, stage, world_size, [groups] if isinstance(groups, dict) else groups)
 
 
 @refusing
@@ -121,18 +113,14 @@ def open_deepspeed(path: Path) -> Checkpoint:
         CheckpointError: as `read_shards`, or sizes that don't add up.
     """
     shards = read_shards(path)
-    states, stage = shards.models, shards.stage
-    module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
-    opened = Checkpoint.of_run(path, "deepspeed", module, shards.files, states[0])
-    if not shards.optims:
-        return opened
-    held, key = (module, "single_partition_of_fp32_groups") if stage <= 2 else ({}, "fp32_flat_groups")
-    tensors = held | _frozen(shards) | shards.unflatten([optim[key] for optim in shards.optims])
-    shared = states[0].get("shared_params") or {}
-    for alias, name in shared.items() if isinstance(shared, dict) else shared:
-        if name in tensors:
-            tensors[alias] = tensors[name]
-    return replace(opened, tensors=tensors)
+    state = shards.models[0]
+    tensors = {k: v for k, v in (state["module"] or {}).items() if isinstance(v, LazyTensor)}
+    if shards.optims:
+        held, key = (tensors, WEIGHTS) if shards.stage <= 2 else ({}, "fp32_flat_groups")
+        tensors = held | _frozen(shards) | shards.unflatten([optim[key] for optim in shards.optims])
+        shared = dict(state.get("shared_params") or {})
+        tensors |= {alias: tensors[name] for alias, name in shared.items() if name in tensors}
+    return Checkpoint.of_run(path, "deepspeed", tensors, shards.files, state)
 
 
 @refusing
@@ -150,24 +138,22 @@ def open_optimizer(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dic
     if not shards.optims:
         raise CheckpointError(f"{path} holds no ZeRO optimizer state")
     ranks = [optim["optimizer_state_dict" if shards.stage == 3 else "base_optimizer_state"] for optim in shards.optims]
-    numbers = range(len(shards.groups))
+    numbers, first = range(len(shards.groups)), ranks[0]
     if any(set(rank["state"]) != set(numbers) for rank in ranks):
-        raise CheckpointError(
-            f"{path}: the optimizer's state lacks groups of parameters; no step was taken, or another file is mixed in"
-        )
+        raise CheckpointError(f"{path}: the optimizer's state lacks groups of parameters, as before the first step")
     states: dict[str, dict[str, Any]] = {name: {} for group in shards.groups for name in group}
-    for key, example in ranks[0]["state"][0].items():
+    for key, example in first["state"][0].items():
         if isinstance(example, LazyTensor) and len(example.shape) == 1:
             moments = shards.unflatten([[rank["state"][number][key] for number in numbers] for rank in ranks])
-        else:  # a counter, one per group; each parameter's optimizer counts for itself
-            held = [(ranks[0]["state"][number][key], shards.groups[number]) for number in numbers]
-            moments = {
-                name: each.read() if isinstance(each, LazyTensor) else each for each, group in held for name in group
-            }
-        for name, state in states.items():
-            state[key] = moments[name]
+            for name, state in states.items():
+                state[key] = moments[name]
+            continue
+        for number, group in enumerate(shards.groups):  # a counter; each parameter's optimizer counts for itself
+            value = first["state"][number][key]
+            for name in group:
+                states[name][key] = value.read() if isinstance(value, LazyTensor) else value
     options = {}
-    for group in ranks[0]["param_groups"]:
+    for group in first["param_groups"]:
         own = {key: value for key, value in group.items() if key != "params"}
         options |= {name: own for number in group["params"] for name in shards.groups[number]}
     return states, options
@@ -178,7 +164,7 @@ def _frozen(shards: Shards) -> dict[str, LazyTensor]:
     for name, shape in (states[0].get("frozen_param_shapes") or {}).items():
         parts = [(state.get("frozen_param_fragments") or {}).get(name) for state in states]
         if None in parts:
-            raise CheckpointError(f"{shards.path}: the frozen parameter {name} is listed but its numbers are missing")
+            raise CheckpointError(f"{shards.path}: the numbers of the frozen parameter {name} are missing")
         vector = Joined([part.reshape((part.numel,)) for part in parts])
         tensors |= _cut([vector], {name: shape}, shards.path, vector.numel)
     return tensors
@@ -195,7 +181,5 @@ def _cut(vectors: list[LazyTensor], shapes: dict, path: Path, padding: int = 0) 
         tensors[name] = Joined(pieces).rows(0, math.prod(shape)).reshape(shape)
         used += share
     if (most := max(vector.numel for vector in vectors)) > used + padding:
-        raise CheckpointError(
-            f"{path}: {most} numbers are there, the parameters have {used}; files of different saves are mixed"
-        )
+        raise CheckpointError(f"{path}: {most} numbers for parameters of {used}; files of different saves are mixed")
     return tensors

@@ -58,7 +58,7 @@ def beat_fast():
     """Lines after a twentieth of a second, and micro-batches that take twice as long."""
     from xtuner_plugins.engine.hooks import step_line
 
-    step_line.QUIET_S, step_line.POLL_S = 0.05, 0.02
+    step_line.QUIET_S, step_line.POLL_S, step_line.LINES = 0.05, 0.02, 1
     at_call("engine.run.steps.naming", None, lambda batches: time.sleep(0.1))
 
 

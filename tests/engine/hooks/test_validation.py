@@ -119,12 +119,12 @@ def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
     session = open_session(validated.work_dir, "iter_4.pth", device="cpu")
     images = settings["val_benchmark_images"]
     (data_set,) = open_data_sets(settings["val_benchmarks"][:1], metric="cer", images=images)
-    questions = [(item.question.text, item.question.paths) for item in data_set.items]
+    questions = [(item.text, item.paths) for item in data_set.questions]
     given = session.answers(questions, batch_size=2, max_new_tokens=4)
-    known = dict(zip((item.question.id for item in data_set.items), given, strict=True))
-    measured = measure("own", data_set.metric, data_set.items, known)
+    known = dict(zip((item.id for item in data_set.questions), given, strict=True))
+    measured = measure(data_set, known)
     _, four = (line["val/own/cer"] for line in scalars(validated, "val/own/cer"))
-    assert len(measured.items) == 5 and four == pytest.approx(measured.headline, rel=1e-6)
+    assert len(measured.questions) == 5 and four == pytest.approx(measured.headline, rel=1e-6)
     assert "left out of own: " in validated.output and "none.png" in validated.output
     assert f"s): own cer {measured.headline:.1f} of 5, asked 1 answers; left out: 1\n" in validated.output
     rows = answers(validated)
@@ -133,7 +133,7 @@ def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
     lines = [[row[key] for key in keys] for row in rows["iter_4.jsonl"]]
     assert lines[5][:3] == ["asked", "Where?", []] and lines[5][4] is None
     assert [line[:4] for line in lines[:5]] == [
-        ["own", item.question.text, ["Yes."], answer] for item, answer in zip(data_set.items, given, strict=True)
+        ["own", item.text, ["Yes."], answer] for item, answer in zip(data_set.questions, given, strict=True)
     ]
 
 

@@ -35,10 +35,6 @@ def test_files(tmp_path):
     for first, second in (
         ("model.mlp1.0.", "model.mlp1.2."),
         ("0.", "2."),
-        ("mm_projector.0.", "mm_projector.2."),
-        ("model.mm_projector.0.", "model.mm_projector.2."),
-        ("projector.model.0.", "projector.model.2."),
-        ("multi_modal_projector.linear_1.", "multi_modal_projector.linear_2."),
     ):
         renamed = {name.replace("mlp1.0.", first).replace("mlp1.2.", second): value for name, value in fresh.items()}
         for path, save in ((tmp_path / "a.safetensors", save_file), (tmp_path / "a.bin", torch.save)):
@@ -48,9 +44,9 @@ def test_files(tmp_path):
     save_file(read(SHUFFLED), tmp_path / "p.safetensors")
     save_file({**fresh, "mlp1.2.bias": torch.ones(5)}, tmp_path / "q.safetensors")
     for name, words in (
-        ("nowhere", "projector file .*nowhere does not exist"),
-        ("p.safetensors", r"doesn't fit these parts: mlp1\.1\.bias should be \[\], is \[4\]"),
-        ("q.safetensors", r"doesn't fit these parts: mlp1\.2\.bias should be \[4\], is \[5\]"),
+        ("nowhere", "checkpoint .*nowhere does not exist"),
+        ("p.safetensors", r"doesn't fit these parts: mlp1\.0\.bias should be \(4,\), is \(24,\)"),
+        ("q.safetensors", r"doesn't fit these parts: mlp1\.2\.bias should be \(4,\), is \(5,\)"),
     ):
         with pytest.raises(CheckpointError, match=words):
             projector_tensors(PLAIN, tmp_path / name, 0)

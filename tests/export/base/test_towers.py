@@ -10,7 +10,7 @@ from xtuner_plugins.datasets.base import work_rates
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.base.towers import is_unused, read_vision
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
-from xtuner_plugins.models.encoders import freeze_unused
+from xtuner_plugins.models.blocks import freeze_unused
 from xtuner_plugins.planning.job import Batch
 from xtuner_plugins.planning.plan import job_of
 from xtuner_plugins.planning.shapes import shape_of

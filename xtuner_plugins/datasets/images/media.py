@@ -16,7 +16,6 @@ import re
 import stat
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,25 +24,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ...errors import MediaError, SettingError, out_of_files
+from ...errors import MediaError, SettingError, one_line, out_of_files
 from ...files import is_url, local_path, masked, split_zip
 from ..stores import Store
 
-HEAD = 1 << 16  # bytes of an object in a store that are read to know its size
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
 IMAGE_SUFFIXES = tuple(f".{name}" for name in "jpg jpeg png webp gif bmp tif tiff heic heif avif ppm".split())
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO", "TGA", "AVIF")
 ORIENTATION_TAG = 0x0112
 # EXIF orientation -> transposition to the upright image (Exif 2.32, table 6)
-ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+ORIENTATIONS = {tag: Image.Transpose[name] for tag, name in enumerate(_TURNS.split(), 2)}
 SWAPS_SIDES = {5, 6, 7, 8}  # orientations under which width and height change places
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's messages call a `Blob`
@@ -77,14 +68,10 @@ def check_name(name: object, folder: str | None = None) -> None:
     if "://" in name or name.startswith("data:"):
         remedy = "download the image and name it by its path in the image folder"
         raise MediaError("image_name", f"{name[:80]!r} is a URL", remedy)
-    if folder is None:
-        return
-    if os.path.isabs(name):
+    if folder is not None and (os.path.isabs(name) or ".." in Path(name).parts):
+        done = "is an absolute path" if os.path.isabs(name) else f"leaves the image folder {folder!r}"
         remedy = f"name it relative to the image folder {folder!r}, or set that folder to None"
-        raise MediaError("image_outside", f"{name!r} is an absolute path", remedy)
-    if ".." in name and ".." in Path(name).parts:
-        problem = f"{name!r} leaves the image folder {folder!r}"
-        raise MediaError("image_outside", problem, "name a file inside the folder, without '..'")
+        raise MediaError("image_outside", f"{name!r} {done}", remedy)
 
 
 def natural(name: str) -> list:
@@ -107,18 +94,17 @@ class ImageFolder:
 
     def __init__(self, folder: str | os.PathLike | None, base: str | os.PathLike = "."):
         self.folder = None if folder is None else os.fspath(folder)
-        self.base = os.fspath(base)
-        if self.folder is not None:
-            if not os.path.isdir(self.folder):
-                state = "is a file, and no .zip" if os.path.isfile(self.folder) else "isn't there"
-                remedy = "correct image_folders, or give None for a file without images"
-                raise SettingError("image_folder", f"image folder {self.folder!r} {state}", remedy)
-            self._real = os.path.join(os.path.realpath(self.folder), "")
+        self._root = os.fspath(base) if folder is None else self.folder
+        if folder is not None and not os.path.isdir(folder):
+            state = "is a file, and no .zip" if os.path.isfile(folder) else "isn't there"
+            remedy = "correct image_folders, or give None for a file without images"
+            raise SettingError("image_folder", f"image folder {self.folder!r} {state}", remedy)
+        self._real = os.path.join(os.path.realpath(self._root), "")
 
     def key(self) -> tuple:
         """What decides which image a name means, apart from the images themselves."""
-        within = self.folder is not None  # otherwise names may be absolute, or lead out of the annotation file's folder
-        return within, os.path.realpath(self.folder if within else self.base)
+        # Without a folder names may be absolute, or lead out of the annotation file's folder.
+        return self.folder is not None, os.path.realpath(self._root)
 
     def resolve(self, name: str | Blob) -> str | Blob:
         """The path of the image `name` of a record, whether it exists or not; an image in the record as it is.
@@ -129,9 +115,9 @@ class ImageFolder:
         if isinstance(name, Blob):
             return name
         check_name(name, self.folder)
-        if "\\" in name and not os.path.lexists(os.path.join(self.folder or self.base, name)):
+        if "\\" in name and not os.path.lexists(os.path.join(self._root, name)):
             check_name(name := name.replace("\\", "/"), self.folder)
-        path = os.path.join(self.folder or self.base, name)
+        path = os.path.join(self._root, name)
         if self.folder is not None and not os.path.realpath(path).startswith(self._real):
             problem = f"{name!r} is a link out of the image folder {self.folder!r}"
             remedy = "put the file itself into the folder, or set image_folders to where it lies"
@@ -140,7 +126,7 @@ class ImageFolder:
 
 
 class StoredImage(Blob):
-    """An image or video in a store; its bytes are read when they are asked for, once.
+    """An image or video in a store; its bytes are read when they are asked for, once; errors as `Store.read`.
 
     Args:
         key: its name below the prefix.
@@ -151,52 +137,24 @@ class StoredImage(Blob):
 
     @cached_property
     def data(self) -> bytes:
-        """The bytes.
-
-        Raises:
-            MediaError, SourceError: as `Store.read`.
-        """
+        """The bytes."""
         return self.store.read(self.key)
 
-    def head(self) -> bytes | None:
-        """The first bytes, where reading only these is faster; None: `data` is here, or as fast.
 
-        Raises:
-            MediaError, SourceError: as `Store.read`.
-        """
-        if self.store.archive or "data" in vars(self):
-            return None
-        head = self.store.read(self.key, 0, HEAD)
-        if len(head) != HEAD:  # all of it: a shorter file, or a store that gives whole objects only
-            vars(self)["data"] = head
-        return head
+class StoreImages(Store):
+    """Turns names in records into images below the prefix of a store."""
 
-
-class StoreImages:
-    """Turns names in records into images below the prefix of a store; see `Store` for the arguments.
-
-    Attributes:
-        folder: what messages call the prefix.
-    """
-
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None):
-        self.store = Store(url, options)
-        self.folder = self.store.shown
-
-    def key(self) -> tuple:
-        """What decides which image a name means, apart from the images of a store themselves."""
-        return "store", self.store.key()
+    @property
+    def folder(self) -> str:
+        """What messages call the prefix."""
+        return self.shown
 
     def resolve(self, name: str | Blob) -> Blob:
-        """The image `name` of a record, or one that a record holds itself; nothing is read yet.
-
-        Raises:
-            MediaError: as `check_name`.
-        """
+        """As `ImageFolder.resolve`; nothing is read yet."""
         if isinstance(name, Blob):
             return name
-        check_name(name := name.replace("\\", "/"), self.folder)  # no object's name holds the one of Windows
-        return StoredImage(self.store, posixpath.normpath(name))
+        check_name(name := name.replace("\\", "/"), self.shown)  # no object's name holds the one of Windows
+        return StoredImage(self, posixpath.normpath(name))
 
 
 def open_images(
@@ -211,17 +169,17 @@ def open_images(
     Raises:
         SettingError: it isn't there, or is no whole zip.
     """
-    folder = None if folder is None else local_path(os.fspath(folder))
-    if is_url(base if folder is None else folder):
-        return StoreImages(base if folder is None else folder, options)
-    path, inside = split_zip(folder or "")
-    if not path:
-        return ImageFolder(folder, base)
-    images = StoreImages(f"zip://{inside}::{path}")
+    path = local_path(os.fspath(base if folder is None else folder))
+    if is_url(path):
+        return StoreImages(path, options)
+    archive, inside = split_zip("" if folder is None else path)
+    if not archive:
+        return ImageFolder(None if folder is None else path, base)
+    images = StoreImages(f"zip://{inside}::{archive}")
     try:
-        images.store.version()
+        images.version()
     except MediaError as error:
-        raise SettingError("image_folders", masked(error.problem), error.remedy, folder) from None
+        raise SettingError("image_folders", masked(error.problem), error.remedy, path) from None
     return images
 
 
@@ -238,20 +196,15 @@ def open_image(source: MediaSource) -> Image.Image:
             raise MediaError("image_missing", "no file, but a folder, a pipe or a device", "name the image's file")
         with warnings.catch_warnings():  # the limit below replaces Pillow's warning
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = identify(file)
+            image = Image.open(file, formats=_formats())
+        width, height = image.size
+        if not 0 < width * height <= MAX_PIXELS:
+            image.close()
+            remedy = f"at most {MAX_PIXELS} pixels are read; scale the image down"
+            raise MediaError("image_pixels", f"{width}x{height} pixels", remedy)
     except Exception as error:
         raise _media_error(source, error) from None
-    width, height = image.size
-    if width * height > MAX_PIXELS or width < 1 or height < 1:
-        image.close()
-        remedy = f"at most {MAX_PIXELS} pixels are read; scale the image down"
-        raise MediaError("image_pixels", f"{width}x{height} pixels", remedy, path)
     return image
-
-
-def identify(file: str | io.BytesIO) -> Image.Image:
-    """Opens an image of a named format; nothing is decoded."""
-    return Image.open(file, formats=_formats())
 
 
 @cache
@@ -278,14 +231,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def image_size(source: MediaSource) -> tuple[int, int]:
-    """(width, height) of the upright image, from its header alone.
-
-    Raises:
-        MediaError: as `open_image`.
-    """
-    if hasattr(source, "head") and (head := source.head()) is not None:
-        with suppress(MediaError), open_image(Blob(source.name, head)) as image:  # the header may be longer
-            return upright_size(image)
+    """(width, height) of the upright image, from its header alone; errors as `open_image`."""
     with open_image(source) as image:
         return upright_size(image)
 
@@ -324,8 +270,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         MediaError: floating-point pixels, or integers outside 0 to 65535, whose range is unknown.
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
     if image.mode in SIXTEEN_BIT:
         # Pillow would clip at 255; dividing by 257 maps 65535 to 255 exactly.
         pixels = np.asarray(image).astype(np.int64)
@@ -335,18 +279,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(((pixels + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise MediaError("image_mode", "floating-point pixels have no known range", "save the image with 8 bits")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _media_error(source: MediaSource, error: Exception) -> MediaError:
     path = str(source)
     if limit := out_of_files(error, MediaError, path):
         return limit
-    text = IN_MEMORY.sub("the file", " ".join(str(error).split()).replace(repr(path), "the file"))
+    text = IN_MEMORY.sub("the file", one_line(error, 1000).replace(repr(path), "the file"))
     match error:
         case MediaError():
             return MediaError(error.reason, error.problem, error.remedy, path)
@@ -355,8 +298,8 @@ def _media_error(source: MediaSource, error: Exception) -> MediaError:
         case Image.DecompressionBombError():
             return MediaError("image_pixels", text, "scale the image down", path)
         case UnidentifiedImageError():
-            heic = "" if "HEIF" in _formats() else "; HEIC needs pip install pillow-heif"
             is_empty = not (source.data if isinstance(source, Blob) else os.path.getsize(path))
+            heic = "" if "HEIF" in _formats() else "; HEIC needs pip install pillow-heif"
             text = "an empty file" if is_empty else f"it begins as no known image does{heic}"
-    problem = f"can't be decoded ({text or type(error).__name__})"
+    problem = f"can't be decoded ({text})"
     return MediaError("image_unreadable", problem, "fetch the image again or remove the record", path)

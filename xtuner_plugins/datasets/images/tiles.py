@@ -105,15 +105,11 @@ def _resize_gray(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def check_quality(value: Sequence[int] | None) -> tuple[int, int] | None:
-    """The setting `jpeg_quality`: lowest and highest quality, or None.
-
-    Raises:
-        SettingError: anything else.
-    """
+    """The setting `jpeg_quality`: lowest and highest quality, or None; `SettingError` for anything else."""
     if value is None:
         return None
-    whole = isinstance(value, Sequence) and len(value) == 2 and all(type(each) is int for each in value)
-    if not whole or not 1 <= value[0] <= value[1] <= 100:
+    is_pair = isinstance(value, Sequence) and [type(each) for each in value] == [int, int]
+    if not is_pair or not 1 <= value[0] <= value[1] <= 100:
         problem = f"jpeg_quality={value!r} can't be used"
         raise SettingError("jpeg_quality", problem, "give (lowest, highest) from 1 to 100, such as (75, 100)")
     return tuple(value)

@@ -46,28 +46,26 @@ def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int, flo
     """All grids of `min_tiles` to `max_tiles` tiles, by area, as (columns, rows, columns / rows)."""
     # Python's sort is stable, so the set's own order decides between grids of equal area. It depends on the order of
     # insertion, which is therefore the published one.
-    grids = set()
-    for side in range(min_tiles, max_tiles + 1):
-        for columns in range(1, side + 1):
-            for rows in range(1, min(side, max_tiles // columns) + 1):
-                if columns * rows >= min_tiles:
-                    grids.add((columns, rows))
-    return tuple((columns, rows, columns / rows) for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]))
+    grids = {
+        (columns, rows)
+        for side in range(min_tiles, max_tiles + 1)
+        for columns in range(1, side + 1)
+        for rows in range(1, min(side, max_tiles // columns) + 1)
+        if columns * rows >= min_tiles
+    }
+    return tuple((columns, rows, columns / rows) for columns, rows in sorted(grids, key=math.prod))
 
 
 def cut_tiles(image: Image.Image, grid: Grid, tile_size: int) -> torch.Tensor:
     """Resize an RGB image to the grid and cut it: uint8 `[T, 3, S, S]`, row-major, thumbnail last."""
-    columns, rows, thumbnail = grid
-    size, num = tile_size, columns * rows
-    out = np.empty((num + thumbnail, 3, size, size), np.uint8)
-    by_place = out[:num].reshape(rows, columns, 3, size, size)
-    resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
-    # Copying band by band moves contiguous rows of a tile, which is three times as fast as permuting pixels.
-    for channel, band in enumerate(resized.split()):
-        by_place[:, :, channel] = np.asarray(band).reshape(rows, size, columns, size).swapaxes(1, 2)
-    if thumbnail:
-        for channel, band in enumerate(image.resize((size, size), Image.Resampling.BICUBIC).split()):
-            out[num, channel] = np.asarray(band)
+    size, num = tile_size, grid.columns * grid.rows
+    out = np.empty((grid.num_tiles, 3, size, size), np.uint8)
+    for tiles, columns, rows in ((out[:num], *grid[:2]), (out[num:], 1, 1))[: 1 + grid.thumbnail]:
+        by_place = tiles.reshape(rows, columns, 3, size, size)
+        resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+        # Copying band by band moves contiguous rows of a tile, which is three times as fast as permuting pixels.
+        for channel, band in enumerate(resized.split()):
+            by_place[:, :, channel] = np.asarray(band).reshape(rows, size, columns, size).swapaxes(1, 2)
     return torch.from_numpy(out)
 
 
@@ -106,11 +104,7 @@ class DynamicTiling:
         check_tiles(self.min_tiles, self.max_tiles)
 
     def __call__(self, image: Image.Image | dict) -> torch.Tensor | dict:
-        """The tiles of an image: the grid's row by row, then the thumbnail if there is one.
-
-        Args:
-            image: RGB; or a pipeline's dict with one under `img` (an array too, its channels in the order RGB), which
-                is returned with `tiles`.
+        """The tiles of an image: the grid's row by row, then the thumbnail if there is one; of a dict, it with `tiles`.
 
         Raises:
             SettingError: the image isn't RGB.

@@ -16,23 +16,16 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from ...errors import MediaError
+from ...errors import MediaError, one_line
 from . import media
-from .media import IMAGE_SUFFIXES, Blob, MediaSource, image_size, load_image, natural, to_rgb
+from .media import IMAGE_SUFFIXES, ORIENTATIONS, Blob, ImageFolder, MediaSource, image_size, load_image, natural, to_rgb
 
 # Containers that hold the images themselves. The others list further files (concat, HLS, DASH), whatever the name of
 # the file is, and could lead out of the image folder.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,m4v,h264,hevc,av1,ivf,rm,nut,mxf,dv,apng,gif"
-# (a, b, c, d) of a display matrix, x' = a x + c y and y' = b x + d y with y downwards -> transposition of the frame
-TURNS = {
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
-    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
-    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
-}
+# (a, b, c, d) of a display matrix, x' = a x + c y and y' = b x + d y with y downwards, of each EXIF orientation from 2
+MATRICES = [(-1, 0, 0, 1), (-1, 0, 0, -1), (1, 0, 0, -1), (0, 1, 1, 0), (0, 1, -1, 0), (0, -1, -1, 0), (0, -1, 1, 0)]
+TURNS = dict(zip(MATRICES, ORIENTATIONS.values(), strict=True))
 
 
 def pick_frames(total: int, num_frames: int) -> list[int]:
@@ -43,10 +36,10 @@ def pick_frames(total: int, num_frames: int) -> list[int]:
 
 
 def probe_video(path: MediaSource, num_frames: int) -> tuple[int, tuple[int, int]]:
-    """How many frames will be taken, and their upright (width, height). At most the first few are decoded.
+    """How many frames will be taken, and their upright (width, height); at most the first few are decoded.
 
     Raises:
-        MediaError: the video is missing, damaged or empty.
+        MediaError: as `load_frames`.
     """
     if frames := _folder_frames(path):
         return min(len(frames), num_frames), image_size(frames[0])
@@ -66,9 +59,9 @@ def load_frames(path: MediaSource, num_frames: int) -> list[Image.Image]:
     images = _take(path, wanted := pick_frames(total, num_frames))
     if len(images) < len(wanted):  # some packets hold no visible frame
         total = sum(1 for _ in _decode(path))
-        images = _take(path, pick_frames(total, num_frames)) if total >= len(wanted) else images
-    if len(images) != len(wanted):
-        raise _unreadable(path, f"ends after {total} frames, {len(wanted)} are wanted")
+        if total < len(wanted):
+            raise _unreadable(path, f"ends after {total} frames, {len(wanted)} are wanted")
+        images = _take(path, pick_frames(total, num_frames))
     return images
 
 
@@ -77,14 +70,9 @@ def _folder_frames(path: MediaSource) -> list[str]:
     if isinstance(path, Blob) or not os.path.isdir(path):
         return []
     names = [name for name in os.listdir(path) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
-    inside = os.path.join(os.path.realpath(path), "")
-    for name in names:
-        if not os.path.realpath(os.path.join(path, name)).startswith(inside):
-            problem = f"{name!r} is a link out of the folder"
-            raise MediaError("image_outside", problem, "put the frames themselves into it", path)
     if not names:
         raise MediaError("video_unreadable", "a folder without frames", "put jpg or png files into it", path)
-    return [os.path.join(path, name) for name in sorted(names, key=natural)]
+    return list(map(ImageFolder(path).resolve, sorted(names, key=natural)))  # which refuses links out of it
 
 
 @contextmanager
@@ -97,26 +85,24 @@ def _opened(path: MediaSource):
     try:
         file = io.BytesIO(path.data) if isinstance(path, Blob) else f"file:{path}"
         with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
-            streams = container.streams.video
-            if not streams:
-                raise MediaError("video_unreadable", "no moving images in it, only sound", "name a video", str(path))
-            width, height = streams[0].codec_context.width, streams[0].codec_context.height
+            if not container.streams.video:
+                raise _unreadable(path, "no moving images in it, only sound")
+            stream = container.streams.video[0]
+            width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > media.MAX_PIXELS:
                 raise MediaError("image_pixels", f"{width}x{height} pixels", "scale the video down", str(path))
-            streams[0].codec_context.thread_count = 1
-            yield container, streams[0]
+            stream.codec_context.thread_count = 1
+            yield container, stream
     except MediaError:
         raise
     except Exception as error:  # PyAV's errors have many bases
-        text = " ".join(str(error).split()).replace(f"file:{path}", "the file")[:120] or type(error).__name__
-        raise _unreadable(path, f"can't be decoded ({text})") from None
+        raise _unreadable(path, f"can't be decoded ({one_line(error).replace(f'file:{path}', 'the file')})") from None
 
 
 def _count(path: MediaSource, num_frames: int) -> int:
     """Number of frames, or of packets where there are many; headers may lack or misstate it.
 
-    A packet may hold half a frame (interlaced) or no visible one, so frames are decoded and counted where few packets
-    are found.
+    A packet may hold half a frame (interlaced) or no visible one, so few packets are decoded and counted.
     """
     total = 0
     with _opened(path) as (container, stream):
@@ -139,13 +125,8 @@ def _decode(path: MediaSource) -> Iterator:
 
 def _take(path: MediaSource, numbers: Sequence[int]) -> list[Image.Image]:
     """The frames with these indices, as far as the video has them."""
-    images = []
-    for number, frame in enumerate(_decode(path)):
-        if number in numbers:
-            images.append(_upright(frame))
-            if len(images) == len(numbers):
-                break
-    return images
+    frames = zip(range(numbers[-1] + 1), _decode(path), strict=False)
+    return [_upright(frame) for number, frame in frames if number in numbers]
 
 
 def _upright(frame) -> Image.Image:
@@ -154,12 +135,9 @@ def _upright(frame) -> Image.Image:
         image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba", threads=1), "RGBA"))
     else:
         image = frame.to_image(threads=1)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return image
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
-    scale = max(abs(a), abs(b), 1)
-    turn = TURNS.get(tuple(int(round(value / scale)) for value in (a, b, c, d)))
+    matrix = np.frombuffer(bytes(frame.side_data.get("DISPLAYMATRIX") or bytes(36)), np.int32)[[0, 1, 3, 4]]
+    scale = max(*np.abs(matrix[:2].astype(float)), 1)
+    turn = TURNS.get(tuple(np.rint(matrix / scale).astype(int).tolist()))
     return image if turn is None else image.transpose(turn)
 
 

@@ -6,11 +6,9 @@ A record with `"boxes": "pixel"` gives its boxes in pixels of the upright image,
         {"from": "human", "value": "Where is <ref>the bus</ref>?"},
         {"from": "gpt", "value": "<ref>the bus</ref><box>[[64, 48, 320, 240]]</box>"}]}
 
-becomes `<box>[[100, 100, 500, 500]]</box>`. Without that key boxes are already in the frame, and are checked:
-
-    error      a box that leaves the frame (pixels without the key), is inverted, or isn't closed (`<box>[`)
-    warning    a box in fractions from 0 to 1; a `<box>` without numbers (XML has such a tag); `<ref>`, `<box>` or
-               `<quad>`, which are tokens in training, without its other half
+becomes `<box>[[100, 100, 500, 500]]</box>`. Without that key boxes are already in the frame, and are checked: one that
+leaves it, is inverted or isn't closed is an error; fractions from 0 to 1, a `<box>` without numbers (XML has such a
+tag), and `<ref>`, `<box>` or `<quad>` without its other half are warnings.
 
 ms-swift keeps `<ref-object>` and `<bbox>` in the texts, which are filled in reading order from `objects`:
 
@@ -25,7 +23,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 from ...errors import RecordError
 from .record_checks import fail, fills_texts, shorten, warn
@@ -37,6 +35,7 @@ PLACEHOLDER = re.compile("<(ref-object|bbox)>")
 FRAME_SIZE = 1000
 COLOR = "#00c853"  # of outlines in drawings
 FRAMES = {"real": None, "norm1": 1, "norm_1000": FRAME_SIZE}  # side of an image in the units of `bbox_type`
+SIZES_DIFFER = "the record says {}x{}, the image is {}x{}"
 Size = tuple[int, int]
 
 
@@ -80,8 +79,8 @@ def compare_size(record: Record, size: Size) -> RecordError | None:
     said = record.extra.get("width"), record.extra.get("height")
     if len(record.media) != 1 or not all(isinstance(side, int) for side in said) or said == size:
         return None
-    problem = f"the record says {said[0]}x{said[1]}, the image is {size[0]}x{size[1]}"
-    return RecordError("image_size", problem, "check that it is the image that was annotated", record.source)
+    remedy = "check that it is the image that was annotated"
+    return RecordError("image_size", SIZES_DIFFER.format(*said, *size), remedy, record.source)
 
 
 def _corners(text: str) -> list[tuple[float, ...]]:
@@ -93,7 +92,7 @@ def _corners(text: str) -> list[tuple[float, ...]]:
         return [()]
 
 
-def _scale(box: tuple | list, size: tuple, record: Record, reason: str) -> list[int]:
+def _scale(box: tuple | list, size: Size, record: Record, reason: str) -> list[int]:
     """A box or point in a frame of `size` as one in the 0-1000 frame."""
     (width, height), (x1, y1), (x2, y2) = size, box[:2], box[-2:]
     if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
@@ -102,18 +101,19 @@ def _scale(box: tuple | list, size: tuple, record: Record, reason: str) -> list[
     return [round(value / side * FRAME_SIZE) for value, side in zip(box, (width, height) * 2, strict=False)]
 
 
+def _images(record: Record) -> list[int]:
+    """Which of the record's media are images."""
+    return [place for place, medium in enumerate(record.media) if medium.kind == "image"]
+
+
 def _pixel_size(record: Record, real_size: Callable[[int], Size] | None) -> Size:
     """Width and height of the only image, in whose pixels the boxes are."""
-    images = [place for place, medium in enumerate(record.media) if medium.kind == "image"]
-    if len(images) != 1:
-        remedy = "give boxes in the 0-1000 frame instead"
-        fail(record.source, "boxes", f"pixel boxes with {len(images)} images", remedy)
-    width, height = size = tuple(record.extra.get(key) for key in ("width", "height"))
-    if not all(type(side) is int and side > 0 for side in size):
-        remedy = "give the image's width and height"
-        fail(record.source, "boxes", f"pixel boxes in an image of {width!r} x {height!r}", remedy)
+    images, size = _images(record), (record.extra.get("width"), record.extra.get("height"))
+    if len(images) != 1 or not all(type(side) is int and side > 0 for side in size):
+        problem = f"pixel boxes with {len(images)} images, of {size[0]!r} x {size[1]!r}"
+        fail(record.source, "boxes", problem, "give one image with its width and height, or boxes in the 0-1000 frame")
     if real_size is not None and (real := real_size(images[0])) != size:
-        problem = f"the record says {width}x{height}, the image is {real[0]}x{real[1]}"
+        problem = SIZES_DIFFER.format(*size, *real)
         fail(record.source, "boxes", problem, "correct width and height (of the upright image)")
     return size
 
@@ -134,20 +134,16 @@ def _box(match: re.Match, size: Size | None, record: Record, warnings: list[Reco
     """A `<box>` in the frame of 0 to 1000, converted where its numbers are pixels of an image of this size."""
     boxes, text = _corners(match[1]), match[1].strip()[:60]
     if not all(len(box) == 4 for box in boxes):
-        problem, remedy = f"{text[:40]!r} in <box> is no box", "write [[x1, y1, x2, y2]]"
+        problem, remedy = f"{text!r} in <box> is no box", "write [[x1, y1, x2, y2]]"
         if size is not None:
             fail(record.source, "boxes", problem, remedy)
         warn(warnings, record.source, "grounding", problem, remedy)
         return match[0]
-    if size is not None:
-        return f"<box>{json.dumps([_scale(box, size, record, 'boxes') for box in boxes])}</box>"
-    for x1, y1, x2, y2 in boxes:
-        if not (0 <= x1 <= x2 <= FRAME_SIZE and 0 <= y1 <= y2 <= FRAME_SIZE):
-            fail(record.source, "boxes", f"the box {text} isn't [[x1, y1, x2, y2]] within 0 to {FRAME_SIZE}")
-    if max(max(box) for box in boxes) <= 1 and any(value % 1 for box in boxes for value in box):
+    scaled = [_scale(box, size or (FRAME_SIZE, FRAME_SIZE), record, "boxes") for box in boxes]
+    if size is None and max(map(max, boxes)) <= 1 and any(value % 1 for box in boxes for value in box):
         problem = f"the box {text} seems to be in fractions of the image"
         warn(warnings, record.source, "grounding", problem, f"write it in the frame of 0 to {FRAME_SIZE}")
-    return match[0]
+    return match[0] if size is None else f"<box>{json.dumps(scaled)}</box>"
 
 
 def _fill_objects(record: Record, real_size: Callable[[int], Size] | None) -> Record:
@@ -157,45 +153,42 @@ def _fill_objects(record: Record, real_size: Callable[[int], Size] | None) -> Re
         RecordError: fewer boxes or names than placeholders, boxes outside the image, or another form of `objects`.
     """
     objects, warnings = record.extra["objects"], list(record.warnings)
+    refuse = partial(fail, record.source, "objects")
     if PLACEHOLDER.search(record.system or ""):
-        fail(record.source, "objects", "a placeholder of 'objects' in the system message", "write the text there")
+        refuse("a placeholder of 'objects' in the system message", "write the text there")
     given = {"ref-object": objects.get("ref") or [], "bbox": objects.get("bbox") or []}
     numbers, kind = objects.get("image_id") or [], objects.get("bbox_type") or "real"
     if not all(isinstance(values, list) for values in (*given.values(), numbers)) or kind not in [*FRAMES]:
         remedy = f"'ref', 'bbox' and 'image_id' are lists, and 'bbox_type' is one of {', '.join(FRAMES)}"
-        fail(record.source, "objects", f"'objects' is {shorten(str(objects), 200)}", remedy)
+        refuse(f"'objects' is {shorten(str(objects), 200)}", remedy)
     found = [name for text in record.texts for name in PLACEHOLDER.findall(text)]
     for name, values in given.items():
         needed = found.count(name)
         problem = f"{needed} <{name}> in the texts, but {len(values)} in 'objects'"
         if needed > len(values):
-            fail(record.source, "objects", problem)
+            refuse(problem)
         if 0 < needed < len(values):
             warn(warnings, record.source, "objects", problem, "the last ones aren't used")
-    places = [place for place, part in enumerate(record.media) if part.kind == "image"]
-    size = cache(real_size or (lambda place: None))  # it may open the image
-
-    def frame(number: object) -> Size:
-        if (side := FRAMES[kind]) is not None:
-            return side, side
-        if type(number) is not int or not 0 <= number < len(places) or real_size is None:
-            remedy = "'image_id' is an index from 0 on"
-            fail(record.source, "objects", f"a box in pixels of image {number!r}, of {len(places)} images", remedy)
-        return size(places[number])
-
+    images, size = _images(record), cache(real_size or (lambda place: None))  # it may open the image
     left = {name: iter(enumerate(values)) for name, values in given.items()}
 
     def fill(match: re.Match) -> str:
         index, value = next(left[match[1]])
         if match[1] == "ref-object":
             if not isinstance(value, str):
-                fail(record.source, "objects", f"a name in 'ref' is {shorten(str(value))}", "make it a string")
+                refuse(f"a name in 'ref' is {shorten(str(value))}", "make it a string")
             return "<ref>" + clean(value, "a name in 'ref'", record.source) + "</ref>"
-        is_box = isinstance(value, list) and len(value) in (2, 4) and all(type(each) in (int, float) for each in value)
-        if not is_box:
-            remedy = "write [x1, y1, x2, y2] or [x, y]"
-            fail(record.source, "objects", f"{shorten(str(value))} in 'bbox' is no box", remedy)
-        size = frame(numbers[index] if index < len(numbers) else 0)
-        return f"<box>{json.dumps([_scale(value, size, record, 'objects')])}</box>"
+        is_list = isinstance(value, list) and len(value) in (2, 4)
+        if not is_list or not all(type(each) in (int, float) for each in value):
+            refuse(f"{shorten(str(value))} in 'bbox' is no box", "write [x1, y1, x2, y2] or [x, y]")
+        number = numbers[index] if index < len(numbers) else 0
+        if (side := FRAMES[kind]) is not None:
+            frame = side, side
+        elif type(number) is int and 0 <= number < len(images) and real_size is not None:
+            frame = size(images[number])
+        else:
+            problem = f"a box in pixels of image {number!r}, of {len(images)} images"
+            refuse(problem, "'image_id' is an index from 0 on")
+        return f"<box>{json.dumps([_scale(value, frame, record, 'objects')])}</box>"
 
     return replace(record.map_texts(lambda text: PLACEHOLDER.sub(fill, text)), warnings=tuple(warnings))

@@ -44,11 +44,7 @@ def renamed(raw: object, columns: Mapping[str, str]) -> object:
 
 
 def turns_of(raw: dict, source: str) -> list[RawTurn]:
-    """The conversation of a record.
-
-    Raises:
-        RecordError: none, several, or one of another form.
-    """
+    """The conversation of a record; raises `RecordError` for none, several, or one of another form."""
     lists = [name for name in LISTS if name in raw]
     if len(lists) > 1:
         fail(source, "two_formats", f"both {lists[0]!r} and {lists[1]!r}")
@@ -65,22 +61,14 @@ def turns_of(raw: dict, source: str) -> list[RawTurn]:
 
 
 def joined(question: object, more: object, source: str) -> object:
-    """A question and its `input`, whichever isn't empty, on lines of their own.
-
-    Raises:
-        RecordError: `more` is no text.
-    """
+    """A question and its `input`, whichever isn't empty, on lines of their own; `RecordError` for what is no text."""
     if not isinstance(more, str | None) or (more and not isinstance(question, str | None)):
         fail(source, "turn_content", f"'input' or the question is {kind_of(more)}")
     return "\n".join(filter(None, (question, more))) if more else question
 
 
 def history(pairs: object, source: str) -> list[RawTurn]:
-    """The turns of [[question, answer], ...]; none for null.
-
-    Raises:
-        RecordError: it is something else.
-    """
+    """The turns of [[question, answer], ...]; none for null, a `RecordError` for anything else."""
     if not isinstance(pairs, list | None) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs or ()):
         fail(source, "history", f"'history' is {shorten(str(pairs))}")
     return [RawTurn(role, text) for pair in pairs or () for role, text in zip(("user", "assistant"), pair, strict=True)]

@@ -16,7 +16,7 @@ from typing import NoReturn
 import numpy as np
 
 from ...errors import RecordError, SettingError, SourceError, out_of_files
-from ...files import content_hash, get_cache_dir, locked, open_array, save, text_hash
+from ...files import build_once, content_hash, get_cache_dir, text_hash
 from .foreign import renamed
 
 BLOCK = 1 << 24  # bytes read at a time
@@ -65,24 +65,17 @@ class OffsetIndex:
             problem = f"{length:,} bytes; at most {MOST_BYTES:,} are read of a record"
             raise RecordError("record_bytes", problem, "divide it, or remove it", self.source(row))
         try:
-            file = os.open(self.file, os.O_RDONLY)
+            with open(self.file, "rb", buffering=0) as file:
+                check_unchanged(file.fileno(), self.stamp, self.path)
+                return os.pread(file.fileno(), length, start)
+        except SourceError:
+            raise
         except OSError as error:
-            if limit := out_of_files(error, RecordError, self.source(row)):
-                raise limit from None
             told = f"can't be read any more ({error.strerror}); keep annotation files in place while they are used"
-            raise SourceError(f"{self.path}: {told}") from None
-        try:
-            check_unchanged(file, self.stamp, self.path)
-            return os.pread(file, length, start)
-        finally:
-            os.close(file)
+            raise out_of_files(error, RecordError, self.source(row)) or SourceError(f"{self.path}: {told}") from None
 
     def parse(self, row: int) -> object:
-        """The decoded JSON of a record.
-
-        Raises:
-            RecordError, SourceError: as `read`; not UTF-8 or not JSON.
-        """
+        """The decoded JSON of a record; errors as `read` and `parse_json`."""
         return renamed(parse_json(self.read(row), self.source(row)), self.columns)
 
 
@@ -93,11 +86,7 @@ def stamp_of(path: str | int) -> tuple[int, ...]:
 
 
 def check_unchanged(file: str | int, stamp: tuple[int, ...], path: str) -> None:
-    """Refuse to read on where a file isn't the one that was opened.
-
-    Raises:
-        SourceError: it has changed.
-    """
+    """Raise a `SourceError` where a file isn't the one that was opened."""
     if stamp_of(file) != stamp:
         raise SourceError(f"{path}: the file has changed since it was opened; start again when nothing writes to it")
 
@@ -117,11 +106,8 @@ def open_index(path: str, file: str = "", columns: Mapping[str, str] | None = No
     if stamp[0] < CACHED_FROM:
         found = _scan(file, path)
     else:
-        folder = get_cache_dir() / f"offsets-{content_hash(file)}"
-        with locked(folder.with_suffix(".lock")):
-            if not (folder / "index.npy").exists():
-                save(folder / "index.npy", _scan(file, path))
-        found = open_array(folder / "index.npy")
+        kept = get_cache_dir() / f"offsets-{content_hash(file)}" / "index.npy"
+        found = np.load(build_once(kept, lambda beside: np.save(beside, _scan(file, path))), mmap_mode="r")
     check_unchanged(file, stamp, path)
     if not found.size:
         raise SettingError("annotation_file", "it holds no records", "give it records", f"{path}:1")
@@ -129,12 +115,7 @@ def open_index(path: str, file: str = "", columns: Mapping[str, str] | None = No
 
 
 def _scan(file: str, path: str) -> np.ndarray:
-    """`OffsetIndex.spans` of a file; arguments as `open_index`.
-
-    Raises:
-        SettingError: it begins neither as a JSON array nor as JSON lines.
-        RecordError: as `_scan_array`.
-    """
+    """`OffsetIndex.spans` of a file; arguments and errors as `open_index`."""
     with open(file, "rb") as opened:
         head = opened.read(HEAD)
     first = head.removeprefix(BOM).lstrip()[:1]
@@ -148,14 +129,12 @@ def _scan(file: str, path: str) -> np.ndarray:
 
 
 def _scan_lines(path: str) -> np.ndarray:
-    """Spans of the lines that aren't blank."""
-    spans = array("q")
+    spans, start = array("q"), 0
     with open(path, "rb") as file:
-        start = len(BOM) * (file.read(len(BOM)) == BOM)
-        file.seek(start)
         for number, line in enumerate(file, 1):
-            if not line.isspace():
-                spans.extend((start, len(line) - line.endswith(b"\n"), number))
+            mark = len(BOM) * (number == 1 and line.startswith(BOM))
+            if not line[mark:].isspace():
+                spans.extend((start + mark, len(line) - mark - line.endswith(b"\n"), number))
             start += len(line)
     return np.array(spans, np.int64).reshape(-1, 3).T.copy()
 
@@ -164,52 +143,40 @@ def _scan_array(name: str, path: str) -> np.ndarray:
     """Spans of the elements of a JSON array, each decoded once in a window of the file.
 
     The text is taken for Latin-1, where a character is a byte: quotes, brackets and commas are the same as in UTF-8.
-
-    Raises:
-        RecordError: it is broken, isn't closed, or something follows it; with the line.
     """
     decode, spans = json.JSONDecoder().raw_decode, array("q")
     with open(name, "rb") as file:
-        data = file.read(BLOCK)
-        text, line, counted = data.decode("latin-1"), 1, 0  # `line` is that of the character `counted`
-        base, at, more, between = 0, text.index("[") + 1, len(data) == BLOCK, False
+        text = file.read(BLOCK).decode("latin-1")
+        base, at, line, counted, more, mark = 0, text.index("[") + 1, 1, 0, True, ","  # `line` is that of `counted`
 
         def broken(problem: str, place: int) -> NoReturn:
             where = f"{path}:{line + text.count(chr(10), counted, place)}"
             raise RecordError("json", f"the JSON array is broken: {problem}", "correct it or fetch it again", where)
 
-        while True:
+        while mark != "]":
             at = SPACE(text, at).end()
-            if at == len(text):
-                if not more:
-                    broken("it isn't closed, the file ends inside it", at)
-                end = None
-            elif between and text[at] in ",]" or text[at] == "]" and not spans:
-                if text[at] == "]":
-                    break
-                at, between = at + 1, False
-                continue
-            elif between:
-                broken("no comma between records", at)
-            else:
-                try:
-                    end = decode(text, at)[1]
-                    end = None if end == len(text) and more else end  # a number may go on
-                except json.JSONDecodeError as error:
-                    if not more or error.pos < len(text) - 10 and not error.msg.startswith("Unterminated"):
-                        broken(error.msg, error.pos)
-                    end = None
-                except (ValueError, RecursionError) as error:  # integers of many digits; nested too deeply
-                    broken(str(error), at)
             line, counted = line + text.count("\n", counted, at), at
-            if end is None:  # cut off by the window's end
+            try:
+                end = at if not spans and text.startswith("]", at) else decode(text, at)[1]
+                after = SPACE(text, end).end()
+                mark, wrong = text[after : after + 1], ("no comma between records", after)
+            except json.JSONDecodeError as error:
+                is_cut = more and (error.pos >= len(text) - 10 or error.msg.startswith("Unterminated"))
+                mark, wrong = "" if is_cut else "?", (error.msg, error.pos)
+            except (ValueError, RecursionError) as error:  # integers of many digits; nested too deeply
+                mark, wrong = "?", (str(error), at)
+            if not mark and more:  # cut off by the window's end
                 data = file.read(max(BLOCK, len(text)))
                 text, base, more = text[at:] + data.decode("latin-1"), base + at, bool(data)
                 at = counted = 0
+            elif not mark:
+                broken("it isn't closed, the file ends inside it", len(text))
+            elif mark not in ",]":
+                broken(*wrong)
             else:
-                spans.extend((base + at, end - at, line))
-                at, between = end, True
-        if rest := (text[at + 1 :] + file.read(HEAD).decode("latin-1")).strip():
+                spans.extend((base + at, end - at, line) if end > at else ())
+                at = after + 1
+        if rest := (text[at:] + file.read(HEAD).decode("latin-1")).strip():
             broken(f"something follows it: {rest[:20]!r}", at)
     return np.array(spans, np.int64).reshape(-1, 3).T.copy()
 

@@ -13,14 +13,13 @@ import os
 import re
 import shutil
 import stat
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import SettingError
-from ...files import get_cache_dir, is_pattern, is_url, local_path, locked, shown, text_hash, write_whole, writing
+from ...files import build_once, get_cache_dir, is_pattern, is_url, local_path, shown, text_hash
 from ..images.media import natural
 from ..stores import localize
 from .json_index import OffsetIndex, open_index, stamp_of
@@ -53,9 +52,8 @@ def open_records(
     elif os.path.isdir(path) or is_pattern(path):
         return _open_many(path, columns)
     head = _head(path, named)
-    kind = "parquet" if head[:4] == b"PAR1" else "tar" if head[257:262] == b"ustar" else None
-    if kind:
-        return TableRecords(named, kind, [path], columns)
+    if head[:4] == b"PAR1" or head[257:262] == b"ustar":
+        return TableRecords(named, "parquet" if head[:4] == b"PAR1" else "tar", [path], columns)
     packed = PACKED.get(head[:2])
     return open_index(named, _unpack(path, named, packed) if packed else path, columns)
 
@@ -76,11 +74,7 @@ def folder_of(path: str | os.PathLike) -> Path | str:
 
 
 def _head(path: str, named: str) -> bytes:
-    """The first bytes of an annotation file.
-
-    Raises:
-        SettingError: it isn't there, can't be read, or is no file: a pipe would be waited for without end.
-    """
+    """The first bytes of an annotation file; a pipe would be waited for without end."""
     try:
         if stat.S_ISREG(os.stat(path).st_mode):
             with open(path, "rb") as file:
@@ -94,10 +88,11 @@ def _head(path: str, named: str) -> bytes:
 
 def _open_many(path: str, columns: Mapping[str, str] | None) -> RecordSource:
     """The records of a folder of shards, of a pattern, or of a dataset that `datasets` saved."""
+    inside = os.path.join(glob.escape(path), "*")
     if any(os.path.isfile(os.path.join(path, name)) for name in ("state.json", "dataset_dict.json")):
-        return TableRecords(path, "arrow", glob.glob(os.path.join(glob.escape(path), "*.arrow")), columns)
+        return TableRecords(path, "arrow", glob.glob(f"{inside}.arrow"), columns)
     is_folder = os.path.isdir(path)
-    files = sorted(glob.glob(os.path.join(glob.escape(path), "*") if is_folder else path), key=natural)
+    files = sorted(glob.glob(inside if is_folder else path), key=natural)
     shards = {kind: [file for file in files if file.endswith(suffix)] for suffix, kind in KINDS.items()}
     found = [(kind, own) for kind, own in shards.items() if own]
     if len(found) != 1 or not (is_folder or found[0][1] == files):
@@ -108,11 +103,7 @@ def _open_many(path: str, columns: Mapping[str, str] | None) -> RecordSource:
 
 
 def _check_shards(path: str, files: list[str], is_folder: bool) -> None:
-    """Refuse a part of a set, and training and test data together.
-
-    Raises:
-        SettingError: names as `train-00000-of-00004.parquet` say that shards are missing, or name several splits.
-    """
+    """Refuse a part of a set (`train-00000-of-00004.parquet`), and training and test data together."""
     names = [os.path.basename(file) for file in files]
     splits = sorted({match[1].lower() for match in map(SPLITS.match, names) if match})
     if len(splits) > 1:
@@ -126,11 +117,7 @@ def _check_shards(path: str, files: list[str], is_folder: bool) -> None:
 
 
 def _unpack(path: str, named: str, kind: str) -> str:
-    """The path of the content of a compressed file, which is unpacked where the cache doesn't hold it.
-
-    Raises:
-        SettingError: the file is damaged or cut off, or the cache can't be written.
-    """
+    """The path of the content of a compressed file, which is unpacked where the cache doesn't hold it."""
     import pyarrow  # heavy; it reads zstd, which Python itself doesn't before 3.14
 
     def decompress(beside: Path) -> None:
@@ -138,17 +125,12 @@ def _unpack(path: str, named: str, kind: str) -> str:
             with pyarrow.input_stream(path, compression=kind) as packed, open(beside, "wb") as out:
                 shutil.copyfileobj(packed, out, 1 << 22)
         except OSError as error:
-            if error.errno is not None:  # of the disk, which `writing` explains
+            if error.errno is not None:  # of the disk
                 raise
             problem, remedy = f"can't be unpacked ({str(error)[:120]})", "fetch the file again; it seems to be damaged"
             raise SettingError("annotation_file", problem, remedy, f"{named}:1") from None
 
-    folder = get_cache_dir() / "unpacked" / text_hash(os.path.realpath(path), str(stamp_of(path)))
-    target = folder / stem_of(path)
-    with locked(folder.with_suffix(".lock")):
-        if not target.exists():
-            size = f"{os.path.getsize(path) / 1e6:,.1f} MB"
-            print(f"unpacking {named} ({size}) into {target}", file=sys.stderr, flush=True)
-            with writing(target):
-                write_whole(target, decompress)
-    return str(target)
+    key = text_hash(os.path.realpath(path), str(stamp_of(path)))
+    target = get_cache_dir() / "unpacked" / key / stem_of(path)
+    told = f"unpacking {named} ({os.path.getsize(path) / 1e6:,.1f} MB) into {target}"
+    return str(build_once(target, decompress, told))

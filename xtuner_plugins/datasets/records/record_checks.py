@@ -135,65 +135,54 @@ def reasons_table() -> str:
     return "\n".join(lines)
 
 
-def is_learned(rest: Mapping[str, Any], role: str, number: int, source: str, warnings: list[RecordError]) -> bool:
-    """Whether a turn with further keys is learned; not where one of `LOSS_KEYS` says so.
+def check_keys(
+    keys: Mapping[str, Any], role: str | None, where: str, has_media: bool, source: str, warnings: list[RecordError]
+) -> bool:
+    """Look at the further keys of a turn, or of a record; returns whether it is learned.
+
+    Args:
+        role: of the turn; None of a record.
+        has_media: whether it names media by keys that are read.
 
     Raises:
-        RecordError: a mark of loss that can't be obeyed, or a file that the turn names.
+        RecordError: media or sound under keys that aren't read, an answer that isn't to be learned, or a mark of loss
+            that can't be obeyed.
     """
-    learned, where = role == "assistant", f"turn {number}"
-    for key, value in sorted(rest.items()):
-        if value and (key in MEDIA_KEYS or key in ("image", "images", "video", "videos")):
-            fail(source, "media_key", f"{where} names a file by a key of its own, {key!r}")
-        if key in OTHER_LOSS_KEYS:
+    learned = role in (None, "assistant")
+    for key, value in sorted(keys.items()):
+        if value and not has_media and (key in MEDIA_KEYS or key in ("image", "images", "video", "videos")):
+            fail(source, "media_key", f"{where} names media by {key!r}, which isn't read there")
+        if role is None and _is_bad(key, value):
+            fail(source, "bad_answer", f"{where} has {key!r}: {shorten(str(value), 30)}")
+        if role is not None and key in OTHER_LOSS_KEYS:
             fail(source, "turn_loss", f"{where} has {key!r}")
         if key == "train_detail":
             value = _of_spans(value)
         if key in LOSS_KEYS and value is not None:
-            if role != "assistant" and value:
+            if role in ("user", "system") and value:
                 fail(source, "turn_loss", f"{where} ({role}) has {key} {value}")
-            learned = _obeyed(key, value, where, source) and learned
+            if isinstance(value, str) or value not in (0, 1):
+                remedy = "write 0 or 1, or weigh the whole file by loss_weight in dataset_settings"
+                fail(source, "turn_loss", f"{where} has {key} {shorten(str(value))}", remedy)
+            learned = bool(value) and learned
         elif key not in FACTS and value not in NOTHING:
             warn_unread(warnings, source, where, key)
     return learned
+
+
+def _is_bad(key: str, value: object) -> bool:
+    """Whether a key of a record says that its answer is a bad one."""
+    if key in ("score", "reward"):
+        return type(value) in (int, float) and value <= 0
+    if key in ("label", "kto_tag"):
+        return value is not None if key == "kto_tag" else value is False
+    return key.startswith("rejected") and value not in NOTHING
 
 
 def _of_spans(spans: object) -> object:
     """What Axolotl's `train_detail` says of a whole turn; the value itself where its spans differ."""
     said = {span.get("train") for span in spans if isinstance(span, dict)} if isinstance(spans, list) else ()
     return said.pop() if len(said) == 1 else spans or None
-
-
-def _obeyed(key: str, value: object, where: str, source: str) -> bool:
-    if isinstance(value, str) or value not in (0, 1):
-        remedy = "write 0 or 1, or weigh the whole file by loss_weight in dataset_settings"
-        fail(source, "turn_loss", f"{where} has {key} {shorten(str(value))}", remedy)
-    return bool(value)
-
-
-def check_keys(extra: Mapping[str, Any], has_media: bool, source: str, warnings: list[RecordError]) -> bool:
-    """Look at a record's other keys; returns whether the record is learned at all.
-
-    Raises:
-        RecordError: media or sound under keys that aren't read, or an answer that isn't to be learned.
-    """
-    learned = True
-    for key, value in sorted(extra.items()):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if (
-            (key == "label" and value is False)
-            or (key == "kto_tag" and value is not None)
-            or (key.startswith("rejected") and value not in NOTHING)
-            or (key in ("score", "reward") and is_number and value <= 0)
-        ):
-            fail(source, "bad_answer", f"the record has {key!r}: {shorten(str(value), 30)}")
-        if key in MEDIA_KEYS and value and not has_media:
-            fail(source, "media_key", f"{key!r} isn't read, and no 'image' or 'video' is given")
-        if key in LOSS_KEYS and value is not None:
-            learned = _obeyed(key, value, "the record", source) and learned
-        elif key not in FACTS and value not in NOTHING:
-            warn_unread(warnings, source, "the record", key)
-    return learned
 
 
 def fills_texts(objects: object) -> bool:

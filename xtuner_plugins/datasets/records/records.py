@@ -6,50 +6,33 @@ A raw record (LLaVA style; `foreign` lists all forms):
         {"from": "human", "value": "<image>\\nWhat color is the bus?"},
         {"from": "gpt",   "value": "Red."}]}
 
-or with `messages`, whose contents are strings or lists of parts:
+or with `messages`, whose contents are strings or lists of parts ({"type": "image", "image": "a.jpg"}). `image` (or
+`images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. Instead of a name there may be the
+image itself: a data URL, or in a table bytes, or a struct of bytes and path. The placeholders in the user's turns are
+filled in order; a single image without a placeholder is put before the first user turn. Any other disagreement is an
+error: nothing is guessed. `record_checks` lists what is refused or warned about.
 
-    {"messages": [
-        {"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "And this?"}]},
-        {"role": "assistant", "content": "A dog."}]}
-
-`image` (or `images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. Instead of a name there may
-be the image itself: a data URL, or in a table bytes, or a struct of bytes and path. The placeholders in the user's
-turns are filled in order; a single image without a placeholder is put before the first user turn. Any other
-disagreement is an error: nothing is guessed. `record_checks` lists what is refused or warned about.
-
-An answer with `"loss": false` or `"weight": 0` is part of the conversation but isn't learned, nor is its end token. An
-answer that is empty or white space isn't learned either (the official code and LLaVA's train its end token, and so a
-model that says nothing); a record with no other answer is left out, as `empty_answer`.
+An answer with `"loss": false` or `"weight": 0` isn't learned, nor is its end token, and neither is an empty answer (the
+official code and LLaVA's train its end token, and so a model that says nothing); a record with no other is left out.
 
 With `"system": ""` the template's own message is used, as in XTuner and LLaMA-Factory. An empty system *turn* is an
-empty system message, as in the official code and in transformers' chat templates: `chat` builds the same prompt where
-the model's `system_message` is "".
+empty system message, as in the official code, in transformers' chat templates, and in `chat` with `system_message` "".
 """
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ...errors import RecordError
 from ..images.media import Blob
 from .foreign import KEYS, RawTurn, turns_of
-from .record_checks import (
-    FACTS,
-    PART_KEYS,
-    check_keys,
-    check_text,
-    fail,
-    is_learned,
-    kind_of,
-    shorten,
-    warn,
-    warn_unread,
-)
+from .record_checks import PART_KEYS, check_keys, check_text, fail, kind_of, shorten, warn, warn_unread
 
 IMAGE, VIDEO = "<image>", "<video>"
 EITHER, ONLY_IMAGE = re.compile(f"({IMAGE}|{VIDEO})"), re.compile(f"({IMAGE})")
+HALF = re.compile("[\ud800-\udfff]")
 KNOWN_KEYS = KEYS | {"image", "images", "video", "videos", "system", "system_prompt"}
 
 
@@ -90,7 +73,7 @@ class Record:
     @property
     def media(self) -> list[Medium]:
         """Images and videos of all turns, in reading order."""
-        return [part for turn in self.turns for part in turn.parts if isinstance(part, Medium)]
+        return _media(self.turns)
 
     @property
     def texts(self) -> list[str]:
@@ -99,11 +82,13 @@ class Record:
 
     def map_texts(self, change: Callable[[str], str]) -> "Record":
         """The record with every text of its turns changed."""
+        turns = _map_parts(self.turns, lambda part: [change(part) if isinstance(part, str) else part])
+        return replace(self, turns=tuple(turns))
 
-        def parts(turn: Turn) -> tuple:
-            return tuple([change(part) if isinstance(part, str) else part for part in turn.parts])
 
-        return replace(self, turns=tuple([turn._replace(parts=parts(turn)) for turn in self.turns]))
+def _map_parts(turns: Sequence[Turn], change: Callable[[str | Medium], list]) -> list[Turn]:
+    """The turns with each text or medium replaced by the parts that `change` gives for it."""
+    return [turn._replace(parts=tuple([new for part in turn.parts for new in change(part)])) for turn in turns]
 
 
 def parse_record(raw: object, source: str) -> Record:
@@ -125,15 +110,12 @@ def parse_turns(raw: dict, written: list[RawTurn], source: str) -> Record:
     pattern = EITHER if given[VIDEO] else ONLY_IMAGE
     turns = [_turn(turn, number, pattern, source, warnings) for number, turn in enumerate(written, 1)]
     system = _system(raw, turns, source, warnings)
-    first = int(turns[0].role == "system")
-    turns = turns[first:]
+    turns = turns[turns[0].role == "system" :]
     _check_order([turn.role for turn in turns], source)
     extra = {key: value for key, value in raw.items() if key not in KNOWN_KEYS}
-    if not extra.keys() <= FACTS:
-        media = [part for turn in turns for part in turn.parts if isinstance(part, Medium)]
-        has_media = any(given.values()) or any(part.name != "" for part in media)
-        if not check_keys(extra, has_media, source, warnings):
-            turns = [turn._replace(supervised=False) for turn in turns]
+    has_media = any(given.values()) or any(medium.name != "" for medium in _media(turns))
+    if not check_keys(extra, None, "the record", has_media, source, warnings):
+        turns = [turn._replace(supervised=False) for turn in turns]
     turns, in_front = _fill_placeholders(turns, given, source)
     turns = _without_empty_answers(turns, source, warnings)
     has_markup = False
@@ -147,31 +129,25 @@ def parse_turns(raw: dict, written: list[RawTurn], source: str) -> Record:
 
 def _turn(turn: RawTurn, number: int, pattern: re.Pattern, source: str, warnings: list[RecordError]) -> Turn:
     """One raw turn; the user's placeholders become media without a name."""
-    role, content = turn.role, turn.content
-    learned = is_learned(turn.rest, role, number, source, warnings) if turn.rest else role == "assistant"
+    role, content, where = turn.role, turn.content, f"turn {number}"
+    learned = check_keys(turn.rest, role, where, False, source, warnings)
     if isinstance(content, str):
-        parts = [content if content.isascii() else clean(content, f"turn {number}", source)]
+        parts = [clean(content, where, source)]
         if role == "user":
             parts = pattern.split(parts[0]) if "<" in content else parts
             parts = [UNNAMED.get(part, part) if odd % 2 else part for odd, part in enumerate(parts) if part]
     elif isinstance(content, list) and turn.has_parts:
-        parts = [_part(part, role, f"turn {number}", source, warnings) for part in content]
+        parts = [_part(part, role, where, source, warnings) for part in content]
     else:
-        fail(source, "turn_content", f"the text of turn {number} is {kind_of(content)}")
+        fail(source, "turn_content", f"the text of {where} is {kind_of(content)}")
     return Turn(role, tuple(parts) if role == "user" else ("".join(parts),), learned)
 
 
 def clean(text: str, where: str, source: str) -> str:
-    """The text itself.
-
-    Raises:
-        RecordError: it holds half of a surrogate pair.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(text[error.start]):04x}"
-        fail(source, "unicode", f"{where} holds half of a surrogate pair ({code}), which is no character")
+    """The text itself; a `RecordError` where it holds half of a surrogate pair."""
+    if not text.isascii() and (half := HALF.search(text)):
+        problem = f"{where} holds half of a surrogate pair (\\u{ord(half[0]):04x}), which is no character"
+        fail(source, "unicode", problem)
     return text
 
 
@@ -204,21 +180,18 @@ def _system(raw: dict, turns: list[Turn], source: str, warnings: list[RecordErro
     own = [text for text in given if not isinstance(text, str) or text.strip()]
     if len(own) + len(places) > 1:
         fail(source, "system_twice", "several system messages")
-    if own:
-        if not isinstance(own[0], str):
-            fail(source, "system_type", f"'system' is {kind_of(own[0])}")
-        return clean(own[0], "'system'", source)
-    if not places:
-        return None
-    if not turns[0].text.strip():
+    if own and not isinstance(own[0], str):
+        fail(source, "system_type", f"'system' is {kind_of(own[0])}")
+    if places and not turns[0].text.strip():
         warn(warnings, source, "empty_system", "an empty system turn takes the template's message away")
-    return turns[0].text
+    if own:
+        return clean(own[0], "'system'", source)
+    return turns[0].text if places else None
 
 
 def _check_order(roles: list[str], source: str) -> None:
     for number, role in enumerate(roles, 1):
-        expected = "user" if number % 2 else "assistant"
-        if role != expected:
+        if role != (expected := "user" if number % 2 else "assistant"):
             problem = f"turn {number} (system not counted) is the {role}'s, expected the {expected}'s"
             fail(source, "turn_order", problem)
     if not roles or roles[-1] == "user":
@@ -236,13 +209,10 @@ def _names(raw: dict, kind: str, source: str) -> list[str | Blob]:
 
 
 def read_name(value: Any, where: str, source: str) -> str | Blob:
-    """A name as the record writes it; an image that the record holds itself as a `Blob`.
+    """A name as the record writes it, or an image that the record holds, as a `Blob`; `RecordError` for anything else.
 
     Args:
         where: of the name, or what the image is called, such as 'image 1'.
-
-    Raises:
-        RecordError: neither of them.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path") or value
@@ -256,31 +226,33 @@ def read_name(value: Any, where: str, source: str) -> str | Blob:
         return Blob(f"{where} of line {source.rpartition(':')[2]}", value)
     if not isinstance(value, str) or not value.strip():
         fail(source, "media_name", f"the name of {where} is {kind_of(value) if value != '' else 'empty'}")
-    return value if value.isascii() else clean(value, where, source)
+    return clean(value, where, source)
 
 
 def _fill_placeholders(turns: list[Turn], given: dict[str, list], source: str) -> tuple[list[Turn], bool]:
     """The turns with names in all media, and whether a medium without placeholder was put before the first turn."""
-    media = [part for turn in turns for part in turn.parts if isinstance(part, Medium)]
-    in_front = False
+    media, in_front = _media(turns), False
     for placeholder, names in given.items():
-        unnamed, own = UNNAMED[placeholder], [medium for medium in media if medium.kind == UNNAMED[placeholder].kind]
-        found = own.count(unnamed)
-        if len(names) == 1 and not own:
+        unnamed = UNNAMED[placeholder]
+        if len(names) == 1 and not any(medium.kind == unnamed.kind for medium in media):
             turns = [turns[0]._replace(parts=(unnamed, "\n", *turns[0].parts)), *turns[1:]]
             in_front = True
-        elif found != len(names):
-            ending = "" if len(names) == 1 else "s"
-            problem = f"{found} {placeholder} in the user's turns, but {len(names)} {unnamed.kind}{ending} given"
-            fail(source, f"{unnamed.kind}_count", f"{problem} by '{unnamed.kind}'")
+        elif (found := media.count(unnamed)) != len(names):
+            given_ones = f"{len(names)} {unnamed.kind}{'s' * (len(names) != 1)} given by '{unnamed.kind}'"
+            fail(source, f"{unnamed.kind}_count", f"{found} {placeholder} in the user's turns, but {given_ones}")
+    if not media and not in_front:
+        return turns, False
     left = {UNNAMED[placeholder]: iter(names) for placeholder, names in given.items()}
 
-    def fill(parts: Sequence) -> Iterator[str | Medium]:
-        for part in parts:
-            is_left = isinstance(part, Medium) and part in left
-            yield Medium(part.kind, next(left[part])) if is_left else part
+    def fill(part: str | Medium) -> list[str | Medium]:
+        is_left = isinstance(part, Medium) and part in left
+        return [Medium(part.kind, next(left[part])) if is_left else part]
 
-    return [turn._replace(parts=tuple(fill(turn.parts))) for turn in turns] if media or in_front else turns, in_front
+    return _map_parts(turns, fill), in_front
+
+
+def _media(turns: Sequence[Turn]) -> list[Medium]:
+    return [part for turn in turns for part in turn.parts if isinstance(part, Medium)]
 
 
 def _without_empty_answers(turns: list[Turn], source: str, warnings: list[RecordError]) -> list[Turn]:
@@ -304,17 +276,12 @@ def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
     Args:
         num_frames: of each of the record's videos, in order.
     """
-    if not num_frames:
-        return record
     counts = iter(num_frames)
 
-    def expand(parts: Sequence) -> Iterator[str | Medium]:
-        for part in parts:
-            if not isinstance(part, Medium) or part.kind != "video":
-                yield part
-                continue
-            for number in range(next(counts)):
-                yield f"{chr(10) if number else ''}Frame-{number + 1}: "
-                yield Medium("frame", part.name)
+    def expand(part: str | Medium) -> list[str | Medium]:
+        if not isinstance(part, Medium) or part.kind != "video":
+            return [part]
+        lines = ["\n" * (number > 1) + f"Frame-{number}: " for number in range(1, next(counts) + 1)]
+        return [each for line in lines for each in (line, Medium("frame", part.name))]
 
-    return replace(record, turns=tuple([turn._replace(parts=tuple(expand(turn.parts))) for turn in record.turns]))
+    return replace(record, turns=tuple(_map_parts(record.turns, expand))) if num_frames else record

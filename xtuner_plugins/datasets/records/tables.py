@@ -12,7 +12,6 @@ table, and is left out. Turns may be JSON text.
 
 import bisect
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -24,11 +23,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ...errors import DataError, RecordError, SettingError, SourceError
-from ...files import get_cache_dir, locked, text_hash, write_whole, writing
-from ..images.media import IMAGE_SUFFIXES, identify, natural
+from ...errors import DataError, MediaError, RecordError, SettingError, SourceError, one_line
+from ...files import build_once, get_cache_dir, text_hash, write_whole
+from ..images.media import IMAGE_SUFFIXES, Blob, natural, open_image
 from .foreign import LISTS, renamed
 from .json_index import check_unchanged, parse_json, stamp_of
 
@@ -56,13 +53,12 @@ class TableRecords:
         try:
             self.stamps = {file: stamp_of(file) for file in files}
             self.rows = self._open(list(files))
-            self.num_rows = len(self.rows)
         except (DataError, SourceError):
             raise
         except Exception as error:  # those of pyarrow and datasets have many bases
-            problem = f"can't be read as {kind} ({_said(error)})"
+            problem = f"can't be read as {kind} ({one_line(error)})"
             raise SettingError("data_paths", problem, "fetch it again, or write it again", path) from None
-        if not self.num_rows:
+        if not len(self):
             raise SettingError("data_paths", "holds no rows", "give it records", path)
 
     def _open(self, files: list[str]) -> Any:
@@ -82,15 +78,11 @@ class TableRecords:
         else:
             batches, needed = _sample_batches(files), sum(map(os.path.getsize, files))
         copy = get_cache_dir() / "tables" / f"{self.fingerprint()}.arrow"
-        with locked(copy.with_suffix(".lock")):
-            if not copy.exists():
-                _announce(self.path, needed, copy)
-                with writing(copy):
-                    write_whole(copy, lambda beside: _write(batches, beside))
+        build_once(copy, lambda beside: _write(batches, beside, self.path, needed))
         return datasets.Dataset.from_file(str(copy)).with_format("arrow")
 
     def __len__(self) -> int:
-        return self.num_rows
+        return len(self.rows)
 
     def source(self, row: int) -> str:
         """`entry:row`, counted from 1 over all files of the entry."""
@@ -119,7 +111,7 @@ class TableRecords:
         except SourceError:
             raise
         except Exception as error:
-            problem = f"can't be read ({_said(error)})"
+            problem = f"can't be read ({one_line(error)})"
             raise RecordError("table_unreadable", problem, "fetch the file again", source) from None
         record = renamed(_of_sample(record, source) if self.kind == "tar" else record, self.columns)
         for key in LISTS if isinstance(record, dict) else ():
@@ -172,28 +164,16 @@ def _read_group(file: str, number: int, stamp: tuple[int, ...]) -> Any:
         return opened.read_row_group(number, use_threads=False)  # threads don't survive a fork
 
 
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def _write(batches: Iterator[Any], target: Path, path: str, needed: int) -> None:
+    """Copy the rows of `path` into an Arrow file, with a line that says so, where the disk has the bytes for it."""
+    import pyarrow
 
-
-def _announce(path: str, needed: int, copy: Path) -> None:
-    """Say that a copy is made, or refuse it where the disk has no room.
-
-    Raises:
-        SettingError: it hasn't.
-    """
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(copy.parent).free
+    free = shutil.disk_usage(target.parent).free
     sizes = f"{needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free"
     if needed > free:
         remedy = "name a cache directory with more room (XTUNER_PLUGINS_CACHE), or rows in groups of 100"
-        raise SettingError("cache", f"no room for a copy of {path} ({sizes})", remedy, str(copy.parent))
-    print(f"copying {path} into {copy} ({sizes})", file=sys.stderr, flush=True)
-
-
-def _write(batches: Iterator[Any], target: Path) -> None:
-    import pyarrow
-
+        raise SettingError("cache", f"no room for a copy of {path} ({sizes})", remedy, str(target.parent))
+    print(f"copying {path} into {target.parent} ({sizes})", file=sys.stderr, flush=True)
     first = next(batches, None)
     if first is None:
         raise ValueError("no samples")
@@ -272,16 +252,13 @@ def _of_caption(sample: dict, images: list[bytes], source: str) -> dict:
 def write_image(data: bytes, folder: Path, source: str) -> str:
     """Write an image as it is, once, under a name made from its content; returns the name, relative to `folder`.
 
-    Args:
-        source: `file:row`, for messages.
-
     Raises:
         RecordError: it is no image.
     """
     try:
-        with identify(io.BytesIO(data)) as image:
+        with open_image(Blob("its image", data)) as image:
             suffix = image.format.lower().replace("jpeg", "jpg")
-    except (OSError, TypeError, ValueError, Image.DecompressionBombError):
+    except MediaError:
         raise RecordError("image_unreadable", "its image can't be read", "download the file again", source) from None
     digest = hashlib.blake2b(data, digest_size=12).hexdigest()
     name = f"{digest[:2]}/{digest}.{suffix}"

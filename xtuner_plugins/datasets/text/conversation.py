@@ -14,6 +14,7 @@ tokens are written as ids and never go through the tokenizer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -59,44 +60,32 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
     """
     if isinstance(record, PairRecord):
         return split_pair(record, template, tokenizer)
-    pieces: list[Piece] = [Piece(None, tokenizer.start_ids)] if tokenizer.start_ids else []
-    # The text to which the next one of the same kind may be joined; an answer, learned or not, stays alone.
-    joined, kind = "", (False, False)
+    # Each text, or ids, with whether it belongs to an answer: an answer, learned or not, is joined to nothing else.
+    units = [(Piece(None, tokenizer.start_ids), False)] if tokenizer.start_ids else []
     strips, num_media = False, 0
     for text, supervised, literal, medium, answer in template.segments(record):
         if medium is not None:
-            joined = _close(joined, kind, pieces, tokenizer)
-            pieces.append(Piece(medium=num_media))
+            units.append((Piece(medium=num_media), False))
             num_media, strips = num_media + 1, False
-            continue
         for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):
             if isinstance(item, int):
-                joined = _close(joined, kind, pieces, tokenizer)
-                pieces.append(Piece(None, (item,), supervised))
+                units.append((Piece(None, (item,), supervised), False))
                 strips = tokenizer.strips_right(item)
             elif item := item.lstrip() if strips and not answer else item:
-                if kind != (supervised, answer):
-                    joined = _close(joined, kind, pieces, tokenizer)
-                joined, kind, strips = joined + item, (supervised, answer), False
-    _close(joined, kind, pieces, tokenizer)
+                units.append((Piece(item, (), supervised), answer))
+                strips = False
+    pieces: list[Piece] = []
+    for (is_text, supervised, _), same in groupby(units, lambda unit: (unit[0].text is not None, unit[0][2], unit[1])):
+        if not is_text:
+            pieces += [piece for piece, _ in same]
+            continue
+        anchor, skipped = tokenizer.anchors["start" if not pieces else "token" if pieces[-1].text is None else "text"]
+        pieces.append(Piece(anchor + "".join([piece.text for piece, _ in same]), (), supervised, skipped=skipped))
     return pieces
 
 
-def _close(text: str, kind: tuple[bool, bool], pieces: list[Piece], tokenizer: TextTokenizer) -> str:
-    """Add the piece of a plain text, if there is one; returns the empty text that comes next."""
-    if text:
-        before = "start" if not pieces else "token" if pieces[-1].text is None else "text"
-        anchor, skipped = tokenizer.anchors[before]
-        pieces.append(Piece(anchor + text, (), kind[0], None, PROMPT, skipped))
-    return ""
-
-
 def split_pair(pair: PairRecord, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
-    """The pieces of the prompt, of the chosen and of the rejected answer, each with the end that the template gives it.
-
-    Raises:
-        RecordError: as `split_pieces`.
-    """
+    """The pieces of the prompt, and of both answers, each with its end; errors as `split_pieces`."""
     chosen, rejected = (split_pieces(side, template, tokenizer) for side in pair.sides())
     start = next(index for index, piece in enumerate(chosen) if piece.supervised)  # the only answer that is learned
     assert chosen[:start] == rejected[:start], "answers share no token with the prompt"
@@ -105,11 +94,7 @@ def split_pair(pair: PairRecord, template: Template, tokenizer: TextTokenizer) -
 
 
 def tokenize(record: Record, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
-    """The pieces of a record, with ids in place of texts.
-
-    Raises:
-        RecordError: the template has no place for something in the record.
-    """
+    """The pieces of a record, with ids in place of texts; errors as `split_pieces`."""
     return [
         piece if piece.text is None else Piece(None, tuple(tokenizer.encode(piece.text)[piece.skipped :]), *piece[2:5])
         for piece in split_pieces(record, template, tokenizer)
@@ -125,22 +110,18 @@ def join_pieces(
         num_tiles: tiles of each of the record's images, thumbnail included, in order.
         tokens_per_tile: N.
     """
-    parts, supervised, spans, position = [], [], [], 0
+    ids, labels, spans, position = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [], 0
     branches = [0, 0, 0]
     for piece in pieces:
         if piece.medium is not None:
-            ids = np.full(num_tiles[piece.medium] * tokens_per_tile + 2, tokenizer.image_context_id, np.int64)
-            ids[0], ids[-1] = tokenizer.image_start_id, tokenizer.image_end_id
-            spans.append((position, len(ids)))
+            own = np.full(num_tiles[piece.medium] * tokens_per_tile + 2, tokenizer.image_context_id, np.int64)
+            own[0], own[-1] = tokenizer.image_start_id, tokenizer.image_end_id
+            spans.append((position, len(own)))
         else:
-            ids = piece.ids
-        parts.append(ids)
-        if piece.supervised:
-            supervised.append((position, position + len(ids)))
-        position += len(ids)
-        branches[piece.branch] += len(ids)
-    input_ids = np.concatenate([np.asarray(part, np.int64) for part in parts]) if parts else np.zeros(0, np.int64)
-    labels = np.full(position, IGNORE_INDEX, np.int64)
-    for first, last in supervised:
-        labels[first:last] = input_ids[first:last]
-    return Encoded(input_ids, labels, tuple(spans), tuple(branches) if branches[REJECTED] else ())
+            own = np.asarray(piece.ids, np.int64)
+        ids.append(own)
+        labels.append(own if piece.supervised else np.full_like(own, IGNORE_INDEX))
+        position += len(own)
+        branches[piece.branch] += len(own)
+    learned = tuple(branches) if branches[REJECTED] else ()
+    return Encoded(np.concatenate(ids), np.concatenate(labels), tuple(spans), learned)

@@ -9,14 +9,12 @@ import gc
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-from ...errors import SettingError
+from ...errors import SettingError, one_line
 from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
 from ...weights.fast_tokenizers import load_fast_tokenizer
 
-SHORT, MOST_FREQUENT = 256, 1024  # characters of a text whose ids are remembered; how many are
 PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
@@ -61,22 +59,17 @@ class TextTokenizer(TextRules):
     """
 
     def __init__(self, tokenizer, name: str = "the tokenizer"):
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
-        self._frequent: dict[str, list[int]] = {}  # ids of the first short texts, which a template repeats
         super().__init__(tokenizer)
         missing = [token for token in IMAGE_TOKENS if token not in self.ids]
         if missing:
             remedy = "make a base with tools/build_base_model.py, it adds them"
             raise SettingError("tokenizer", f"{name} lacks {', '.join(missing)}", remedy)
-        self.name = name
         self.image_start_id, self.image_end_id = self.ids[IMAGE_START], self.ids[IMAGE_END]
         self.image_context_id = self.ids[IMAGE_CONTEXT]
-        pad = tokenizer.pad_token_id
-        self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
-        self._tokens = backend.get_added_tokens_decoder()
-        self._literals: dict[str, list[str | int]] = {}
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.pad_id = next(int(each) for each in pads if each is not None)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "TextTokenizer":
@@ -87,27 +80,13 @@ class TextTokenizer(TextRules):
         """
         directory = os.fspath(directory)
         try:
-            tokenizer = load_fast_tokenizer(directory)
+            return cls(load_fast_tokenizer(directory), directory)
+        except SettingError:
+            raise
         except Exception as error:
-            problem = f"the tokenizer in {directory!r} can't be loaded ({' '.join(str(error).split())[:300]})"
+            problem = f"the tokenizer in {directory!r} can't be loaded ({one_line(error, 300)})"
             remedy = "the directory needs tokenizer.json and tokenizer_config.json"
             raise SettingError("tokenizer", problem, remedy) from None
-        return cls(tokenizer, str(Path(directory)))
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a plain text, never of added tokens; not to be changed."""
-        ids = self._frequent.get(text)
-        if ids is None:
-            ids = super().encode(text)
-            if len(text) <= SHORT and len(self._frequent) < MOST_FREQUENT:
-                self._frequent[text] = ids
-        return ids
-
-    def split_literal(self, text: str) -> list[str | int]:
-        """As `TextRules.split_literal`, which is asked for the few texts of a template again and again."""
-        if text not in self._literals:
-            self._literals[text] = list(super().split_literal(text))
-        return self._literals[text]
 
     def count_batch(self, texts: list[str]) -> list[int]:
         """The number of ids that `encode` gives for each text."""
@@ -115,17 +94,10 @@ class TextTokenizer(TextRules):
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, control tokens included."""
-        names = {index: name for name, index in self.ids.items()}
-        out, plain = [], []
-        for token in [*ids, None]:
-            if token is not None and token not in names:
-                plain.append(token)
-                continue
-            out += [self._plain.decode(plain, skip_special_tokens=False), names.get(token, "")]
-            plain = []
-        return "".join(out)
+        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def fingerprint(self) -> str:
         """Everything that decides the ids, as text; its hash is part of cache keys."""
-        added = [(int(index), repr(token)) for index, token in sorted(self._tokens.items())]
+        tokens = self._tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        added = [(int(index), repr(token)) for index, token in sorted(tokens.items())]
         return self._plain.to_str() + json.dumps([added, self.start_ids])

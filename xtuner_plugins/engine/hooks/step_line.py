@@ -26,6 +26,7 @@ from .losses_png import draw_at_end
 
 # Seconds without a line after which one says that the run works, and those that a step has before it is told of.
 QUIET_S, FRESH_S, POLL_S = 25.0, 5.0, 1.0
+LINES = 20  # that a run has at least; so a short one has a line for every step
 # What a line shows of a step's figures, in its order; those that are missing aren't shown.
 WORDS = {
     "eta": "eta {}",
@@ -56,7 +57,8 @@ class StepLineHook(LoggerHook):
     end of a run the losses of all its starts are drawn into ``losses.png``.
 
     Args:
-        interval: Optimizer steps between two lines; the first and the last step always have one.
+        interval: Optimizer steps between two lines, fewer in a run with less than `LINES` of them; the first and the
+            last step always have one.
         log_metric_by_epoch: As `mmengine.hooks.LoggerHook`.
         **options: As `mmengine.hooks.LoggerHook`.
     """
@@ -80,7 +82,7 @@ class StepLineHook(LoggerHook):
         """Writes the line where one is due."""
         self._window.learn(data_batch, outputs, time.perf_counter() - planned_loop(runner).fetching_since)
         step, last = runner.iter + 1, runner.max_iters
-        if step % self.interval and step not in (self._first_step + 1, last):
+        if step % max(1, min(self.interval, last // LINES)) and step not in (self._first_step + 1, last):
             return
         values, _ = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
         values |= self._window.figures(planned_loop(runner).dataloader_iterator.plan.copies)

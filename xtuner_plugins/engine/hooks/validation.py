@@ -22,13 +22,12 @@ from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, colla
 from ...evaluation.benchmarks import DataSet, open_data_sets
 from ...evaluation.results import measure
 from ...files import write_whole
-from ...inference.batch_answers import answer_batch, lengths_of, plan_batches
+from ...inference.batch_answers import answer_batch, plan_batches
 from ...inference.questions import Unusable
 from ...inference.session import ChatSession
 from ...models.losses import supervised_per_sample
 from ...weights import preprocessing
-from ...weights.loader import load_tokenizer
-from ...weights.partition import is_partitioned
+from ...weights.loader import is_partitioned, load_tokenizer
 from ..run.steps import unwrap
 from ..watch.errors import naming
 from ..watch.stopping import agree_to_stop, requests
@@ -237,8 +236,8 @@ def answer_questions(
     """
     together = any(map(is_partitioned, network.parameters()))
     ranks, rank = (1, 0) if together else (get_world_size(), get_rank())
-    questions = [each.asked(item) for each in data_sets for item in each.items]
-    batches, unusable = plan_batches(questions, lengths_of(session), batch_size)
+    questions = [each.asked(question) for each in data_sets for question in each.questions]
+    batches, unusable = plan_batches(questions, session.lengths, batch_size)
     own = {question.id: reason for question, reason in unusable}
     for start in range(0, len(batches), ranks):
         if agree_to_stop():
@@ -253,20 +252,19 @@ def answer_questions(
 def _score(data_sets: Sequence[DataSet], answers: Mapping[str, str | Unusable]) -> Found:
     scalars, texts, rows = {}, [], []
     for each in data_sets:
-        given = {item.question.id: answers[each.asked(item).id] for item in each.items}
+        given = {question.id: answers[each.asked(question).id] for question in each.questions}
         usable = {name: answer for name, answer in given.items() if not isinstance(answer, Unusable)}
-        found = measure(each.name, each.metric, each.items, usable)
+        found = measure(each, usable)
         scores = dict(zip(usable, found.scores, strict=True))
-        for item in each.items:
-            question, answer = item.question, given[item.question.id]
+        for question in each.questions:
             row = {"dataset": each.name, "id": question.id, "images": question.images, "question": question.text}
-            row |= {"expected": item.expected, "answer": usable.get(question.id), "score": scores.get(question.id)}
-            rows.append(row | ({} if question.id in usable else {"left_out": answer.message}))
-        texts.append(f"{each.name} {len(found.items):,} answers")
+            row |= {"expected": question.expected, "answer": usable.get(question.id), "score": scores.get(question.id)}
+            rows.append(row | ({} if question.id in usable else {"left_out": given[question.id].message}))
+        texts.append(f"{each.name} {len(found.questions):,} answers")
         if each.metric:
             scalars |= {f"val/{each.name}/{key}": value for key, value in found.figures.items()}
             if found.headline is not None:
-                texts[-1] = f"{each.name} {each.metric.headline} {found.headline:.1f} of {len(found.items):,}"
+                texts[-1] = f"{each.name} {each.metric.headline} {found.headline:.1f} of {len(found.questions):,}"
     left_out = sum(len(each.left_out) for each in data_sets) + sum("left_out" in row for row in rows)
     return Found(scalars, ", ".join(texts) + (f"; left out: {left_out:,}" if left_out else ""), rows)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from ...families import EMBEDDING, FLASH, HEAD, PARTS, LLMFamily, encoder_family, llm_family
 from ...hub.constants import ADDED_TOKENS, PROJECTOR_TYPES
@@ -17,9 +14,9 @@ from ...weights.lazy import Joined, LazyTensor, MemoryTensor, cast
 from ...weights.loader import check_model
 from ...weights.reading import CheckpointError, read_json
 from ...weights.staging import check_target, staged_directory
-from ...weights.writer import parse_size, resolve_dtype, write_weights
-from ..draft import copy_hub_code
-from . import normalization, projectors, towers
+from ...weights.writer import resolve_dtype, write_weights
+from ..draft import write_files
+from . import projectors, towers
 
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.bin", "*.jinja"]  # never *.py
 
@@ -32,10 +29,9 @@ class LLMPart:
         config: its own.
         family: its row.
         tokenizer: with the nine tokens.
-        tensors: without prefix.
+        tensors: without prefix; where embedding and head are tied, they are the same object.
         num_new_tokens: how many of the nine were new.
         conversation: template and system message that it was trained with, as far as its directory tells.
-        is_tied: whether embedding and head are one matrix.
     """
 
     config: dict
@@ -44,7 +40,11 @@ class LLMPart:
     tensors: dict[str, LazyTensor]
     num_new_tokens: int
     conversation: Conversation | None
-    is_tied: bool
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether embedding and head are one matrix."""
+        return self.tensors[HEAD] is self.tensors[EMBEDDING]
 
 
 def build_base(
@@ -70,12 +70,7 @@ def build_base(
 ) -> dict:
     """Writes an official-format directory from a vision tower, a language model and a projector.
 
-    * Vision: a standalone InternViT (``embeddings.*``, ``encoder.layers.*``), or the tower inside an official
-      directory. With ``select_layer=-k`` the last ``k - 1`` layers are dropped and ``-1`` is written; this is exact,
-      as InternViT has no final norm, and consumers support nothing else.
-    * DINOv2 becomes an InternViT, which has the same blocks (see `dinov2`).
-    * CLIP, SigLIP (a bare tower, or the one inside a whole model) and DINOv3 stay whole, ``select_layer`` is written,
-      and their own pixel normalization is folded in. Only our own model code runs such a directory.
+    * Vision: see `read_vision`. What isn't an InternViT runs with our own model code only.
     * Language model: the nine tokens are appended. Embedding and head are cut to the tokenizer's size (Qwen3 keeps its
       padding rows, as its releases do); every new row is the mean of the old ones. A tied head is stored as a copy.
     * Projector: from a file, or fresh: LayerNorm at ones and zeros; weights and biases of linear layers uniform in
@@ -88,18 +83,15 @@ def build_base(
         template: conversation template; None takes the language model's own with its system message, or if the table
             of templates can't express that, the family's default.
         system: system message in place of the template's; '' leaves out the system turn.
-        max_tiles: ``max_dynamic_patch``, tiles per image without the thumbnail; None is 12, or 1 with ``mlp`` and
-            ``bilinear_mlp``.
+        max_tiles: tiles per image without the thumbnail; None is 12, or 1 with ``mlp`` and ``bilinear_mlp``.
         dtype: of the stored weights, a key of ``writer.DTYPES``.
-        projector: model directory, or safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh
-            one.
+        projector: model directory, or file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
         projector_type: ``pixel_shuffle_mlp`` (InternVL's), ``mlp`` (LLaVA's, no merging of patches) or
-            ``bilinear_mlp`` (the patch grid halved bilinearly); None takes the first, or for
-            CLIP and SigLIP the second.
-        select_layer: negative index of the layer whose output is used; None is -2 for CLIP and SigLIP, else -1.
-        tile_size: side of a tile in pixels, for DINOv2 and DINOv3; None is 448.
-        image_mean: per channel, that the tower was trained with; folded into its first layer. None is ImageNet's
-            (InternViT) or what its directory says (CLIP, SigLIP).
+            ``bilinear_mlp`` (the patch grid halved bilinearly); None takes that of the tower's family.
+        select_layer: as for `read_vision`, like ``tile_size``.
+        tile_size: side of a tile in pixels, for DINOv2 and DINOv3.
+        image_mean: per channel, that the tower was trained with; folded into its first layer, like ``image_std``. None
+            is what its directory says, or ImageNet's (InternViT).
         image_std: per channel, likewise.
         max_shard_size: such as ``4GB``.
         flash: add the second projector and the router of InternVL3.5-Flash, fresh.
@@ -109,26 +101,26 @@ def build_base(
 
     Returns:
         A summary: ``out``, ``num_parameters``, ``num_bytes``, ``vocab_size``, ``num_new_tokens``, ``num_image_token``,
-        ``projector`` (its source), ``template``, ``parts`` (parameters by part), ``notes`` (lines on the prompt, and
-        which programs run the directory, if not all).
+        ``projector`` (its source), ``template``, ``parts`` (parameters by part), ``notes`` (lines for the user).
 
     Raises:
         UnknownFamilyError: an encoder or LLM without a row in ``families``.
         CheckpointError: a part is missing, of the wrong kind or incomplete; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
-    stored_dtype = resolve_dtype(dtype)
+    from accelerate.utils.modeling import convert_file_size_to_int
+
+    stored_dtype, shard_bytes = resolve_dtype(dtype), convert_file_size_to_int(max_shard_size)
     if max_tiles is not None and not 1 <= max_tiles <= 128:
         raise ValueError(f"max_tiles = {max_tiles} makes no sense; choose 1 to 128 (released models: 12)")
     if (image_mean is None) != (image_std is None):
         raise ValueError("image_mean and image_std go together; give both or none")
-    shard_bytes = parse_size(max_shard_size)
     out = check_target(out, force=force, inputs={"vision tower": vision, "language model": llm, "projector": projector})
     tower = local_directory(vision, "vision tower")
     vision_part = towers.read_vision(tower, select_layer=select_layer, tile_size=tile_size)
     own = (image_mean, image_std) if image_mean is not None else vision_part.normalization
     if own is not None:
-        vision_part.tensors = normalization.fold(vision_part.tensors, *own)
+        vision_part.tensors = towers.fold(vision_part.tensors, *own)
     llm_part = read_llm(local_directory(llm, "language model"))
     conversation = _choose_conversation(llm_part, template, system)
     config = make_config(vision_part, llm_part, conversation, max_tiles, dtype, projector_type)
@@ -140,30 +132,29 @@ def build_base(
     tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
     check_model(config, tensors, "the assembled model")
 
-    tensors = {name: cast(tensor, stored_dtype, finite=True) for name, tensor in tensors.items()}
+    tensors = {name: cast(tensor, stored_dtype, finite=name) for name, tensor in tensors.items()}
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     with staged_directory(out, config, num_bytes) as stage:
-        official.write_files(stage, config, llm_part.tokenizer)
-        copy_hub_code(stage)
-        try:
-            write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress)
-        except FloatingPointError as error:
-            raise CheckpointError(f"{error} as {dtype}; take other weights or another --dtype") from None
-    counts = Counter()
-    for name, tensor in tensors.items():
-        counts[name.partition(".")[0]] += tensor.numel
+        write_files(official, stage, config, llm_part.tokenizer)
+        write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress)
+    counts = {name: sum(_sizes(tensors, f"{part.attribute}.")) for name, part in PARTS.items()}
     return {
         "out": str(out),
-        "num_parameters": counts.total(),
+        "num_parameters": sum(_sizes(tensors)),
         "num_bytes": num_bytes,
         "vocab_size": num_rows,
         "num_new_tokens": llm_part.num_new_tokens,
         "num_image_token": official.num_image_tokens(config),
         "projector": str(projector) if projector else f"fresh, seed {seed}",
         "template": conversation.name,
-        "parts": {name: counts[part.attribute] for name, part in PARTS.items()},
+        "parts": counts,
         "notes": _notes(config, llm_part, conversation),
     }
+
+
+def _sizes(tensors: dict[str, LazyTensor], prefix: str = "") -> Iterator[int]:
+    """Parameters of each tensor whose name begins with a prefix."""
+    return (tensor.numel for name, tensor in tensors.items() if name.startswith(prefix))
 
 
 def _notes(config: dict, llm: LLMPart, conversation: Conversation) -> list[str]:
@@ -182,14 +173,13 @@ def _notes(config: dict, llm: LLMPart, conversation: Conversation) -> list[str]:
         )
     if preprocessing.system_fields(conversation):
         notes.append(
-            "the system message is this model's own; the directory's code and chat template use it, but programs with "
-            f"an own table of templates (the official repository, LMDeploy) prompt with that of {conversation.name}"
+            "the system message is this model's own; programs with an own table of templates (the official repository, "
+            f"LMDeploy) prompt with that of {conversation.name}"
         )
     if config.get("flash_mode"):
         most = 1 - config["flash_relative_threshold"]
         notes.append(
-            f"Flash compresses about {most:.0%} of the tiles of a request at most, and never a tile that is alone: "
-            "images of one tile save nothing"
+            f"Flash compresses about {most:.0%} of the tiles of a request at most, and never a tile that is alone"
         )
     return notes
 
@@ -210,10 +200,9 @@ def local_directory(name: str | Path, role: str) -> Path:
     try:
         return Path(snapshot_download(text, allow_patterns=HUB_PATTERNS))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(
-            f"{role}: there is no directory {text}, and the hub model of that name can't be fetched "
-            f"({type(error).__name__}: {reason}); download it elsewhere and give its directory"
+            f"{role}: there is no directory {text}, and no hub model of that name can be fetched ({reason})"
         ) from None
 
 
@@ -234,15 +223,12 @@ def read_llm(directory: Path) -> LLMPart:
 
         ties_by_default = CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings
         if not config.get("tie_word_embeddings", ties_by_default):
-            raise CheckpointError(
-                f"language model: {directory} has no {HEAD} although its config says that it is not tied"
-            )
+            raise CheckpointError(f"language model: {directory} has no {HEAD}, but its config says that it isn't tied")
         tensors[HEAD] = tensors[EMBEDDING]
     tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)
     conversation = conversation or tokenizer_files.own_conversation(tokenizer)
     num_new = tokenizer_files.add_tokens(tokenizer, ADDED_TOKENS)
-    is_tied = tensors[HEAD] is tensors[EMBEDDING]
-    return LLMPart(config, family, tokenizer, tensors, num_new, conversation, is_tied)
+    return LLMPart(config, family, tokenizer, tensors, num_new, conversation)
 
 
 def _choose_conversation(llm: LLMPart, template: str | None, system: str | None) -> Conversation:
@@ -260,35 +246,22 @@ def _choose_conversation(llm: LLMPart, template: str | None, system: str | None)
 
 
 def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
-    """The LLM's tensors with ``num_rows`` rows of embedding and head; each new row is the mean of the old ones."""
-    tensors, new = dict(llm.tensors), llm.num_new_tokens
-    old = tokenizer_files.num_token_rows(llm.tokenizer) - new
-    tensors[EMBEDDING] = _resize_rows(tensors[EMBEDDING], old, new, num_rows, EMBEDDING)
-    tensors[HEAD] = tensors[EMBEDDING] if llm.is_tied else _resize_rows(tensors[HEAD], old, new, num_rows, HEAD)
-    return tensors
-
-
-def _resize_rows(matrix: LazyTensor, old_rows: int, num_new: int, num_rows: int, name: str) -> LazyTensor:
-    """``[old rows | num_new mean rows | old padding rows]``, ``num_rows`` in all."""
-    if matrix.shape[0] < old_rows:
-        raise CheckpointError(
-            f"{name} has {matrix.shape[0]} rows, fewer than the {old_rows} tokens of the tokenizer: "
-            "tokenizer and weights belong to different models"
-        )
-    parts = [matrix.rows(0, old_rows)]
-    if num_new:
-        mean = mean_row(parts[0]).to(matrix.dtype)
-        parts.append(MemoryTensor(mean.expand(num_new, -1).contiguous()))
-    used = old_rows + num_new
-    if num_rows > used:
-        parts.append(matrix.rows(used, num_rows))
-    return Joined(parts)
-
-
-def mean_row(matrix: LazyTensor) -> torch.Tensor:
-    """Mean over dimension 0, read block by block: float64 ``[1, width]``."""
-    total = sum(matrix.read(start, stop).double().sum(0) for start, stop in matrix.spans())
-    return (total / matrix.shape[0]).unsqueeze(0)
+    """The LLM's tensors, with ``num_rows`` rows of embedding and head: the old, their mean for new tokens, padding."""
+    tensors, used = dict(llm.tensors), tokenizer_files.num_token_rows(llm.tokenizer)
+    num_old = used - llm.num_new_tokens
+    for name in (EMBEDDING,) if llm.is_tied else (EMBEDDING, HEAD):
+        matrix = tensors[name]
+        if matrix.shape[0] < num_old:
+            raise CheckpointError(
+                f"{name} has {matrix.shape[0]} rows, fewer than the {num_old} tokens of the tokenizer: it belongs to "
+                "another model"
+            )
+        old = matrix.rows(0, num_old)
+        total = sum(old.read(*span).double().sum(0, keepdim=True) for span in old.spans())
+        new = MemoryTensor((total / num_old).to(matrix.dtype).expand(llm.num_new_tokens, -1))
+        padding = [matrix.rows(used, num_rows)] if num_rows > used else []
+        tensors[name] = Joined([old, new, *padding])
+    return tensors | ({HEAD: tensors[EMBEDDING]} if llm.is_tied else {})
 
 
 def make_config(
@@ -302,7 +275,7 @@ def make_config(
     """The official config of the two parts; arguments as for ``build_base``."""
     from ...hub.configuration_internvl_chat import InternVLChatConfig
 
-    projector_type = projector_type or part.projector_type
+    projector_type = projector_type or encoder_family(part.config).projector_type
     if projector_type not in PROJECTOR_TYPES:
         raise ValueError(f"projector_type {projector_type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}")
     rows = tokenizer_files.num_token_rows(llm.tokenizer)

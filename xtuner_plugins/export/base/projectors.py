@@ -12,13 +12,7 @@ from ...hub.modeling_flash import TileGate, TilePooling, make_mlp2
 from ...weights import model_view
 from ...weights.checkpoint import open_checkpoint
 from ...weights.lazy import LazyTensor, MemoryTensor
-from ...weights.reading import CheckpointError, open_safetensors
-
-# LLaVA's names of the same two layers: transformers', those of the original code, and XTuner's
-_LLAVA_NAMES = {
-    **dict.fromkeys(("multi_modal_projector.linear_1.", "mm_projector.0.", "projector.model.0."), "mlp1.0."),
-    **dict.fromkeys(("multi_modal_projector.linear_2.", "mm_projector.2.", "projector.model.2."), "mlp1.2."),
-}
+from ...weights.reading import CheckpointError
 
 
 def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
@@ -34,18 +28,19 @@ def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 
 
 def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dict[str, LazyTensor]:
-    """``mlp1.*`` from a file, or freshly drawn."""
+    """``mlp1.*`` from a model directory or a file (names may lack ``mlp1.``), or freshly drawn for None."""
     shapes = projector_shapes(config)
     if source is None:
         return _fresh_projector(shapes, seed)
-    held = _open_projector(Path(source))
-    wrong = sorted(set(held) ^ set(shapes)) or [n for n in shapes if held[n].shape != shapes[n]]
-    if wrong:
-        name = wrong[0]
-        found = list(held[name].shape) if name in held else "missing"
-        raise CheckpointError(
-            f"projector {source} doesn't fit these parts: {name} should be {list(shapes.get(name, ()))}, is {found}"
-        )
+    is_model = Path(source, "config.json").is_file()
+    tensors = model_view.open_model(source).tensors if is_model else open_checkpoint(source).tensors
+    own = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    held = {name: tensor for name, tensor in own.items() if name.startswith("mlp1.")}
+    held = held or {f"mlp1.{name}": tensor for name, tensor in own.items()}
+    found = {name: tensor.shape for name, tensor in held.items()}
+    for name in sorted(found.keys() | shapes.keys()):
+        if (own := found.get(name)) != (wanted := shapes.get(name)):
+            raise CheckpointError(f"projector {source} doesn't fit these parts: {name} should be {wanted}, is {own}")
     return {name: held[name] for name in shapes}
 
 
@@ -64,22 +59,6 @@ def flash_tensors(config: dict, seed: int) -> dict[str, LazyTensor]:
         for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
-
-
-def _open_projector(path: Path) -> dict[str, LazyTensor]:
-    if not path.exists():
-        raise CheckpointError(f"projector file {path} does not exist")
-    if (path / "config.json").is_file():
-        held = model_view.open_model(path).tensors
-    else:
-        held = open_safetensors(path) if path.suffix == ".safetensors" else open_checkpoint(path).tensors
-    held = {_our_name(k.removeprefix("model.")): v for k, v in held.items()}
-    return {k: v for k, v in held.items() if k.startswith("mlp1.")} or {f"mlp1.{k}": v for k, v in held.items()}
-
-
-def _our_name(name: str) -> str:
-    theirs = next((each for each in _LLAVA_NAMES if name.startswith(each)), None)
-    return name if theirs is None else _LLAVA_NAMES[theirs] + name.removeprefix(theirs)
 
 
 def _fresh_projector(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, LazyTensor]:

@@ -1,4 +1,14 @@
-"""Reads the vision tower that an assembly starts from: InternViT, DINOv2, DINOv3, CLIP or SigLIP."""
+"""Reads the vision tower that an assembly starts from: InternViT, DINOv2, DINOv3, CLIP or SigLIP.
+
+Every program that runs the official format normalizes pixels with ImageNet's mean and std, whatever the tower was
+trained with, so a tower's own are folded into its patch convolution. If it expects ``x = (p - m) / s`` and is given
+``y = (p - m_in) / s_in``, then ``x = (y s_in + m_in - m) / s``, so per input channel c::
+
+    W'[:, c] = W[:, c] s_in[c] / s[c]          b' = b + sum over c, kernel of W[:, c] (m_in[c] - m[c]) / s[c]
+
+This is exact because the convolution has no padding. CLIP's convolution has no bias; its shift goes into the position
+embeddings of the patches, which are added right after the convolution (not into that of the class token).
+"""
 
 from __future__ import annotations
 
@@ -7,19 +17,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ...families import EncoderFamily, encoder_family
 from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from ...weights import allowed
-from ...weights.lazy import LazyTensor
+from ...weights.lazy import LazyTensor, MemoryTensor
+from ...weights.mapping import KeyMapping, Row
 from ...weights.reading import CheckpointError, open_weights, read_json
-from . import dinov2
-from .normalization import CONVOLUTIONS
 
 PREFIX = "vision_model."  # of the tower in our model; names of a CLIP or SigLIP tower itself begin with it, too
+# The patch convolution of InternViT, of CLIP and SigLIP, and of DINOv3
+_CONVOLUTIONS = [PREFIX + "embeddings.patch_embedding"]
+_CONVOLUTIONS += [f"{PREFIX}{PREFIX}embeddings.{name}" for name in ("patch_embedding", "patch_embeddings")]
 # A buffer that old releases saved, SigLIP's pooling head, and what DINOv3's training masked patches with
 _NOT_STORED = ("vision_model.embeddings.position_ids", "vision_model.head.", "vision_model.embeddings.mask_token")
 _DINOV3_LAYER = re.compile(r"^vision_model\.(model\.)?layer\.")
 TILE_SIZE = 448  # as InternVL's, for encoders that take any
+# DINOv2 has the blocks of InternViT under other names, with separate matrices for query, key and value. Its final norm
+# stays behind: features are taken before it, and the projector begins with a norm of its own.
+_VIT, _DINO = "encoder.layers.{i}.", "encoder.layer.{i}."
+_POSITIONS = "embeddings.position_embedding"
+_DINOV2 = KeyMapping(
+    [
+        Row("embeddings.class_embedding", "embeddings.cls_token"),
+        Row(_POSITIONS, "embeddings.position_embeddings"),
+        Row("embeddings.patch_embedding.{p}", "embeddings.patch_embeddings.projection.{p}"),
+        Row(_VIT + "attn.qkv.{p}", tuple(f"{_DINO}attention.attention.{n}.{{p}}" for n in ("query", "key", "value"))),
+        Row(_VIT + "attn.proj.{p}", _DINO + "attention.output.dense.{p}"),
+        Row(_VIT + "ls1", _DINO + "layer_scale1.lambda1"),
+        Row(_VIT + "ls2", _DINO + "layer_scale2.lambda1"),
+        *(Row(f"{_VIT}{name}.{{p}}", f"{_DINO}{name}.{{p}}") for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")),
+    ],
+    "InternViT",
+    "DINOv2",
+)
 
 
 @dataclass
@@ -31,14 +63,12 @@ class VisionPart:
         tensors: under ``vision_model.*``.
         select_layer: layer whose output is used, relative to the layers in ``tensors``.
         normalization: (mean, std) that it was trained with, not folded in yet; None for ImageNet's.
-        projector_type: default projector.
     """
 
     config: dict
     tensors: dict[str, LazyTensor]
     select_layer: int = -1
     normalization: tuple[Sequence[float], Sequence[float]] | None = None
-    projector_type: str = "pixel_shuffle_mlp"
 
 
 def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: int | None = None) -> VisionPart:
@@ -60,8 +90,8 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
     """
     stored, where = read_json(directory / "config.json"), f"vision tower {directory}"
     is_official, normalization = "llm_config" in stored, None
-    if stored.get("model_type") == dinov2.MODEL_TYPE:
-        fields, held = dinov2.read_dinov2(directory, tile_size or TILE_SIZE)
+    if stored.get("model_type") == "dinov2":
+        fields, held = _read_dinov2(directory, tile_size or TILE_SIZE)
         family, normalization = encoder_family(fields), _normalization(directory, IMAGENET_MEAN, IMAGENET_STD)
     else:
         fields, held = stored["vision_config"] if is_official else stored, open_weights(directory)
@@ -71,7 +101,7 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
         fields = allowed.vision_fields(fields, where)
         if family.model_type == "dinov3_vit" and not is_official:
             fields["image_size"] = tile_size or TILE_SIZE
-            dinov2.check_tile_size(fields["image_size"], fields.get("patch_size", 16), directory)
+            _check_tile_size(fields["image_size"], fields.get("patch_size", 16), directory)
         elif tile_size not in (None, fields.get("image_size")):
             own = fields.get("image_size")
             raise ValueError(f"tile_size = {tile_size}: this tower takes {own} pixels; DINOv2 and DINOv3 take any")
@@ -81,7 +111,7 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
     if not (family.is_intern_vit or is_official):
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_STORED)}
         normalization = _normalization(directory, family.image_mean, family.image_std)
-    if not any(f"{each}.weight" in tensors for each in CONVOLUTIONS):
+    if not any(f"{each}.weight" in tensors for each in _CONVOLUTIONS):
         raise CheckpointError(f"{where} says {family.model_type}, but holds no such weights")
     config = _vision_config(family, fields)
     select_layer, layers = family.select_layer if select_layer is None else select_layer, config["num_hidden_layers"]
@@ -91,7 +121,78 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
         config["num_hidden_layers"] = layers + 1 + select_layer
         tensors = {name: each for name, each in tensors.items() if _layer_of(name) < config["num_hidden_layers"]}
         select_layer = -1
-    return VisionPart(config, tensors, select_layer, normalization, family.projector_type)
+    return VisionPart(config, tensors, select_layer, normalization)
+
+
+def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, LazyTensor]:
+    """The tower's tensors for pixels normalized with ImageNet's mean and std; computed in float64, stored in float32.
+
+    Args:
+        tensors: ``vision_model.*``, with a patch convolution ``[D, 3, P, P]`` and its bias or position embeddings.
+        mean: per channel, in [0, 1], that the tower was trained with.
+        std: per channel, in (0, 1].
+
+    Raises:
+        ValueError: not three channels, or numbers out of range.
+    """
+    if len(mean) != 3 or len(std) != 3 or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
+        raise ValueError(f"image mean {list(mean)} and std {list(std)} must be three numbers, in [0, 1] and (0, 1]")
+    own_mean, own_std, given_mean, given_std = (
+        torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (mean, std, IMAGENET_MEAN, IMAGENET_STD)
+    )
+    convolution = next(each for each in _CONVOLUTIONS if f"{each}.weight" in tensors)
+    embeddings, weight = convolution.removesuffix("patch_embedding"), tensors[f"{convolution}.weight"].read().double()
+    shift, first = (weight * (given_mean - own_mean) / own_std).sum((1, 2, 3)), 0
+    name = f"{convolution}.bias"
+    if name not in tensors:
+        name, first = f"{embeddings}position_embedding.weight", int(f"{embeddings}class_embedding" in tensors)
+    shifted = tensors[name].read().double()
+    shifted[first:] += shift  # a bias, or the rows of patches
+    result = {f"{convolution}.weight": weight * given_std / own_std, name: shifted}
+    return {**tensors, **{name: MemoryTensor(tensor.float()) for name, tensor in result.items()}}
+
+
+def _check_tile_size(size: int, patch_size: int, directory: Path) -> None:
+    """Raises `ValueError` where a tile isn't a whole number of two patches, which the projector joins."""
+    if size % (2 * patch_size):
+        raise ValueError(f"tile_size = {size} must be a multiple of {2 * patch_size}: two patches of {directory}")
+
+
+def _read_dinov2(directory: Path, size: int) -> tuple[dict, dict[str, LazyTensor]]:
+    """Fields of InternViT's config, and tensors by its names (without prefix), for tiles of ``size`` pixels a side."""
+    from transformers import Dinov2Config
+
+    stored = read_json(directory / "config.json")
+    config = Dinov2Config(**{name: value for name, value in stored.items() if name in Dinov2Config().to_dict()})
+    if config.use_swiglu_ffn:
+        raise CheckpointError(f"vision tower: {directory} has SwiGLU layers, unlike InternViT; take a smaller DINOv2")
+    _check_tile_size(size, config.patch_size, directory)
+    held = {name.removeprefix("dinov2."): tensor for name, tensor in open_weights(directory).items()}
+    held.pop("embeddings.mask_token", None)  # of its training; the final norm and a classifier stay behind, too
+    tensors = _DINOV2.to_ours({name: held[name] for name in held if name.startswith(("embeddings.", "encoder."))})
+    if _POSITIONS in tensors:
+        tensors[_POSITIONS] = MemoryTensor(_resized(tensors[_POSITIONS].read().float(), size // config.patch_size))
+    fields = {
+        "model_type": "intern_vit_6b",
+        "intermediate_size": int(config.hidden_size * config.mlp_ratio),
+        "image_size": size,
+        "norm_type": "layer_norm",
+        "qk_normalization": False,
+        "use_flash_attn": True,
+    }
+    same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size", "qkv_bias")
+    fields |= {name: getattr(config, name) for name in (*same, "hidden_act", "layer_norm_eps", "initializer_range")}
+    return fields, tensors
+
+
+def _resized(positions: torch.Tensor, side: int) -> torch.Tensor:
+    """Position embeddings ``[1, 1 + P, D]`` of ``side`` x ``side`` patches, as transformers makes them."""
+    own = int((positions.shape[1] - 1) ** 0.5)
+    if own == side:
+        return positions
+    grid = positions[:, 1:].unflatten(1, (own, own)).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)
 
 
 def _vision_config(family: EncoderFamily, fields: Mapping) -> dict:

@@ -126,7 +126,7 @@ def test_advice_is_planned_again():
     assert advise(20, ROWS, 70, 81)[0] == ["gradient_checkpointing=False fits too: 70.0 of 80.0 GiB"]
 
 
-def test_steps_time_and_words_of_the_report(warm_up):
+def test_steps_time_and_words_of_the_report():
     run = planned("finetune_full")
     assert run.samples_per_step == 128 and run.steps == 5196  # 665,000 / 128, rounded up
     assert run.seconds(100, 0.4) == pytest.approx(5196 * 128 * run.work.total / (8 * 4e13))
@@ -136,6 +136,4 @@ def test_steps_time_and_words_of_the_report(warm_up):
     assert last.split() == ["free", "of", "80.0:", "fits", f"{80 - run.memory.total / GIB:.1f}"]
     for available, words in ((9, "does not fit"), (10, "tight"), (11, "tight"), (12, "fits")):
         assert report.verdict(Plan("loss", {"a": 10}, {"loss": 10}, 0), available) == words
-    for strategy in (plain(1), strategy_named("deepspeed_zero2", 2)):
-        assert set(plan_memory(replace(warm_up, last_layers=1), strategy).moments) <= set(report.MOMENTS)
     assert report.duration(90) == "2 minutes" and report.duration(2 * 3600) == "2.0 hours"

@@ -9,17 +9,6 @@ from .job import Strategy
 from .memory import GIB, Plan
 from .plan import RunPlan
 
-MOMENTS = {
-    "encoding": "while the frozen encoder reads the tiles",
-    "loss": "when the loss is computed",
-    "backward of the head": "at the start of the backward pass",
-    "backward": "in the backward pass of the LLM's last block",
-    "end of backward": "at the end of the LLM's backward pass",
-    "backward of the encoder": "in the backward pass of the encoder",
-    "sums": "when gradients are added to their sums",
-    "step": "in the optimizer's step",
-}
-
 
 def gib(amount: float) -> str:
     """Bytes as GiB."""
@@ -51,7 +40,7 @@ def verdict(plan: Plan, available: int) -> str:
 def memory_table(plan: Plan, strategy: Strategy, device: str, available: int) -> str:
     """Part by part, the sum, what is free, and the verdict."""
     rows = [(part, gib(amount)) for part, amount in plan.parts.items() if gib(amount) != "0.0"]
-    rows += [(f"sum, {MOMENTS[plan.moment]}", gib(plan.total))]
+    rows += [(f"sum, most at: {plan.moment}", gib(plan.total))]
     rows += [(f"free of {gib(available)}: {verdict(plan, available)}", gib(available - plan.total))]
     rows += [("beside it, in the CPU's memory", gib(plan.host))] if plan.host else []
     return _table(f"Memory of one rank, {strategy.name} on {strategy.gpus} x {device}, GiB", rows)

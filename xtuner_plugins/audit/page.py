@@ -280,10 +280,7 @@ def pictures(task: Measure, record: Record) -> list[tuple[str, str]]:
     found = []
     for medium in record.media[:MOST_IMAGES]:
         path = task.folder.resolve(medium.name)
-        if medium.kind == "video":
-            image = load_frames(path, task.num_frames)[0]
-        else:
-            image = load_image(path)
+        image = load_frames(path, task.num_frames)[0] if medium.kind == "video" else load_image(path)
         size = f"{image.width}×{image.height}"
         if len(record.media) == 1:
             image = _with_boxes(image, record)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import SettingError, one_line
 from ..processes import quiet_imports
 from ..settings import VALIDATION, ConfigError, find_config, import_types, parse_words, read_config, value_at
 
@@ -29,7 +30,7 @@ def open_inputs(args: argparse.Namespace) -> list:
         return _of_config(args.inputs[0], args.set, args.cfg_options)
     quiet_imports()
     from ..audit.check import PlainFiles
-    from ..datasets import MultimodalDataset, PreferenceDataset, SettingError
+    from ..datasets import MultimodalDataset, PreferenceDataset
 
     kind = PreferenceDataset if args.pairs else MultimodalDataset
     folders = [each or None for each in args.image_folder] or [None]
@@ -56,35 +57,27 @@ def _of_config(name: str, pairs: list[str], options: list[str]) -> list:
     import_types(config)
     from mmengine.registry import DATASETS
 
+    from ..audit.check import open_questions
     from ..engine.hooks.validation import validation_dataset
+    from ..evaluation.benchmarks import open_data_sets
 
     validation = value_at(config, VALIDATION) or {}
     wanted = [settings]
     if validation.get("data_paths"):
         wanted.append(validation_dataset(settings, validation["data_paths"], validation.get("image_folders")))
     try:
-        return [DATASETS.build(each) for each in wanted] + _benchmarks(validation)
+        datasets = [DATASETS.build(each) for each in wanted]
     except (TypeError, KeyError) as error:  # an unknown or missing setting, or type
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error, 300)
         raise ConfigError(f"{path}: train_dataloader.dataset: {text}; correct the setting's name") from None
-
-
-def _benchmarks(validation) -> list:
-    """The images of `val_benchmarks`, to be compared with those of the training data."""
-    files = validation.get("benchmarks") or ()
-    if not files:
-        return []
-    from ..audit.check import open_questions
-    from ..evaluation.benchmarks import open_data_sets
-
-    found = open_data_sets(files, images=validation.get("benchmark_images"))
-    return [open_questions({each.name: [question.paths for question in each.questions] for each in found})]
+    if files := validation.get("benchmarks"):
+        found = open_data_sets(files, images=validation.get("benchmark_images"))
+        datasets.append(open_questions({each.name: [question.paths for question in each.questions] for each in found}))
+    return datasets
 
 
 def prepare_output(path: str) -> None:
     """Raises `SettingError` where a result can't be written, which is better known before an hour of checking."""
-    from ..errors import SettingError
-
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         open(path, "a").close()

@@ -189,10 +189,10 @@ class MultimodalDataset(Dataset):
 
     def _log_first(self, warnings: Sequence[RecordError]) -> None:
         """Log the first warning of each reason in this process; `tools/check_data.py` counts them all."""
-        for warning in warnings:
-            if warning.reason not in self._warned:
-                self._warned.add(warning.reason)
-                told = f"{warning} (the first {warning.reason} met here; tools/check_data.py counts all)"
+        for each in warnings:
+            if each.reason not in self._warned:
+                self._warned.add(each.reason)
+                told = f"{each} (the first {each.reason} met here; tools/check_data.py counts all)"
                 print_log(told, "current", logging.WARNING)
 
     def __getstate__(self) -> dict:

@@ -25,9 +25,9 @@ from benchmarks.data_inputs import like_llava_665k
 from benchmarks.random_model import build_random, config_of
 from xtuner_plugins.datasets import collate, collate_packed
 from xtuner_plugins.datasets.plan.packing import pack_samples
+from xtuner_plugins.engine import build_adamw
 from xtuner_plugins.engine.run import steps
 from xtuner_plugins.engine.run.loss_scaling import LossScalingOptimWrapper
-from xtuner_plugins.engine.run.optimizers import build_adamw
 from xtuner_plugins.models import blocks, losses, vlm
 from xtuner_plugins.planning.hardware import gpu_of_device
 from xtuner_plugins.planning.job import Batch, Job, plain

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import mmengine.runner  # noqa: F401  before a test pretends that there is a GPU, which DeepSpeed would use
+
 from tests.conftest import ROOT
 from tests.process_table import ends
 from xtuner_plugins import processes

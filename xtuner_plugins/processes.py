@@ -36,25 +36,20 @@ STOP_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, 
 
 
 def die_with_parent(parent: int | None = None, *, watch: bool = False) -> None:
-    """Makes this process end (SIGKILL) as soon as its parent ends. Call it first in a child process.
+    """Makes this process end (SIGKILL, or the signal in ``ENDED_BY``) as soon as its parent ends. Call it first.
 
-    The variable ``ENDED_BY`` in the environment names another signal, on which a training saves before it ends. If the
-    parent, or the ancestor that called `start_bound`, has already ended, this process ends at once. Linux ties a child
-    to its parent's *thread*: start the child from a thread that outlives it, usually the main one, or pass
-    ``watch=True``.
+    If the parent, or the ancestor that called `start_bound`, has already ended, this process ends at once. Linux ties a
+    child to its parent's *thread*: start it from one that outlives it, usually the main one, or pass ``watch=True``.
 
     Args:
         parent: Process id of the parent. None takes the parent that `multiprocessing` knows, else the current one.
-        watch: Instead of the kernel, a thread of this process checks every second whether the parent is alive. Any of
-            the parent's threads may have started this process.
+        watch: Instead of the kernel, a thread of this process checks every second whether the parent is alive.
     """
     above, started_by = os.getppid(), multiprocessing.parent_process()
     if parent is None:
         parent = started_by.pid if started_by else above
-    if started_by is not None and parent == started_by.pid != above:  # a fork server stands between
-        _start_watching(started_by.join)
-    elif watch:
-        _start_watching(_wait_for, parent)
+    if watch or (started_by is not None and parent == started_by.pid != above):  # or a fork server stands between
+        threading.Thread(target=_watch, args=(parent,), daemon=True, name="die-with-parent").start()
     else:
         _set_death_signal(ctypes.CDLL(None, use_errno=True))
     starter = os.environ.get(STARTED_BY)
@@ -131,7 +126,7 @@ def map_in_workers(work: Callable, items: Sequence, num_workers: int | None = No
         yield from pool.map(_do, items)
 
 
-_work: Callable | None = None  # of a worker process
+_work: Callable | None = None  # of a worker process: it may hold a large index, which isn't sent with each item
 
 
 def _start_worker(work: Callable) -> None:
@@ -169,19 +164,10 @@ def _set_death_signal(libc: ctypes.CDLL) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
-def _start_watching(wait: Callable[..., object], *args) -> None:
-    """Kills this process when ``wait(*args)`` returns."""
-
-    def watch() -> None:
-        wait(*args)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True, name="die-with-parent").start()
-
-
-def _wait_for(parent: int) -> None:
-    while os.getppid() == parent:
+def _watch(ancestor: int) -> None:
+    while is_ancestor(ancestor):
         time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def progress_bar(**options: Any) -> tqdm:
@@ -191,11 +177,9 @@ def progress_bar(**options: Any) -> tqdm:
         options: Of tqdm.
     """
     file = options.setdefault("file", sys.stderr)
-    return (
-        tqdm(**options)
-        if file.isatty()
-        else _Lines(**{"mininterval": LOG_SECONDS, "miniters": 1, "ncols": 0}, **options)
-    )
+    if file.isatty():
+        return tqdm(**options)
+    return _Lines(mininterval=LOG_SECONDS, miniters=1, ncols=0, **options)
 
 
 class _Lines(tqdm):

@@ -30,9 +30,8 @@ _CREDENTIAL = re.compile(
 # What names a file of credentials, and what gcsfs takes for `token` that is none
 _NO_CREDENTIAL = re.compile(r"\w*(_file|_path)=.*|token=(anon|google_default|cloud|cache|browser|.*\.json)", re.DOTALL)
 _CREDENTIALS_REMEDY = (
-    "leave it out: give credentials by environment variables (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET, GOOGLE_APPLICATION_CREDENTIALS), by profile='name', or by "
-    "the store's own file of credentials"
+    "leave it out: give credentials by environment variables (AWS_ACCESS_KEY_ID, OSS_ACCESS_KEY_ID, "
+    "GOOGLE_APPLICATION_CREDENTIALS ...), by profile='name', or by the store's own file of credentials"
 )
 _USER_IN_URL = re.compile(r"://[^/\s]*:[^\s@]*@")
 

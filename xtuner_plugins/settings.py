@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,6 +132,14 @@ _DICT = re.compile(r"(?:^|[\[(,\s])(?:\{\s*\}|\{[^,{}]*:|dict\()")
 _WRITE = """write a Python literal in quotes, e.g. KEY='{"crop": 1.5}'"""
 
 
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str = "", *, n: int = 1, cutoff: float = 0.6, show: Callable = str
+) -> str:
+    """``did you mean A or B?`` with at most ``n`` of the known names that are nearest; else what is given."""
+    close = difflib.get_close_matches(name, known, n=n, cutoff=cutoff)
+    return f"did you mean {' or '.join(map(show, close))}?" if close else otherwise
+
+
 def leaves() -> dict[str, Path]:
     """Every config of configs/ by its stem; bases are none."""
     found = (path for path in sorted(CONFIGS.rglob("*.py")) if path.name != "__init__.py")
@@ -150,8 +158,7 @@ def find_config(name: str) -> str:
     if name in known:
         path = str(known[name])
         return os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
-    close = difflib.get_close_matches(Path(name).stem, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "xtp configs lists them"
+    hint = did_you_mean(Path(name).stem, known, "xtp configs lists them", n=3)
     raise ConfigError(f"config {name} does not exist; {hint}")
 
 
@@ -201,8 +208,8 @@ def parse_words(settings: Sequence[str] = (), options: Sequence[str] = ()) -> di
 
 
 def _near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return f"; did you mean {close[0] if close[0] in SETTINGS else repr(close[0])}?" if close else ""
+    hint = did_you_mean(name, known, cutoff=cutoff, show=lambda near: near if near in SETTINGS else repr(near))
+    return hint and f"; {hint}"
 
 
 def _read_value(text: str, said: str) -> Any:
@@ -379,10 +386,8 @@ def deepspeed_file(value: str) -> Path:
     """
     path = Path(value) if Path(value).is_file() else DEEPSPEED.get(value)
     if path is None:
-        close = difflib.get_close_matches(value, DEEPSPEED, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}?" if close else "give a JSON file or one of these"
-        problem = "no such file" if value.endswith(".json") else f"unknown; {hint} (known: {', '.join(DEEPSPEED)})"
-        raise ConfigError(f"--deepspeed {value}: {problem}")
+        hint = did_you_mean(value, DEEPSPEED, "give another JSON file", cutoff=0.4)
+        raise ConfigError(f"--deepspeed {value}: no such file or name; {hint} (known: {', '.join(DEEPSPEED)})")
     return path
 
 

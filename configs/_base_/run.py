@@ -13,8 +13,6 @@ from xtuner_plugins.engine import (
     GroupedOptimWrapperConstructor,
     ImageGainHook,
     LedgerHook,
-    LossesImageHook,
-    LossSplitHook,
     PlannedTrainLoop,
     RunContractHook,
     StateHook,
@@ -63,12 +61,11 @@ custom_hooks = [
     dict(type=RunContractHook),  # prints what really trains
     dict(type=StateHook),  # keeps the place in the data, tile limits, template and tokens in every checkpoint
     dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
-    dict(type=LossesImageHook),  # work_dir/losses.png
-    dict(type=LossSplitHook),  # training loss by dataset, tiles and length
     dict(type=ImageGainHook),  # is the loss lower with a sample's own images than with another's?
 ]
 visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
 env_cfg = dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))  # gloo on CPUs
-model_wrapper_cfg = dict(type="DeviceAwareDDP")  # MMEngine takes only a registered name here
+# MMEngine's own `device_ids` is the local rank, which PyTorch refuses for a model on a CPU.
+model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
 log_processor = dict(type=LogProcessor, by_epoch=False, window_size=1)
 randomness = dict(seed=42)

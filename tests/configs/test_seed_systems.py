@@ -18,7 +18,7 @@ from tests.vision_towers import write_tower
 from tests.weights.language_models import write_llm
 from xtuner_plugins.planning.plan import job_of, model_of
 from xtuner_plugins.planning.published import known_base
-from xtuner_plugins.settings import SETTINGS, labels_of, leaves, parse_words, read_config
+from xtuner_plugins.settings import SETTINGS, labels_of, leaves, read_config
 from xtuner_plugins.toy.models import write_random_parts
 
 LLAVA = "llava_qwen2_5_3b"
@@ -46,15 +46,6 @@ def test_an_image_of_siglip_takes_169_tokens():
         settings = read_config(name)._to_lazy_dict()
         assert model_of(settings["model"]["base"]).tokens_per_tile == 169
         assert settings["train_dataloader"]["dataset"]["max_tiles"] == 1
-
-
-def test_every_recipe_takes_shares_and_workers():
-    """`repeat_times`, also on the command line; workers."""
-    changes = parse_words(["data_paths=[a.json,b.json,c.json]", "repeat_times=[2,0.5,3.5]", "num_workers=8"])
-    for name in leaves():
-        loader = read_config(name, changes).train_dataloader
-        assert loader.dataset.repeat_times == [2, 0.5, 3.5] and len(loader.dataset.data_paths) == 3
-        assert loader.num_workers == 8 and (loader.get("pin_memory") or "toy" in name)
 
 
 @dataclass

@@ -121,8 +121,3 @@ def test_xtuners_own_command_trains_a_leaf_and_what_it_has_written(settings, tmp
     done = train(leaf, *zero, "--cfg-options", *words(keyed(settings)), jpeg, NPROC_PER_NODE="2")
     assert len(logged(tmp_path / "two")) == 2, done.stderr  # 16 samples, 4 on each of two ranks
     assert read_config(str(tmp_path / "two" / f"{LEAF}.py")).train_dataloader.dataset.jpeg_quality == (75, 100)
-
-
-def test_a_setting_changed_below_takes_effect(settings, tmp_path):
-    cfg = read_config(derived(tmp_path, {"model.llm_lora.r": 3, "train_dataloader.num_workers": 0}))
-    assert cfg.model.llm_lora.r == 3 and not cfg.train_dataloader.persistent_workers

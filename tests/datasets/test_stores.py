@@ -66,14 +66,13 @@ def test_a_store_that_is_down_stops_a_run_under_every_policy(server, data_base, 
     assert {row: each.reason for row, each in dataset.lengths(0).complaints.items()} == {2: "image_missing"}
 
 
-def test_images_are_measured_by_their_heads_and_read_once(server, tmp_path):
-    Image.effect_noise((900, 700), 90).convert("RGB").save(tmp_path / "a.jpg", quality=95)
+def test_images_are_read_once(server, tmp_path):
+    Image.new("RGB", (90, 70)).save(tmp_path / "a.jpg")
     server.objects["x/deep/a b.jpg"] = (tmp_path / "a.jpg").read_bytes()
     images = open_images(f"{server.url}/x", tmp_path)
-    assert image_size(images.resolve("deep/a b.jpg")) == (900, 700)
-    assert server.asked == [("GET", "x/deep/a b.jpg", "bytes=0-65535")]
     found = pickle.loads(pickle.dumps(images)).resolve("deep\\a b.jpg")
-    assert load_image(found).size == load_image(found).size == (900, 700) and len(server.asked) == 2
+    assert image_size(found) == load_image(found).size == (90, 70)
+    assert server.asked == [("GET", "x/deep/a b.jpg", None)]
     for name in ("../a.jpg", "/a.jpg", "s3://a/b.jpg"):
         with pytest.raises(MediaError):
             images.resolve(name)
@@ -109,22 +108,17 @@ def test_annotation_files_are_copied_by_version_and_called_by_their_url(server, 
 
 
 def test_a_zip_is_read_as_a_folder(tmp_path):
-    path = tmp_path / "i.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in ("train/a.jpg", "train/deep/b.jpg", "c.jpg"):
-            archive.writestr(name, name)
+    with zipfile.ZipFile(path := tmp_path / "i.zip", "w") as archive:
+        archive.writestr("train/deep/a.jpg", "train/a.jpg")
     images, damaged = open_images(path / "train", tmp_path), bytearray(path.read_bytes())
-    assert images.resolve("deep/b.jpg").data == b"train/deep/b.jpg"
-    for name in ("c.jpg", "deep"):
-        with pytest.raises(MediaError, match=f"i.zip/train/{name}: no such object"):
-            _ = images.resolve(name).data
     key = images.key()
-    damaged[damaged.index(b"train/a.jpgtrain") + 13] ^= 1
+    damaged[damaged.index(b"train/a.jpg")] ^= 1
     path.write_bytes(damaged)
     os.utime(path, ns=(1, 1))
     assert images.key() != key
-    with pytest.raises(MediaError, match="i.zip/train/a.jpg: can't be read from the zip .*CRC"):
-        _ = open_images(path / "train", tmp_path).resolve("a.jpg").data
+    for name, words in {"deep": "no such object", "deep/a.jpg": "can't be read from the zip .*CRC"}.items():
+        with pytest.raises(MediaError, match=f"i.zip/train/{name}: {words}"):
+            _ = open_images(path / "train", tmp_path).resolve(name).data
     path.write_bytes(damaged[:40])
     with pytest.raises(SettingError, match="can't be read from the zip"):
         open_images(path, tmp_path)

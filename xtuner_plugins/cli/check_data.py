@@ -59,7 +59,7 @@ def _of_config(name: str, pairs: list[str], options: list[str]) -> list:
     import_types(config)
     from mmengine.registry import DATASETS
 
-    from ..engine.hooks.validation_scores import validation_dataset
+    from ..engine.hooks.validation import validation_dataset
 
     validation = value_at(config, VALIDATION) or {}
     wanted = [settings]
@@ -228,7 +228,7 @@ def show_step(args: argparse.Namespace) -> int:
     import_types(config)
 
     from ..audit.show_batch import describe_batch, write_batch_page
-    from ..engine.run.step_batches import take_step
+    from ..engine.run.loops import take_step
     from ..weights.work_dir import read_checkpoint
 
     rank, ranks = args.rank or 0, args.ranks or 1

@@ -6,7 +6,6 @@ so an edited config is read as it would train. What has no counterpart here beco
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import math
@@ -15,12 +14,23 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..files import absolute_path
 from ..planning.published import BASES
-from ..settings import CONFIGS, PACKAGE, ROOT, RUNNER_KEYS, ConfigError, labels_of, leaves, read_config, value_at
+from ..settings import (
+    CONFIGS,
+    PACKAGE,
+    ROOT,
+    RUNNER_KEYS,
+    ConfigError,
+    did_you_mean,
+    labels_of,
+    leaves,
+    read_config,
+    value_at,
+)
 
 _TRAINS = {
     "finetune_full": "the LLM, and the projector",
@@ -45,33 +55,19 @@ _READ = re.compile(
     rf"|{_DATA}\.(data_paths|image_folders|repeat_times)|param_scheduler|train_cfg\.max_iters"
     r"|train_dataloader\.sampler\.(?!type).*"
 )
-# What happens here, too, at these values; any other is noted.
-_STANDARD = dict(
-    pair.split("=")
-    for pair in """
-    model.type=InternVL_V1_5 train_dataloader.dataset.type=InternVL_V1_5_Dataset
-    train_dataloader.collate_fn.type=default_collate_fn
-    train_dataloader.sampler.type=LengthGroupedSampler optim_wrapper.type=AmpOptimWrapper
-    optim_wrapper.optimizer.type=AdamW
-    optim_wrapper.clip_grad.error_if_nonfinite=False train_cfg.type=TrainLoop default_hooks.timer.type=IterTimerHook
-    default_hooks.logger.type=LoggerHook default_hooks.logger.log_metric_by_epoch=False default_hooks.logger.interval=10
-    default_hooks.param_scheduler.type=ParamSchedulerHook default_hooks.sampler_seed.type=DistSamplerSeedHook
-    default_hooks.checkpoint.type=CheckpointHook env_cfg.cudnn_benchmark=False env_cfg.mp_cfg.mp_start_method=fork
-    env_cfg.mp_cfg.opencv_num_threads=0 env_cfg.dist_cfg.backend=nccl log_level=INFO log_processor.by_epoch=False
-    randomness.deterministic=False resume=False model.quantization_vit=False
-    """.split()
-)
-# What differs in every import.
+# What this config of XTuner's says beside these keys happens here, too, or is told in every import; other values become
+# notes.
+REFERENCE = "internvl_v2_internlm2_5_8b_lora_finetune"
 ALWAYS = (
     "system prompt: XTuner writes one that names InternLM or Phi-3; here it is the template's own",
-    "float16 needs no optim_wrapper here: dtype is 'auto', with the loss scaled where it is float16",
+    "float16 needs no optim_wrapper here (dtype='float16', loss_scale='dynamic'): dtype is 'auto', the loss is scaled",
     "weight_decay: not on norms and biases here; XTuner decays them too",
     "save_steps and max_steps count optimizer steps here, micro-batches in XTuner",
+    "save_optimizer=False is not carried over: checkpoints can be resumed here",
 )
 
 
-@dataclass(frozen=True)
-class Imported:
+class Imported(NamedTuple):
     """A config of XTuner's as one of ours.
 
     Attributes:
@@ -97,14 +93,12 @@ def find_xtuner_config(name: str) -> str:
     """
     if Path(name).is_file():
         return name
-    spec = importlib.util.find_spec("xtuner")  # imports nothing
-    folder = Path(spec.submodule_search_locations[0], "configs") if spec else Path("no_xtuner")
+    folder = Path(importlib.util.find_spec("xtuner").submodule_search_locations[0], "configs")  # imports nothing
     known = {path.stem: str(path) for path in folder.rglob("*.py") if not path.name.startswith("_")}
-    if name in known:
-        return known[name]
-    close = difflib.get_close_matches(Path(name).stem, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "give a path, or a name as `xtuner train` takes it"
-    raise ConfigError(f"config {name} does not exist; {hint}")
+    if name not in known:
+        hint = did_you_mean(Path(name).stem, known, "give a path, or a name as `xtuner train` takes it", n=3)
+        raise ConfigError(f"config {name} does not exist; {hint}")
+    return known[name]
 
 
 def import_config(name: str, out: Path, base: str | None = None) -> Imported:
@@ -119,24 +113,27 @@ def import_config(name: str, out: Path, base: str | None = None) -> Imported:
         ConfigError: No such file, one that doesn't run, or one that trains something else.
     """
     path = find_xtuner_config(name)
-    cfg = read_config(path)._to_lazy_dict()
+    cfg, usual = (dict(_flat(read_config(each)._to_lazy_dict())) for each in (path, find_xtuner_config(REFERENCE)))
+    usual.pop("custom_hooks")  # they hold the base's tokenizer, so they always differ
     for key in ("model.type", f"{_DATA}.type"):
-        if (kind := str(value_at(cfg, key))) != _STANDARD[key]:
-            raise ConfigError(
-                f"config {path}: {key} is {kind}; XTuner's configs of {_STANDARD[key]} are read, no others"
-            )
-    model, notes = cfg["model"], []
-    llm = "lora" if model.get("llm_lora") else "frozen" if model.get("freeze_llm") else "all"
-    parent = {"all": "finetune_full", "lora": "finetune_lora", "frozen": "pretrain_mlp"}[llm]
-    parent = "finetune_qlora" if llm == "lora" and model.get("quantization_llm") else parent
-    start, how = _base(model, base)
-    changes = {"model.base": start, **_data(cfg, notes), **_plain(cfg, notes), **_schedule(cfg, notes)}
-    if llm != "lora" and model.get("quantization_llm"):
+        if (kind := str(cfg.get(key))) != (read := str(usual[key])):
+            raise ConfigError(f"config {path}: {key} is {kind}; XTuner's configs of {read} are read, no others")
+    notes: list[str] = []
+    has_adapters, in_4_bits = "model.llm_lora.r" in cfg, bool(cfg.get("model.quantization_llm"))
+    parent = "pretrain_mlp" if cfg.get("model.freeze_llm") else "finetune_full"
+    if has_adapters:
+        parent = "finetune_qlora" if in_4_bits else "finetune_lora"
+    hub = str(cfg.get("model.model_path"))
+    known = {row.hub: row for row in BASES.values() if row.hub}.get(hub)
+    start = os.path.abspath(base or (f"models/{known.name}" if known else hub))
+    how = "" if base or Path(start).is_dir() else f"hf download {hub} --local-dir {start}"
+    changes = {"model.base": start, **_data(cfg, known, notes), **_plain(cfg, usual, notes), **_schedule(cfg, notes)}
+    if in_4_bits and not has_adapters:
         notes.append("model.quantization_llm is not carried over: only an LLM with LoRA is held in 4 bits")
     notes += ALWAYS
     present = read_config(parent)
-    usual = {"model.freeze_llm": True, "model.freeze_visual_encoder": True, "model.dtype": "auto"}
-    changes = {key: value for key, value in changes.items() if value != value_at(present, key, usual.get(key))}
+    defaults = {"model.freeze_llm": True, "model.freeze_visual_encoder": True, "model.dtype": "auto"}
+    changes = {key: value for key, value in changes.items() if value != value_at(present, key, defaults.get(key))}
     launch = re.sub(r"^(NPROC_PER_NODE=\d+ )?", "NPROC_PER_NODE=8 ", launch_line(parent, out))  # as XTuner's own
     launch += "" if "--deepspeed" in launch else " --deepspeed deepspeed_zero2"
     files, folders = (changes.get(f"{_DATA}.{key}") or [] for key in ("data_paths", "image_folders"))
@@ -149,48 +146,37 @@ def import_config(name: str, out: Path, base: str | None = None) -> Imported:
         "launch": launch,
         "differs": notes,
     }
-    advice = [f"model_path={model.get('model_path')}: get it with `{how}`, or give --base"] if how else []
+    advice = [f"model_path={hub}: get it with `{how}`, or give --base"] if how else []
     text = derive(parent, labels, changes)
     return Imported(text, parent, launch, advice + notes, list(dict.fromkeys([start, *files, *folders])))
 
 
-def _base(model: Mapping[str, Any], given: str | None) -> tuple[str, str]:
-    """The directory to train from, and how to get it where it isn't there."""
-    hub = str(model.get("model_path"))
-    known = next((f"models/{base.name}" for base in BASES.values() if base.hub == hub), hub)
-    path = os.path.abspath(given or known)
-    return path, "" if given or Path(path).is_dir() else f"hf download {hub} --local-dir {path}"
-
-
-def _paths(value: Any) -> list[str]:
-    """Paths as they are found from anywhere; a URL stays."""
-    return [each if "://" in each else os.path.abspath(each) for each in ([value] if isinstance(value, str) else value)]
-
-
-def _data(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Files and template of the dataset."""
-    dataset, known = value_at(cfg, _DATA), {known.hub: known for known in BASES.values() if known.hub}
-    settings = {f"{_DATA}.{key}": _paths(dataset[key]) for key in ("data_paths", "image_folders") if dataset.get(key)}
-    settings[f"{_DATA}.repeat_times"] = dataset.get("repeat_times")
-    row, template = known.get(value_at(cfg, "model.model_path")), TEMPLATES.get(str(dataset.get("template")))
+def _data(cfg: Mapping[str, Any], known: Any, notes: list[str]) -> dict[str, Any]:
+    """Files, which are found from anywhere, and template of the dataset; ``known`` is what is known of the base."""
+    settings = {f"{_DATA}.repeat_times": cfg.get(f"{_DATA}.repeat_times")}
+    for key in (f"{_DATA}.data_paths", f"{_DATA}.image_folders"):
+        if value := cfg.get(key):
+            settings[key] = list(map(absolute_path, [value] if isinstance(value, str) else value))
+    theirs = cfg.get(f"{_DATA}.template")
+    template = TEMPLATES.get(str(theirs))
     if template is None:
-        notes.append(f"template {short(dataset.get('template'))} is not carried over; the base's own is used")
-    elif row is None or row.template != template:
+        notes.append(f"template {short(theirs)} is not carried over; the base's own is used")
+    elif known is None or known.template != template:
         settings[f"{_DATA}.template"] = template
     return settings
 
 
-def _plain(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+def _plain(cfg: Mapping[str, Any], usual: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Keys that mean the same here; a note for each that nothing reads."""
     settings: dict[str, Any] = {"model.dtype": "auto"}
-    for key, value in _flat(cfg):
+    for key, value in cfg.items():
         if key in _SAME:
             settings[key] = float(value) if key.endswith("max_norm") else value
         elif key == "optim_wrapper.dtype" and value == "bfloat16":
             settings["model.dtype"] = value
         elif key == "train_dataloader.sampler.type" and str(value) == "DefaultSampler":
             settings["train_dataloader.sampler.group_by"] = None
-        elif value is not None and not _READ.fullmatch(key) and _STANDARD.get(key) != str(value):
+        elif value is not None and not _READ.fullmatch(key) and str(usual.get(key)) != str(value):
             notes.append(f"{key}={short(value)} is not carried over")
     return settings
 
@@ -207,14 +193,14 @@ def _flat(node: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
 
 def _schedule(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Length of the run, and the share of its warm-up."""
-    train, settings = cfg["train_cfg"], {}
-    if train.get("max_iters") is not None:
-        steps = math.ceil(train["max_iters"] / cfg["optim_wrapper"].get("accumulative_counts", 1))
+    settings, epochs = {}, cfg.get("train_cfg.max_epochs")
+    if (num_batches := cfg.get("train_cfg.max_iters")) is not None:
+        steps = math.ceil(num_batches / cfg.get("optim_wrapper.accumulative_counts", 1))
         settings |= {"train_cfg.max_iters": steps, "train_cfg.max_epochs": None}
     schedulers = cfg.get("param_scheduler") or []
-    kinds, end = [str(each.get("type")) for each in schedulers], schedulers[0].get("end") if schedulers else None
-    if kinds == ["LinearLR", "CosineAnnealingLR"] and not schedulers[1].get("eta_min") and train.get("max_epochs"):
-        settings["param_scheduler.warmup_ratio"] = float(f"{end / train['max_epochs']:.6g}")
+    kinds = [str(each.get("type")) for each in schedulers]
+    if kinds == ["LinearLR", "CosineAnnealingLR"] and not schedulers[1].get("eta_min") and epochs:
+        settings["param_scheduler.warmup_ratio"] = float(f"{schedulers[0]['end'] / epochs:.6g}")
     else:
         notes.append("param_scheduler is not carried over: a linear start and a cosine to 0 here; set warmup_ratio")
     return settings

@@ -6,13 +6,12 @@ Every tool is a subcommand, under its file's name with dashes; some have a short
 from __future__ import annotations
 
 import ast
-import difflib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..settings import ROOT
+from ..settings import ROOT, ConfigError, did_you_mean
 
 SHORT = {
     "build": "build_base_model",
@@ -21,19 +20,6 @@ SHORT = {
     "eval": "evaluate",
     "export": "convert_to_official",
     "prepare": "prepare_data",
-}
-# Commands of the release before: what does the same now.
-OLD = {
-    "answer": "xtp evaluate MODEL --data FOLDER --prompt TEXT --out DIR",
-    "compare": "xtp evaluate --compare A B",
-    "import_config": "xtp configs --from-xtuner CONFIG",
-    "import_xtuner_config": "xtp configs --from-xtuner CONFIG",
-    "list_configs": "xtp configs",
-    "new_config": "xtp configs NAME --write FILE",
-    "print_config": "xtp configs NAME",
-    "quickstart": "make quickstart",
-    "show_batch": "xtp check CONFIG --step N",
-    "vlmevalkit": "a config of six lines, in docs/evaluation.md",
 }
 USAGE_ERROR = 2
 
@@ -48,17 +34,14 @@ def find_tool(name: str) -> Path:
     """The file of a subcommand, by its short name, its long one, or the file's.
 
     Raises:
-        ValueError: There is none; names what replaced it, or the nearest ones.
+        ConfigError: There is none; names the nearest ones.
     """
     known = tools()
     by_stem = {path.stem: path for path in known.values()}
     path = known.get(name) or by_stem.get(name.replace("-", "_").removesuffix(".py"))
     if path is None:
-        if old := OLD.get(name.replace("-", "_")):
-            raise ValueError(f"{name} is now: {old}")
-        close = difflib.get_close_matches(name, [*known, *by_stem], n=2)
-        hint = f"did you mean {' or '.join(close)}?" if close else "xtp --help lists the commands"
-        raise ValueError(f"there is no command {name!r}; {hint}")
+        hint = did_you_mean(name, [*known, *by_stem], "xtp --help lists the commands", n=2)
+        raise ConfigError(f"there is no command {name!r}; {hint}")
     return path
 
 
@@ -81,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if argv else USAGE_ERROR
     try:
         path = find_tool(argv[0])
-    except ValueError as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     sys.stdout.flush()

@@ -3,16 +3,9 @@
     {"ai2d": {"root": "images/ai2d", "annotation": "annotations/ai2d.jsonl", "repeat_time": 2, "length": 12413,
               "data_augment": false, "max_dynamic_patch": 12}}
 
-| key                 | becomes                                                                             |
-|---------------------|-------------------------------------------------------------------------------------|
-| the data set's name | `name` in `dataset_settings`                                                        |
-| `annotation`        | the path in `data_paths`                                                            |
-| `root`              | the folder in `image_folders`                                                       |
-| `repeat_time`       | `repeat_times`; a fraction is a random part, of which the official code takes the first |
-| `max_dynamic_patch` | `max_tiles` in `dataset_settings`                                                   |
-| `data_augment`      | `jpeg_quality` in `dataset_settings`, with the official code's range                |
-| `length`            | nothing, as in the official code                                                    |
-
+`annotation`, `root` and `repeat_time` become entries of `data_paths`, `image_folders` and `repeat_times` (a fraction is
+a random part, of which the official code takes the first); the name, `max_dynamic_patch` and `data_augment` become
+`name`, `max_tiles` and `jpeg_quality` (of the official range) in `dataset_settings`. `length` isn't used, as there.
 Paths are relative to the working directory, as in the official code, or else to the meta file's folder.
 """
 

@@ -5,13 +5,10 @@ from typing import Any
 
 # Imported when first used: each of them needs MMEngine's runner, and with it DeepSpeed and transformers.
 _HOMES = {
-    "DeviceAwareDDP": "run.ddp",
     "GroupedOptimWrapperConstructor": "run.param_groups",
     "ImageGainHook": "hooks.image_gain",
     "LedgerHook": "hooks.ledger",
-    "LossesImageHook": "hooks.losses_png",
     "PrecomputedReferenceHook": "hooks.precomputed_reference",
-    "LossSplitHook": "hooks.loss_split",
     "PlannedTrainLoop": "run.loops",
     "RunContractHook": "hooks.run_contract",
     "StateHook": "hooks.state",
@@ -19,7 +16,7 @@ _HOMES = {
     "ValidationHook": "hooks.validation",
     "WarmupCosineLR": "run.schedulers",
     "WholeCheckpointHook": "hooks.whole_checkpoint",
-    "build_adamw": "run.optimizers",
+    "build_adamw": "run.param_groups",
     "prepare_runtime": "launch.entry",
 }
 __all__ = [*_HOMES, "register_all"]

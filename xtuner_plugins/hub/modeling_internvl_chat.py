@@ -163,14 +163,13 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
         return self.project(self.encode_tiles(pixel_values), grid)
 
-    def place_features(self, inputs_embeds, input_ids, features, num_image_tokens=None):
+    def place_features(self, inputs_embeds, input_ids, features):
         """Puts image features where `<IMG_CONTEXT>` tokens stand, in order.
 
         Args:
             inputs_embeds: [B, S, H].
             input_ids: int64 [B, S].
             features: [T, N, H] (or any [..., H]); `None` for no images.
-            num_image_tokens: How many such tokens there are; if `None` they are counted, which waits for the device.
 
         Returns:
             New embeddings [B, S, H]. Gradients flow to both inputs.
@@ -183,9 +182,7 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         if self.img_context_token_id is None:
             return inputs_embeds
         mask = input_ids == self.img_context_token_id
-        if num_image_tokens is None:
-            num_image_tokens = int(mask.sum())
-        num_features = 0 if features is None else features.numel() // features.shape[-1]
+        num_image_tokens, num_features = int(mask.sum()), 0 if features is None else features[..., 0].numel()
         if num_image_tokens != num_features:
             raise ValueError(
                 f"{num_image_tokens} image tokens in input_ids, but {num_features} image features from the images; "

@@ -184,7 +184,7 @@ def test_what_is_no_video(videos, tmp_path, monkeypatch):
         assert container.format.name == "concat"
     refused(tmp_path / "list.mp4", "list.mp4: can't be decoded")
     (tmp_path / "11.png").symlink_to(videos / "frames" / "f1.png")
-    refused(tmp_path, "'11.png' is a link out of the folder")
+    refused(tmp_path, "'11.png' is a link out of the image folder")
     monkeypatch.setattr(media, "MAX_PIXELS", 64 * 48 - 1)
     for name in ("a.mp4", "a.gif", "frames"):
         refused(videos / name, "64x48 pixels")

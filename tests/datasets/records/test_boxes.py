@@ -37,17 +37,6 @@ def test_pixel_boxes_enter_the_frame():
     assert compare_size(plain, (640, 480)) is compare_size(boxed("No size.", width=None), (5, 5)) is None
 
 
-DOUBTFUL = {"<box>[[0.1, 0.2, 0.3, 0.4]]</box>": "in fractions", "<box>a crate</box>": "is no box"}
-
-
-def test_doubtful_boxes_are_warnings():
-    for answer, words in {**DOUBTFUL, "<ref>it": "1 <ref> and 0 </ref>"}.items():
-        record = boxed(answer, boxes="normalized")
-        (warning,) = normalize_boxes(record).warnings
-        assert words in str(warning) and warning.reason == "grounding" and warning.place == "f:3"
-        assert normalize_boxes(record).turns == record.turns
-
-
 TWO = {"ref": ["a", "b"], "bbox": [[0, 0, 640, 480], [1, 2, 1.5, 2]]}
 BOTH = {"bbox": [[50, 100, 100, 200], [64, 48, 320, 240]], "image_id": [1]}  # the second is the first image's
 IMAGES = {"question": "<image><image><ref-object>", "images": ("a.jpg", "b.jpg")}

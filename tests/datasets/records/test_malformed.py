@@ -86,7 +86,10 @@ LINES = [
     ("turn_part", [parts([{"type": "audio"}]), parts([{"type": "text"}]), parts([{"type": "text", "text": 3}])]),
     ("turn_part", [parts([None]), parts([{"image": "ok.png"}])]),
     # images and placeholders
-    ("media_name", [image(name) for name in (3, [None], "", "  ", "data:image/png;base64,AAA")]),
+    (
+        "media_name",
+        [image(name) for name in (3, [None], "", "  ", "data:image/png;base64,AAA", "data:", "data:image/png,ab")],
+    ),
     ("media_name", [parts([{"type": "image", "image": ["ok.png"]}])]),
     ("image_count", [parts([{"type": "image"}]), asked("<image>"), image("ok.png", "<image><image>")]),
     ("image_count", [image([], "<image>"), *(image(["ok.png"] * 2, text, "<image>") for text in ("a", "<image>"))]),

@@ -24,6 +24,8 @@ WARNED = [
     ("foreign_form", dict(answer="Write <img>a.jpg</img>.")),
     ("foreign_form", dict(answer="<|image_pad|>")),
     ("foreign_form", dict(answer="<|box_start|>(1,2),(3,4)<|box_end|>")),
+    ("grounding", dict(answer="<box>[[0.1, 0.2, 0.3, 0.4]]</box>", boxes="normalized")),
+    *(("grounding", dict(answer=answer)) for answer in ("<box>a crate</box>", "<ref>it")),
     ("media_role", dict(question="<image>\nTag?", answer="Write <image> in RSS.", image="a.jpg")),
     ("unread_key:audio", dict(image="a.jpg", audio="a.wav")),
     (None, dict(question="<b>bold</b> <video controls> <img src='a.png'> <input> a < b > c <ref> </ref>")),
@@ -36,7 +38,9 @@ WARNED = [
 
 def test_what_may_be_text_is_a_warning_with_its_place(qa):
     for reason, record in WARNED:
-        warnings = normalize_boxes(parse_record(qa(**record), "f:7")).warnings
+        record = parse_record(qa(**record), "f:7")
+        assert (found := normalize_boxes(record)).turns == record.turns
+        warnings = found.warnings
         assert {warning.reason for warning in warnings} == ({reason} if reason else set()), record
         assert all(str(warning).startswith("f:7: ") and warning.remedy for warning in warnings)
 

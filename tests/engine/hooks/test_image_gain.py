@@ -20,7 +20,7 @@ from .test_validation import scalars
 def test_with_one_token_each_the_interval_is_that_of_the_paired_t_test():
     own, other = np.random.default_rng(0).normal(1, 0.3, (2, 9))
     for weight in (1, 3):  # tokens weigh
-        found = ImageGain.of(np.stack([own * weight, other * weight, np.full(9, weight)], 1), (1.0, 1.0))
+        found = ImageGain.of(own * weight, other * weight, np.full(9, weight), (1.0, 1.0))
         assert found.gain == pytest.approx((other - own).mean())
         assert (found.low, found.high) == pytest.approx(tuple(ttest_rel(other, own).confidence_interval()))
 

@@ -1,7 +1,6 @@
 """The image of a run's losses: each step once over all starts."""
 
 import json
-from types import SimpleNamespace
 
 from PIL import Image
 
@@ -19,5 +18,5 @@ def test_a_start_replaces_what_came_after_its_checkpoint_and_a_failure_to_draw_i
     said = []
     monkeypatch.setattr(losses_png, "print_log", lambda text, *rest: said.append(text))
     path.write_text("{}}\n")
-    losses_png.LossesImageHook().after_train(SimpleNamespace(work_dir=str(tmp_path)))
+    losses_png.draw_at_end(tmp_path)
     assert said[0].startswith("losses.png not drawn: JSONDecodeError")

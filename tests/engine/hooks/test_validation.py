@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from tests.models.batches import build
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
-from xtuner_plugins.engine.hooks.validation_scores import validation_dataset, validation_loss
+from xtuner_plugins.engine.hooks.validation import validation_dataset, validation_loss
 from xtuner_plugins.evaluation.benchmarks import open_data_sets
 from xtuner_plugins.evaluation.results import measure
 from xtuner_plugins.inference.opening import open_session
@@ -137,9 +137,7 @@ def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
     ]
 
 
-@pytest.mark.parametrize(
-    "place, call, saved", [("run.steps.batch_weight", 7, 3), ("hooks.validation_scores.naming", 1, 2)]
-)
+@pytest.mark.parametrize("place, call, saved", [("run.steps.batch_weight", 7, 3), ("hooks.validation.naming", 1, 2)])
 def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, settings, train, place, call, saved):
     """A signal comes in the fourth step, or in the first validation, which is repeated; old answers are replaced."""
     told = fault(f"engine.{place}", call, partial(send, signal.SIGTERM))

@@ -5,14 +5,16 @@ import tracemalloc
 import torch
 from mmengine.runner import runner as mmengine_runner
 
-from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place, _written_directly, tidy
+from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place, tidy
+from xtuner_plugins.engine.run.runtime import save_directly
 
 
-def test_a_file_is_written_without_a_second_copy_of_its_tensors(tmp_path):
+def test_a_file_is_written_without_a_second_copy_of_its_tensors(tmp_path, monkeypatch):
     path, content = tmp_path / "weights.pth", {"weight": torch.arange(2**22)}
+    monkeypatch.setattr(mmengine_runner, "save_checkpoint", None)
+    save_directly()
     tracemalloc.start()
-    with _written_directly():
-        mmengine_runner.save_checkpoint(content, str(path), file_client_args=None, backend_args=None)
+    mmengine_runner.save_checkpoint(content, str(path), file_client_args=None, backend_args=None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20 < path.stat().st_size

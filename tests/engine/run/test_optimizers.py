@@ -7,7 +7,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from xtuner_plugins.engine.run.optimizers import build_adamw, describe_optimizer
+from xtuner_plugins.engine.hooks.run_contract import describe_optimizer
+from xtuner_plugins.engine.run.param_groups import build_adamw
 from xtuner_plugins.engine.run.resume import settle_start
 from xtuner_plugins.settings import ConfigError
 

@@ -33,7 +33,6 @@ RULES = [
     ({"loraplus_lr_ratio": 16}, lambda name, dims: (LR * (16 if ".lora_B." in name else 1), DECAY)),
     ({"visual_encoder_layer_decay": 0.5}, lambda name, dims: (LR * below_last_block(name), DECAY)),
     ({"decay_norms_and_biases": False}, lambda name, dims: (LR, DECAY * (dims > 1))),
-    ({"custom_keys": {"mlp1.1": dict(lr_mult=2.0)}}, lambda name, dims: (LR * (1 + ("mlp1.1" in name)), DECAY)),
 ]
 
 
@@ -64,6 +63,7 @@ def test_every_trainable_parameter_has_the_options_of_its_rule(toy_base):
     for paramwise, message in (
         ({"part_lr": {"llm": 1e-5}}, "a learning rate is set for llm, but nothing of it trains"),
         ({"part_lr": {"encoder": 1e-5}}, "'encoder' is no part; known are visual_encoder"),
+        ({"custom_keys": {}}, "no rule is called custom_keys; known are decay_norms_and_biases"),
         ({"visual_encoder_layer_decay": 1.5}, "visual_encoder_layer_decay=1.5 is out of range"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -5,8 +5,7 @@ import itertools
 import pytest
 from mmengine.runner import Runner
 
-from xtuner_plugins.engine.run.loops import PlanIterator
-from xtuner_plugins.engine.run.step_batches import micro_batches, take_step
+from xtuner_plugins.engine.run.loops import PlanIterator, micro_batches, take_step
 from xtuner_plugins.settings import ConfigError, read_config
 
 from ..parallel_case import base_and_data

@@ -16,7 +16,6 @@ import re
 import stat
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -29,7 +28,6 @@ from ...errors import MediaError, SettingError, one_line, out_of_files
 from ...files import is_url, local_path, masked, split_zip
 from ..stores import Store
 
-HEAD = 1 << 16  # bytes of an object in a store that are read to know its size
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
 IMAGE_SUFFIXES = tuple(f".{name}" for name in "jpg jpeg png webp gif bmp tif tiff heic heif avif ppm".split())
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO", "TGA", "AVIF")
@@ -128,7 +126,7 @@ class ImageFolder:
 
 
 class StoredImage(Blob):
-    """An image or video in a store; its bytes are read when they are asked for, once.
+    """An image or video in a store; its bytes are read when they are asked for, once; errors as `Store.read`.
 
     Args:
         key: its name below the prefix.
@@ -139,17 +137,8 @@ class StoredImage(Blob):
 
     @cached_property
     def data(self) -> bytes:
-        """The bytes; errors as `Store.read`."""
+        """The bytes."""
         return self.store.read(self.key)
-
-    def head(self) -> bytes | None:
-        """The first bytes where reading only these is faster, else None; errors as `Store.read`."""
-        if self.store.archive or "data" in vars(self):
-            return None
-        head = self.store.read(self.key, 0, HEAD)
-        if len(head) != HEAD:  # all of it: a shorter file, or a store that gives whole objects only
-            vars(self)["data"] = head
-        return head
 
 
 class StoreImages(Store):
@@ -207,7 +196,7 @@ def open_image(source: MediaSource) -> Image.Image:
             raise MediaError("image_missing", "no file, but a folder, a pipe or a device", "name the image's file")
         with warnings.catch_warnings():  # the limit below replaces Pillow's warning
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = identify(file)
+            image = Image.open(file, formats=_formats())
         width, height = image.size
         if not 0 < width * height <= MAX_PIXELS:
             image.close()
@@ -216,11 +205,6 @@ def open_image(source: MediaSource) -> Image.Image:
     except Exception as error:
         raise _media_error(source, error) from None
     return image
-
-
-def identify(file: str | io.BytesIO) -> Image.Image:
-    """Opens an image of a named format; nothing is decoded."""
-    return Image.open(file, formats=_formats())
 
 
 @cache
@@ -248,9 +232,6 @@ def orientation(image: Image.Image) -> int:
 
 def image_size(source: MediaSource) -> tuple[int, int]:
     """(width, height) of the upright image, from its header alone; errors as `open_image`."""
-    if hasattr(source, "head") and (head := source.head()) is not None:
-        with suppress(MediaError), open_image(Blob(source.name, head)) as image:  # the header may be longer
-            return upright_size(image)
     with open_image(source) as image:
         return upright_size(image)
 

@@ -104,11 +104,7 @@ class DynamicTiling:
         check_tiles(self.min_tiles, self.max_tiles)
 
     def __call__(self, image: Image.Image | dict) -> torch.Tensor | dict:
-        """The tiles of an image: the grid's row by row, then the thumbnail if there is one.
-
-        Args:
-            image: RGB; or a pipeline's dict with one under `img` (an array too, its channels in the order RGB), which
-                is returned with `tiles`.
+        """The tiles of an image: the grid's row by row, then the thumbnail if there is one; of a dict, it with `tiles`.
 
         Raises:
             SettingError: the image isn't RGB.

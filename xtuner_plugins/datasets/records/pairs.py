@@ -2,15 +2,11 @@
 
     {"image": "a.jpg", "question": "<image>\\nWhat is it?", "chosen": "A cat.", "rejected": "A dog."}
 
-| the prompt                                            | chosen              | rejected            | as in         |
-|-------------------------------------------------------|---------------------|---------------------|---------------|
-| `prompt` or `question`, a text or a list of messages  | `chosen`            | `rejected`          | MMPR, RLAIF-V |
-| `instruction`, with `input` below it                  | `chosen`            | `rejected`          | LLaMA-Factory |
-| `conversations` or `messages` up to the user's        | `chosen`            | `rejected`          | LLaMA-Factory |
-| `conversations` or `messages` without their last      | their last answer   | `rejected_response` | ms-swift      |
-| the same                                              | the same            | `rejected_messages` | ms-swift      |
-| `query`, after the pairs of `history`                 | `response`          | `rejected_response` | ms-swift      |
-| the messages with which `chosen` and `rejected` begin | their last messages |                     | TRL           |
+    MMPR, RLAIF-V   {"prompt": q, "chosen": a, "rejected": b}; `prompt` or `question`, a text or a list of messages
+    LLaMA-Factory   the same with `instruction` and `input`, or with `conversations` or `messages` up to the user's
+    ms-swift        {"messages": [..., a], "rejected_response": b}, or `rejected_messages`: [..., b]
+                    {"query": q, "response": a, "rejected_response": b}, after the pairs of `history`
+    TRL             {"chosen": [..., a], "rejected": [..., b]}, whose messages before the last are the same
 
 An answer is a text, a message, or a list of one message. Everything else is as in `records`. Of a pair only the two
 answers are compared; earlier answers of the conversation belong to the prompt.

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from ...errors import RecordError
 from ..images.media import Blob
 from .foreign import KEYS, RawTurn, turns_of
-from .record_checks import FACTS, PART_KEYS, check_keys, check_text, fail, kind_of, shorten, warn, warn_unread
+from .record_checks import PART_KEYS, check_keys, check_text, fail, kind_of, shorten, warn, warn_unread
 
 IMAGE, VIDEO = "<image>", "<video>"
 EITHER, ONLY_IMAGE = re.compile(f"({IMAGE}|{VIDEO})"), re.compile(f"({IMAGE})")
@@ -113,10 +113,9 @@ def parse_turns(raw: dict, written: list[RawTurn], source: str) -> Record:
     turns = turns[turns[0].role == "system" :]
     _check_order([turn.role for turn in turns], source)
     extra = {key: value for key, value in raw.items() if key not in KNOWN_KEYS}
-    if not extra.keys() <= FACTS:
-        has_media = any(given.values()) or any(medium.name != "" for medium in _media(turns))
-        if not check_keys(extra, None, "the record", has_media, source, warnings):
-            turns = [turn._replace(supervised=False) for turn in turns]
+    has_media = any(given.values()) or any(medium.name != "" for medium in _media(turns))
+    if not check_keys(extra, None, "the record", has_media, source, warnings):
+        turns = [turn._replace(supervised=False) for turn in turns]
     turns, in_front = _fill_placeholders(turns, given, source)
     turns = _without_empty_answers(turns, source, warnings)
     has_markup = False
@@ -130,19 +129,17 @@ def parse_turns(raw: dict, written: list[RawTurn], source: str) -> Record:
 
 def _turn(turn: RawTurn, number: int, pattern: re.Pattern, source: str, warnings: list[RecordError]) -> Turn:
     """One raw turn; the user's placeholders become media without a name."""
-    role, content = turn.role, turn.content
-    learned = role == "assistant"
-    if turn.rest:
-        learned = check_keys(turn.rest, role, f"turn {number}", False, source, warnings)
+    role, content, where = turn.role, turn.content, f"turn {number}"
+    learned = check_keys(turn.rest, role, where, False, source, warnings)
     if isinstance(content, str):
-        parts = [clean(content, f"turn {number}", source)]
+        parts = [clean(content, where, source)]
         if role == "user":
             parts = pattern.split(parts[0]) if "<" in content else parts
             parts = [UNNAMED.get(part, part) if odd % 2 else part for odd, part in enumerate(parts) if part]
     elif isinstance(content, list) and turn.has_parts:
-        parts = [_part(part, role, f"turn {number}", source, warnings) for part in content]
+        parts = [_part(part, role, where, source, warnings) for part in content]
     else:
-        fail(source, "turn_content", f"the text of turn {number} is {kind_of(content)}")
+        fail(source, "turn_content", f"the text of {where} is {kind_of(content)}")
     return Turn(role, tuple(parts) if role == "user" else ("".join(parts),), learned)
 
 

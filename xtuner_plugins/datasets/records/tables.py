@@ -53,13 +53,12 @@ class TableRecords:
         try:
             self.stamps = {file: stamp_of(file) for file in files}
             self.rows = self._open(list(files))
-            self.num_rows = len(self.rows)
         except (DataError, SourceError):
             raise
         except Exception as error:  # those of pyarrow and datasets have many bases
             problem = f"can't be read as {kind} ({one_line(error)})"
             raise SettingError("data_paths", problem, "fetch it again, or write it again", path) from None
-        if not self.num_rows:
+        if not len(self):
             raise SettingError("data_paths", "holds no rows", "give it records", path)
 
     def _open(self, files: list[str]) -> Any:
@@ -83,7 +82,7 @@ class TableRecords:
         return datasets.Dataset.from_file(str(copy)).with_format("arrow")
 
     def __len__(self) -> int:
-        return self.num_rows
+        return len(self.rows)
 
     def source(self, row: int) -> str:
         """`entry:row`, counted from 1 over all files of the entry."""

@@ -50,7 +50,7 @@ class Template:
             problem = f"template {self.name!r} has no place for a system message"
             raise RecordError("system_place", problem, "remove it or choose another template", record.source)
         system = empty.system_message if record.system is None else record.system
-        around = self._around(system is not None, tuple([turn.role for turn in record.turns]))
+        around = self._around(system is not None, len(record.turns))
         segments = [around[0], Segment(system)] if system is not None else []
         for fixed, turn in zip(around[system is not None :], record.turns, strict=False):  # one more follows the last
             segments.append(fixed)
@@ -63,20 +63,20 @@ class Template:
         segments.append(around[-1])
         return segments
 
-    def _around(self, has_system: bool, roles: tuple[str, ...]) -> list[Segment]:
+    def _around(self, has_system: bool, num_turns: int) -> list[Segment]:
         """The template's own texts: before each message, without the token that ends an answer, and after the last."""
-        if (has_system, roles) not in self._arounds:
+        if (has_system, num_turns) not in self._arounds:
             empty, texts, skipped = self.conversation, [""], 0
-            messages = [(empty.roles[role == "assistant"], "") for role in roles]
-            system = "" if has_system else None
-            for kind, text in replace(empty, system_message=system, messages=messages).get_parts():
+            messages = [(empty.roles[number % 2], "") for number in range(num_turns)]
+            bare = replace(empty, system_message="" if has_system else None, messages=messages)
+            for kind, text in bare.get_parts():
                 if kind == "template":
                     texts[-1] += text[skipped:]
                 else:
                     texts.append("")
                 skipped = len(empty.stop_token) if kind == "answer" else 0
-            self._arounds[has_system, roles] = [Segment(text, literal=True) for text in texts]
-        return self._arounds[has_system, roles]
+            self._arounds[has_system, num_turns] = [Segment(text, literal=True) for text in texts]
+        return self._arounds[has_system, num_turns]
 
 
 def get_template(name: str, own: Mapping[str, str | None] | None = None) -> Template:

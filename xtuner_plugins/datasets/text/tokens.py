@@ -15,15 +15,13 @@ from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
 from ...weights.fast_tokenizers import load_fast_tokenizer
 
+SHORT, MOST_FREQUENT = 256, 1024  # characters of a text whose ids are kept; how many are
 PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Switch off Python's garbage collector, for code that creates millions of objects without cycles.
-
-    Searching for cycles took a third of the time of measuring lengths.
-    """
+    """Switch off Python's garbage collector, which took a third of the time of measuring lengths."""
     gc.disable()
     try:
         yield
@@ -59,9 +57,10 @@ class TextTokenizer(TextRules):
     """
 
     def __init__(self, tokenizer, name: str = "the tokenizer"):
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
+        self._frequent: dict[str, list[int]] = {}
+        self._literals: dict[str, list[str | int]] = {}
         super().__init__(tokenizer)
         missing = [token for token in IMAGE_TOKENS if token not in self.ids]
         if missing:
@@ -71,8 +70,6 @@ class TextTokenizer(TextRules):
         self.image_context_id = self.ids[IMAGE_CONTEXT]
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id = next(int(each) for each in pads if each is not None)
-        self._tokens = backend.get_added_tokens_decoder()
-        self._literals: dict[str, list[str | int]] = {}
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "TextTokenizer":
@@ -91,10 +88,19 @@ class TextTokenizer(TextRules):
             remedy = "the directory needs tokenizer.json and tokenizer_config.json"
             raise SettingError("tokenizer", problem, remedy) from None
 
+    def encode(self, text: str) -> list[int]:
+        """Ids of a plain text, never of added tokens; not to be changed. Short ones, such as a template's, are kept."""
+        ids = self._frequent.get(text)
+        if ids is None:
+            ids = super().encode(text)
+            if len(text) <= SHORT and len(self._frequent) < MOST_FREQUENT:
+                self._frequent[text] = ids
+        return ids
+
     def split_literal(self, text: str) -> list[str | int]:
         """As `TextRules.split_literal`, which is asked for the few texts of a template again and again."""
         if text not in self._literals:
-            self._literals[text] = list(super().split_literal(text))
+            self._literals[text] = super().split_literal(text)
         return self._literals[text]
 
     def count_batch(self, texts: list[str]) -> list[int]:
@@ -107,5 +113,6 @@ class TextTokenizer(TextRules):
 
     def fingerprint(self) -> str:
         """Everything that decides the ids, as text; its hash is part of cache keys."""
-        added = [(int(index), repr(token)) for index, token in sorted(self._tokens.items())]
+        tokens = self._tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        added = [(int(index), repr(token)) for index, token in sorted(tokens.items())]
         return self._plain.to_str() + json.dumps([added, self.start_ids])

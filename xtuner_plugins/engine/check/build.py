@@ -100,7 +100,7 @@ def _build_optimizer(settings: Mapping[str, Any]) -> Any:
 
 def _build_model(cfg: Config, dataset: MultimodalDataset | None, deepspeed: Mapping[str, Any] | None) -> None:
     """Builds the model, its parameter groups, and what depends on model and data together."""
-    from ..hooks.validation_scores import validation_dataset
+    from ..hooks.validation import validation_dataset
     from ..run.loss_scaling import scaled_wrapper, settle_deepspeed_dtype
     from ..run.param_groups import planned_groups
 

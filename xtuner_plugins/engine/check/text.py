@@ -5,7 +5,6 @@ No type of the config is imported, and no large library: this takes part of a se
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from ...settings import (
     SETTINGS,
     VALIDATION,
     ConfigError,
+    did_you_mean,
     labels_of,
     leaves,
     read_config,
@@ -132,9 +132,8 @@ def check_values(cfg: Mapping[str, Any]) -> None:
         check_keywords(key_path, cfg.get(key_path) or {}, *place)
     for name, hook in (cfg.get("default_hooks") or {}).items():
         if hook and "type" not in hook:
-            close = difflib.get_close_matches(name, [other for other in cfg["default_hooks"] if other != name], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"default_hooks.{name}: a hook needs a type, got {dict(hook)!r}{hint}")
+            hint = did_you_mean(name, cfg["default_hooks"].keys() - {name}, "give it one", show=repr)
+            raise ConfigError(f"default_hooks.{name}: a hook needs a type, got {dict(hook)!r}; {hint}")
     for key_path, check_value in CHECKS.items():
         if (value := value_at(cfg, key_path)) is not None:
             with refused(key_path.rpartition(".")[0]):
@@ -160,8 +159,7 @@ def check_keywords(key_path: str, node: Mapping[str, Any], module: str | None, n
         if key == "type":
             continue
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+            hint = did_you_mean(key, known, f"known: {', '.join(sorted(known))}", show=repr)
             raise ConfigError(f"{key_path}.{key}: {name} has no setting {key!r}; {hint}")
         kinds = [each.strip() for each in (found.hints.get(key) or "").split("|")]
         if isinstance(value, (str, bool, int, float)) and set(kinds) <= _PLAIN.keys():

@@ -32,33 +32,31 @@ class ImageGain(NamedTuple):
     Attributes:
         gain: Nats by which the loss per supervised token is lower with a sample's own images.
         low, high: Its 95 % interval over samples (Student's t of the ratio of sums).
-        num_samples: Samples behind it.
         projector_norm: Mean Euclidean norm of the projector's output per image token.
         word_norm: The same of the word embeddings.
+        num_samples: Samples behind it.
     """
 
     gain: float
     low: float
     high: float
-    num_samples: int
     projector_norm: float
     word_norm: float
+    num_samples: int
 
     @classmethod
-    def of(cls, rows: np.ndarray, norms: Sequence[float]) -> ImageGain:
-        """From loss with own images, with others', and supervised tokens ``[samples, 3]``, and the two norms."""
+    def of(cls, own: np.ndarray, other: np.ndarray, tokens: np.ndarray, norms: Sequence[float]) -> ImageGain:
+        """From losses with own and with others' images and supervised tokens, each ``[samples]``, and the two norms."""
         from scipy.stats import t
 
-        own, other, tokens = rows.T
-        gain, number = (other - own).sum() / tokens.sum(), len(rows)
-        deviations = other - own - gain * tokens
-        error = np.sqrt((deviations**2).sum() * number / (number - 1)) / tokens.sum()
-        reach = t.ppf(0.975, number - 1) * error
-        return cls(float(gain), float(gain - reach), float(gain + reach), number, *norms)
+        gain, number = (other - own).sum() / tokens.sum(), len(own)
+        squares = ((other - own - gain * tokens) ** 2).sum()
+        reach = t.ppf(0.975, number - 1) * np.sqrt(squares * number / (number - 1)) / tokens.sum()
+        return cls(float(gain), float(gain - reach), float(gain + reach), *norms, number)
 
     def scalars(self) -> dict[str, float]:
         """What is logged."""
-        return {f"images/{name}": getattr(self, name) for name in self._fields if name != "num_samples"}
+        return {f"images/{name}": value for name, value in zip(self._fields[:-1], self, strict=False)}
 
     def __str__(self) -> str:
         interval = f"{self.low:.3f} to {self.high:.3f}, {self.num_samples} samples"
@@ -92,13 +90,13 @@ class ImageGainHook(Hook):
         if not isinstance(training, MultimodalDataset) or isinstance(training, PreferenceDataset):
             return
         self._steps = {max(1, round(runner.max_iters * part)) for part in WHEN}
-        validation = next((hook for hook in runner.hooks if isinstance(hook, ValidationHook)), None)
-        held = validation.dataset if validation else None
-        if held is not None:
+        validation = next((hook for hook in runner.hooks if isinstance(hook, ValidationHook) and hook.dataset), None)
+        if validation:
             self._steps |= set(range(validation.interval, runner.max_iters, validation.interval))
         epochs = runner.max_iters / planned_loop(runner).dataloader_iterator.steps_of_epoch(0)
         number = min(NUM_SAMPLES, max(FEWEST, int(SHARE * epochs * len(training))))
-        samples = open_samples(held or training, max(2, number // get_world_size()))
+        held = validation.dataset if validation else training
+        samples = open_samples(held, max(2, number // get_world_size()))
         number = min(all_gather_object(len(samples)))  # every rank computes as often, for ZeRO-3
         if number >= 2:
             self._samples = sorted(samples[:number], key=lambda sample: sample["num_tiles"])
@@ -116,8 +114,8 @@ class ImageGainHook(Hook):
         if is_main_process() and self._last.low <= 0 and step >= WHEN[0] * runner.max_iters:
             runner.logger.warning(
                 f"After {step:,} steps the model has not learned to look: its answers are as likely with other images. "
-                "If this stays, check that images belong to their questions (xtp check CONFIG --step 1) and that "
-                "answers need them. Where the norm of image tokens is far above that of words, lower projector_lr"
+                "If this stays, check that answers need their images (xtp check CONFIG --step 1); where the norm of "
+                "image tokens is far above that of words, lower projector_lr"
             )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -141,25 +139,18 @@ def open_samples(dataset: MultimodalDataset, number: int) -> list[dict]:
     return found
 
 
-def exchange(samples: Sequence[dict]) -> list[dict]:
-    """The samples with the tiles of the next one, in as many tiles as they have."""
-    others = [*samples[1:], samples[0]]
-    return [
-        sample | {"tiles": other["tiles"][torch.arange(sample["num_tiles"]) % other["num_tiles"]]}
-        for sample, other in zip(samples, others, strict=True)
-    ]
-
-
 @torch.no_grad()
 def measure(network, samples: Sequence[dict], batch_size: int) -> ImageGain:
     """The gain over the samples of all ranks; each rank has as many."""
+    exchanged = [
+        sample | {"tiles": other["tiles"][torch.arange(sample["num_tiles"]) % other["num_tiles"]]}
+        for sample, other in zip(samples, [*samples[1:], samples[0]], strict=True)
+    ]
     with measured_norms(network) as norms:
-        own = losses(network, samples, batch_size)
-    rows = np.stack([*own, losses(network, exchange(samples), batch_size)[0]])
-    gathered = all_gather_object((rows, norms))
-    own, tokens, other = np.concatenate([rows for rows, _ in gathered], axis=1)
+        own, tokens = losses(network, samples, batch_size)
+    gathered = all_gather_object((np.stack([own, losses(network, exchanged, batch_size)[0], tokens]), norms))
     sums, counts = sum(norms for _, norms in gathered).T
-    return ImageGain.of(np.stack([own, other, tokens], 1), (sums / counts).tolist())
+    return ImageGain.of(*np.concatenate([rows for rows, _ in gathered], axis=1), (sums / counts).tolist())
 
 
 @contextmanager
@@ -167,15 +158,15 @@ def measured_norms(network) -> Iterator[np.ndarray]:
     """Sums of norms and their counts ``[2, 2]`` of the projector's outputs and of word embeddings, while it is open."""
     found = np.zeros((2, 2))
 
-    def of_projector(_, __, output) -> None:
-        found[0] += output.float().norm(dim=-1).sum().item(), output.shape[:-1].numel()
+    def add(row: int, vectors: torch.Tensor) -> None:
+        found[row] += vectors.float().norm(dim=-1).sum().item(), vectors.shape[:-1].numel()
 
     def of_words(_, args, output) -> None:
-        words = args[0] != network.img_context_token_id
-        found[1] += output.float().norm(dim=-1)[words].sum().item(), words.sum().item()
+        add(1, output[args[0] != network.img_context_token_id])
 
     projector, embeddings = network.parts()["projector"], network.model.get_input_embeddings()
-    handles = [projector.register_forward_hook(of_projector), embeddings.register_forward_hook(of_words)]
+    handles = [projector.register_forward_hook(lambda _, __, output: add(0, output))]
+    handles.append(embeddings.register_forward_hook(of_words))
     try:
         yield found
     finally:

@@ -8,28 +8,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmengine.dist import master_only
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.registry import HOOKS
 
 
-@HOOKS.register_module()
-class LossesImageHook(Hook):
-    """Draws the losses of all starts into ``losses.png`` of the work directory at the end of a run.
-
-    A failure to draw is an error line: the training is done and saved.
-    """
-
-    priority = "LOWEST"  # after the last line
-
-    @master_only
-    def after_train(self, runner) -> None:
-        """Draws on rank 0."""
-        try:
-            draw_losses({Path(runner.work_dir).name: runner.work_dir}, Path(runner.work_dir, "losses.png"))
-        except Exception as error:  # whatever a drawing library raises
-            print_log(f"losses.png not drawn: {type(error).__name__}: {error}", "current", logging.ERROR)
+def draw_at_end(work_dir: str | Path) -> None:
+    """Draws a run's ``losses.png``; a failure is an error line, as the training is done and saved."""
+    try:
+        draw_losses({Path(work_dir).name: work_dir}, Path(work_dir, "losses.png"))
+    except Exception as error:  # whatever a drawing library raises
+        print_log(f"losses.png not drawn: {type(error).__name__}: {error}", "current", logging.ERROR)
 
 
 def read_losses(work_dir: str | Path) -> dict[int, float]:

@@ -82,16 +82,11 @@ class PrecomputedReferenceHook(Hook):
 def _check_is_reference(runner, folder: Path) -> None:
     """Raises `TrainingStopped` where the model isn't the base that the config names (any more)."""
     if runner.iter > 0:
-        raise TrainingStopped(
-            f"the run resumes at step {runner.iter} and {folder.absolute()} with the reference's log probabilities "
-            "isn't whole: it can only be computed before the first step. Restore the folder, or begin a new run"
-        )
+        told = f"the run resumes at step {runner.iter}, and {folder.absolute()} isn't whole: it can only be computed"
+        raise TrainingStopped(f"{told} before the first step. Restore the folder, or begin a new run")
     if runner.cfg.get("load_from"):
-        raise TrainingStopped(
-            f"the reference is the base, but the run begins with other weights (load_from={runner.cfg.load_from!r}), "
-            "so its log probabilities can't be computed. Start once without load_from and with max_steps=1, which "
-            "computes them, or export the checkpoint and name it as base"
-        )
+        told = f"the reference is the base, but the run begins with other weights (load_from={runner.cfg.load_from!r})"
+        raise TrainingStopped(f"{told}. Start once without load_from and with max_steps=1, or export them as a base")
 
 
 def _load(dataset: PreferenceDataset, records: Sequence[tuple[int, int]]) -> dict:

@@ -20,7 +20,6 @@ from ...datasets.figures import file_figures
 from ...dtypes import describe_dtype
 from ...files import write_whole
 from ..run.loops import planned_loop
-from ..run.optimizers import describe_optimizer
 from ..run.param_groups import group_members, num_weights, planned_groups
 from ..run.steps import unwrap
 
@@ -64,22 +63,18 @@ def gather(runner) -> dict[str, Any]:
     network, optimizer = unwrap(runner.model), runner.optim_wrapper.optimizer
     dataset, plan = runner.train_dataloader.dataset, planned_loop(runner).dataloader_iterator.plan
     looks = is_main_process() and isinstance(dataset, MultimodalDataset)
-    figures = [asdict(each) for each in (file_figures(dataset) if looks else [])]
+    figures = map(asdict, file_figures(dataset) if looks else [])
     files = [{name: None if value != value else value for name, value in each.items()} for each in figures]  # NaN
     strategy = f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
     if isinstance(runner.model, MMDeepSpeedEngineWrapper):
         strategy = describe_engine(runner.model.model)
     if plan.copies > 1:
         strategy += f"; {plan.copies} ranks share each row"
-    # The schedule multiplies the rate of a group; during warm-up it is lower.
-    groups = [
-        {
-            "parameters": sum(map(num_weights, members)),
-            "lr": group.get("initial_lr", group["lr"]),
-            "weight_decay": group.get("weight_decay", 0.0),
-        }
-        for members, group in zip(group_members(optimizer), optimizer.param_groups, strict=True)
-    ]
+    groups = []
+    for members, group in zip(group_members(optimizer), optimizer.param_groups, strict=True):
+        lr = group.get("initial_lr", group["lr"])  # the schedule multiplies it; during warm-up it is lower
+        counts = {"parameters": sum(map(num_weights, members)), "lr": lr}
+        groups.append({**counts, "weight_decay": group.get("weight_decay", 0.0)})
     dtype = runner.cfg.model.get("dtype", "auto"), network.dtype, next(network.parameters()).device
     return {
         "parts": [describe_part(name, part) for name, part in network.parts().items()],
@@ -122,6 +117,13 @@ def describe_part(name: str, part: nn.Module) -> dict[str, Any]:
     return {"part": name, "trainable": counts[True], "frozen": counts[False], "held_in": ", ".join(sorted(kinds))}
 
 
+def describe_optimizer(optimizer: Any) -> str:
+    """The live optimizer: class, library, and whether it is fused."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed's ZeRO optimizers hold it
+    fused = ", fused" if any(group.get("fused") for group in inner.param_groups) else ""
+    return f"{type(inner).__name__} of {type(inner).__module__.partition('.')[0]}{fused}"
+
+
 def describe_engine(engine: Any) -> str:
     """Stage of a live DeepSpeed engine, dtype of weights and of summed gradients."""
     weights, gradients = (str(dtype).removeprefix("torch.") for dtype in engine.get_data_types())
@@ -144,10 +146,9 @@ def show(contract: Mapping[str, Any]) -> str:
     lines += [f"  {line}" for line in data["summary"].splitlines()]
     tokens = "" if run["tokens"] is None else f", about {run['tokens']:,} tokens"
     lines.append(f"  run: {run['steps']:,} optimizer steps, {run['done']:,} of them done{tokens}")
-    lines.append(
-        f"  step: {run['micro_batches']} micro-batches of {run['batch_size']} on each of {run['ranks']} ranks; "
-        f"{run['micro_batches_per_epoch']:,} micro-batches per rank and epoch; seed {run['seed']}"
-    )
+    step = "  step: {micro_batches} micro-batches of {batch_size} on each of {ranks} ranks; "
+    step += "{micro_batches_per_epoch:,} micro-batches per rank and epoch; seed {seed}"
+    lines.append(step.format(**run))
     if not contract["resumable"]:
         lines.append("  checkpoints: weights only (save_optimizer=False): not resumable")
     return "\n".join([*lines, f"  log file: {contract['log']}"])
@@ -173,6 +174,4 @@ def compare_groups(planned: Iterable[tuple[float, float, int]], live: Iterable[t
             counts[f"lr {lr:.6g}, weight decay {decay:.6g}"] += count
         found.append("; ".join(f"{count:,} at {rates}" for rates, count in sorted(counts.items())))
     if found[0] != found[1]:
-        raise RuntimeError(
-            f"the optimizer doesn't hold what the config asks for: it has {found[0]}; the config asks for {found[1]}"
-        )
+        raise RuntimeError(f"the optimizer isn't what the config asks for: it has {found[0]}; asks for {found[1]}")

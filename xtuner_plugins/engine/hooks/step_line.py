@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, is_main_process
+from mmengine.dist import all_gather_object, all_reduce, is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from torch import nn
 
 from ...datasets.left_out import FILLER
+from ...models.losses import supervised_per_sample
 from ..run.loops import planned_loop
 from ..run.param_groups import group_members
-from ..run.steps import unwrap
+from ..run.steps import progress, unwrap
 from ..watch.errors import peak_gib
-from ..watch.progress import progress
+from .losses_png import draw_at_end
 
 # Seconds without a line after which one says that the run works, and those that a step has before it is told of.
 QUIET_S, FRESH_S, POLL_S = 25.0, 5.0, 1.0
@@ -50,7 +52,9 @@ class StepLineHook(LoggerHook):
     the mean over the supervised tokens since the last line. Where no line is due for half a minute, one tells how far
     the step is.
 
-    The log file's line goes on with all other values of the step, and so do ``scalars.json`` and TensorBoard.
+    The log file's line goes on with all other values of the step, and so do ``scalars.json`` and TensorBoard. One is
+    ``loss_by_dataset/NAME``: the mean cross entropy since the last line, in which ``loss_weight`` doesn't count. At the
+    end of a run the losses of all its starts are drawn into ``losses.png``.
 
     Args:
         interval: Optimizer steps between two lines, fewer in a run with less than `LINES` of them; the first and the
@@ -76,7 +80,7 @@ class StepLineHook(LoggerHook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Writes the line where one is due."""
-        self._window.learn(outputs, time.perf_counter() - planned_loop(runner).fetching_since)
+        self._window.learn(data_batch, outputs, time.perf_counter() - planned_loop(runner).fetching_since)
         step, last = runner.iter + 1, runner.max_iters
         if step % max(1, min(self.interval, last // LINES)) and step not in (self._first_step + 1, last):
             return
@@ -94,9 +98,11 @@ class StepLineHook(LoggerHook):
         self._said = time.monotonic()
 
     def after_train(self, runner) -> None:
-        """As MMEngine's; ends the signs of life."""
+        """As MMEngine's; ends the signs of life, and draws."""
         self._ended.set()
         super().after_train(runner)
+        if is_main_process():
+            draw_at_end(runner.work_dir)
 
     def _tell_progress(self, runner) -> None:
         """Says at least every 30 seconds how far a step is, where no other line does."""
@@ -150,6 +156,8 @@ class _Window:
     def __init__(self):
         self.seconds, self.tokens, self.positions, self.samples = 0.0, 0, 0, 0
         self.loss, self.supervised = 0.0, 0.0
+        self._losses: list[torch.Tensor] = []  # one tensor [samples] per micro-batch, on the device: no step waits
+        self._of: list[tuple[str, int]] = []  # data set and supervised tokens of each of these samples
 
     def count(self, batches: Sequence[Mapping]) -> None:
         for batch in batches:
@@ -159,8 +167,13 @@ class _Window:
             self.tokens += positions if mask is None else int(mask.sum())
             self.samples += sum(source != FILLER for source in batch.get("sources", ()))
 
-    def learn(self, outputs: Mapping[str, float], seconds: float) -> None:
-        """Adds a step's time and its loss, weighted by its supervised tokens (of all ranks)."""
+    def learn(self, batches: Sequence[dict], outputs: Mapping[str, float], seconds: float) -> None:
+        """Adds a step's time and its loss, weighted by its supervised tokens (of all ranks); takes its sums apart."""
+        for batch in batches:
+            losses, counts = batch.pop("sample_losses"), supervised_per_sample(batch).tolist()
+            samples = list(zip(batch.get("datasets", ()), counts, strict=False))
+            self._losses.append(losses)
+            self._of += samples + [("", 0)] * (len(losses) - len(samples))  # the padding of a pack
         self.seconds += seconds
         self.loss += outputs["loss"] * outputs["supervised_tokens"]
         self.supervised += outputs["supervised_tokens"]
@@ -179,8 +192,17 @@ class _Window:
         seconds, peak = most.tolist()
         return {
             **({"loss": self.loss / self.supervised} if self.supervised else {}),
+            **self._by_dataset(),
             "tokens_per_second": tokens / seconds,
             "samples_per_second": samples / seconds,
             "padding": 1 - tokens / positions,
             "peak_memory_gib": peak,
         }
+
+    def _by_dataset(self) -> dict[str, float]:
+        own = losses, tokens = Counter(), Counter()
+        for loss, (name, count) in zip(torch.cat(self._losses).tolist() if self._losses else (), self._of, strict=True):
+            losses[name] += loss
+            tokens[name] += count
+        losses, tokens = (sum(each, Counter()) for each in zip(*all_gather_object(own), strict=True))
+        return {f"loss_by_dataset/{name}": losses[name] / tokens[name] for name in sorted(tokens) if name}

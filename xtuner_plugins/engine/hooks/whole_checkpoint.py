@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, barrier, get_rank, is_main_process
@@ -15,7 +13,6 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import runner as mmengine_runner
 from torch import nn
 
 from ...weights.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES
@@ -98,8 +95,7 @@ class WholeCheckpointHook(CheckpointHook):
         def write() -> None:
             own = {"save_optimizer": self.save_optimizer, "save_param_scheduler": self.save_param_scheduler}
             own |= {"by_epoch": self.by_epoch, "backend_args": self.backend_args}
-            with _written_directly():
-                runner.save_checkpoint(self.out_dir, beside.name, meta=meta, **own, **self.args)
+            runner.save_checkpoint(self.out_dir, beside.name, meta=meta, **own, **self.args)
 
         def put_in_place() -> None:
             if is_main_process():
@@ -122,21 +118,6 @@ class WholeCheckpointHook(CheckpointHook):
                 old = kept.pop(0)
                 if is_main_process():
                     _remove(Path(self.out_dir) / self.filename_tmpl.format(old))
-
-
-@contextlib.contextmanager
-def _written_directly() -> Iterator[None]:
-    """Tensors go to the disk one by one. MMEngine's runner makes all bytes of a file in memory, then writes them."""
-
-    def write(checkpoint: dict[str, Any], filename: str, **options: Any) -> None:
-        torch.save(checkpoint, filename)
-
-    theirs = mmengine_runner.save_checkpoint
-    mmengine_runner.save_checkpoint = write
-    try:
-        yield
-    finally:
-        mmengine_runner.save_checkpoint = theirs
 
 
 def tidy(folder: Path) -> None:

@@ -75,9 +75,7 @@ def training_processes(
         ConfigError: A variable isn't a whole number, or several nodes without a PORT.
     """
     command = [sys.executable, "-m", "xtuner_plugins.engine.launch.train_process", *argv]
-    nnodes = _whole_number(env, "NNODES", 1)
-    nproc = _whole_number(env, "NPROC_PER_NODE", 1)
-    node = _whole_number(env, "NODE_RANK", 0)
+    nnodes, nproc, node = (_whole_number(env, name) for name in ("NNODES", "NPROC_PER_NODE", "NODE_RANK"))
     if launcher in ("none", "slurm", "mpi") or (launcher is None and nnodes == 1 and nproc == 1):
         return command, [{}]
     if nnodes > 1 and "PORT" not in env:
@@ -124,12 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
         command, ranks = training_processes([str(written), *words], os.environ, args.launcher)
         settings = read_deepspeed(args.deepspeed) if args.deepspeed else None
-        processes = _whole_number(os.environ, "NPROC_PER_NODE", 1)
         settle_start(cfg, args)
         check_text(cfg)
         quiet_imports()
         if args.launcher in (None, "pytorch"):
-            check_processes(processes, os.environ)
+            check_processes(_whole_number(os.environ, "NPROC_PER_NODE"), os.environ)
         import torch
 
         from ...datasets.samplers import check_groups
@@ -154,14 +151,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_ranks(command, [{**env, **rank} for rank in ranks])
 
 
-def _whole_number(env: Mapping[str, str], name: str, default: int) -> int:
-    try:
-        value = int(env.get(name, default))
-    except ValueError:
-        raise ConfigError(f"{name}={env[name]!r} is not a whole number") from None
-    if value < 0 or (value == 0 and name != "NODE_RANK"):
-        raise ConfigError(f"{name}={value} is out of range")
-    return value
+def _whole_number(env: Mapping[str, str], name: str) -> int:
+    """A variable of the environment: ``NODE_RANK`` from 0, others from 1; that is what they are by default."""
+    low = 0 if name == "NODE_RANK" else 1
+    text = env.get(name, str(low))
+    if not text.isdecimal() or int(text) < low:
+        raise ConfigError(f"{name}={text!r} is no whole number, {low} or more")
+    return int(text)
 
 
 if __name__ == "__main__":  # as `xtuner train` is replaced, see `entry`

@@ -10,20 +10,20 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from mmengine.config import Config
 from mmengine.dist import get_rank, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
-from mmengine.runner import BaseLoop, FlexibleRunner, IterBasedTrainLoop
-from mmengine.runner.utils import calc_dynamic_intervals
+from mmengine.runner import BaseLoop, FlexibleRunner, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ...datasets.plan.plan import plan_of, require_agreement
 from ...ranges import check_length
-from ...settings import complete
+from ...settings import ConfigError, complete
 from ...weights.work_dir import newest_checkpoint, read_checkpoint
 from ..watch.errors import OutOfMemory
 from ..watch.stopping import command_to_go_on, requests, watching
@@ -66,6 +66,7 @@ class PlanIterator:
         self._dataloader = dataloader
         self._micro_batches = micro_batches
         self._batch_size = dataloader.batch_sampler.batch_size  # in the plan's items
+        self._taken_together = self._batch_size * self.plan.num_ranks  # in a micro-batch
         self._iterator: Iterator | None = None
         self._start = 0
         self.epoch, self.batches = 0, 0
@@ -80,11 +81,6 @@ class PlanIterator:
         position = self._start + self.batches * self._taken_together
         return {"epoch": self.epoch, "position": position, "cell": self.plan.cell, "digest": self.plan.digest}
 
-    @property
-    def _taken_together(self) -> int:
-        """Samples (or packs) that all ranks together take in a micro-batch."""
-        return self._batch_size * self.plan.num_ranks
-
     def skip_to(self, place: dict[str, int | str]) -> None:
         """Makes the next step start at ``place``, which `position` returned.
 
@@ -92,11 +88,11 @@ class PlanIterator:
             PlanChanged: The position is in the middle of an epoch that now has other samples or another order.
         """
         if place["position"] and place.get("digest", self.plan.digest) != self.plan.digest:
+            at = f"{place['position']:,} samples (or packs) of epoch {place['epoch'] + 1}"
             raise PlanChanged(
-                "the data or its settings have changed since this checkpoint, which stands after "
-                f"{place['position']:,} samples (or packs) of epoch {place['epoch'] + 1}: going on would train some "
-                "samples twice and others not at all. Restore annotation files, images, seed and dataset settings; or "
-                "begin a new run from these weights with --cfg-options load_from=CHECKPOINT"
+                f"the data or its settings have changed since this checkpoint, which stands after {at}: going on would "
+                "train some samples twice. Restore annotation files, images, seed and dataset settings; or begin a new "
+                "run from these weights with --cfg-options load_from=CHECKPOINT"
             )
         self.epoch, self._start, self.batches, self._iterator = place["epoch"], place["position"], 0, None
         self.plan.seek(self.epoch, self._start, place.get("cell"))
@@ -171,7 +167,6 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         dataloader: The loader or its config.
         max_iters: Optimizer steps of the run.
         max_epochs: Epochs of the run; the last may be a fraction. With both, the earlier end counts.
-        val_begin, val_interval, dynamic_intervals: As `mmengine.runner.IterBasedTrainLoop`, in optimizer steps.
 
     Attributes:
         planned_epochs: ``max_epochs``.
@@ -187,9 +182,6 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         dataloader: DataLoader | dict,
         max_iters: int | None = None,
         max_epochs: float | None = None,
-        val_begin: int = 1,
-        val_interval: int = 1000,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
     ):
         check_length(max_iters, max_epochs)
         if isinstance(dataloader, dict):  # a plain `Runner.from_cfg` has read the config without `read_config`
@@ -205,10 +197,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         limits += [] if max_epochs is None else [self.dataloader_iterator.count_steps(max_epochs)]
         self._max_iters, self._max_epochs = min(limits), 1  # for MMEngine a run by iterations is one epoch
         self._max_iters_given = max_iters
-        self._epoch, self._iter = 0, 0
-        self.val_begin, self.val_interval, self.stop_training = val_begin, val_interval, False
-        self.fetching_since = 0.0
-        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(val_interval, dynamic_intervals)
+        self._epoch, self._iter, self.stop_training, self.fetching_since = 0, 0, False, 0.0
         self.resume_at: dict[str, int] | None = None
         steps_per_epoch = self._max_iters / max_epochs if max_epochs else self.dataloader_iterator.steps_of_epoch(0)
         runner.param_schedulers = plan_schedule(runner.param_schedulers, steps_per_epoch)
@@ -246,12 +235,6 @@ class PlannedTrainLoop(IterBasedTrainLoop):
                 self.runner.model.train()
             self.fetching_since = time.perf_counter()
             self.run_iter(next(self.dataloader_iterator))
-            if requests.agreed:
-                break
-            self._decide_current_val_interval()
-            is_due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-            if self.runner.val_loop is not None and self._iter >= self.val_begin and is_due:
-                self.runner.val_loop.run()
 
     def run_iter(self, data_batch: list[dict]) -> None:
         """Runs one optimizer step, unless a signal drops it; hooks get the list of its micro-batches.
@@ -331,3 +314,65 @@ def _settle_optimizer(runner) -> int:
         return runner.strategy.config.get("gradient_accumulation_steps", 1)
     runner.optim_wrapper = scaled_wrapper(runner.optim_wrapper, getattr(unwrap(runner.model), "dtype", None))
     return runner.optim_wrapper.pop("accumulative_counts", 1)
+
+
+class Step(NamedTuple):
+    """What one rank trains on in one optimizer step.
+
+    Attributes:
+        number: Of the step, from 1, as logs and checkpoints count.
+        epoch: From 0.
+        batches: The micro-batches, collated.
+        dataset: Of the loader.
+    """
+
+    number: int
+    epoch: int
+    batches: list[dict[str, Any]]
+    dataset: Any
+
+
+def take_step(
+    cfg: Config, number: int, rank: int, num_ranks: int, seed: int | None, checkpoint: Mapping[str, Any] | None
+) -> Step:
+    """The micro-batches of a step, collated in this process.
+
+    Args:
+        cfg: The config of the run.
+        number: The step, from 1.
+        rank, num_ranks: Of the run, after a checkpoint those of the resumed one.
+        seed: Of the run; None takes the config's.
+        checkpoint: ``iter`` and ``plan`` of the checkpoint that the run was resumed from; only needed where the number
+            of ranks or batches has changed there.
+
+    Raises:
+        ConfigError: The run has no such step, no plan, or a new seed at every start.
+        PlanChanged: The data isn't that of the checkpoint any more.
+    """
+    loader, sampler = cfg.train_dataloader, cfg.train_dataloader.sampler
+    seed = cfg.get("randomness", {}).get("seed") if seed is None else seed
+    if seed is None and sampler.get("seed") is None:
+        raise ConfigError("randomness.seed isn't set, so every start has another order; give --seed, that of the run")
+    own = {"num_workers": 0, "persistent_workers": False, "prefetch_factor": None}
+    try:
+        loader = Runner.build_dataloader({**loader, **own, "sampler": {**sampler, "ranks": (rank, num_ranks)}}, seed)
+    except (TypeError, KeyError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"train_dataloader: {said}; correct the setting (steps are known of PlanSampler)") from None
+    iterator = PlanIterator(loader, micro_batches(cfg))
+    done = checkpoint["iter"] if checkpoint else 0
+    if checkpoint:
+        iterator.skip_to(checkpoint["plan"])
+    ends = cfg.train_cfg.get("max_iters"), cfg.train_cfg.get("max_epochs")
+    last = min(filter(None, (ends[0], ends[1] and done + iterator.steps_ahead(ends[1]))), default=number)
+    if not done < number <= last:
+        raise ConfigError(f"from here the run has the steps {done + 1:,} to {last:,}; there is no step {number:,}")
+    iterator.skip_steps(number - done - 1)
+    batches = next(iterator)
+    return Step(number, iterator.epoch, batches, loader.dataset)
+
+
+def micro_batches(cfg: Config) -> int:
+    """Micro-batches per optimizer step of a config, or of what a run under DeepSpeed has written."""
+    deepspeed = cfg.get("strategy", {}).get("config", {})
+    return deepspeed.get("gradient_accumulation_steps", cfg.optim_wrapper.get("accumulative_counts", 1))

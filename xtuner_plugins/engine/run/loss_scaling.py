@@ -39,13 +39,6 @@ class LossScalingOptimWrapper(OptimWrapper):
         """Differentiates the scaled loss."""
         super().backward(self.loss_scaler.scale(loss), **kwargs)
 
-    def step(self, **kwargs) -> None:
-        """Clips and updates; the gradients are finite and unscaled (`GradScaler.unscale_`)."""
-        if self.clip_grad_kwargs:
-            self._clip_grad()
-        self.loss_scaler.step(self.optimizer, **kwargs)
-        self.loss_scaler.update()
-
     def state_dict(self) -> dict:
         """The optimizer's state, and the scaler's under ``loss_scaler``."""
         return {**super().state_dict(), "loss_scaler": self.loss_scaler.state_dict()}

@@ -1,15 +1,12 @@
-"""Parameter groups by ``optim_wrapper.paramwise_cfg``, under every strategy."""
+"""The optimizer: AdamW of PyTorch, and groups of parameters by ``optim_wrapper.paramwise_cfg`` under every strategy."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
@@ -20,19 +17,31 @@ from ...ranges import check
 # Keys of `optim_wrapper` that decide the groups; XTuner drops them under --deepspeed.
 GROUPING = ("paramwise_cfg", "constructor")
 KEPT_UNDER = "optim_wrapper_grouping"
+RULES = {"part_lr", "loraplus_lr_ratio", "visual_encoder_layer_decay", "decay_norms_and_biases"}
 # Learning rates by what a parameter belongs to, as `paramwise_cfg.part_lr` names them.
 RATES = (*PARTS, "lora")
-
 B_MATRICES = (".lora_B.", ".lora_embedding_B.")  # in names of adapters
+
+
+def build_adamw(
+    params: Iterable,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+) -> torch.optim.AdamW:
+    """`torch.optim.AdamW`, fused where there is a GPU; a checkpoint goes on with or without one."""
+    fused = torch.cuda.is_available() or None  # None: PyTorch chooses
+    return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """MMEngine's rules of ``paramwise_cfg``, and learning rates by part; one group per set of options.
+    """Learning rates and weight decays by part, in one group per set of options.
 
-    MMEngine makes one group per parameter, and ZeRO one flat buffer per group.
+    MMEngine's own constructor makes one group per parameter, and ZeRO one flat buffer per group.
 
-    ``paramwise_cfg`` takes MMEngine's keys, and of ours:
+    ``paramwise_cfg`` takes:
         part_lr: learning rates by ``visual_encoder``, ``projector``, ``llm`` and ``lora`` (the adapters of every part);
             a part without one, or with None, takes the optimizer's ``lr``.
         loraplus_lr_ratio: LoRA+ (arXiv 2402.12354): the B matrices of adapters learn this many times as fast as the A
@@ -41,7 +50,8 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         decay_norms_and_biases: False takes weight decay off every parameter of fewer than two dimensions.
 
     Raises:
-        ValueError: an unknown part, a learning rate or a factor for what doesn't train, or a factor out of range.
+        ValueError: an unknown rule or part, a learning rate or a factor for what doesn't train, or a factor out of
+            range.
     """
 
     def __call__(self, model: nn.Module) -> Any:
@@ -53,40 +63,39 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return OPTIM_WRAPPERS.build(dict(self.optim_wrapper_cfg), default_args={"optimizer": optimizer})
 
     def options_of(self, model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[str, float]]]:
-        """Each trainable parameter with the options of its group (``lr``, ``weight_decay``, ...)."""
-        single: list[dict] = []
-        with _quiet_about_frozen():
-            self.add_params(single, model)
+        """Each trainable parameter with the ``lr`` and ``weight_decay`` in which it differs from the optimizer's."""
+        rules = self.paramwise_cfg
+        if unknown := rules.keys() - RULES:
+            remedy = (
+                f"known are {', '.join(sorted(RULES))}, and constructor='DefaultOptimWrapperConstructor' has others"
+            )
+            raise ValueError(f"paramwise_cfg: no rule is called {', '.join(sorted(unknown))}; {remedy}")
         parts = model.parts() if hasattr(model, "parts") else {"model": model}
-        members = {id(p): (name, part) for part, module in parts.items() for name, p in module.named_parameters()}
-        part_lr = _part_rates(self.paramwise_cfg.get("part_lr"))
-        layer_decay = self.paramwise_cfg.get("visual_encoder_layer_decay", 1.0)
+        part_of = {id(p): part for part, module in parts.items() for p in module.parameters()}
+        part_lr = _part_rates(rules.get("part_lr"))
+        layer_decay, b_ratio = rules.get("visual_encoder_layer_decay", 1.0), rules.get("loraplus_lr_ratio", 1.0)
         if not 0 < layer_decay <= 1:
             raise ValueError(f"visual_encoder_layer_decay={layer_decay!r} is out of range; give more than 0, at most 1")
-        b_ratio = self.paramwise_cfg.get("loraplus_lr_ratio", 1.0)
         if not 0 < b_ratio < math.inf:
             raise ValueError(f"loraplus_lr_ratio={b_ratio!r} is out of range; give a number above 0 (1: plain LoRA)")
         block_of = _blocks(parts["visual_encoder"]) if layer_decay != 1 else {}
-        seen = set()
-        for group in single:
-            options = {key: value for key, value in group.items() if key != "params"}
-            for parameter in group["params"]:
-                name, part = members[id(parameter)]
-                kind = "lora" if "lora_" in name else part
-                seen.add(kind)
-                lr = options.get("lr", self.base_lr)
-                if kind in part_lr:
-                    lr = lr / self.base_lr * part_lr[kind]
-                if part == "visual_encoder" and layer_decay != 1:
-                    lr *= layer_decay ** block_of[id(parameter)]
-                if any(matrix in name for matrix in B_MATRICES):
-                    lr *= b_ratio
-                decay = options.get("weight_decay", self.base_wd)
-                if not self.paramwise_cfg.get("decay_norms_and_biases", True) and _num_dims(parameter) < 2:
-                    decay = 0.0
-                own = {"lr": lr} if lr != self.base_lr else {}
-                own |= {"weight_decay": decay} if decay is not None and decay != self.base_wd else {}
-                yield parameter, {**{k: v for k, v in options.items() if k not in ("lr", "weight_decay")}, **own}
+        decays_all, seen = rules.get("decay_norms_and_biases", True), set()
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            part = part_of[id(parameter)]
+            kind = "lora" if "lora_" in name else part
+            seen.add(kind)
+            lr = part_lr.get(kind, self.base_lr)
+            if part == "visual_encoder" and layer_decay != 1:
+                lr *= layer_decay ** block_of[id(parameter)]
+            if any(matrix in name for matrix in B_MATRICES):
+                lr *= b_ratio
+            # ZeRO-3 leaves a flat share in place of the tensor.
+            num_dims = len(getattr(parameter, "ds_shape", parameter.shape))
+            decay = self.base_wd if decays_all or num_dims >= 2 else 0.0
+            options = {"lr": (lr, self.base_lr), "weight_decay": (decay, self.base_wd)}
+            yield parameter, {key: value for key, (value, usual) in options.items() if value != usual}
         if layer_decay != 1 and not (block_of and any(p.requires_grad for p in parts["visual_encoder"].parameters())):
             raise ValueError(f"visual_encoder_layer_decay={layer_decay} is set, but no block of the encoder trains")
         if b_ratio != 1 and "lora" not in seen:
@@ -94,21 +103,6 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for kind in part_lr:
             if kind not in seen:
                 raise ValueError(f"a learning rate is set for {kind}, but nothing of it trains; leave it None")
-
-
-@contextmanager
-def _quiet_about_frozen() -> Iterator[None]:
-    """Drops MMEngine's warning for each frozen parameter, of which a model has hundreds on purpose."""
-    logger = MMLogger.get_current_instance()
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "is skipped since its requires_grad" not in record.getMessage()
-
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)
 
 
 def _part_rates(rates: Mapping[str, float | None] | None) -> dict[str, float]:
@@ -120,23 +114,15 @@ def _part_rates(rates: Mapping[str, float | None] | None) -> dict[str, float]:
     return rates
 
 
-def _num_dims(parameter: nn.Parameter) -> int:
-    return len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves a flat share in place of the tensor
-
-
 def _blocks(encoder: nn.Module) -> dict[int, int]:
     """For each parameter of an encoder, how many blocks stand above the one it is in; all of them for embeddings."""
-    lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    if not lists:
+    blocks = max((each for each in encoder.modules() if isinstance(each, nn.ModuleList)), key=len, default=())
+    if not len(blocks):
         return {}
-    blocks = max(lists, key=len)
     depth = {id(p): len(blocks) - 1 - index for index, block in enumerate(blocks) for p in block.parameters()}
-    first = next(iter(blocks.parameters()))
-    before, result = True, {}
-    for parameter in encoder.parameters():
-        before = before and parameter is not first
-        result[id(parameter)] = depth.get(id(parameter), len(blocks) if before else 0)
-    return result
+    order = [id(parameter) for parameter in encoder.parameters()]
+    first = order.index(id(next(blocks.parameters())))
+    return {each: depth.get(each, len(blocks) if place < first else 0) for place, each in enumerate(order)}
 
 
 def planned_groups(cfg: Mapping, model: nn.Module) -> dict[tuple[float, float], int] | None:

@@ -22,6 +22,7 @@ RETURNED_FROM = 4 << 20  # bytes; smaller blocks are used again soon enough
 def adjust_stack() -> None:
     """Makes every adjustment that this process needs."""
     allow_checkpoint_types()
+    save_directly()
     # For processes that XTuner's own command has started; no tensor is on a GPU yet.
     os.environ.update(allocator_settings(os.environ, torch.cuda.is_available()))
     if not torch.cuda.is_available():
@@ -38,6 +39,13 @@ def leave_process_group() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def save_directly() -> None:
+    """Makes tensors go to the disk one by one; MMEngine makes all bytes of a file in memory, then writes them."""
+    from mmengine.runner import runner
+
+    runner.save_checkpoint = lambda checkpoint, filename, **_: torch.save(checkpoint, filename)
 
 
 def allow_checkpoint_types() -> None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,6 @@ from torch import nn
 
 from ...models.losses import batch_weight, sum_over_ranks
 from ..watch.errors import name_sources, naming
-from ..watch.progress import progress
 from ..watch.stopping import agree_to_stop
 from .loss_scaling import MIN_SCALE
 
@@ -47,19 +48,41 @@ class StepDropped(Exception):
 
 def unwrap(model: Any) -> nn.Module:
     """The `VisionLanguageModel` inside DDP or DeepSpeed wrappers."""
-    if _is_deepspeed(model):
+    if not isinstance(model, nn.Module):  # MMEngine's wrapper of DeepSpeed's engine, whose class imports DeepSpeed
         model = model.model
     while isinstance(getattr(model, "module", None), nn.Module):
         model = model.module
     return model
 
 
-def _is_deepspeed(model: Any) -> bool:
-    """Whether this is MMEngine's wrapper of DeepSpeed's engine, the only model that is no module.
+class Progress:
+    """How far the current step of this process is. On a GPU micro-batches are handed over, not yet computed.
 
-    Its class would import DeepSpeed and OpenCV, which a plain run doesn't need.
+    Attributes:
+        done, total: Micro-batches of the step; 0 between steps.
+        tokens: Positions in those that are done.
+        since: When the step began or ended, of `time.monotonic`.
     """
-    return not isinstance(model, nn.Module)
+
+    def __init__(self):
+        self.begin(0)
+
+    def begin(self, total: int) -> None:
+        """Starts a step; one of no micro-batches ends the last one."""
+        self.done, self.total, self.tokens, self.since = 0, total, 0, time.monotonic()
+
+    def count(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Notes a micro-batch that is done."""
+        self.done, self.tokens = self.done + 1, self.tokens + batch["input_ids"].numel()
+
+    def __str__(self) -> str:
+        seconds = time.monotonic() - self.since
+        if not self.total:
+            return f"loading its data, validating or saving, {seconds:.0f} s"
+        return f"micro-batch {self.done} of {self.total}, {self.tokens:,} tokens, {seconds:.0f} s"
+
+
+progress = Progress()
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
@@ -85,8 +108,8 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
 
     Returns:
         Values to log: ``loss`` (mean over the step's supervised tokens), ``supervised_tokens`` and ``tiles`` (sums
-        over ranks), and ``grad_norm`` unless the optimizer wrapper logs it. In float16 also ``loss_scale`` and
-        ``overflows``, how often the step was repeated at half the scale.
+        over ranks), and ``grad_norm`` before clipping. In float16 also ``loss_scale`` and ``overflows``, how often the
+        step was repeated at half the scale.
 
     Raises:
         NonFiniteError: Loss or gradient norm isn't finite; in float16, not even unscaled.
@@ -95,11 +118,12 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     """
     network = unwrap(model)
     device = next(network.parameters()).device
-    driver = (_DeepSpeedDriver if _is_deepspeed(model) else _PlainDriver)(model, optim_wrapper)
+    driver = (_PlainDriver if isinstance(model, nn.Module) else _DeepSpeedDriver)(model, optim_wrapper)
     num_copies = getattr(network, "sequence_parallel", 1)  # of each batch: the ranks that share it
-    weight = sum(batch_weight(batch) for batch in micro_batches) / num_copies
-    weight = _to_device(weight, torch.float64, device)
-    mean_weight = (sum_over_ranks(weight) / get_world_size()).float()
+    weight = torch.tensor(sum(batch_weight(batch) for batch in micro_batches) / num_copies, dtype=torch.float64)
+    if device.type == "cuda":  # a copy that isn't from pinned memory would wait for all that the device has to do
+        weight = weight.pin_memory()
+    mean_weight = (sum_over_ranks(weight.to(device, non_blocking=True)) / get_world_size()).float()
     num_overflows = 0
     while True:
         losses = _accumulate(driver, network, micro_batches, mean_weight)
@@ -111,36 +135,23 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
         logged = {"loss": loss / get_world_size(), "supervised_tokens": num_supervised, "tiles": num_tiles}
         scale = driver.loss_scale
         with naming(micro_batches):
-            norm, is_logged = driver.update()
+            norm = driver.update()
         if math.isfinite(norm):
             break
         if scale is None or scale <= MIN_SCALE:
             sources = sources_of_all_ranks(micro_batches)
             raise NonFiniteError(f"the gradient norm is {norm} (loss {logged['loss']:.4g})", sources)
         num_overflows += 1
-        print_log(
-            f"gradients overflowed float16 at loss scale {scale:g}: the step is repeated at {driver.loss_scale:g}",
-            "current",
-        )
-    progress.end()
+        overflowed = f"gradients overflowed float16 at loss scale {scale:g}"
+        print_log(f"{overflowed}: the step is repeated at {driver.loss_scale:g}", "current")
+    progress.begin(0)
+    logged["grad_norm"] = norm
     if scale is not None:
         logged |= {"loss_scale": scale, "overflows": num_overflows}
-    logged |= network.end_step(dict(zip(network.metric_names, metrics, strict=True)))
-    return logged if is_logged else {**logged, "grad_norm": norm}
+    return logged | network.end_step(dict(zip(network.metric_names, metrics, strict=True)))
 
 
-def _to_device(number: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A number on the device; a copy that isn't from pinned memory would wait for all that a CUDA device has to do."""
-    tensor = torch.tensor(number, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _accumulate(
-    driver: _PlainDriver | _DeepSpeedDriver,
-    network: nn.Module,
-    micro_batches: Sequence[dict],
-    mean_weight: torch.Tensor,
-) -> torch.Tensor:
+def _accumulate(driver, network: nn.Module, micro_batches: Sequence[dict], mean_weight: torch.Tensor) -> torch.Tensor:
     """Forward and backward of every micro-batch.
 
     Returns:
@@ -190,24 +201,29 @@ class _PlainDriver:
     def backward(self, loss: torch.Tensor) -> None:
         self.optim_wrapper.backward(loss)
 
-    def update(self) -> tuple[float, bool]:
-        """Clips and steps; returns the gradient norm before clipping and whether MMEngine has logged it.
+    def update(self) -> float:
+        """Clips and steps; returns the gradient norm before clipping.
 
         Clipping by a norm that isn't finite would ruin every weight: such gradients are dropped, and where they are
-        scaled, the scale is halved.
+        scaled, the scale is halved. MMEngine's `step` would compute the norm again.
         """
-        wrapper = self.optim_wrapper
-        if self._scaler is not None:
-            self._scaler.unscale_(wrapper.optimizer)
-        parameters = (parameter for group in wrapper.param_groups for parameter in group["params"])
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        is_finite = math.isfinite(norm)
-        if is_finite:
-            wrapper.step()
-        elif self._scaler is not None:
-            self._scaler.update()
+        wrapper, scaler = self.optim_wrapper, self._scaler
+        if scaler is not None:
+            scaler.unscale_(wrapper.optimizer)
+        trained = [p for group in wrapper.param_groups for p in group["params"] if p.grad is not None]
+        clip = wrapper.clip_grad_kwargs or {}
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained], clip.get("norm_type", 2.0))
+        if math.isfinite(norm):
+            if "max_norm" in clip:
+                torch.nn.utils.clip_grads_with_norm_(trained, clip["max_norm"], norm)
+            elif clip:
+                wrapper.clip_func(trained, **clip)
+            step = wrapper.optimizer.step if scaler is None else partial(scaler.step, wrapper.optimizer)
+            step()
+        if scaler is not None:
+            scaler.update()
         wrapper.zero_grad()
-        return norm, is_finite and bool(wrapper.clip_grad_kwargs) and wrapper.grad_name == "grad_norm"
+        return float(norm)
 
 
 class _DeepSpeedDriver:
@@ -230,12 +246,9 @@ class _DeepSpeedDriver:
     def backward(self, loss: torch.Tensor) -> None:
         self.model.backward(loss, scale_wrt_gas=False)
 
-    def update(self) -> tuple[float, bool]:
-        """Clips and steps; returns the gradient norm before clipping, and that it isn't logged.
-
-        At an overflow DeepSpeed drops the gradients, lowers the scale and keeps the norm of an earlier step.
-        """
+    def update(self) -> float:
+        """As `_PlainDriver.update`; at an overflow DeepSpeed does the same, but keeps the norm of an earlier step."""
         self.optim_wrapper.step()
         if self.model.fp16_enabled() and self.model.optimizer.overflow:
-            return math.inf, False
-        return float(self.model.get_global_grad_norm() or 0.0), False
+            return math.inf
+        return float(self.model.get_global_grad_norm() or 0.0)

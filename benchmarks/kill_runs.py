@@ -3,7 +3,7 @@
     python benchmarks/kill_runs.py                  # 50 kills over 10 cases; exit status 1 where anything is wrong
     python benchmarks/kill_runs.py --kills 6 --cases plain-lora,zero2-full --seed 3 --out kills
 
-The cases are plain, DDP and ZeRO-1 to 3, with full, LoRA and QLoRA training (`kill_project.CASES`): tiny runs with
+The cases are plain, DDP and ZeRO-1 to 3, with full, LoRA and QLoRA training (`CASES`): tiny runs with
 accumulation, dropout (of adapters), loading workers, samples grouped by measured lengths and a checkpoint after every
 step. Each run is first left alone, then started again and again with `--resume auto` and killed (SIGKILL) at random
 moments of its phases, `saving` among them: by turns the launcher that a user started and one training process. The last
@@ -14,6 +14,7 @@ those of the run that was left alone.
 
 import argparse
 import filecmp
+import json
 import os
 import random
 import shutil
@@ -22,21 +23,163 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from PIL import Image
+from torch.utils._pytree import keystr, tree_flatten_with_path
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
-from checkpoint_diff import differing_tensors  # noqa: E402
-from kill_project import CASES, Case, Project  # noqa: E402
-
-from tests.process_table import wait_until  # noqa: E402
+from tests.process_table import MARK, marked, wait_until  # noqa: E402
 from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: E402
+from xtuner_plugins.export.base.build import build_base  # noqa: E402
+from xtuner_plugins.processes import start_bound  # noqa: E402
+from xtuner_plugins.toy.models import write_random_parts  # noqa: E402
 
 PHASES = ("starting", "measuring", "training", "saving", "exporting")
 TRIES = 5  # of a phase whose command ends before it is killed
 FOLLOWS_IN = 60  # seconds in which the processes that weren't killed must end
+
+
+NUM_RECORDS, NUM_IMAGES, EPOCHS = 8000, 16, 3
+CONFIG = """
+from mmengine.config import read_base
+
+with read_base():
+    from .toy.toy_finetune_{leaf} import *
+
+model.base = "base"
+{dropout}
+train_dataloader.batch_size = {batch_size}
+train_dataloader.num_workers = 1
+train_dataloader.sampler.group_by = "length"
+train_dataloader.dataset.update(data_paths=["data.jsonl"], image_folders=["images"], repeat_times=[0.005])
+optim_wrapper.accumulative_counts = 2
+default_hooks.logger.interval = 1
+default_hooks.checkpoint.interval = 1
+train_cfg.max_epochs = {epochs}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What trains, and how: a leaf ``toy_finetune_*`` on a global batch of 4 in two micro-batches.
+
+    Attributes:
+        leaf: ``full``, ``lora`` or ``qlora``; those with adapters have dropout.
+        processes: Ranks.
+        deepspeed: As ``--deepspeed`` takes it; None for plain PyTorch.
+    """
+
+    leaf: str
+    processes: int = 1
+    deepspeed: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as ``zero2-lora``."""
+        strategy = (self.deepspeed or "").removeprefix("deepspeed_") or ("ddp" if self.processes > 1 else "plain")
+        return f"{strategy}-{self.leaf}"
+
+    @property
+    def config(self) -> str:
+        """Its file in the project."""
+        return f"configs/{self.name.replace('-', '_')}.py"
+
+    @property
+    def text(self) -> str:
+        """What is in the file."""
+        dropout = "" if self.leaf == "full" else "model.llm_lora.lora_dropout = 0.1"
+        return CONFIG.format(leaf=self.leaf, dropout=dropout, batch_size=2 // self.processes, epochs=EPOCHS)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("lora"),
+        Case("full", 2, "deepspeed_zero2"),
+        Case("qlora"),
+        Case("lora", 2),
+        Case("full", 2, "deepspeed_zero3"),
+        Case("full"),
+        Case("lora", 2, "deepspeed_zero1"),
+        Case("qlora", 2, "deepspeed_zero2"),
+        Case("full", 2),
+        Case("lora", 2, "deepspeed_zero3"),
+    )
+}
+
+
+class Project:
+    """A user's folder with a tiny base, data and a config per case; every process in it carries a mark."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.mark = folder, f"kill-runs-{os.getpid()}"
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.env = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+        self.env["XTUNER_PLUGINS_CACHE"] = str(folder / "cache")
+        self.logs = 0
+
+    def make(self, seed: int) -> None:
+        """Writes everything that a run needs."""
+        build_base(*write_random_parts(self.folder / "parts"), self.folder / "base", dtype="float32")
+        shutil.copytree(ROOT / "configs", self.folder / "configs")
+        for case in CASES.values():
+            (self.folder / case.config).write_text(case.text)
+        (self.folder / "images").mkdir()
+        draw = random.Random(seed)
+        for index in range(NUM_IMAGES):
+            size = (draw.choice([112, 224, 336]), draw.choice([112, 224]))
+            Image.new("RGB", size, tuple(draw.randrange(256) for _ in range(3))).save(
+                self.folder / f"images/{index}.png"
+            )
+        with (self.folder / "data.jsonl").open("w") as file:
+            for index in range(NUM_RECORDS):
+                answer = " ".join(draw.choice(["red", "blue", "square", "circle", "two"]) for _ in range(1 + index % 9))
+                record = {"image": f"{index % NUM_IMAGES}.png"} if index % 4 else {}
+                question = "<image>\nWhat is it?" if index % 4 else "What is it?"
+                turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+                file.write(json.dumps({**record, "conversations": turns}) + "\n")
+
+    def alive(self) -> list[int]:
+        """Processes that a command has left or still runs in."""
+        return [pid for pid in marked(self.mark) if pid != os.getpid()]
+
+    def end_all(self) -> None:
+        """Kills them."""
+        for pid in self.alive():
+            os.kill(pid, signal.SIGKILL)
+
+    def start(self, tool: str, *arguments: str | Path, processes: int = 1) -> tuple[subprocess.Popen, Path]:
+        """Starts a tool; returns its process and the file that gets its output."""
+        self.logs += 1
+        log, words = self.folder / f"log_{self.logs:03}.txt", [sys.executable, ROOT / tool, *arguments]
+        env = {**self.env, "NPROC_PER_NODE": str(processes)}
+        with log.open("w") as file:
+            return start_bound(list(map(str, words)), cwd=self.folder, env=env, stdout=file, stderr=file), log
+
+    def train(self, case: Case, name: str) -> tuple[subprocess.Popen, Path]:
+        """Starts or goes on with a run."""
+        arguments = [case.config, "--work-dir", self.run(case, name), "--seed", "7", "--resume", "auto"]
+        arguments += ["--deepspeed", case.deepspeed] if case.deepspeed else []
+        return self.start("tools/train.py", *arguments, processes=case.processes)
+
+    def export(self, case: Case, name: str, checkpoint: Path) -> tuple[subprocess.Popen, Path]:
+        """Starts an export that may replace an earlier one."""
+        target = Path("exports", case.name, name)
+        return self.start("tools/convert_to_official.py", case.config, checkpoint, target, "--force")
+
+    def run(self, case: Case, name: str) -> Path:
+        """A run's work directory, relative to the project."""
+        return Path("runs", case.name, name)
+
+    def newest(self, case: Case, name: str) -> Path:
+        """The checkpoint that a run's pointer names."""
+        return Path((self.folder / self.run(case, name) / "last_checkpoint").read_text().strip())
 
 
 class Kill(NamedTuple):
@@ -171,11 +314,31 @@ def kill_once(project: Project, case: Case, phase: str, seconds: dict[str, float
     return kill
 
 
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    """Weights and optimizer state of a plain checkpoint, or all tensors of a DeepSpeed directory, by their place."""
+    found = {}
+    for file in sorted(path.rglob("*.pt")) if path.is_dir() else [path]:
+        saved = torch.load(file, map_location="cpu", weights_only=False)
+        kept, name = (saved, file.name) if path.is_dir() else ([saved["state_dict"], saved["optimizer"]], "")
+        leaves, _ = tree_flatten_with_path(kept)
+        found |= {name + keystr(place): leaf for place, leaf in leaves if isinstance(leaf, torch.Tensor)}
+    if not found:
+        raise SystemExit(f"{path} holds no tensor of weights or optimizer")
+    return found
+
+
+def differing_tensors(first: Path, second: Path) -> list[str]:
+    """Names of the tensors that differ in any bit between two checkpoints, or are in one only."""
+    one, other = tensors_of(first), tensors_of(second)
+    both = one.keys() & other.keys()
+    return sorted((one.keys() ^ other.keys()) | {name for name in both if not torch.equal(one[name], other[name])})
+
+
 def differing_files(first: Path, second: Path) -> list[str]:
-    """Names of files that differ between two exports. The manifest names its checkpoint, so it need only be there."""
+    """Names of files that differ between two exports; manifest and card, which name their run, need only be there."""
     names = {path.relative_to(folder) for folder in (first, second) for path in folder.rglob("*") if path.is_file()}
     _, differing, missing = filecmp.cmpfiles(first, second, names, shallow=False)
-    return sorted({*map(str, differing)} - {"export_manifest.json"} | {*map(str, missing)})
+    return sorted({*map(str, differing)} - {"export_manifest.json", "README.md"} | {*map(str, missing)})
 
 
 def phases_of(kills: int, cases: int, draw: random.Random) -> list[list[str]]:

@@ -77,13 +77,6 @@ def test_packed_weights_and_compiled_blocks_run_too(tmp_path):
     assert found["qlora"][0]["loss"] > 0 and [line["way"] for line in found["compile"]] == ["eager", "compiled"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_is_refused_in_one_line(tmp_path):
-    done = subprocess.run([sys.executable, SCRIPT, "--out", str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert done.stderr == "error: PyTorch finds no CUDA GPU here; --dry-run runs the script on a CPU\n"
-
-
 def out_of_memory(bench):
     yield {"before": 1}
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nand more")

@@ -51,8 +51,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Plans and reports; returns the exit status."""
     from xtuner_plugins.engine.check.text import check_values
-    from xtuner_plugins.planning import report
-    from xtuner_plugins.planning.plan import advise, plan_config
+    from xtuner_plugins.planning.plan import advise, duration, memory_table, plan_config, strategies_table
 
     path = settings.find_config(args.config)
     labels = settings.labels_of(path)
@@ -83,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{planned.model}: {job.shape.parameters:,} parameters, {job.trained:,} trained",
         f"largest micro-batch: {largest.tokens:,} tokens ({largest.supervised:,} supervised), {largest.tiles} tiles",
-        report.memory_table(memory, planned.strategy, gpu.name, available),
-        report.strategies_table(others, available),
+        memory_table(memory, planned.strategy, gpu.name, available),
+        strategies_table(others, available),
         *cards * (not gpu.is_cpu),
         *advise(values, memory, available, lambda pairs: plan_config(read(pairs)._to_lazy_dict(), strategy).memory),
         f"operations, 10**12: {work:,.2f} per sample, {step * work:,.0f} per step of {step:,} samples",
@@ -96,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     elif not gpu.teraflops:
         print(f"no time: the speed of {gpu.name} isn't known; name a card")
     else:
-        took = report.duration(planned.seconds(gpu.teraflops, args.mfu))
+        took = duration(planned.seconds(gpu.teraflops, args.mfu))
         samples, most = planned.steps * step, "" if planned.lengths.is_measured else "at most "
         print(
             f"planned, not measured: {planned.steps:,} steps, {samples:,} samples, {most}{took} on "

@@ -130,18 +130,15 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
             whole = [whole, gr.Image(drawn, format="png", buttons=["fullscreen"])]
         yield whole, shown  # programs get the last values
 
-    ranges = (  # least, most, at first, step, label
-        (0, 2, 0, 0.1, "Temperature (0: the likeliest word)"),
-        (1, max(24, most), most, 1, "Most tiles of a question's images, thumbnails not counted"),
-        (1, 4096, 512, 1, "Longest answer in tokens"),
-        (1, 32, 8, 1, "Frames of a video"),
-    )
+    # Least, most, at first and step of the numbers, which are the third to sixth of the words.
+    ranges = (0, 2, 0, 0.1), (1, max(24, most), most, 1), (1, 4096, 512, 1), (1, 32, 8, 1)
     with gr.Blocks(title=name, analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)) as page:
         shape = {"columns": 8, "height": 220, "format": "png", "buttons": ["fullscreen"]}
         tiles = gr.Gallery(label=i18n("What the model sees"), **shape, render=False)
         hint = i18n("empty: the model's own")
         system = gr.Textbox(label=i18n("System prompt"), placeholder=hint, lines=2, render=False)
-        numbers = [gr.Slider(*values, step=step, label=i18n(label), render=False) for *values, step, label in ranges]
+        rows = zip(ranges, list(CHINESE)[2:6], strict=True)
+        numbers = [gr.Slider(*values, step=step, label=i18n(label), render=False) for (*values, step), label in rows]
         upload = {"file_count": "multiple", "max_plain_text_length": 100_000}
         gr.ChatInterface(
             ask,
@@ -161,7 +158,7 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
 def launch(
     session: ChatSession, name: str, *, host: str, port: int, password: str | None = None, max_upload_mb: float = 50
 ) -> gr.Blocks:
-    """Starts the page and returns it; `block_thread` waits for its end, `close` ends it.
+    """Starts the page of a model and returns it; `block_thread` waits for its end, `close` ends it.
 
     Args:
         session: Answers.

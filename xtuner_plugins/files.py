@@ -117,11 +117,10 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         SettingError: the lock file can't be written.
     """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # "w" would erase what the holder wrote
-    with file:
+    with contextlib.ExitStack() as stack:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "a+", encoding="utf-8"))  # "w" would erase what the holder wrote
             _wait_for_lock(file)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})")

@@ -8,7 +8,7 @@ import pytest
 
 from xtuner_plugins.evaluation.benchmarks import open_data_sets
 from xtuner_plugins.evaluation.results import read_results
-from xtuner_plugins.evaluation.run import Evaluation
+from xtuner_plugins.evaluation.run import Evaluation, open_answers
 from xtuner_plugins.inference.batch_answers import Job
 from xtuner_plugins.inference.opening import find_source
 
@@ -48,3 +48,22 @@ def test_one_run_at_a_time_goes_on_with_the_same_model_data_and_settings(toy_bas
         changed.write_text(kept)
     with closing(begin()) as evaluation:  # the refused ones left no lock behind
         assert evaluation.unanswered == []
+
+
+def test_what_a_killed_run_did_not_finish_is_asked_again_and_files_of_others_stay(tmp_path):
+    path, made_by = tmp_path / "new" / "answers.jsonl", {"model": "exports/mine", "max_new_tokens": 8}
+    row = {"question": "What is it?", "images": [], "answer": "Ein Bus, grün.", "made_by": made_by}
+    first, second = (json.dumps({"id": name, **row}, ensure_ascii=False).encode() + b"\n" for name in "ab")
+    open_answers(path, made_by)[0].close()
+    for whole, cut in ((first, second[:1]), (first, second[:10]), (first, second[:-1]), (b"", first[:20])):
+        path.write_bytes(whole + cut)
+        file, found = open_answers(path, made_by)
+        with file:
+            assert found == ({"a": row["answer"]} if whole else {})
+            file.write(second)
+        assert path.read_bytes() == whole + second
+    for content in ("my notes\n", "my notes", '{"id": "a"}\n', "[1]\n", '{"id": [], "answer": "", "made_by": {}}\n'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="not answers of this tool"):
+            open_answers(path, made_by)
+        assert path.read_text() == content

@@ -31,8 +31,9 @@ def image(tmp_path):
 
 
 @pytest.fixture()
-def chat(tmp_path):
-    return TerminalChat(Session(), {"max_new_tokens": 8}, out=tmp_path)
+def chat(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return TerminalChat(Session(), {"max_new_tokens": 8})
 
 
 def test_questions_images_and_commands(chat, image, capsys):
@@ -81,8 +82,8 @@ def test_boxes_are_drawn_into_new_files_and_no_control_code_reaches_the_terminal
     drawn = sorted(set(tmp_path.glob("*.png")) - {image})
     assert [path.name for path in drawn] == ["it's\x1b[2J.boxes-1.png", "it's\x1b[2J.boxes-2.png"]
     assert Image.open(drawn[0]).getpixel((0, 0)) != (0, 0, 0)
-    out, shown = capsys.readouterr().out, f"{tmp_path}/it's\u241b[2J"
-    assert f"(boxes drawn on {shown}.png: {shown}.boxes-2.png)" in out and "\u241b]0;title\u2407Red." in out
+    out, shown = capsys.readouterr().out, "it's\u241b[2J"
+    assert f"(boxes drawn on {tmp_path}/{shown}.png: {shown}.boxes-2.png)" in out and "\u241b]0;title\u2407Red." in out
     assert "\x1b" not in out and "\x07" not in out and chat.turns[-1].answer == "\x1b]0;title\x07Red."
 
 

@@ -9,7 +9,7 @@ from peft import LoraConfig
 
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.models import PreferenceModel
-from xtuner_plugins.planning import plan, report
+from xtuner_plugins.planning import plan
 from xtuner_plugins.planning.hardware import GPUS
 from xtuner_plugins.planning.job import Batch, launched, plain, strategy_named
 from xtuner_plugins.planning.memory import GIB, Plan, plan_memory
@@ -131,9 +131,9 @@ def test_steps_time_and_words_of_the_report():
     assert run.samples_per_step == 128 and run.steps == 5196  # 665,000 / 128, rounded up
     assert run.seconds(100, 0.4) == pytest.approx(5196 * 128 * run.work.total / (8 * 4e13))
     assert plan.plan_config(settings_of("finetune_packed") | {"train_cfg": {"max_iters": 7}}, plain(1)).steps == 7
-    assert "; 5,196 steps of 128 samples, at most " in report.sentence(run.memory, run, GPUS["H100"])
-    last = report.memory_table(run.memory, run.strategy, "H100", 80 * GIB).splitlines()[-1]
+    assert "; 5,196 steps of 128 samples, at most " in plan.sentence(run.memory, run, GPUS["H100"])
+    last = plan.memory_table(run.memory, run.strategy, "H100", 80 * GIB).splitlines()[-1]
     assert last.split() == ["free", "of", "80.0:", "fits", f"{80 - run.memory.total / GIB:.1f}"]
     for available, words in ((9, "does not fit"), (10, "tight"), (11, "tight"), (12, "fits")):
-        assert report.verdict(Plan("loss", {"a": 10}, {"loss": 10}, 0), available) == words
-    assert report.duration(90) == "2 minutes" and report.duration(2 * 3600) == "2.0 hours"
+        assert plan.verdict(Plan("loss", {"a": 10}, {"loss": 10}, 0), available) == words
+    assert plan.duration(90) == "2 minutes" and plan.duration(2 * 3600) == "2.0 hours"

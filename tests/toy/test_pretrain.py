@@ -26,20 +26,6 @@ def test_the_parts_have_the_layouts_of_the_releases_and_depend_on_the_seed(tmp_p
     assert len(AutoTokenizer.from_pretrained(tmp_path / "llm")) <= model.config.vocab_size
 
 
-def test_a_step_lowers_the_loss_on_a_fixed_batch():
-    torch.manual_seed(0)
-    layer, batch = torch.nn.Linear(4, 2), torch.rand(8, 4)
-    seen, lines = [], []
-
-    def loss_of(progress):
-        seen.append(progress)
-        return layer(batch).square().mean(), 1.0
-
-    pretrain._optimize(list(layer.parameters()), loss_of, 200, 1e-2, lines.append)
-    first, second = (float(line.split("loss ")[1].split()[0]) for line in lines)
-    assert seen[0] == 0 and seen[100] == 0.5 and second < first / 2
-
-
 def test_labels_are_the_answers_alone(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(pretrain.build_tokenizer(tmp_path))
     turns = [("What number?", "47"), ("Is it?", "no")]

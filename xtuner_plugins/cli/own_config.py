@@ -91,7 +91,7 @@ def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str,
     """The keys of a run on one GPU, labels that describe this run and base, and remarks; prints what to expect."""
     from ..planning.choose import choose
     from ..planning.hardware import find_gpu
-    from ..planning.report import sentence
+    from ..planning.plan import sentence
 
     gpu = find_gpu(name)
     run = choose(parent, changes, gpu)

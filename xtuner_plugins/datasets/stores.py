@@ -27,7 +27,6 @@ from ..ranges import check_storage_options, check_store_url
 PAUSES = (0.0, 0.5, 2.0, 8.0)  # seconds before each try
 SECONDS = 60.0  # that a try may last
 BLOCK = 1 << 24  # bytes fetched at a time
-MISSING, DENIED = "image_missing", "store_denied"
 TAGS = ("ETag", "etag", "md5Hash", "crc32c", "LastModified", "Last-Modified", "mtime", "updated", "created")
 DENIED_REMEDY = "give credentials; without the permission to list, stores say the same of objects that aren't there"
 
@@ -67,11 +66,7 @@ class Store:
         return f"{self.shown.rstrip('/')}/{name}" if name else self.shown
 
     def read(self, name: str = "", first: int = 0, end: int | None = None) -> bytes:
-        """The bytes `first` to `end` of an object; stores that give whole objects only give all of them.
-
-        Raises:
-            MediaError, SourceError: see the module.
-        """
+        """The bytes `first` to `end` of an object, or all if the store can't give less; errors as the module says."""
         return self._ask("cat_file", name, **({} if first == 0 and end is None else {"start": first, "end": end}))
 
     def version(self, name: str = "") -> list:
@@ -113,12 +108,12 @@ class Store:
         """The complaint about one object; None where the store has trouble."""
         status, place = _status(error), self.place(name)
         if status in (404, 410):
-            return MediaError(MISSING, "no such object", "correct the name or the folder", place)
+            return MediaError("image_missing", "no such object", "correct the name or the folder", place)
         if self.archive:
             problem = f"can't be read from the zip ({one_line(error)})"
             return MediaError("archive_member", problem, "fetch or write the archive again", place)
         if status in (401, 403):
-            return MediaError(DENIED, f"access denied ({masked(str(error))[:120]})", DENIED_REMEDY, place)
+            return MediaError("store_denied", f"access denied ({masked(str(error))[:120]})", DENIED_REMEDY, place)
         if isinstance(error, (ImportError, TypeError)):
             remedy = "install the package of this store, or correct storage_options"
             raise SettingError("storage_options", str(error), remedy, self.shown) from None

@@ -2,7 +2,7 @@
 
 ::
 
-    DIR/answers.jsonl    every answer, appended as it came (`inference/answer_file.py`)
+    DIR/answers.jsonl    every answer, appended as it came (`run.py`)
     DIR/items.jsonl      one line per answered question: question, expected, answer, score
     DIR/results.json     settings, hashes, versions, figures by data set
     DIR/report.html      the same to look at

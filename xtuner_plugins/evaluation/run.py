@@ -1,22 +1,64 @@
-"""One evaluation: a model, its data sets, and the folder that answers and results go to."""
+"""One evaluation: a model, its data sets, and the folder that answers and results go to.
+
+Answers are appended as they come, one line each, and a run that was stopped goes on from them::
+
+    {"id": "own/a", "images": ["a.jpg"], "question": "What is it?", "answer": "A bus.", "made_by": {"model": ...}}
+
+``made_by`` tells model, data and options: what others began isn't gone on with, so no file mixes two models unnoticed.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..dtypes import describe_dtype, resolve_dtype
 from ..files import text_hash
-from ..inference.answer_file import AnswerFile
 from ..inference.batch_answers import Answered, Job, answer_all
 from ..inference.opening import Source, describe
 from ..inference.questions import Unusable
 from .benchmarks import DataSet
 from .page import write_report
 from .results import ANSWERS, REPORT, measure, summary, versions, write_results
+
+
+def open_answers(path: Path, made_by: Mapping[str, Any]) -> tuple[BinaryIO, dict[str, str]]:
+    """A file of answers, locked and open for appending, and its answers by id; an unfinished last line is cut off.
+
+    Raises:
+        ValueError: Another run writes it, it isn't such a file, or it was made by another model or with other options.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file, _read(file, path, made_by)
+    except (BlockingIOError, ValueError) as error:
+        file.close()
+        locked = f"{path} is being written by another run; wait for it, or give another --out"
+        raise ValueError(locked if isinstance(error, BlockingIOError) else str(error)) from None
+
+
+def _read(file: BinaryIO, path: Path, made_by: Mapping[str, Any]) -> dict[str, str]:
+    file.seek(0)
+    *lines, rest = (content := file.read()).split(b"\n")
+    try:
+        rows = [json.loads(line) for line in lines]
+        found, makers = {row["id"]: row["answer"] for row in rows}, [row["made_by"] for row in rows]
+        whole = len(found) == len(rows) and (not rest or rest.startswith(b'{"id": '[: len(rest)]))
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: not answers of this tool; give another --out")
+    for other in (maker for maker in makers if maker != made_by):
+        pairs = {name: (other.get(name), made_by.get(name)) for name in {**other, **made_by}}
+        said = "; ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in pairs.items() if was != now)
+        raise ValueError(f"{path} was made with other settings: {said}; give the same ones, or another --out")
+    file.truncate(len(content) - len(rest))
+    return found
 
 
 class Evaluation:
@@ -50,13 +92,12 @@ class Evaluation:
         self.computes_in = describe_dtype(name, dtype, device, "--dtype ")
         self._model = {"model": str(source), "weights": self._described.weights}
         self._settings = {**job.generation, "dtype": str(dtype).removeprefix("torch.")}
-        made_by = {**self._model, **self._settings, **self._described.preprocessing}
-        made_by |= {f"data {each.name}": each.hash for each in data_sets}
-        with ExitStack() as stack:
-            self._file = stack.enter_context(closing(AnswerFile(self._out / ANSWERS, made_by)))
-            asked = (each.asked(question) for each in data_sets for question in each.questions)
-            self.unanswered = [question for question in asked if not self._file.has(question)]
-            self.close = stack.pop_all().close
+        self._made_by = {**self._model, **self._settings, **self._described.preprocessing}
+        self._made_by |= {f"data {each.name}": each.hash for each in data_sets}
+        self._file, self._answers = open_answers(self._out / ANSWERS, self._made_by)
+        self.close = self._file.close
+        asked = [each.asked(question) for each in data_sets for question in each.questions]
+        self.unanswered = [question for question in asked if question.id not in self._answers]
 
     def answer(self) -> Iterator[Answered]:
         """Asks what is unanswered, in batches across all data sets; yields each question when it is done.
@@ -72,7 +113,11 @@ class Evaluation:
             if isinstance(answer, Unusable):
                 homes[question.id.partition("/")[0]].left_out.append(answer)
             else:
-                self._file.add(question, answer)
+                row = {"id": question.id, "images": question.images, "question": question.text, "answer": answer}
+                row["made_by"] = self._made_by
+                self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                self._file.flush()  # in the file, though perhaps not on the disk yet
+                self._answers[question.id] = answer
             yield question, answer
 
     def finish(self) -> dict[str, Any]:
@@ -83,9 +128,8 @@ class Evaluation:
         """
         measured, preprocessing = [], dict(self._described.preprocessing)
         for each in self._data_sets:
-            keys = {question.id: each.asked(question).id for question in each.questions}
-            given = {name: self._file.answers[key]["answer"] for name, key in keys.items() if key in self._file.answers}
-            measured.append(measure(each, given))
+            known = {question.id: self._answers.get(each.asked(question).id) for question in each.questions}
+            measured.append(measure(each, {name: answer for name, answer in known.items() if answer is not None}))
         rows = [row for each in measured for row in each.rows]
         asked = {"batch_size": self._job.batch_size, "processes": self._job.processes, "limit": self._limit}
         results = {

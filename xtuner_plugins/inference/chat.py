@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,23 +40,16 @@ def printable(text: str) -> str:
 
 
 class TerminalChat:
-    """What is typed, on one side, and the session, on the other.
+    """What is typed, on one side, and the session, on the other; drawn boxes are saved in the current folder.
 
     Args:
         session: Answers.
         options: Of `ChatSession.reply`.
         images: Files of images for the first question.
-        out: Folder for images with drawn boxes.
     """
 
-    def __init__(
-        self,
-        session: ChatSession,
-        options: Mapping[str, Any],
-        images: Sequence[str] = (),
-        out: str | Path = ".",
-    ):
-        self.session, self.options, self.out = session, dict(options), Path(out)
+    def __init__(self, session: ChatSession, options: Mapping[str, Any], images: Sequence[str] = ()):
+        self.session, self.options = session, dict(options)
         self.turns: list[Turn] = []
         self.pending = list(images)
 
@@ -73,13 +67,14 @@ class TerminalChat:
                     return status
             except EOFError:
                 return status
-            except (ValueError, OSError) as error:
-                print(f"error: {printable(str(error))}", file=sys.stderr)
+            except (ValueError, OSError, RuntimeError) as error:
+                said = str(error)
+                if isinstance(error, RuntimeError):
+                    if "out of memory" not in said or not interactive:
+                        raise
+                    said = "out of memory; lower /tiles, or /clear the conversation"
+                print(f"error: {printable(said)}", file=sys.stderr)
                 status = status if interactive else 1
-            except RuntimeError as error:
-                if "out of memory" not in str(error) or not interactive:
-                    raise
-                print("error: out of memory; lower /tiles, or /clear the conversation", file=sys.stderr)
             except KeyboardInterrupt:
                 if not interactive:
                     raise
@@ -95,15 +90,17 @@ class TerminalChat:
         name, _, rest = line.partition(" ")
         match name, rest.strip():
             case "/image", path if path:
-                self._attach(path)
-            case "/tiles", count if count.isdecimal() and int(count):
-                self.options["max_tiles"] = int(count)
-                print(f"(at most {int(count)} tiles per image, thumbnail not counted)")
-            case "/system", text if text:
-                self.options["system"] = text
-                self._clear()
-            case "/clear", _:
-                self._clear()
+                path = str(Path(path.strip("\"'")).expanduser())
+                width, height = image_size(path)
+                self.pending.append(path)
+                print(f"({printable(path)}, {width} x {height}, goes with the next question)")
+            case "/tiles", number if number.isdecimal() and int(number):
+                self.options["max_tiles"] = int(number)
+                print(f"(at most {int(number)} tiles per image, thumbnail not counted)")
+            case ("/system" | "/clear") as command, text if text or command == "/clear":
+                self.options |= {"system": text} if command == "/system" else {}
+                self.turns, self.pending = [], []
+                print("(a new conversation)")
             case "/help", _:
                 print("\n".join(f"{command} {text}" for command, text in COMMANDS.items()))
             case "/quit", _:
@@ -117,7 +114,7 @@ class TerminalChat:
         return True
 
     def ask(self, question: str) -> None:
-        """Prints the answer while it comes; boxes in it are drawn into a file.
+        """Prints the answer while it comes; boxes in it are drawn on the conversation's latest image, into a new file.
 
         Raises:
             ValueError: The question's placeholders don't fit its images.
@@ -131,25 +128,9 @@ class TerminalChat:
         print(flush=True)
         self.turns.append(replace(turn, answer=answer.strip()))
         self.pending = []
-        self._save_boxes(answer)
-
-    def _attach(self, path: str) -> None:
-        path = str(Path(path.strip("\"'")).expanduser())
-        width, height = image_size(path)
-        self.pending.append(path)
-        print(f"({printable(path)}, {width} x {height}, goes with the next question)")
-
-    def _clear(self) -> None:
-        self.turns, self.pending = [], []
-        print("(a new conversation)")
-
-    def _save_boxes(self, answer: str) -> None:
-        """Draws the boxes of an answer on the latest image of the conversation."""
         shown = [path for turn in self.turns for path in turn.images]
-        if not shown or (drawn := with_boxes(load_image(shown[-1]), answer)) is None:
-            return
-        stem, number = Path(shown[-1]).stem, 1
-        while (path := self.out / f"{stem}.boxes-{number}.png").exists():
-            number += 1
-        drawn.save(path)
-        print(printable(f"(boxes drawn on {shown[-1]}: {path})"))
+        if shown and (drawn := with_boxes(load_image(shown[-1]), answer)):
+            names = (Path(f"{Path(shown[-1]).stem}.boxes-{number}.png") for number in count(1))
+            path = next(path for path in names if not path.exists())
+            drawn.save(path)
+            print(printable(f"(boxes drawn on {shown[-1]}: {path})"))

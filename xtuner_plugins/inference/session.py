@@ -169,7 +169,7 @@ class ChatSession:
         max_new_tokens: int = MAX_NEW_TOKENS,
         **generation: Any,
     ) -> list[str]:
-        """Answers unconnected questions in batches.
+        """Answers unconnected questions in batches, and returns the answers in their order.
 
         Args:
             items: `(question, images)` pairs; `images` may be empty.
@@ -177,9 +177,6 @@ class ChatSession:
             max_tiles: Most tiles per image; None takes the session's.
             max_new_tokens: Length limit of each answer.
             **generation: Options of `generate`; greedy by default.
-
-        Returns:
-            The answers, in order.
 
         Raises:
             ValueError: An image can't be read, there isn't one placeholder per image, a prompt is longer than the

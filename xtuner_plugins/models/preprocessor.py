@@ -64,10 +64,9 @@ class TilePreprocessor(BaseDataPreprocessor):
         self._left_out.take_from(batch)
         row = make_row(batch, self.image_token)
         num_tiles, sources = batch["num_tiles"].tolist(), list(batch.get("sources", ()))
-        if "follows" in batch:  # the images of a preference pair are in its prompt
-            prompts = [segment < 0 for segment in batch["follows"].tolist()]
-            pairs = iter(zip(num_tiles, sources, strict=True))
-            num_tiles, sources = zip(*(next(pairs) if prompt else (0, "") for prompt in prompts), strict=True)
+        if "follows" in batch:  # the images of a preference pair are in its prompt, not in the two answers behind it
+            num_tiles = [each for tiles in num_tiles for each in (tiles, 0, 0)]
+            sources = [source for source in sources for _ in range(3)]
         check_counts(row, num_tiles, self.tokens_per_tile, sources)
         tiles, group = batch["tiles"], self.group if training else None
         multiple = math.lcm(self.row_multiple if self.device.type == "cuda" else 1, size_of(group))

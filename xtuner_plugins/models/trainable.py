@@ -22,8 +22,8 @@ from ..weights.merge import ADAPTER_NAME, read_settings
 from .blocks import freeze_unused, used_blocks
 
 TRAINED = ("lora_", "trainable_tokens_delta", ".modules_to_save.")  # in names of what PEFT adds
-for _named in (LoraConfig, BitsAndBytesConfig):  # by string, in configs
-    MODELS.register_module(module=_named, force=True)
+for _settings in (LoraConfig, BitsAndBytesConfig):  # so that configs may name them by string
+    MODELS.register_module(module=_settings, force=True)
 
 
 class Part(NamedTuple):

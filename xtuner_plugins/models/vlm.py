@@ -106,9 +106,10 @@ class VisionLanguageModel(BaseModel):
         self.num_image_token, self.tile_size = self.model.num_image_token, self.model.config.force_image_size  # N, S
         self.sequence_parallel = check("sequence_parallel", sequence_parallel)
         check_heads(self.model.config.llm_config.to_dict(), sequence_parallel)
-        rows = self.data_preprocessor
-        rows.image_token, rows.tokens_per_tile = self.img_context_token_id, self.num_image_token
-        rows.row_multiple, rows.group = check("row_multiple", row_multiple), own_group(sequence_parallel)
+        preprocessor = self.data_preprocessor
+        preprocessor.image_token, preprocessor.tokens_per_tile = self.img_context_token_id, self.num_image_token
+        preprocessor.row_multiple = check("row_multiple", row_multiple)
+        preprocessor.group = own_group(sequence_parallel)
         self._blocks_below = chosen.apply(self.model)  # frozen ones below those that train
         for name in FLASH_PARTS if self.model.flash_mode else ():
             getattr(self.model, name).requires_grad_(name in self.flash_parts)

@@ -91,16 +91,15 @@ class Scene:
     background: int
 
 
-def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1, crossing: float = 0.0) -> Scene:
-    """A random scene of `grid` = (columns, rows) tiles.
+def make_scene(rng: random.Random, grid: tuple[int, int], *, crossing: float = 0.0) -> Scene:
+    """A random scene of `grid` = (columns, rows) tiles with one to three shapes, and a sign where there is room.
 
-    Badges differ in color within an image, shapes in kind, so that every question has one answer. Shapes stand in
-    different cells of a 4 x 4 grid over the whole image, and nothing covers anything else.
+    Shapes differ in kind, so that every question has one answer. They stand in different cells of a 4 x 4 grid over the
+    whole image, and nothing covers anything else.
 
     Args:
         rng: Decides everything.
         grid: Columns and rows of tiles.
-        max_signs: At most as many signs; one where there is one tile.
         crossing: Share of the signs that cross a tile border, where there is one beside the other.
     """
     columns, rows = grid
@@ -121,24 +120,21 @@ def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1,
                 taken.append(cell)
                 shapes.append(Shape(kind, rng.choice(COLORS), x, y, size))
                 break
-    boxes = [
-        (s.x - s.size // 2 - 2, s.y - s.size // 2 - 2, s.x + s.size // 2 + 2, s.y + s.size // 2 + 2) for s in shapes
-    ]
-    for color in rng.sample(COLORS, rng.randint(1, max_signs) if columns * rows > 1 else 1):
-        crosses = crossing and columns > 1 and rng.random() < crossing
-        for _ in range(20):
-            tile_x, tile_y = rng.randrange(columns) * TILE, rng.randrange(rows) * TILE
-            left = tile_x + rng.randrange(2) * CELL
-            top = tile_y + rng.randrange(4) * CELL
-            x = left + rng.randint(-JITTER if left > tile_x else 0, JITTER if left == tile_x else 0)
-            if crosses:
-                x = rng.randrange(1, columns) * TILE - rng.randint(1, 2) * CELL + rng.randint(-JITTER, JITTER)
-            y = top + rng.randint(-JITTER if top > tile_y else 0, JITTER if top < tile_y + 3 * CELL else 0)
-            box = (x, y, x + 3 * CELL, y + CELL)
-            if not any(_overlap(box, other) for other in boxes):
-                boxes.append(box)
-                signs.append(Sign(color, str(rng.randint(10, 99)), x, y, rng.choice(FONTS)))
-                break
+    halves = [(shape, shape.size // 2 + 2) for shape in shapes]
+    boxes = [(shape.x - half, shape.y - half, shape.x + half, shape.y + half) for shape, half in halves]
+    # One sign, and one draw more where there are several tiles: the number of signs was drawn there once.
+    (color,) = rng.sample(COLORS, rng.randint(1, 1) if columns * rows > 1 else 1)
+    crosses = crossing and columns > 1 and rng.random() < crossing
+    for _ in range(20):
+        tile_x, tile_y = rng.randrange(columns) * TILE, rng.randrange(rows) * TILE
+        left, top = tile_x + rng.randrange(2) * CELL, tile_y + rng.randrange(4) * CELL
+        x = left + rng.randint(-JITTER if left > tile_x else 0, JITTER if left == tile_x else 0)
+        if crosses:
+            x = rng.randrange(1, columns) * TILE - rng.randint(1, 2) * CELL + rng.randint(-JITTER, JITTER)
+        y = top + rng.randint(-JITTER if top > tile_y else 0, JITTER if top < tile_y + 3 * CELL else 0)
+        if not any(_overlap((x, y, x + 3 * CELL, y + CELL), other) for other in boxes):
+            signs.append(Sign(color, str(rng.randint(10, 99)), x, y, rng.choice(FONTS)))
+            break
     return Scene(width, height, tuple(signs), tuple(shapes), rng.getrandbits(32))
 
 
@@ -190,11 +186,8 @@ def _shape_mask(kind: str, size: int) -> Image.Image:
     elif kind == "triangle":
         pen.polygon([(big / 2, big * 0.04), (big * 0.98, big * 0.94), (big * 0.02, big * 0.94)], fill=255)
     else:  # a star
-        points = []
-        for index in range(10):
-            radius = big * (0.5 if index % 2 == 0 else 0.21)
-            angle = math.pi * (index / 5 - 0.5)
-            points.append((big / 2 + radius * math.cos(angle), big / 2 + radius * math.sin(angle)))
+        corners = [(big * (0.21 if index % 2 else 0.5), math.pi * (index / 5 - 0.5)) for index in range(10)]
+        points = [(big / 2 + radius * math.cos(angle), big / 2 + radius * math.sin(angle)) for radius, angle in corners]
         pen.polygon(points, fill=255)
     return mask.resize((size, size), Image.Resampling.BOX)
 

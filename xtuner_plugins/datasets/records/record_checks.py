@@ -149,7 +149,8 @@ def check_keys(
             that can't be obeyed.
     """
     learned = role in (None, "assistant")
-    for key, value in sorted(keys.items()):
+    for key in sorted(keys.keys() - FACTS):
+        value = keys[key]
         if value and not has_media and (key in MEDIA_KEYS or key in ("image", "images", "video", "videos")):
             fail(source, "media_key", f"{where} names media by {key!r}, which isn't read there")
         if role is None and _is_bad(key, value):
@@ -165,7 +166,7 @@ def check_keys(
                 remedy = "write 0 or 1, or weigh the whole file by loss_weight in dataset_settings"
                 fail(source, "turn_loss", f"{where} has {key} {shorten(str(value))}", remedy)
             learned = bool(value) and learned
-        elif key not in FACTS and value not in NOTHING:
+        elif value not in NOTHING:
             warn_unread(warnings, source, where, key)
     return learned
 

@@ -14,7 +14,6 @@ tokens are written as ids and never go through the tokenizer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -60,27 +59,24 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
     """
     if isinstance(record, PairRecord):
         return split_pair(record, template, tokenizer)
-    # Each text, or ids, with whether it belongs to an answer: an answer, learned or not, is joined to nothing else.
-    units = [(Piece(None, tokenizer.start_ids), False)] if tokenizer.start_ids else []
-    strips, num_media = False, 0
+    pieces = [Piece(None, tokenizer.start_ids)] if tokenizer.start_ids else []
+    joins, strips, num_media = None, False, 0  # `joins`: the kind of text that the last piece goes on with
     for text, supervised, literal, medium, answer in template.segments(record):
         if medium is not None:
-            units.append((Piece(medium=num_media), False))
-            num_media, strips = num_media + 1, False
+            pieces.append(Piece(medium=num_media))
+            num_media, strips, joins = num_media + 1, False, None
         for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):
             if isinstance(item, int):
-                units.append((Piece(None, (item,), supervised), False))
-                strips = tokenizer.strips_right(item)
+                pieces.append(Piece(None, (item,), supervised))
+                strips, joins = tokenizer.strips_right(item), None
             elif item := item.lstrip() if strips and not answer else item:
-                units.append((Piece(item, (), supervised), answer))
-                strips = False
-    pieces: list[Piece] = []
-    for (is_text, supervised, _), same in groupby(units, lambda unit: (unit[0].text is not None, unit[0][2], unit[1])):
-        if not is_text:
-            pieces += [piece for piece, _ in same]
-            continue
-        anchor, skipped = tokenizer.anchors["start" if not pieces else "token" if pieces[-1].text is None else "text"]
-        pieces.append(Piece(anchor + "".join([piece.text for piece, _ in same]), (), supervised, skipped=skipped))
+                if joins == (supervised, answer):  # an answer, learned or not, is joined to nothing else
+                    pieces[-1] = pieces[-1]._replace(text=pieces[-1].text + item)
+                else:
+                    before = "start" if not pieces else "token" if pieces[-1].text is None else "text"
+                    anchor, skipped = tokenizer.anchors[before]
+                    pieces.append(Piece(anchor + item, (), supervised, skipped=skipped))
+                strips, joins = False, (supervised, answer)
     return pieces
 
 
@@ -110,18 +106,21 @@ def join_pieces(
         num_tiles: tiles of each of the record's images, thumbnail included, in order.
         tokens_per_tile: N.
     """
-    ids, labels, spans, position = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [], 0
+    parts, learned, spans, position = [np.zeros(0, np.int64)], [], [], 0
     branches = [0, 0, 0]
     for piece in pieces:
-        if piece.medium is not None:
+        if piece.medium is None:
+            own = np.asarray(piece.ids, np.int64)
+        else:
             own = np.full(num_tiles[piece.medium] * tokens_per_tile + 2, tokenizer.image_context_id, np.int64)
             own[0], own[-1] = tokenizer.image_start_id, tokenizer.image_end_id
             spans.append((position, len(own)))
-        else:
-            own = np.asarray(piece.ids, np.int64)
-        ids.append(own)
-        labels.append(own if piece.supervised else np.full_like(own, IGNORE_INDEX))
+        parts.append(own)
+        learned += [slice(position, position + len(own))] if piece.supervised else []
         position += len(own)
         branches[piece.branch] += len(own)
-    learned = tuple(branches) if branches[REJECTED] else ()
-    return Encoded(np.concatenate(ids), np.concatenate(labels), tuple(spans), learned)
+    input_ids = np.concatenate(parts)
+    labels = np.full_like(input_ids, IGNORE_INDEX)
+    for part in learned:
+        labels[part] = input_ids[part]
+    return Encoded(input_ids, labels, tuple(spans), tuple(branches) if branches[REJECTED] else ())

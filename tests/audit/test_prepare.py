@@ -68,7 +68,7 @@ def written(path, name):
 
 
 def test_records_train_and_others_are_left_out(tmp_path):
-    """A wrong record is left out with its line; of a file that holds only such, nothing is written."""
+    """A wrong record is left out; of a file that holds only such, nothing is written."""
     path, out, other = (tmp_path / f"{name}.jsonl" for name in ("raw", "out", "other"))
     for name, (rows, expected) in SHAPES.items():
         path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"foo": 1}, []]))
@@ -80,11 +80,10 @@ def test_records_train_and_others_are_left_out(tmp_path):
         path.write_text('{"foo": 1}\n' * (GIVE_UP_AFTER + 1))
         with pytest.raises(SettingError, match="not one of the first 100 records is usable"):
             prepare(name, path, other)
-    tools = minimind("你好")
-    tools["conversations"][0]["tools"] = [{"name": "search"}]
+    tools = {"conversations": [{"role": "user", "content": "你好", "tools": [{"name": "search"}]}]}
     equal = "2 of its 2 answers are rated, none better than another"
-    wrong = {"minimind-v": (tools, "its turns call tools"), "vlfeedback": (rated("333", "333"), equal)}
-    for name, (row, words) in (wrong | {"llava": ({}, "known are ai-challenger")}).items():
+    wrong = [("minimind-v", tools, "its turns call tools"), ("vlfeedback", rated("333", "333"), equal)]
+    for name, row, words in [*wrong, ("llava", {}, "known are ai-challenger")]:
         path.write_text(json.dumps(row))
         with pytest.raises(SettingError, match=words):
             prepare(name, path, other)
@@ -92,20 +91,19 @@ def test_records_train_and_others_are_left_out(tmp_path):
 
 
 def test_captions_of_basic_vision_language_model(tmp_path):
-    images = {"a": {"image_file": "a.jpg", "ID": 1, "path": "/x/a.jpg"}, "b": {"image_file": "b.jpg", "ID": "2"}}
-    images["c"] = {"image_file": "c.jpg", "ID": "3"}
+    images = {name: {"image_file": f"{name}.jpg", "ID": at} for at, name in enumerate("abc", 1)}
     captions = {"1": {"q": "<|extra_0|>\n图中有什么?", "a": ["一只猫", "一只狗"]}, "2": {"q": "What?", "a": "A cat."}}
     for name, content in (("image_map.json", images), ("captions.json", captions)):
         (tmp_path / name).write_text(json.dumps(content))
-    result = prepare("basic-vlm", tmp_path, tmp_path / "out.jsonl")
+    result = prepare("basic-vlm", tmp_path, out := tmp_path / "out.jsonl")
     two = [(["a.jpg"], "\n图中有什么?", [answer]) for answer in ("一只猫", "一只狗")]
-    assert written(tmp_path / "out.jsonl", "basic-vlm") == [*two, (["b.jpg"], "\nWhat?", ["A cat."])]
+    assert written(out, "basic-vlm") == [*two, (["b.jpg"], "\nWhat?", ["A cat."])]
     assert result.num_read == 3 and "image_map.json 'c': not a record" in result.complaints[0]
     with pytest.raises(SettingError, match="not one of the first 3 records is usable; the first: .*'a.jpg' isn't in"):
-        prepare("basic-vlm", tmp_path, tmp_path / "out.jsonl", tmp_path)
+        prepare("basic-vlm", tmp_path, out, tmp_path)
     (tmp_path / "captions.json").unlink()
     with pytest.raises(SettingError, match="captions.json can't be read .*name the folder that holds both"):
-        prepare("basic-vlm", tmp_path, tmp_path / "out.jsonl")
+        prepare("basic-vlm", tmp_path, out)
 
 
 def test_images_inside_a_file_are_written_once(tmp_path, monkeypatch):
@@ -124,7 +122,5 @@ def test_images_inside_a_file_are_written_once(tmp_path, monkeypatch):
         result = prepare(name, "part-*.parquet", "out.jsonl", "images")
         assert result.complaints == ["part-1.parquet:2: its image can't be read; download the file again"]
         names = [images[0] for images, _, _ in written(tmp_path / "out.jsonl", name)]
-        assert all(each.endswith(".jpg") for each in names)
-        assert [(tmp_path / "images" / each).read_bytes() for each in names] == [red, red, blue] and names[0] == names[
-            1
-        ]
+        assert names[0] == names[1] and all(each.endswith(".jpg") for each in names)
+        assert [(tmp_path / "images" / each).read_bytes() for each in names] == [red, red, blue]

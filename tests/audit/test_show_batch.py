@@ -8,18 +8,14 @@ from xtuner_plugins.datasets.left_out import FILLER_INDEX
 from xtuner_plugins.datasets.preference import collate_pairs
 
 
-def test_samples_of_a_batch_are_those_that_went_in_and_so_says_the_page(
-    data_base, write_data, make_image, qa, tmp_path
-):
+def test_the_samples_of_a_batch_and_their_page(data_base, write_data, make_image, qa, tmp_path):
     records = [qa("Where?", "There <b>it</b> is.", image="b.png"), qa("What is it?", "No."), qa(image="none.png")]
     settings = {"dataset_settings": [{"loss_weight": 2}], "on_bad_sample": "skip"}
     dataset = MultimodalDataset(str(data_base), [write_data(records)], make_image("b.png", 360, 120), **settings)
     samples = [dataset[index] for index in range(3)]
     length = len(samples[0]["input_ids"])
-    for batch, places in (
-        (collate(samples), [(0, 0), (1, 0)]),
-        (collate_packed(samples, pad_to=150), [(0, 0), (0, length)]),
-    ):
+    packed = collate_packed(samples, pad_to=150)
+    for batch, places in ((collate(samples), [(0, 0), (1, 0)]), (packed, [(0, 0), (0, length)])):
         parts = split_batch(batch)
         assert [(part.row, part.first) for part in parts] == places and [part.weight for part in parts] == [2, 2]
         for part, sample in zip(parts, samples[:2], strict=True):

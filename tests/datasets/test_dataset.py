@@ -1,12 +1,19 @@
 """Samples of a mixture: their tiles, tokens and places."""
 
-import numpy as np
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
-from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, collate
-from xtuner_plugins.datasets.figures import file_figures
+from tests.process_table import ends
+from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, collate, collate_packed
 from xtuner_plugins.datasets.images.media import load_image
 from xtuner_plugins.models import VisionLanguageModel
 
@@ -67,12 +74,64 @@ def test_the_first_warning_of_each_reason_is_logged(data_base, write_data, make_
     assert "data.jsonl:2: " in messages[0] and "<image_1>" in messages[0] and "tools/check_data.py" in messages[0]
 
 
-def test_figures_are_means_of_what_is_measured(mixture):
-    dataset = MultimodalDataset(**mixture, repeat_times=[1, 2], dataset_settings=[{"name": "photos"}, {"name": "text"}])
-    before = [(each.name, each.samples, each.seen, each.is_measured) for each in file_figures(dataset)]
-    assert before == [("photos", 3, 0, False), ("text", 8, 0, False)]
-    dataset.layout(num_workers=0)
-    for figures, samples in zip(file_figures(dataset), ([*dataset][:3], [*dataset][3:]), strict=True):
-        assert figures.is_measured and figures.seen == len(samples)
-        counts = [(len(s["labels"]), s["num_tiles"], int((s["labels"] != -100).sum())) for s in samples]
-        assert (figures.tokens, figures.tiles, figures.supervised) == pytest.approx(np.mean(counts, axis=0))
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_worker_outlives_a_killed_training(planned_dataset):
+    context = multiprocessing.get_context("fork")
+    pids = context.Queue()
+
+    def train():
+        order, ahead = list(range(37)) * 60, dict(num_workers=2, prefetch_factor=1000)  # more than a queue takes
+        batches = iter(DataLoader(planned_dataset, sampler=order, collate_fn=collate, **ahead))
+        next(batches)
+        pids.put([each.pid for each in psutil.Process().children()])
+        time.sleep(60)
+
+    training = context.Process(target=train)
+    training.start()
+    workers = pids.get(timeout=60)
+    time.sleep(2)  # until the queue is full
+    training.kill()
+    assert len(workers) == 2 and all([ends(pid, 5) for pid in workers])
+    training.join()
+
+
+def test_a_worker_outlives_the_thread_that_started_it(planned_dataset):
+    """It ends with the training process; Linux's own signal would come with the thread's end."""
+    with ThreadPoolExecutor(1) as thread:
+        loader = iter(DataLoader(planned_dataset, num_workers=1, collate_fn=collate))
+        thread.submit(next, loader).result()
+    time.sleep(1.5)  # it looks every second
+    assert len(list(loader)) == len(planned_dataset) - 1
+
+
+def test_a_packed_batch_through_mmengine(planned_dataset):
+    """As a config names everything by strings, in a worker process."""
+    packs, seen = dict(type="PackBatchSampler", max_tokens=600), 0
+    loader = dict(sampler=dict(type="PlanSampler"), batch_sampler=packs, batch_size=1, num_workers=1)
+    loader |= dict(dataset=planned_dataset, collate_fn=dict(type="collate_packed"))
+    for batch in Runner.build_dataloader(loader, seed=1):
+        total, borders = batch["input_ids"].shape[1], batch["cu_seqlens"].tolist()
+        assert batch["cu_seqlens"].dtype == torch.int32 and borders[0] == 0 and borders[-1] == total <= 600
+        assert batch["position_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (1, total)
+        lengths = batch["cu_seqlens"].diff().tolist()
+        assert batch["position_ids"][0].tolist() == [place for length in lengths for place in range(length)]
+        assert (batch["labels"][0, borders[:-1]] == -100).all() and batch["max_seqlen"] == max(lengths)
+        assert len(batch["num_tiles"]) == len(lengths) and batch["num_tiles"].sum() == len(batch["tiles"])
+        seen += len(batch["sources"])
+    assert seen == 37
+
+
+def test_rows_and_packs_hold_their_samples_unchanged(planned_dataset):
+    samples = [planned_dataset[0], planned_dataset[30], planned_dataset[1]]
+    packed = collate_packed(samples, pad_token_id=7, pad_to=500)
+    padded = collate(samples, pad_token_id=7, pad_to_multiple_of=64)
+    assert packed["input_ids"].shape == (1, 500) and padded["input_ids"].shape[1] % 64 == 0
+    borders = packed["cu_seqlens"].tolist()
+    assert borders[-1] == 500 and len(borders) == 5
+    for row, sample in enumerate(samples):
+        first, last, length = borders[row], borders[row + 1], len(sample["input_ids"])
+        assert torch.equal(packed["input_ids"][0, first:last], sample["input_ids"])
+        assert torch.equal(packed["labels"][0, first + 1 : last], sample["labels"][1:])
+        for name, filling in (("attention_mask", False), ("input_ids", 7), ("labels", -100)):
+            assert torch.equal(padded[name][row, :length], sample.get(name, torch.ones(length, dtype=torch.bool)))
+            assert (padded[name][row, length:] == filling).all() and (packed[name][0, borders[3] :] == filling).all()

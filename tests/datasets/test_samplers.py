@@ -1,9 +1,14 @@
 """Plans of epochs: every sample once over all ranks, resumed anywhere."""
 
+import os
+import sys
+from functools import partial
 from itertools import chain, product
 
 import pytest
 
+from tests.engine.forked import train_forked
+from tests.engine.parallel_case import write_dataset
 from xtuner_plugins.datasets import PackBatchSampler, PlanSampler, SettingError
 from xtuner_plugins.datasets.left_out import FILLER_INDEX
 
@@ -69,13 +74,33 @@ def test_groups_are_of_alike_length_and_kind_and_padding_falls(planned_dataset):
 
 
 def test_the_order_of_the_mixture_needs_no_lengths_and_wrong_settings_are_named(planned_dataset, monkeypatch):
-    for words, build in {
-        "batch_size": lambda: PackBatchSampler(PlanSampler(planned_dataset, seed=0), batch_size=2),
-        "PlanSampler": lambda: PackBatchSampler([1, 2]),
-        "group_by": lambda: PlanSampler(planned_dataset, seed=0, group_by="size"),
-    }.items():
-        with pytest.raises(SettingError, match=words):
-            build()
     monkeypatch.setattr(type(planned_dataset), "layout", None)
     sampler = PlanSampler(planned_dataset, seed=0, shuffle=False)
+    for words, kind, settings in (
+        ("batch_size", PackBatchSampler, {"sampler": sampler, "batch_size": 2}),
+        ("PlanSampler", PackBatchSampler, {"sampler": [1, 2]}),
+        ("group_by", PlanSampler, {"dataset": planned_dataset, "group_by": "size"}),
+    ):
+        with pytest.raises(SettingError, match=words):
+            kind(**settings)
     assert list(sampler) == list(range(40)) and sampler.digest and sampler.left_out() == []
+
+
+def read_other_file_on_rank_1(path, other):
+    """As on a second node whose copy of the annotations is older."""
+    if os.environ["RANK"] == "1":
+        sys.argv = [word.replace(str(path), str(other)) for word in sys.argv]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["toy_finetune_full", "toy_finetune_packed"])
+def test_ranks_that_find_different_data_stop_with_one_line(toy_base, tmp_path, recipe):
+    path, images = write_dataset(tmp_path / "data")
+    other = path.with_name("older.jsonl")
+    other.write_text("".join(path.read_text().splitlines(keepends=True)[:9]))
+    case = dict(processes=2, config=f"configs/toy/{recipe}.py", options={"train_dataloader.batch_size": 1})
+    case["prepare"] = partial(read_other_file_on_rank_1, path, other)
+    run = train_forked(tmp_path / "run", toy_base, (path, images), **case)
+    assert run.codes == [1, 1], run.output[-2000:]
+    [line] = run.errors
+    assert "the ranks don't find the same data" in line and "error" not in run.others

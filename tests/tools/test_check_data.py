@@ -146,13 +146,3 @@ def test_what_is_said(check, tmp_path, run_tool):
     assert folder["missing"] == ["none.png"] and folder["superfluous"] == ["large.png", "spare.jpg"]
     planned = run_tool("tools/plan.py", *check.places["leaf"].split())  # finds the lengths of the check
     assert planned.returncode == 0 and "lengths measured: 5 samples" in planned.stdout, planned.stderr
-
-
-def test_as_a_process(check, tmp_path, run_tool):
-    """Each complaint has its line; the exit status tells good data from bad."""
-    data = write(tmp_path / "data.jsonl", *[record("a.png")] * 5, record("none.png"), {"text": 1}, record(), "{broken")
-    done = run_tool("tools/check_data.py", tmp_path / "config.py", "--workers", 1)
-    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr and "checking" in done.stderr
-    said = [line.split(": ")[0] for line in done.stdout.splitlines() if line.startswith(f"{data}:")]
-    assert said == [*(f"{data}:{number}" for number in (6, 7, 9)), data]
-    assert "9 records, 3 wrong" in done.stdout and "3 of 9 records can't be trained on" in done.stdout

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -17,8 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..datasets.dataset import MultimodalDataset
-from ..datasets.images.media import ImageFolder
-from ..datasets.images.tiling import DynamicTiling
 from ..datasets.left_out import ON_PURPOSE, why_left_out
 from ..datasets.mixture import Source, open_sources
 from ..datasets.plan.lengths import DROPPED, keep
@@ -26,7 +24,7 @@ from ..datasets.plan.measure import Complaint, Measure
 from ..datasets.records.records import IMAGE as IMAGE_TAG
 from ..datasets.records.records import Record, parse_record
 from ..errors import DataError
-from ..files import absolute_path, get_cache_dir, locked, text_hash
+from ..files import absolute_path, build_once, get_cache_dir, locked, text_hash
 from .opening import open_file
 
 SHOWN = 5  # missing and superfluous names
@@ -54,12 +52,9 @@ class PlainFiles:
 
     def __init__(self, data_paths, image_folders=None, parse: Callable[[object, str], Record] = parse_record):
         self.parse = parse
-        self._use(open_sources(data_paths, image_folders, None, None, STANDARD, {}))
-
-    def _use(self, sources: Sequence) -> None:
-        self.sources = sources
-        self.picks = [np.arange(len(source.index)) for source in sources]
-        self.rejected: list[frozenset[int]] = [frozenset()] * len(sources)
+        self.sources = open_sources(data_paths, image_folders, None, None, STANDARD, {})
+        self.picks = [np.arange(len(source.index)) for source in self.sources]
+        self.rejected: list[frozenset[int]] = [frozenset()] * len(self.sources)
 
     def measuring(self, number: int) -> Measure:
         """As `MultimodalDataset.measuring`, without a tokenizer."""
@@ -67,40 +62,23 @@ class PlainFiles:
         return Measure(source.index, source.folder, source.template, None, NUM_FRAMES, self.parse)
 
 
-class Questions(PlainFiles):
-    """Files of questions about images, such as benchmarks', whose images are compared with those of training data.
+def open_questions(files: Mapping[str, Iterable[Sequence[str]]]) -> PlainFiles:
+    """Files of questions, such as benchmarks', as records whose images are compared with those of training data.
 
     Args:
-        files: name of a file -> name of a question -> paths of its images.
+        files: name of a file -> paths of the images of each of its questions.
     """
-
-    def __init__(self, files: Mapping[str, Mapping[str, Sequence[str]]]):
-        self.parse = parse_record
-        common = {"folder": ImageFolder(None), "tiling": DynamicTiling(), "repeat": 1.0, "template": None}
-        found = [Asked(name, asked.items()) for name, asked in files.items()]
-        self._use([SimpleNamespace(name=index.path, index=index, **common) for index in found])
-
-
-class Asked(list):
-    """The questions of a file, (name, paths of its images) each, as records; takes the place of a `RecordSource`."""
-
-    def __init__(self, path: str, questions: Iterable[tuple[str, Sequence[str]]]):
-        super().__init__(questions)
-        self.path = path
-
-    def source(self, row: int) -> str:
-        """The name of a question."""
-        return f"{self.path}#{self[row][0]}"
-
-    def parse(self, row: int) -> dict:
-        """Its images in a record, without its text."""
-        images = list(map(str, self[row][1]))
-        turns = [{"from": "human", "value": f"{IMAGE_TAG * len(images)}?"}, {"from": "gpt", "value": self.source(row)}]
-        return {"conversations": turns, **({"image": images} if images else {})}
-
-    def fingerprint(self) -> str:
-        """As `RecordSource.fingerprint`."""
-        return text_hash(repr(self))
+    paths = []
+    for name, questions in files.items():
+        records = []
+        for number, images in enumerate(questions):
+            named = {"image": list(map(os.path.abspath, images))} if images else {}
+            texts = {"query": IMAGE_TAG * len(images) + "?", "response": f"{name} {number}"}
+            records.append(json.dumps(named | texts) + "\n")
+        lines = "".join(records)
+        path = get_cache_dir() / "questions" / text_hash(lines) / f"{name}.jsonl"
+        paths.append(build_once(path, partial(Path.write_text, data=lines, encoding="utf-8")))
+    return PlainFiles(paths)
 
 
 Checked = MultimodalDataset | PlainFiles
@@ -219,8 +197,8 @@ def _open(
 
 def count_samples(dataset: Checked, reports: Sequence[FileReport]) -> int:
     """Number of samples of an epoch that train: repeated records count each time, unusable ones never."""
-    columns = zip(dataset.picks, reports, strict=True)
-    return sum(int(np.isin(pick, list(report.left_out), invert=True).sum()) for pick, report in columns)
+    pairs = zip(dataset.picks, reports, strict=True)
+    return sum(int((~np.isin(pick, list(report.left_out))).sum()) for pick, report in pairs)
 
 
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
@@ -244,11 +222,10 @@ class FolderCount(NamedTuple):
     superfluous: list[str]  # files that no record names
 
     def __str__(self) -> str:
-        counts = f"{len(self.missing):,} of them missing; {len(self.superfluous):,} superfluous"
-        said = f"{self.folder}: {self.num_files:,} files; records name {self.num_named:,} different ones, {counts}"
-        for kind in ("missing", "superfluous"):
-            if names := getattr(self, kind):
-                said += f"\n  {kind}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+        said = f"{self.folder}: {self.num_files:,} files; records name {self.num_named:,} different ones, "
+        said += f"{len(self.missing):,} of them missing; {len(self.superfluous):,} superfluous"
+        for kind, names in (("missing", self.missing), ("superfluous", self.superfluous)):
+            said += f"\n  {kind}: {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}" if names else ""
         return said
 
 

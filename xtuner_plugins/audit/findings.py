@@ -19,7 +19,6 @@ FLAT = 10  # looks with fewer bits set are of images without structure, and all 
 UPSCALED = 9.0  # pixels of the grid for each of the image
 EXTREME = 5.0  # longer side over the shorter one
 FITTED = (("shrink_tiles", SHRUNK), ("truncate_text", TRUNCATED))
-OFTEN, FEW = 0.05, 20  # share of a file's records with one answer; with fewer records nothing is often
 
 Place = tuple[int, int, int]  # data (0: training, from 1 on: validation), file, row
 
@@ -44,7 +43,6 @@ TITLES = {
     "equal_images": ("images with the pixels of another file or data set", "像素与另一个文件或数据集中的图像相同"),
     "near_images": ("images that look like another one", "与另一张近乎相同的图像"),
     "equal_texts": ("records with the text of another, about other images", "图像不同而文字与另一条完全相同的记录"),
-    "frequent_answers": ("records with the first answer of over 5 % of a file", "首个回答占文件 5 % 以上的记录"),
     "upscaled": ("images enlarged to more than three times their sides", "放大到边长三倍以上的图像"),
     "extreme": ("images more than five times as long as wide, or as wide as long", "长宽比超过 5 的图像"),
     "shrink_tiles": ("records with fewer tiles, to fit max_length", "为满足 max_length 而减少图块的记录"),
@@ -58,7 +56,6 @@ REMEDIES = {
     "equal_images": ("other questions are fine; copies of a whole data set aren't", "同图不同问没有问题；整份重复不行"),
     "near_images": ("see the cards: frames of one film, or copies in another size", "视频的帧，或缩放的副本，见卡片"),
     "equal_texts": ("an answer that fits every image teaches to ignore them", "对任何图像都成立的回答会让模型忽略图像"),
-    "frequent_answers": ("balance them: always giving it is often right", "总是这样回答也常正确；请平衡回答"),
     "upscaled": ("small images cost many tokens: lower the file's max_tiles", "小图也耗费词元：可调低 max_tiles"),
     "extreme": ("grids reach a ratio of max_tiles; more is squeezed", "网格长宽比至多为 max_tiles；超出会被压扁"),
     "shrink_tiles": ("raise max_length, or lower max_tiles for all", "调高 max_length，或统一调低 max_tiles"),
@@ -137,7 +134,6 @@ def find(dataset: Checked, reports: Sequence[FileReport], validation: Held = ())
         images.copies("equal_images", same),
         images.copies("near_images", near),
         records.copies("equal_texts", [others[group] for group in groups(train["text"][others])]),
-        records.finding("frequent_answers", _frequent(train["answer"], records.of)),
         *_shapes(dataset, images),
         *(records.finding(kind, np.flatnonzero(np.concatenate(rows))) for kind, rows in fates),
     ]
@@ -197,23 +193,11 @@ def near_pairs(looks: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _frequent(answers: np.ndarray, files: np.ndarray) -> np.ndarray:
-    """Records whose first answer is that of too many in their file."""
-    found = [np.zeros(0, np.int64)]
-    for number in np.unique(files[: len(answers)]):
-        rows = np.flatnonzero(files[: len(answers)] == number)
-        _, inverse, counts = np.unique(answers[rows], return_inverse=True, return_counts=True)
-        found.append(rows[(counts[inverse] > OFTEN * len(rows)) & (len(rows) >= FEW) & (counts[inverse] > 1)])
-    return np.concatenate(found)
-
-
 def _shapes(dataset: Checked, table: _Table) -> Iterator[Finding]:
     images = table.rows[: table.num_train]
     width, height = images["width"].astype(np.int64), images["height"].astype(np.int64)
-    enlarged = []
-    for number, *size in zip(table.of, width.tolist(), height.tolist(), strict=False):
-        tiling = dataset.sources[number].tiling
-        columns, rows, _ = tiling.grid(*size)
-        enlarged.append(columns * rows * tiling.tile_size**2 > UPSCALED * size[0] * size[1])
-    yield table.finding("upscaled", np.flatnonzero(enlarged))
+    tilings = [dataset.sources[number].tiling for number in table.of[: table.num_train]]
+    grids = [tiling.grid(*size) for tiling, *size in zip(tilings, width.tolist(), height.tolist(), strict=True)]
+    pixels = [grid.columns * grid.rows * tiling.tile_size**2 for tiling, grid in zip(tilings, grids, strict=True)]
+    yield table.finding("upscaled", np.flatnonzero(pixels > UPSCALED * width * height))
     yield table.finding("extreme", np.flatnonzero(np.maximum(width, height) > EXTREME * np.minimum(width, height)))

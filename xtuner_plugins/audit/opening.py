@@ -4,7 +4,7 @@ The parts of a file lie beside its lengths, each with the state of its image fil
 check that was killed goes on where it stopped, and a second one opens only what has changed, and what was unusable.
 What is kept are hashes that find copies:
 
-    records   one row per usable record: hashes of its text, with and without its images, and of its first answer
+    records   one row per usable record: hashes of its text, with and without its images
     images    one row per image (of a video its first frame): size, hashes of name and pixels, and its look
 """
 
@@ -23,18 +23,16 @@ from PIL import Image
 
 from ..datasets.images.media import Blob, MediaSource, image_size, load_image
 from ..datasets.images.video import load_frames
-from ..datasets.plan.lengths import read_part, save_part
+from ..datasets.plan.lengths import kept_parts
 from ..datasets.plan.measure import Complaint, Measure
 from ..datasets.records.boxes import compare_size
 from ..datasets.records.records import Record
-from ..datasets.text.tokens import single_threaded_tokenizer
 from ..errors import MediaError
-from ..processes import map_in_workers
 
-FORMAT = "5"  # of the parts; to be raised when other facts are kept
+FORMAT = "6"  # of the parts; to be raised when other facts are kept
 CHUNK = 128  # records that a worker takes at a time, and a crash can lose
 REDUCED = 240  # pixels that both sides of a reduced image keep; with fewer, fewer scaled copies are found
-RECORD = np.dtype([("row", "i4"), ("text", "u8"), ("whole", "u8"), ("answer", "u8")])
+RECORD = np.dtype([("row", "i4"), ("text", "u8"), ("whole", "u8")])
 IMAGE = np.dtype(
     [(name, "i4") for name in ("row", "width", "height")] + [("name", "u8"), ("pixels", "u8"), ("look", "u8", 2)]
 )
@@ -65,8 +63,7 @@ class Look:
         self.seen += [Complaint.of(row, each, is_warning=True) for each in warnings if each is not None]
         text = "\n".join(normalize(turn.text) for turn in record.turns)
         whole = text + "".join(str(image[4]) for image in images)
-        answers = [normalize(turn.text) for turn in record.turns if turn.role == "assistant"]
-        self.records.append((row, hash_text(text), hash_text(whole), hash_text(answers[0])))
+        self.records.append((row, hash_text(text), hash_text(whole)))
         self.images += images
 
     def _images(self, row: int, record: Record) -> list[tuple]:
@@ -124,28 +121,15 @@ def open_file(task: Measure, directory: Path, num_workers: int | None) -> Iterat
         directory: of the file's lengths.
     """
     folder, total = directory / f"opened-{FORMAT}-{PIL.__version__}", len(task.index)
-    parts = [range(first, min(first + CHUNK, total)) for first in range(0, max(total, 1), CHUNK)]
-    with single_threaded_tokenizer():
-        yield from map_in_workers(partial(_open_part, task, folder), parts, num_workers)
+    return kept_parts(folder, total, CHUNK, partial(open_rows, task), num_workers, partial(_holds, task))
 
 
-def _open_part(task: Measure, folder: Path, rows: range) -> dict:
-    path = folder / f"{rows.start}.npz"
-    found = _kept(task, path)
-    if found is None:
-        found = open_rows(task, rows)
-        if None not in found["stamps"].values():
-            save_part(path, found)
-    return found
-
-
-def _kept(task: Measure, path: Path) -> dict | None:
-    """What an earlier check found, if no image file has changed and what was unusable still is."""
-    found = read_part(path)
-    if found is None or any(stamp(name) != state for name, state in found["stamps"].items()):
-        return None
+def _holds(task: Measure, found: dict) -> bool:
+    """Whether no image file has changed since an earlier check, and what was unusable still is."""
+    if any(stamp(name) != state for name, state in found["stamps"].items()):
+        return False
     found["seen"] = [Complaint(*words) for words in found["seen"]]
-    return found if _unusable(open_rows(task, [each.row for each in _unusable(found)])) == _unusable(found) else None
+    return _unusable(open_rows(task, [each.row for each in _unusable(found)])) == _unusable(found)
 
 
 def _unusable(found: dict) -> list[Complaint]:

@@ -51,13 +51,7 @@ def write_page(
     findings: Sequence[Finding],
     validation: Held = (),
 ) -> int:
-    """Write the page; returns its number of cards.
-
-    Args:
-        dataset, reports: the training data, and what `check_dataset` returned.
-        findings: of `findings.find`.
-        validation: as `findings.find` got it.
-    """
+    """Write the page; returns its number of cards. Arguments as `findings.find` has them, and what it returned."""
     everything, picked = [(dataset, reports), *validation], pick(dataset, reports, findings)
     cards = [_card(*everything[place[0]], place, reasons) for place, reasons in picked.items()]
     page = render(
@@ -159,15 +153,16 @@ def _raw(index: Any, row: int) -> str:
 
 def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
     """Complaints and warnings by reason, complaints and the most frequent first, with remedy and examples."""
-    found: dict[tuple[bool, str], dict[str, Any]] = {}
-    pairs = [(report, each) for report in reports for each in report.found if each.reason != "rejected"]
-    for report, each in pairs:
-        empty = {"reason": each.reason, "is_bad": stops(each), "count": 0, "messages": [], "remedy": each.remedy}
-        group = found.setdefault((stops(each), each.reason), empty)
-        group["count"] += 1
-        if len(group["messages"]) < MOST_MESSAGES:
-            group["messages"].append(report.message(each).removesuffix(f"; {each.remedy}"))
-    return sorted(found.values(), key=lambda group: (not group["is_bad"], -group["count"]))
+    found: dict[tuple[str, bool], list] = {}
+    for report in reports:
+        for each in filter(lambda each: each.reason != "rejected", report.found):
+            found.setdefault((each.reason, stops(each)), []).append((report, each))
+    groups = []
+    for (reason, is_bad), pairs in sorted(found.items(), key=lambda group: (not group[0][1], -len(group[1]))):
+        said = [report.message(each).removesuffix(f"; {each.remedy}") for report, each in pairs[:MOST_MESSAGES]]
+        facts = {"reason": reason, "is_bad": is_bad, "count": len(pairs), "remedy": pairs[0][1].remedy}
+        groups.append({**facts, "messages": said})
+    return groups
 
 
 def shares(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
@@ -193,11 +188,7 @@ def shares(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
 
 
 def what_if(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
-    """What another `max_length` or `max_tiles` would do to an epoch, by the measured lengths; [] without a model.
-
-    Each row has the setting, whether it is the current one, and samples that train, shrink, are cut or left out, with
-    tokens and tiles of the epoch.
-    """
+    """What another `max_length` or `max_tiles` would do to an epoch, by the measured lengths; [] without a model."""
     if not isinstance(dataset, MultimodalDataset):
         return []
     own, current = max(source.tiling.max_tiles for source in dataset.sources), dataset.budget.max_length
@@ -242,10 +233,9 @@ def embed_tiles(tiles: torch.Tensor) -> list[str]:
 
 
 def token_runs(tokenizer: Any, ids: np.ndarray, labels: np.ndarray, branches: Sequence[int] = ()) -> list[Run]:
-    """Tokens as the model gets them, run by run; of a preference pair with heads before its two answers.
+    """Tokens as the model gets them (ids, labels: int64 `[s]`), run by run; a pair has heads before its answers.
 
     Args:
-        ids, labels: int64 `[s]`.
         branches: lengths of prompt, chosen and rejected answer of a pair.
     """
     runs: list[Run] = []

@@ -61,7 +61,7 @@ def minimind(raw: dict, number: int) -> Iterator[dict]:
 def rlhf_v(raw: dict, number: int) -> Iterator[dict]:
     """RLHF-V: question and answers stand in `text`, as JSON."""
     pair = json.loads(raw["text"]) if isinstance(raw["text"], str) else raw["text"]
-    yield _pair(number, raw["image"], pair["question"], pair["chosen"], pair["rejected"])
+    yield {"id": str(number), "image": raw["image"]} | {key: pair[key] for key in ("question", "chosen", "rejected")}
 
 
 def vlfeedback(raw: dict, number: int) -> Iterator[dict]:
@@ -77,7 +77,8 @@ def vlfeedback(raw: dict, number: int) -> Iterator[dict]:
     if len({rating for rating, _ in rated}) < 2:
         raise ValueError(f"{len(rated)} of its {len(answers)} answers are rated, none better than another")
     best, worst = max(rated, key=lambda pair: pair[0]), min(rated, key=lambda pair: pair[0])
-    yield _pair(number, names, raw["prompt"], best[1], worst[1])
+    answers = {"question": raw["prompt"], "chosen": best[1], "rejected": worst[1]}
+    yield {"id": str(number), "image": names, **answers}
 
 
 def basic_captions(raw: dict, number: int) -> Iterator[dict]:
@@ -92,10 +93,6 @@ def _rating(answer: dict) -> float | None:
     ratings = [str(answer["annotations"][aspect]["Rating"]).strip() for aspect in ASPECTS]
     numbers = [float(rating) for rating in ratings if rating != "N/A"]
     return sum(numbers) / len(numbers) if numbers else None
-
-
-def _pair(number: int, image: object, question: str, chosen: str, rejected: str) -> dict:
-    return {"id": str(number), "image": image, "question": question, "chosen": chosen, "rejected": rejected}
 
 
 def _talk(image: str, question: str, answer: str, name: str) -> dict:
@@ -152,31 +149,30 @@ def prepare(
     recipe, result = RECIPES[name], Prepared()
     parse = parse_pair if recipe.is_pair else parse_record
 
+    def require_some() -> None:
+        if not result.num_written:
+            first = result.complaints[0] if result.complaints else "there is none"
+            problem = f"not one of the first {result.num_read} records is usable; the first: {first}"
+            raise SettingError("source", problem, f"name {recipe.files}")
+
     def write(target: Path) -> None:
         with open(target, "w", encoding="utf-8") as file:
-            for place, read in _read_basic(source) if name == "basic-vlm" else _read(source):
-                if result.num_read == GIVE_UP_AFTER:
-                    _check_some(result, recipe)
+            for number, (place, read) in enumerate(_read_basic(source) if name == "basic-vlm" else _read(source)):
+                if number == GIVE_UP_AFTER:
+                    require_some()
                 result.num_read += 1
                 try:
-                    for record in _convert(recipe, read, result.num_read - 1, place):
+                    for record in _convert(recipe, read, number, place):
                         record = _with_files(record, image_folder, place)
                         parse(record, place)
                         result.num_written += 1
                         file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 except RecordError as error:
                     result.complaints.append(str(error))
-        _check_some(result, recipe)
+        require_some()
 
     write_whole(Path(out), write)
     return result
-
-
-def _check_some(result: Prepared, recipe: Recipe) -> None:
-    if not result.num_written:
-        first = result.complaints[0] if result.complaints else "there is none"
-        problem = f"not one of the first {result.num_read} records is usable; the first: {first}"
-        raise SettingError("source", problem, f"name {recipe.files}")
 
 
 def _convert(recipe: Recipe, read: Callable[[], Any], number: int, place: str) -> list[dict]:
@@ -185,9 +181,8 @@ def _convert(recipe: Recipe, read: Callable[[], Any], number: int, place: str) -
     except RecordError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-        remedy = f"check that it is of {recipe.files}"
-        raise RecordError("shape", f"not a record of this data set ({problem})", remedy, place) from None
+        problem = f"not a record of this data set ({f'no {error}' if isinstance(error, KeyError) else error})"
+        raise RecordError("shape", problem, f"check that it is of {recipe.files}", place) from None
 
 
 def _read(source: str | os.PathLike) -> Iterator[tuple[str, Callable[[], Any]]]:

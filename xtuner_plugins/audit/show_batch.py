@@ -1,6 +1,6 @@
 """What is in a batch as the model gets it: its samples with their tokens, labels, tiles and weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,25 +42,16 @@ def split_batch(batch: dict[str, Any]) -> list[Part]:
     """The samples of a collated batch, by the boundaries that the model gets."""
     tiles = batch["tiles"].split(batch["num_tiles"].tolist())
     weights = batch.get("loss_weights", torch.ones(len(tiles))).tolist()
-    parts = []
-    for index, (row, first, segments) in enumerate(_places(batch)):
-        place = row, slice(first, first + sum(segments))
-        names = batch["sources"][index], batch["datasets"][index]
+    parts, each = [], PAIR if "follows" in batch else 1
+    for index, names in enumerate(zip(batch["sources"], batch["datasets"], strict=True)):
+        if "cu_seqlens" in batch:
+            row, edges = 0, batch["cu_seqlens"][index * each : (index + 1) * each + 1].tolist()
+        else:
+            row, edges = index, [0, int(batch["attention_mask"][index].sum())]
+        place, segments = (row, slice(edges[0], edges[-1])), tuple(np.diff(edges).tolist())
         texts = batch["input_ids"][place], batch["labels"][place]
-        parts.append(Part(*names, row, first, segments, *texts, tiles[index], weights[index]))
+        parts.append(Part(*names, row, edges[0], segments, *texts, tiles[index], weights[index]))
     return parts
-
-
-def _places(batch: dict[str, Any]) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-    """Row, first token and segments of each sample."""
-    if "cu_seqlens" not in batch:
-        for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
-            yield row, 0, (length,)
-        return
-    edges, each = batch["cu_seqlens"].tolist(), PAIR if "follows" in batch else 1
-    for index in range(len(batch["sources"])):
-        own = edges[index * each : (index + 1) * each + 1]
-        yield 0, own[0], tuple(np.diff(own).tolist())
 
 
 def describe_batch(batch: dict[str, Any]) -> list[str]:
@@ -78,13 +69,7 @@ def describe_batch(batch: dict[str, Any]) -> list[str]:
 
 
 def write_batch_page(path: str | Path, title: str, facts: Sequence[str], batches: Sequence[dict], tokenizer) -> None:
-    """Write a page with the batches of a step: a card for each sample with its tiles.
-
-    Args:
-        title, facts: of the step, shown at the top.
-        batches: its micro-batches.
-        tokenizer: of the dataset.
-    """
+    """Write a page with a step's micro-batches: facts at its top, a card for each sample with its tiles."""
     shown = [(describe_batch(batch), [_card(part, tokenizer) for part in split_batch(batch)]) for batch in batches]
     page = render(Path(__file__).parent, "show_batch.html.jinja", title=title, facts=facts, batches=shown)
     Path(path).write_text(page, encoding="utf-8", errors="replace")

@@ -31,16 +31,14 @@ def open_inputs(args: argparse.Namespace) -> list:
     from ..audit.check import PlainFiles
     from ..datasets import MultimodalDataset, PreferenceDataset, SettingError
 
-    kind, folders = PreferenceDataset if args.pairs else MultimodalDataset, [each or None for each in args.image_folder]
-    if len(folders) not in (0, 1, len(args.inputs)):
+    kind = PreferenceDataset if args.pairs else MultimodalDataset
+    folders = [each or None for each in args.image_folder] or [None]
+    if len(folders) not in (1, len(args.inputs)):
         problem = f"{len(folders)} image folders for {len(args.inputs)} files"
         raise SettingError("image_folder", problem, "give one --image-folder for each file, or one for all")
-    folders = folders if len(folders) > 1 else (folders or [None])[0]
-    opened = []
-    for files, of_files in ((args.inputs, folders), (args.val, args.val_image_folder)):
-        if files:
-            opened.append(kind(args.base, files, of_files) if args.base else PlainFiles(files, of_files, kind.parse))
-    return opened
+    data = (args.inputs, folders if len(folders) > 1 else folders[0]), (args.val, args.val_image_folder)
+    data = [(files, of_files) for files, of_files in data if files]
+    return [kind(args.base, *each) if args.base else PlainFiles(*each, kind.parse) for each in data]
 
 
 def _of_config(name: str, pairs: list[str], options: list[str]) -> list:
@@ -52,9 +50,8 @@ def _of_config(name: str, pairs: list[str], options: list[str]) -> list:
         raise ConfigError(f"config {path!r} has no train_dataloader.dataset; name a training config")
     base = settings.get("base")
     if isinstance(base, str) and not Path(base).is_dir():  # known before anything large is imported
-        raise ConfigError(
-            f"model directory {base!r} isn't there; build it with tools/build_base_model.py or correct 'base'"
-        )
+        remedy = "build it with tools/build_base_model.py or correct 'base'"
+        raise ConfigError(f"model directory {base!r} isn't there; {remedy}")
     quiet_imports()
     import_types(config)
     from mmengine.registry import DATASETS
@@ -77,35 +74,26 @@ def _benchmarks(validation) -> list:
     files = validation.get("benchmarks") or ()
     if not files:
         return []
-    from ..audit.check import Questions
+    from ..audit.check import open_questions
     from ..evaluation.benchmarks import open_data_sets
 
     found = open_data_sets(files, images=validation.get("benchmark_images"))
-    return [Questions({each.name: {question.id: question.paths for question in each.questions} for each in found})]
+    return [open_questions({each.name: [question.paths for question in each.questions] for each in found})]
 
 
 def prepare_output(path: str) -> None:
-    """Make sure that a result can be written, which is better known before an hour of checking.
-
-    Raises:
-        SettingError: it can't.
-    """
+    """Raises `SettingError` where a result can't be written, which is better known before an hour of checking."""
     from ..errors import SettingError
 
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a"):
-            pass
+        open(path, "a").close()
     except OSError as error:
         raise SettingError("output", f"{path!r} can't be written ({error.strerror})", "name another file") from None
 
 
 def compare_names(datasets: Sequence, path: str | None) -> int:
-    """Prints a line for each image folder; returns the exit status.
-
-    Args:
-        path: gets all missing and superfluous names as JSON; None writes nothing.
-    """
+    """Prints a line for each image folder, writes all names as JSON if there is a path; returns the exit status."""
     from ..audit.check import count_folders
 
     folders = []
@@ -181,12 +169,10 @@ def _check(dataset, num_workers: int | None, number: int) -> list:
         reports = check_dataset(dataset, num_workers=num_workers, say=say, progress=bar.update)
     print(*(line for report in reports for line in _describe(report)), sep="\n")
     total, wrong = sum(map(len, reports)), sum(report.complaints.total() for report in reports)
-    good = total - sum(report.num_rejected for report in reports)
+    good = plural(total - sum(report.num_rejected for report in reports), "record")
     samples = f"an epoch has {count_samples(dataset, reports):,} of {sum(map(len, dataset.picks)):,} samples"
-    if wrong:
-        print(f"{wrong} of {total} records can't be trained on; {samples} without them")
-    else:
-        print(f"all {plural(good, 'record')} can be trained on; {samples}")
+    bad = f"{wrong} of {total} records can't be trained on; {samples} without them"
+    print(bad if wrong else f"all {good} can be trained on; {samples}")
     return reports
 
 
@@ -203,12 +189,9 @@ def _describe(report) -> list[str]:
     if report.fates is not None:
         line += f", {plural(report.tiles.sum(), 'tile')}, {plural(report.tokens.sum(), 'token')}"
         line += f", longest {report.tokens.max(initial=0)}"
-    more = (
-        (report.num_rejected, "on the reject list"),
-        (len(report.rows(SHRUNK)), "with fewer tiles, to fit max_length"),
-        (len(report.rows(TRUNCATED)), "with the end cut off, to fit max_length"),
-    )
-    return [line, *(f"  {plural(count, 'record')} {words}" for count, words in more if count)]
+    more = {"on the reject list": report.num_rejected, "with fewer tiles, to fit max_length": len(report.rows(SHRUNK))}
+    more["with the end cut off, to fit max_length"] = len(report.rows(TRUNCATED))
+    return [line, *(f"  {plural(count, 'record')} {words}" for words, count in more.items() if count)]
 
 
 def plural(number: int, noun: str) -> str:

@@ -19,16 +19,15 @@ from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
 from . import left_out
 from .base import read_base, work_rates
-from .images.media import MediaSource, image_size
+from .images.media import MediaSource
 from .images.tiles import MODES, degrade, open_tiles
 from .images.tiling import DynamicTiling
-from .images.video import load_frames, probe_video
+from .images.video import load_frames
 from .mixture import Source, open_sources, pick_records
-from .plan.budget import FRAME, TileBudget, truncate
+from .plan.budget import TileBudget, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
-from .records.boxes import normalize_boxes
-from .records.records import Medium, Record, expand_videos, parse_record
+from .records.records import Medium, Record, parse_record
 from .text.conversation import Encoded, join_pieces, tokenize
 from .text.tokens import TextTokenizer
 
@@ -148,11 +147,7 @@ class MultimodalDataset(Dataset):
         return number, int(self.picks[number][index - (self.ends[number - 1] if number else 0)])
 
     def record(self, number: int, row: int) -> Record:
-        """The checked record `row` of file `number`, without its images.
-
-        Raises:
-            RecordError: the record can't be used.
-        """
+        """The checked record `row` of file `number`, without its images; raises `RecordError`."""
         index = self.sources[number].index
         return self.parse(index.parse(row), index.source(row))
 
@@ -212,15 +207,15 @@ class MultimodalDataset(Dataset):
         Raises:
             RecordError: the record or one of its images can't be used, or (`too_long`) it doesn't fit.
         """
-        source, record = self.sources[number], self.record(number, row)
+        source, (record, sizes, paths) = self.sources[number], self.measuring(number).open(row)
+        self._log_first(record.warnings)
         try:
-            opened, sample, fate = self._fit(record, source)
+            opened, sample, fate = self._fit(record, source, sizes, paths)
         except MediaError as error:
             raise error.in_record(record.source) from None
         tiles = torch.cat([torch.empty(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8), *opened])
         if rng is not None and source.jpeg_quality is not None:
             tiles = degrade(tiles, source.jpeg_quality, rng)
-        branches = {"branches": sample.branches} if sample.branches else {}
         num_supervised = int((sample.labels[1:] != IGNORE_INDEX).sum())
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
@@ -230,22 +225,14 @@ class MultimodalDataset(Dataset):
             "source": record.source,
             "fate": FATES[fate],
             "loss_weight": source.loss_weight * max(1, num_supervised) ** REDUCTIONS[self.loss_reduction],
-            **branches,
+            **({"branches": sample.branches} if sample.branches else {}),
         }
 
-    def _fit(self, record: Record, source: Source) -> tuple[list[torch.Tensor], Encoded, int]:
-        """Open images with as many tiles as fit, tokenize, truncate; returns also the fate (see `lengths`)."""
-        found = {medium.name: source.folder.resolve(medium.name) for medium in record.media}
-        videos = [found[medium.name] for medium in record.media if medium.kind == "video"]
-        record = expand_videos(record, [probe_video(path, self.num_frames)[0] for path in videos])
-        media, paths = record.media, [found[medium.name] for medium in record.media]
-        record = normalize_boxes(record, lambda place: image_size(paths[place]))
-        self._log_first(record.warnings)
+    def _fit(self, record: Record, source: Source, sizes: list, paths: list[MediaSource]) -> tuple[list, Encoded, int]:
+        """Open images with as many tiles as fit, tokenize, truncate: their tiles, the sample, its fate."""
         pieces = tokenize(record, source.template, self.tokenizer)
-        pairs = zip(media, paths, strict=True)
-        sizes = [FRAME if medium.kind == "frame" else image_size(path) for medium, path in pairs]
         limits = self.budget.fit(source.tiling, sizes, sum(len(piece.ids) for piece in pieces))
-        tiles = self._open(media, paths, [source.tiling.limited(limit) for limit in limits])
+        tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits])
         sample = join_pieces(pieces, self.tokenizer, [len(each) for each in tiles], self.budget.tokens_per_tile)
         if len(sample) <= self.budget.max_length:
             return tiles, sample, FITS if limits == self.budget.first_limits(source.tiling, sizes) else SHRUNK
@@ -257,18 +244,14 @@ class MultimodalDataset(Dataset):
             raise RecordError("too_long", told, remedy, record.source)
         return tiles[: fitted[1]], fitted[0], TRUNCATED
 
-    def _open(
-        self, media: Sequence[Medium], paths: Sequence[MediaSource], tilings: Sequence[DynamicTiling]
-    ) -> list[torch.Tensor]:
-        tiles: list[torch.Tensor] = []
-        frames: dict[str, list] = {}
+    def _open(self, media: Sequence[Medium], paths: Sequence[MediaSource], tilings: Sequence[DynamicTiling]) -> list:
+        tiles, frames = [], []
         for medium, path, tiling in zip(media, paths, tilings, strict=True):
-            if medium.kind != "frame":
+            if medium.kind == "frame":  # those of a video follow each other
+                frames = frames or load_frames(path, self.num_frames)
+                tiles.append(tiling(frames.pop(0)))
+            else:
                 tiles.append(open_tiles(path, tiling, self.fast_decoding))
-                continue
-            if not frames.get(medium.name):
-                frames[medium.name] = load_frames(path, self.num_frames)
-            tiles.append(tiling(frames[medium.name].pop(0)))
         return tiles
 
     def lengths(
@@ -306,10 +289,8 @@ class MultimodalDataset(Dataset):
         columns = []
         for number, (source, pick) in enumerate(zip(self.sources, self.picks, strict=True)):
             part = self.lengths(number, **options).lay_out(source.tiling, self.budget)
-            part = [column[pick] for column in part]
-            if self.rejected[number]:
-                gone = np.isin(pick, list(self.rejected[number]))
-                part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
+            part, gone = [column[pick] for column in part], np.isin(pick, list(self.rejected[number]))
+            part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
             columns.append(part)
         return tuple(map(np.concatenate, zip(*columns, strict=True)))
 
@@ -317,7 +298,7 @@ class MultimodalDataset(Dataset):
         """Indices of the samples that a plan contains, by the fates of `layout`.
 
         Raises:
-            RecordError: with on_bad_sample='raise', unusable records: how many, and the first of them.
+            RecordError: unusable records, with on_bad_sample='raise'.
         """
         if self.on_bad_sample == "raise":
             left_out.require_usable(self, fates)

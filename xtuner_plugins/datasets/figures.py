@@ -1,34 +1,25 @@
 """Tokens, tiles and supervised tokens of an average sample, file by file."""
 
-from dataclasses import dataclass
-
 from .dataset import MultimodalDataset
 from .plan.lengths import DROPPED
 
 
-@dataclass(frozen=True)
-class FileFigures:
-    """An annotation file as an epoch uses it."""
+def file_figures(dataset: MultimodalDataset) -> list[dict]:
+    """Each file as an epoch uses it, from the lengths in the cache.
 
-    name: str
-    samples: int  # of an epoch, unusable ones included
-    tokens: float = float("nan")  # mean of a usable sample; NaN where none was measured
-    tiles: float = float("nan")
-    supervised: float = float("nan")
-    seen: int = 0  # samples that the means are of: all usable ones, or none
-    is_measured: bool = False
-
-
-def file_figures(dataset: MultimodalDataset) -> list[FileFigures]:
-    """The figures of each file, from the lengths in the cache."""
-    named = [(source.name, len(pick)) for source, pick in zip(dataset.sources, dataset.picks, strict=True)]
-    if not dataset.is_measured():
-        return [FileFigures(*each) for each in named]
-    figures = []
-    for number, (name, samples) in enumerate(named):
-        lengths, pick = dataset.lengths(number), dataset.picks[number]
-        tokens, tiles, fates = lengths.lay_out(dataset.sources[number].tiling, dataset.budget)
-        rows = pick[fates[pick] < DROPPED]
-        means = [float(column[rows].mean()) for column in (tokens, tiles, lengths.supervised)] if len(rows) else []
-        figures.append(FileFigures(name, samples, *means, seen=len(rows), is_measured=True))
-    return figures
+    Returns:
+        dicts with name; samples of an epoch, unusable ones included; is_measured; seen, the usable samples that the
+        means are of, 0 without lengths; tokens, tiles and supervised, the means, None where nothing was seen.
+    """
+    files, is_measured = [], dataset.is_measured()
+    for number, (source, pick) in enumerate(zip(dataset.sources, dataset.picks, strict=True)):
+        means, rows = dict.fromkeys(("tokens", "tiles", "supervised")), pick[:0]
+        if is_measured:
+            lengths = dataset.lengths(number)
+            tokens, tiles, fates = lengths.lay_out(source.tiling, dataset.budget)
+            rows = pick[fates[pick] < DROPPED]
+            columns = zip(means, (tokens, tiles, lengths.supervised), strict=True)
+            means = {name: float(column[rows].mean()) for name, column in columns} if len(rows) else means
+        counts = {"name": source.name, "samples": len(pick), "seen": len(rows), "is_measured": is_measured}
+        files.append(counts | means)
+    return files

@@ -28,12 +28,9 @@ class TooManyBadSamples(ValueError):
 
 
 class Ledger:
-    """The file of samples that were left out, and the sums of each epoch.
+    """The file of samples that were left out, and the sums of each epoch; without a path it only counts.
 
     Each line is appended by one write, so several ranks may share a file.
-
-    Args:
-        path: the file; None only counts.
     """
 
     def __init__(self, path: str | os.PathLike | None):
@@ -60,10 +57,9 @@ class Ledger:
             place = {"epoch": epoch, "dataset": sample.get("dataset", ""), "index": sample.get("index", -1)}
             self._write(place | {"reason": sample["dropped"], "message": sample["message"]})
             if sample["dropped"] not in ON_PURPOSE and self._count_bad(epoch) > MAX_BAD_SAMPLES:
-                raise TooManyBadSamples(
-                    f"{self._bad[epoch]} samples can't be used, a run stops beyond {MAX_BAD_SAMPLES} per epoch; "
-                    f"the last: {sample['message']}; find them all with tools/check_data.py, and mend or reject them"
-                )
+                said = f"{self._bad[epoch]} samples can't be used, a run stops beyond {MAX_BAD_SAMPLES} per epoch"
+                remedy = "find them all with tools/check_data.py, and mend or reject them"
+                raise TooManyBadSamples(f"{said}; the last: {sample['message']}; {remedy}")
 
     def close_epoch(self, epoch: int, total: int) -> dict:
         """Enter an epoch's sums."""
@@ -112,29 +108,19 @@ class Ledger:
         write_whole(self.path, lambda target: target.write_text("".join(lines), "utf-8"))
 
     def take_from(self, batch: dict) -> None:
-        """Enter and log what `dropped` of a batch names, and remove it; the ceiling is then that of the whole run.
-
-        For runs without `LedgerHook`, which takes it before.
+        """Enter and log what `dropped` of a batch names, and remove it, where no `LedgerHook` has done so before.
 
         Raises:
-            TooManyBadSamples: more than `MAX_BAD_SAMPLES`.
+            TooManyBadSamples: more than `MAX_BAD_SAMPLES`, here of the whole run.
         """
         for sample in batch.pop("dropped", ()):
             self.account(0, 0, [sample])
-            print_log(
-                f"sample left out ({self.dropped[0]} so far), {sample['dropped']}: {sample['message']}; with "
-                "custom_hooks=[dict(type=LedgerHook)] every one is in work_dir/ledger.jsonl",
-                "current",
-                logging.WARNING,
-            )
+            told = f"sample left out ({self.dropped[0]} so far), {sample['dropped']}: {sample['message']}"
+            print_log(f"{told}; LedgerHook writes all to work_dir/ledger.jsonl", "current", logging.WARNING)
 
     def _write(self, entry: dict) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            os.write(handle, line)
-        finally:
-            os.close(handle)
+        with open(self.path, "ab", buffering=0) as file:
+            file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "replace"))

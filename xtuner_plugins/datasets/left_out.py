@@ -45,11 +45,10 @@ def filler_sample(tile_size: int) -> dict:
 
 
 def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[frozenset[int]]:
-    """Indices of the records to leave out, for each file of a mixture.
+    """Indices of the records to leave out, for each file (`mixture.Source`) of a mixture.
 
     Args:
         path: what `tools/check_data.py --reject-list` wrote; None rejects nothing.
-        sources: the mixture's files (`mixture.Source`).
 
     Raises:
         SettingError: the list is missing or malformed.
@@ -78,20 +77,14 @@ def reasons(dataset: "MultimodalDataset", fates: np.ndarray) -> dict[int, str]:
 
 
 def require_usable(dataset: "MultimodalDataset", fates: np.ndarray) -> None:
-    """Raise one error about all records that can't be used, without those left out on purpose.
-
-    Raises:
-        RecordError: there are some: how many, and the first of them.
-    """
+    """Raises one `RecordError` about all records that can't be used, without those left out on purpose."""
     indices = [index for index, reason in reasons(dataset, fates).items() if reason not in ON_PURPOSE]
     records = list(dict.fromkeys(map(dataset.locate, indices)))  # a record may be repeated
     errors = [why_left_out(dataset, number, row) for number, row in records[:SHOWN]]
-    if len(records) == 1:
-        raise RecordError(errors[0].reason, str(errors[0]), REMEDY)
-    if records:
+    if errors:
+        head = [f"{len(records)} records can't be used:"] if len(records) > 1 else []
         more = [f"and {len(records) - SHOWN} more"] if len(records) > SHOWN else []
-        lines = [f"{len(records)} records can't be used:", *map(str, errors), *more]
-        raise RecordError(errors[0].reason, "\n".join(lines), REMEDY)
+        raise RecordError(errors[0].reason, "\n".join([*head, *map(str, errors), *more]), REMEDY)
 
 
 def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordError:
@@ -102,8 +95,8 @@ def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordE
     complaint = dataset.lengths(number).complaints.get(row)
     if complaint is not None:
         return complaint.error(source)
-    problem, remedy = "too long even with one tile per image", "raise max_length or shorten the record"
-    return RecordError("too_long", problem, remedy, source)
+    remedy = "raise max_length or shorten the record"
+    return RecordError("too_long", "too long even with one tile per image", remedy, source)
 
 
 def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:

@@ -65,11 +65,9 @@ def open_sources(
             sources.append(_open(*entry, config, shared))
         except DataError as error:
             errors.append(error)
-    messages = list(dict.fromkeys(map(str, errors)))
-    if len(messages) > 1:  # all files at once, one line per file
-        raise SettingError("files", "\n".join(messages))
-    if messages:
-        raise errors[0]
+    if errors:  # all files at once, one line per file
+        messages = list(dict.fromkeys(map(str, errors)))
+        raise errors[0] if len(messages) == 1 else SettingError("files", "\n".join(messages))
     stems = [stem_of(source.index.path) for source in sources]
     return [  # `a/train.jsonl` and `b/train.jsonl` go by their paths in reports and in the ledger
         replace(source, name=source.index.path) if source.name == stem and stems.count(stem) > 1 else source
@@ -83,27 +81,24 @@ def pick_records(num_records: int, repeat: float, seed: int) -> np.ndarray:
     The part is rounded to the nearest record; every file contributes at least one.
     """
     whole = int(repeat)
-    rest = int((repeat - whole) * num_records + 0.5)
-    if whole == 0 and rest == 0:
-        rest = 1
-    rounds = np.tile(np.arange(num_records, dtype=np.int32), whole)
-    part = np.sort(np.random.default_rng(seed).permutation(num_records)[:rest]).astype(np.int32)
-    return np.concatenate([rounds, part])
+    rest = max(int((repeat - whole) * num_records + 0.5), whole == 0)
+    part = np.sort(np.random.default_rng(seed).permutation(num_records)[:rest])
+    return np.concatenate([np.tile(np.arange(num_records), whole), part]).astype(np.int32)
 
 
 def _open(path, folder, repeat, own, config: "InternVLChatConfig", shared: Mapping[str, object]) -> Source:
     where = f"dataset_settings of {masked(os.fspath(path))!r}"
-    if not (own is None or isinstance(own, Mapping)) or set(own or ()) - set(OWN_SETTINGS):
+    if not isinstance(own, Mapping | None) or set(own or ()) - set(OWN_SETTINGS):
         remedy = f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None"
         raise SettingError("dataset_settings", f"{where} is {_shown(own)}", remedy)
     own = {name: value for name, value in (own or {}).items() if value is not None}
     settings = {**dict.fromkeys(OWN_SETTINGS), **shared, **own}
     for name, value in settings.items():
         kind, words = OWN_SETTINGS[name]
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        if not isinstance(value, kind | None) or isinstance(value, bool):
             said = f"{name}={_shown(value)}" + (f" ({where})" if name in own else "")
             raise SettingError(name, f"{said} can't be used", f"give {words}")
-    if not (folder is None or isinstance(folder, (str, os.PathLike))):
+    if not isinstance(folder, str | os.PathLike | None):
         raise SettingError("image_folders", f"image_folders holds {folder!r}", "name folders by their paths, or None")
     columns, options = settings["columns"] or {}, settings["storage_options"]
     if not all(isinstance(name, str) for pair in columns.items() for name in pair):

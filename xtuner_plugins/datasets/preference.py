@@ -46,8 +46,8 @@ class PreferenceDataset(MultimodalDataset):
 
     def __init__(self, *args, **settings):
         if settings.get("loss_reduction", "token") != "token":
-            problem = "the loss of preference pairs is a mean over pairs"
-            raise SettingError("loss_reduction", problem, "leave out loss_reduction")
+            said = "the loss of preference pairs is a mean over pairs"
+            raise SettingError("loss_reduction", said, "leave out loss_reduction")
         super().__init__(*args, **settings)
 
     def load(self, number: int, row: int, *args, **options) -> dict:

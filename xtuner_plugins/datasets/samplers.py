@@ -83,16 +83,11 @@ class PlanSampler(Plan):
         return self._layout
 
     def usable(self) -> np.ndarray:
-        """Indices of the samples that can be trained on.
-
-        Raises:
-            SettingError: there are none.
-            RecordError: an unusable record, where the dataset says on_bad_sample='raise'.
-        """
+        """Indices of the samples that can be trained on; raises as the dataset's `usable`, and if there are none."""
         indices = self.dataset.usable(self.layout()[2])
         if not len(indices):
-            problem = "no sample of the dataset can be trained on"
-            raise SettingError("data_paths", problem, "see tools/check_data.py for the reasons")
+            remedy = "see tools/check_data.py for the reasons"
+            raise SettingError("data_paths", "no sample of the dataset can be trained on", remedy)
         return indices
 
     def left_out(self) -> list[dict]:
@@ -115,16 +110,14 @@ class PlanSampler(Plan):
             heaviest, order = order[places], np.delete(order, places)
         if self.group_by is None:
             return np.concatenate([heaviest, order])
-        kinds, groups = (tiles[order] > 0) & (self.group_by == "modality"), []
-        for kind in (False, True):
-            members = order[kinds == kind]
-            region = self.group_size * 16  # sorted by region, so that the order stays random
-            for first in range(0, len(members), region):
-                part = members[first : first + region]
+        kinds, groups, size = (tiles[order] > 0) & (self.group_by == "modality"), [], self.group_size
+        for members in (order[~kinds], order[kinds]):
+            for first in range(0, len(members), 16 * size):  # sorted by region, so that the order stays random
+                part = members[first : first + 16 * size]
                 part = part[np.argsort(tokens[part], kind="stable")]
-                groups += [part[start : start + self.group_size] for start in range(0, len(part), self.group_size)]
-        whole = [group for group in groups if len(group) == self.group_size]
-        rest = [group for group in groups if len(group) != self.group_size]
+                groups += [part[start : start + size] for start in range(0, len(part), size)]
+        whole = [group for group in groups if len(group) == size]
+        rest = [group for group in groups if len(group) != size]
         return np.concatenate([heaviest, *(whole[place] for place in rng.permutation(len(whole))), *rest])
 
     @property
@@ -161,10 +154,9 @@ class PlanSampler(Plan):
 def check_groups(num_processes: int, sequence_parallel: int) -> None:
     """Raises `ConfigError` where processes don't make whole groups of those that share a row."""
     if num_processes % sequence_parallel:
-        raise ConfigError(
-            f"sequence_parallel={sequence_parallel}: the run has {num_processes} process(es), which make no whole "
-            f"groups of {sequence_parallel}; set NPROC_PER_NODE to a multiple of it, or sequence_parallel to 1"
-        )
+        said = f"sequence_parallel={sequence_parallel}: the run has {num_processes} process(es), which make no whole "
+        said += f"groups of {sequence_parallel}; set NPROC_PER_NODE to a multiple of it, or sequence_parallel to 1"
+        raise ConfigError(said)
 
 
 @DATA_SAMPLERS.register_module()
@@ -211,12 +203,10 @@ class PackBatchSampler(Plan):
 
     def describe(self, packs: Packs) -> str:
         """One line with the figures of the packing."""
-        figures = efficiency(packs, self.max_tokens, self.sampler.num_ranks)
-        return (
-            f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
-            f"({figures['samples_per_pack']:.2f} samples per pack, {figures['padded']:.2%} of the budget empty, "
-            f"{self.sampler.num_ranks} ranks wait {figures['waiting']:.2%} of the time)"
-        )
+        figures, ranks = efficiency(packs, self.max_tokens, self.num_ranks), self.num_ranks
+        said = f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
+        said += f"({figures['samples_per_pack']:.2f} samples per pack, {figures['padded']:.2%} of the budget empty, "
+        return said + f"{ranks} ranks wait {figures['waiting']:.2%} of the time)"
 
     copies, num_ranks, cell = (property(attrgetter(f"sampler.{name}")) for name in ("copies", "num_ranks", "cell"))
 

@@ -43,24 +43,18 @@ class BestFit:
     tile_share: float  # weight of the tiles in a sample's size, 0 to 1; tokens have the rest
     noise: float  # deviation of the logarithm of a random factor on each size before sorting
     window = 32_768
-    slow = False
     returned = 0.1  # share of a window's packs, the emptiest, whose samples wait for the next window
 
     def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> tuple[list[list[int]], list[int]]:
-        """Pack the samples of a window.
+        """The packs of a window's samples (indices into `sizes`), and the samples left for the next one.
 
         Args:
-            samples: indices into `sizes`.
             seed: decides the noise, and the order of equal samples.
             last: whether this is the last window, so that nothing may be left.
-
-        Returns:
-            The packs, and the samples left for the next window.
         """
-        rng = np.random.default_rng(seed)
+        rng, share = np.random.default_rng(seed), self.tile_share if sizes.max_tiles else 0
         samples = rng.permutation(np.asarray(samples, np.int64))
         tokens, tiles = sizes.tokens[samples], sizes.tiles[samples]
-        share = self.tile_share if sizes.max_tiles else 0
         size = (1 - share) * tokens / sizes.max_tokens + share * tiles / max(sizes.max_tiles, 1)
         size *= np.exp(self.noise * rng.standard_normal(len(samples)))
         order = np.argsort(-size, kind="stable")
@@ -74,13 +68,10 @@ class BestFit:
 
 
 def _best_fit(samples: list[int], tokens: list[int], tiles: list[int], sizes: Sizes) -> list[tuple[list[int], float]]:
-    """Put samples into packs in the given order.
+    """Samples put into packs in the given order: each pack, and how much of it stays empty by `Sizes.weights`.
 
     Open packs are in `free[tile room][token room]`; bit r of the integer `rooms[tile room]` says that there is one with
     room for r tokens, so the best fit is the lowest bit from the sample's tokens on.
-
-    Returns:
-        Each pack and how much of it stays empty, weighted by `Sizes.weights`.
     """
     per_token, per_tile = sizes.weights()
     free: list[dict[int, list[list[int]]]] = [{} for _ in range(sizes.max_tiles + 1)]
@@ -138,11 +129,6 @@ class RandomFill:
     close = 800  # a pack is closed when less than 1 / close of its tokens stay empty
     short = 6  # a sample is short below 1 / short of a pack's tokens
 
-    @property
-    def slow(self) -> bool:
-        """Whether every pack takes all tries."""
-        return self.thrift > 0
-
     def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> tuple[list[list[int]], list[int]]:
         """As `BestFit.pack`."""
         random = Random(seed).random
@@ -169,9 +155,7 @@ class RandomFill:
             return packs + BestFit(0, 0).pack(left, sizes, seed, last=True)[0], []
         return packs, left
 
-    def _try_pack(
-        self, shelf: list[tuple[int, int]], max_tokens: int, most: int, random: Callable[[], float]
-    ) -> tuple[list[int], int]:
+    def _try_pack(self, shelf: list, max_tokens: int, most: int, random: Callable[[], float]) -> tuple[list[int], int]:
         """One random pack of at most `most` samples: their indices on the shelf, and their tokens."""
         chosen: list[int] = []
         room, tolerance, longest = max_tokens, max_tokens // self.close, shelf[-1][0]
@@ -205,7 +189,6 @@ class Redeal:
 
     close = 800
     window = 32_768
-    slow = False
     rounds = 100
 
     def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> tuple[list[list[int]], list[int]]:

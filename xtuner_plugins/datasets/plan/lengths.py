@@ -14,9 +14,10 @@ Tiles and tokens follow from a tiling and a `TileBudget` (`LengthIndex.lay_out`)
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,7 @@ class LengthIndex:
             fates: uint8 `[R]`, indices into `FATES`; from `DROPPED` on a record is left out.
         """
         num = len(self)
-        rows = np.repeat(np.arange(num), self.num_media)
-        is_frame = (self.sizes == FRAME).all(1)
+        rows, is_frame = np.repeat(np.arange(num), self.num_media), (self.sizes == FRAME).all(1)
         images = np.bincount(rows[~is_frame], minlength=num)
         shares = [first_limit(tiling.max_tiles, count) for count in range(images.max(initial=0) + 1)]
         limits = np.where(is_frame, 1, np.array(shares)[images[rows]])
@@ -122,9 +122,7 @@ def _count_tiles(sizes: np.ndarray, limits: np.ndarray, tiling: DynamicTiling, b
 
 
 def report_change(path: Path, stamp: tuple[int, ...]) -> None:
-    """Let the next start measure a whole file again, because the length of a record has changed.
-
-    Nothing happens where the `LengthIndex` of this path and stamp has been replaced.
+    """Let the next start measure a whole file again, unless its `LengthIndex` of this path and stamp was replaced.
 
     Raises:
         SettingError: the cache can't be written.
@@ -135,48 +133,56 @@ def report_change(path: Path, stamp: tuple[int, ...]) -> None:
 
 
 def measure(
-    task: Measure,
-    *,
-    num_workers: int | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    task: Measure, *, num_workers: int | None = None, progress: Callable[[int], None] = lambda done: None
 ) -> LengthIndex:
-    """The lengths of a file, from the cache or measured now.
+    """The lengths of a file, from the cache or measured now, in processes (default: one for each core; 0: in this one).
 
     Args:
-        num_workers: processes; default: one for each core that this process may use; 0 measures in this process.
         progress: called with the number of records measured since the last call.
     """
     directory = get_cache_dir() / task.key()
     found = LengthIndex.open(directory)
     if found is None or not found.holds(task):
         with locked(directory.with_suffix(".lock")):
-            found = LengthIndex.open(directory)  # another process may have measured meanwhile
-            if found is None:  # with chunks of an earlier start that was killed, perhaps
-                found = _build(task, directory, num_workers, progress)
-            if not found.holds(task):
-                found = _build(task, directory, num_workers, progress)
+            build = partial(_build, task, directory, num_workers, progress)
+            found = LengthIndex.open(directory) or build()  # another process may have measured meanwhile
+            found = found if found.holds(task) else build()  # chunks may be those of an earlier start that was killed
     return found
 
 
 def _build(task: Measure, directory: Path, num_workers: int | None, progress: Callable[[int], None]) -> LengthIndex:
     """Measure the chunks that an earlier start hasn't kept, and join all."""
-    parts, total = directory / "parts", len(task.index)
-    files = {first: parts / f"{first}.npz" for first in range(0, total, CHUNK)}
-    absent = [(first, file) for first, file in files.items() if read_part(file) is None]
-    missing = [(range(first, min(first + CHUNK, total)), file) for first, file in absent]
-    progress(total - sum(len(rows) for rows, _ in missing))
-    with single_threaded_tokenizer():
-        for done in map_in_workers(partial(_measure_chunk, task), missing, num_workers):
-            progress(done)
-    found = keep(directory, map(read_part, files.values()))
-    shutil.rmtree(parts, ignore_errors=True)
+    parts = []
+    for part in kept_parts(directory / "parts", len(task.index), CHUNK, task.rows, num_workers):
+        parts.append(part)
+        progress(len(part["num_media"]))
+    found = keep(directory, parts)
+    shutil.rmtree(directory / "parts", ignore_errors=True)
     return found
 
 
-def _measure_chunk(task: Measure, work: tuple[range, Path]) -> int:
-    rows, file = work
-    save_part(file, task.rows(rows))
-    return len(rows)
+def kept_parts(
+    folder: Path, total: int, chunk: int, make: Callable, num_workers: int | None, holds: Callable = bool
+) -> Iterator[dict]:
+    """What `make` finds of each `chunk` of `total` rows, in order: kept in `folder` by an earlier start, or made now.
+
+    Args:
+        make: takes a range of rows; what it returns is kept unless a value of its `stamps`, if there are any, is None.
+        holds: whether something kept is still true.
+    """
+    chunks = [range(first, min(first + chunk, total)) for first in range(0, max(total, 1), chunk)]
+    with single_threaded_tokenizer():
+        yield from map_in_workers(partial(_part, folder, make, holds), chunks, num_workers)
+
+
+def _part(folder: Path, make: Callable, holds: Callable, rows: range) -> dict:
+    path = folder / f"{rows.start}.npz"
+    found = read_part(path)
+    if found is None or not holds(found):
+        found = make(rows)
+        if None not in found.get("stamps", {}).values():
+            save_part(path, found)
+    return found
 
 
 def save_part(path: Path, found: dict) -> None:
@@ -203,13 +209,11 @@ def keep(directory: Path, parts: Iterable[dict]) -> LengthIndex:
     Raises:
         SettingError: the cache can't be written.
     """
-    columns, complaints = [], []
-    for part in parts:  # one after another: each open file takes a descriptor
-        columns.append([part[name] for name in ARRAYS])
-        complaints += part["complaints"]
-    arrays = dict(zip(ARRAYS, map(np.concatenate, zip(*columns, strict=True)), strict=True))
-    found = LengthIndex.open(directory)
-    is_equal = found is not None and list(found.complaints.values()) == complaints
-    if not is_equal or not all(np.array_equal(getattr(found, name), arrays[name]) for name in ARRAYS):
-        save_part(directory / "lengths.npz", arrays | {"complaints": complaints})
+    parts, path = list(parts), directory / "lengths.npz"
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS}
+    whole["complaints"] = list(chain.from_iterable(part["complaints"] for part in parts))
+    found = read_part(path)
+    is_equal = found is not None and found["complaints"] == whole["complaints"]
+    if not is_equal or not all(np.array_equal(found[name], whole[name]) for name in ARRAYS):
+        save_part(path, whole)
     return LengthIndex.open(directory)

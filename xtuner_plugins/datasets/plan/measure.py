@@ -8,7 +8,7 @@ import numpy as np
 
 from ...errors import DataError, MediaError, RecordError
 from ...files import text_hash
-from ..images.media import ImageFolder, StoreImages, image_size
+from ..images.media import ImageFolder, MediaSource, StoreImages, image_size
 from ..images.video import probe_video
 from ..records.boxes import normalize_boxes
 from ..records.opening import RecordSource
@@ -80,7 +80,7 @@ class Measure:
         with no_garbage_collection():
             for row in rows:
                 try:
-                    record, found = self._open(row)
+                    record, found, _ = self.open(row)
                     pieces.append(split_pieces(record, self.template, self.tokenizer) if self.tokenizer else [])
                     sizes.append(found)
                 except DataError as error:
@@ -99,21 +99,27 @@ class Measure:
             "complaints": complaints,
         }
 
-    def _open(self, row: int) -> tuple[Record, list[tuple[int, int]]]:
-        """A record with the sizes of its media."""
+    def open(self, row: int) -> tuple[Record, list[tuple[int, int]], list[MediaSource]]:
+        """A record, its boxes normalized and its videos replaced by frames, and size and source of each image.
+
+        Raises:
+            RecordError: the record or one of its media can't be used.
+        """
         record = self.parse(self.index.parse(row), self.index.source(row))
-        sizes, frames = [], []
+        sizes, sources, frames = [], [], []
         for medium in record.media:
             try:
-                path = self.folder.resolve(medium.name)
+                source = self.folder.resolve(medium.name)
                 if medium.kind == "video":
-                    frames.append(probe_video(path, self.num_frames)[0])
-                    sizes += [FRAME] * frames[-1]
+                    frames.append(probe_video(source, self.num_frames)[0])
+                    found = [FRAME] * frames[-1]
                 else:
-                    sizes.append(image_size(path))
+                    found = [image_size(source)]
             except MediaError as error:
                 raise error.in_record(record.source) from None
-        return normalize_boxes(expand_videos(record, frames), sizes.__getitem__ if sizes else None), sizes
+            sizes += found
+            sources += [source] * len(found)
+        return normalize_boxes(expand_videos(record, frames), sizes.__getitem__ if sizes else None), sizes, sources
 
 
 def count_pieces(records: Sequence[Sequence[Piece]], tokenizer: TextTokenizer) -> np.ndarray:

@@ -19,7 +19,7 @@ from .bin_packing import BestFit, RandomFill, Redeal, Sizes
 
 BEST_FITS = [BestFit(tile_share, noise) for tile_share in (0.0, 0.5) for noise in (0.0, 0.05, 0.2)]
 RANDOM_FILLS = [RandomFill(0), RandomFill(0.3)]  # for samples with the same number of tiles
-WORTH_WAITING = 1.002  # a slow way is used where all others need more than this many times its packs
+WORTH_WAITING = 1.002  # a thrifty way, which is slow, is used where others need more than this many times its packs
 TRIAL = (2048, 16_384)  # samples on which every way is tried: 1 / 16 of all, within these bounds
 REGION = 64  # cells among which packs are sorted by work: few, so that the order of an epoch stays random
 
@@ -73,15 +73,10 @@ def pack_samples(
     """
     limit = np.iinfo(np.int64).max if max_tiles is None else max_tiles
     tokens, tiles = np.asarray(tokens, np.int64), np.asarray(tiles, np.int64)
-    over = np.flatnonzero((tokens > max_tokens) | (tiles > limit))
-    if len(over):
-        first = over[0]
-        raise SettingError(
-            "packing",
-            f"sample {indices[first]} has {tokens[first]} tokens and {tiles[first]} tiles, "
-            f"a pack at most {max_tokens} and {max_tiles}",
-            "raise the pack's budgets, or lower the dataset's max_length or max_tiles",
-        )
+    for over in np.flatnonzero((tokens > max_tokens) | (tiles > limit)):
+        problem = f"sample {indices[over]} has {tokens[over]} tokens and {tiles[over]} tiles, a pack at most "
+        remedy = "raise the pack's budgets, or lower the dataset's max_length or max_tiles"
+        raise SettingError("packing", f"{problem}{max_tokens} and {max_tiles}", remedy)
     if max_tiles is None or (tiles * max_tokens <= max_tiles * tokens).all():  # the tokens run out first
         sizes = Sizes(tokens, np.zeros_like(tiles), max_tokens, 0)
     else:
@@ -96,16 +91,13 @@ def pack_samples(
 
 
 def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pack samples in the way that needs the fewest packs for a trial part of them.
-
-    Returns:
-        The samples pack by pack, and how many each pack has, int64.
-    """
+    """The samples pack by pack, and how many each pack has, int64, in the way that is best for a trial part of them."""
     alike = bool((sizes.tiles == sizes.tiles[0]).all())
     ways = [*(way for way in BEST_FITS if not way.tile_share), *RANDOM_FILLS] if alike else [*BEST_FITS, Redeal()]
     trial = order[: int(np.clip(len(order) // 16, *TRIAL))]
     found = [_pack_windows(trial, sizes, seed, way) for way in ways]
-    best = min(range(len(ways)), key=lambda way: len(found[way][1]) * (WORTH_WAITING if ways[way].slow else 1))
+    thrifty = [bool(getattr(way, "thrift", 0)) for way in ways]
+    best = min(range(len(ways)), key=lambda way: len(found[way][1]) * (WORTH_WAITING if thrifty[way] else 1))
     return found[best] if len(trial) == len(order) else _pack_windows(order, sizes, seed, ways[best])
 
 
@@ -141,11 +133,9 @@ def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:
 
 
 def efficiency(packs: Packs, max_tokens: int, num_ranks: int = 1) -> dict[str, float]:
-    """Figures of a packing.
+    """Figures of a packing: samples_per_pack; padded, the share of the token budget that stays empty; waiting.
 
-    Returns:
-        padded: share of the token budget that stays empty; samples_per_pack; waiting: share of the ranks' time in
-        which they wait for the one with most work, in steps of `num_ranks` neighboring packs.
+    That is the share of their time in which ranks wait for the one with most work, in steps of neighboring packs.
     """
     steps = len(packs) // num_ranks
     work = packs.work[: steps * num_ranks].reshape(steps, num_ranks)

@@ -56,11 +56,7 @@ class Plan(Sampler):
 
 
 def plan_of(loader: DataLoader) -> Plan:
-    """The plan of a loader: its batch sampler, or the sampler inside that.
-
-    Raises:
-        SettingError: a loader without one.
-    """
+    """The plan of a loader: its batch sampler, or the sampler inside that; raises `SettingError` without one."""
     inside = getattr(loader.batch_sampler, "sampler", None)
     found = next((each for each in (loader.batch_sampler, inside) if isinstance(each, Plan)), None)
     if found is None:
@@ -70,11 +66,7 @@ def plan_of(loader: DataLoader) -> Plan:
 
 
 def require_agreement(plan: Plan) -> None:
-    """Compare the plans of all ranks, which would deadlock with different ones.
-
-    Raises:
-        SettingError: on every rank, where they differ.
-    """
+    """Raises `SettingError` on every rank where their plans differ, with which they would deadlock."""
     if get_world_size() > 1 and len(set(all_gather_object(plan.digest))) > 1:
         remedy = "wait until no file is written any more and start again; every node needs the same files"
         error = SettingError("data_paths", "the ranks don't find the same data", remedy)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,7 @@ def gather(runner) -> dict[str, Any]:
     network, optimizer = unwrap(runner.model), runner.optim_wrapper.optimizer
     dataset, plan = runner.train_dataloader.dataset, planned_loop(runner).dataloader_iterator.plan
     looks = is_main_process() and isinstance(dataset, MultimodalDataset)
-    figures = map(asdict, file_figures(dataset) if looks else [])
-    files = [{name: None if value != value else value for name, value in each.items()} for each in figures]  # NaN
+    files = file_figures(dataset) if looks else []
     strategy = f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
     if isinstance(runner.model, MMDeepSpeedEngineWrapper):
         strategy = describe_engine(runner.model.model)

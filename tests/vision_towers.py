@@ -18,23 +18,12 @@ NAMES = {"clip": "CLIP", "siglip": "Siglip"}
 def whole_model(kind: str, seed: int = 0, **sizes):
     """A whole model of ``kind`` clip or siglip, image and text side; every tensor random and far from zero."""
     name = NAMES[kind]
-    config_class = getattr(transformers, f"{name}Config")
-    text = dict(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=99,
-        max_position_embeddings=16,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    text = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)
+    text |= dict(max_position_embeddings=16, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    config = getattr(transformers, f"{name}Config")(text_config=text, vision_config={**SIZES, **sizes})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{name}Model")(
-            config_class(text_config=text, vision_config={**SIZES, **sizes})
-        ).eval()
+        model = getattr(transformers, f"{name}Model")(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

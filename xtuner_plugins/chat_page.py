@@ -140,17 +140,12 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
         rows = zip(ranges, list(CHINESE)[2:6], strict=True)
         numbers = [gr.Slider(*values, step=step, label=i18n(label), render=False) for (*values, step), label in rows]
         upload = {"file_count": "multiple", "max_plain_text_length": 100_000}
-        gr.ChatInterface(
-            ask,
-            multimodal=True,
-            title=name,
-            api_name="ask",
-            additional_outputs=[tiles],
-            additional_inputs_accordion=gr.Accordion(i18n("Settings"), open=False, render=False),
-            chatbot=gr.Chatbot(height=460, show_label=False, buttons=["copy"], render=False),
-            textbox=gr.MultimodalTextbox(show_label=False, render=False, **upload),
-            additional_inputs=[system, *numbers],
-        )
+        chatbot = gr.Chatbot(height=460, show_label=False, buttons=["copy"], render=False)
+        textbox = gr.MultimodalTextbox(show_label=False, render=False, **upload)
+        accordion = gr.Accordion(i18n("Settings"), open=False, render=False)
+        shown = {"title": name, "chatbot": chatbot, "textbox": textbox, "additional_inputs_accordion": accordion}
+        given = {"additional_inputs": [system, *numbers], "additional_outputs": [tiles]}
+        gr.ChatInterface(ask, multimodal=True, api_name="ask", **shown, **given)
         tiles.render()
     return page.queue(max_size=MAX_WAITING), i18n
 

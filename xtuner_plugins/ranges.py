@@ -52,9 +52,8 @@ class Range(NamedTuple):
 
     def holds(self, value: Any) -> bool:
         """Whether the setting can have this value; True and texts are no numbers."""
-        if type(value) in self.kinds and self.low <= value < self.below and not (self.is_above and value == self.low):
-            return True
-        return value in self.others
+        is_number = type(value) in self.kinds and self.low <= value < self.below
+        return is_number and not (self.is_above and value == self.low) or value in self.others
 
     @property
     def remedy(self) -> str:

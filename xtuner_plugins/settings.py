@@ -386,7 +386,7 @@ def deepspeed_file(value: str) -> Path:
     """
     path = Path(value) if Path(value).is_file() else DEEPSPEED.get(value)
     if path is None:
-        hint = did_you_mean(value, DEEPSPEED, "give another JSON file", cutoff=0.4)
+        hint = did_you_mean(value, DEEPSPEED, "give a JSON file or one of these", cutoff=0.4)
         raise ConfigError(f"--deepspeed {value}: no such file or name; {hint} (known: {', '.join(DEEPSPEED)})")
     return path
 

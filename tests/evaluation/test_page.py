@@ -40,6 +40,7 @@ def test_one_result_and_two(tmp_path, monkeypatch):
     for said in ("exports/&lt;mine&gt;", "Which &lt;b&gt;?", "only asked", "a.png, 336x224<", "red | rot"):
         assert said in text
     assert "own.jsonl:9: no answer" in text and "10.0 to 40.0" in text and "(--limit 4)" in text
+    assert text.count("score 0 / 零分") == text.count("partly right / 部分正确") == 1, "none of what is only asked"
     assert len(re.search(r"const images = \[(.*)\]", text)[1].split(",")) == 2  # with boxes, and without
     assert "<script>alert" not in text and "http" not in text.replace("data:image", ""), "loads nothing"
 

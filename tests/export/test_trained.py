@@ -9,12 +9,11 @@ from tests.weights.training import LORA, RSLORA, make_model, record_of, save_pth
 from xtuner_plugins.export.trained import lay_over
 from xtuner_plugins.weights import record
 from xtuner_plugins.weights.model_view import open_model
-from xtuner_plugins.weights.reading import CheckpointError
 
 HEAD, QUERY = "language_model.lm_head", "language_model.model.layers.0.self_attn.q_proj"
 
 
-def test_names_of_training(toy_base, tmp_path):
+def test_names_of_training(toy_base, tmp_path, refused):
     """Wrappers are taken off; what the base has already, and what is no weight, changes nothing."""
     base, model = open_model(toy_base).tensors, make_model(toy_base)
     projector = {name: value for name, value in model.state_dict().items() if ".mlp1." in name}
@@ -37,8 +36,7 @@ def test_names_of_training(toy_base, tmp_path):
     name = next(iter(projector))
     del state[f"module.{name}"]
     words = rf"trained mlp1 \(model.freeze_projector=False\), .* lacks 1 of its tensors: {name[6:]}"
-    with pytest.raises(CheckpointError, match=words):
-        lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state))
+    refused(words, lay_over, None, save_pth(model, tmp_path / "iter_1.pth", state=state))
     model.made_with["freeze_projector"] = True
     assert lay_over(None, save_pth(model, tmp_path / "iter_1.pth", state=state)).replaced
 
@@ -65,18 +63,17 @@ def test_the_checkpoint_counts_not_the_config(recorded):
     assert "llm_lora.use_rslora=True (the config: None)" in note
 
 
-def test_a_record_that_lacks_or_lies(toy_base, recorded, tmp_path):
+def test_a_record_that_lacks_or_lies(toy_base, recorded, tmp_path, refused):
     whole, unreadable = record_of(toy_base), "holds a record of its run that can't be read"
     broken = [{"base": {}}, {"base": {"path": 3, "files": {}}}, {"base": {"path": "b", "files": {"a": 1}}}]
     broken += [{"data": None}, {"data": ["x"]}, {"steps": {}}, {"settings": {}}, {"versions": 1}]
     table = [({**whole, **each}, unreadable) for each in broken]
     table += [("x", unreadable), (None, "holds no record of its run .*export it with the version that wrote it")]
     for said, words in table:
-        with pytest.raises(CheckpointError, match=words):
-            lay_over(recorded[1], save_pth(recorded[2], tmp_path / "iter_1.pth", record=said))
+        refused(words, lay_over, recorded[1], save_pth(recorded[2], tmp_path / "iter_1.pth", record=said))
 
 
-def test_another_base_is_refused(toy_base, recorded, tmp_path):
+def test_another_base_is_refused(toy_base, recorded, tmp_path, refused):
     for name, old, new in (
         ("config.json", b'"ps_version": "v2"', b'"ps_version": "v1"'),
         ("vocab.json", b"{", b"{ "),
@@ -84,18 +81,16 @@ def test_another_base_is_refused(toy_base, recorded, tmp_path):
     ):
         base = shutil.copytree(toy_base, tmp_path / name)
         (base / name).write_bytes((base / name).read_bytes().replace(old, new, 1))
-        with pytest.raises(CheckpointError, match=f"belongs to another base: {name} of .* has SHA-256"):
-            lay_over(write_config(tmp_path / "c.py", base, llm_lora=RSLORA), recorded[0])
+        config = write_config(tmp_path / "c.py", base, llm_lora=RSLORA)
+        refused(f"belongs to another base: {name} of .* has SHA-256", lay_over, config, recorded[0])
 
 
-def test_the_base_is_found_where_the_config_or_the_record_says(recorded, tmp_path):
+def test_the_base_is_found_where_the_config_or_the_record_says(recorded, tmp_path, refused):
     elsewhere = write_config(tmp_path / "c.py", "nowhere", llm_lora=RSLORA)
     assert lay_over(elsewhere, recorded[0]).view.directory == lay_over(None, recorded[0]).view.directory
     content = torch.load(recorded[0], weights_only=False)
     content[record.KEY]["base"]["path"] = "gone"
     torch.save(content, tmp_path / "iter_1.pth")
-    with pytest.raises(CheckpointError, match="iter_1.pth does not exist: nowhere nor gone; .*--set base="):
-        lay_over(elsewhere, tmp_path / "iter_1.pth")
+    refused("iter_1.pth does not exist: nowhere nor gone; .*--set base=", lay_over, elsewhere, tmp_path / "iter_1.pth")
     elsewhere.write_text("model = dict()")
-    with pytest.raises(ValueError, match=r"c\.py has no model\.base"):
-        lay_over(elsewhere, recorded[0])
+    refused(r"c\.py has no model\.base", lay_over, elsewhere, recorded[0], error=ValueError)

@@ -94,21 +94,6 @@ def test_who_stops_reading_stops_the_model(session):
     assert ask(session, "Hello") is not None
 
 
-def test_an_answer_comes_word_by_word_without_prompt_and_end(session, monkeypatch):
-    ids = session.tokenizer("The bus is red. 你好<|im_end|>").input_ids
-
-    def generate(streamer, **options):
-        streamer.put(torch.empty(1, 0, dtype=torch.long))  # what `generate` makes of a prompt of embeddings
-        for token in ids:
-            streamer.put(torch.tensor([token]))
-        streamer.end()
-        return torch.tensor([ids])
-
-    monkeypatch.setattr(session.model, "generate", generate)
-    pieces = list(session.reply([Turn("What?")]))
-    assert "".join(pieces) == "The bus is red. 你好" and len(pieces) >= 4
-
-
 def test_batches_equal_single_questions_and_keep_their_order(session):
     items = [
         ("What is it?", [make_image(336, 224)]),

@@ -36,5 +36,3 @@ def test_labels_are_the_answers_alone(tmp_path):
     )
     assert tokenizer.decode([label for label in labels if label != -100]) == "47<|im_end|>no<|im_end|>"
     assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
-    padded, marked = pretrain._pad([(ids, labels), (ids[:3], labels[:3])], pad=7)
-    assert padded[1, 3:].eq(7).all() and marked[1, 3:].eq(-100).all() and padded.shape == marked.shape == (2, len(ids))

@@ -86,11 +86,7 @@ def is_meta(path: str | os.PathLike) -> bool:
 
 
 def read_meta(path: str | os.PathLike) -> list[Entry]:
-    """The data sets of a meta file; those with a repeat_time of 0 are left out.
-
-    Raises:
-        SettingError: no JSON, an unknown key, a value that can't be used, or an annotation file that isn't there.
-    """
+    """The data sets of a meta file, those with a repeat_time of 0 left out; errors as `list_files`."""
     meta = Path(path)
     try:
         found = parse_json(meta.read_bytes(), str(meta))

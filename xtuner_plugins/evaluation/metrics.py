@@ -50,11 +50,6 @@ def share(sums: np.ndarray) -> np.ndarray:
     return 100.0 * np.divide(part, whole, out=np.zeros(part.shape), where=whole != 0).mean(axis=-1)
 
 
-def percent(found: Sequence[bool | float]) -> float:
-    """Their mean in percent."""
-    return 100 * float(np.mean(found))
-
-
 class Metric:
     """A measure of answers whose headline is a share in percent: the mean of the scores, unless `tally` says otherwise.
 
@@ -94,7 +89,7 @@ class Metric:
         parts |= {f"{self.headline}/{name}": places for name, places in by_category(questions).items()}
         further = self.further(list(zip(answers, questions, strict=True)))
         found = {name: float(share(rows[places].sum(axis=0))) for name, places in parts.items()}
-        return found | {name: percent(values) for name, values in further.items()}
+        return found | {name: 100 * float(np.mean(values)) for name, values in further.items()}
 
 
 class ExactMatch(Metric):
@@ -322,7 +317,7 @@ class YesNo(Metric):
         found = {
             f"{name}{end}": float(share(rows[place])) for end, place in parts.items() for name, rows in sums.items()
         }
-        return found | {"unclear": percent([not _YES_OR_NO.search(answer) for answer in answers])}
+        return found | {"unclear": 100 * float(np.mean([not _YES_OR_NO.search(answer) for answer in answers]))}
 
 
 _NUMBER = r"(-?(?:\d+(?:\.\d*)?|\.\d+))"

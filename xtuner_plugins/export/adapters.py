@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..dtypes import resolve_dtype
 from ..weights import manifest, preprocessing, record
 from ..weights.checkpoint import ADAPTER, REPLACED
 from ..weights.lazy import cast
 from ..weights.reading import CheckpointError
 from ..weights.staging import check_target, staged_directory
-from ..weights.writer import resolve_dtype, write_json, write_single
+from ..weights.writer import write_json, write_single
 from . import trained
 
 
@@ -41,7 +42,7 @@ def export_adapter(
     Raises:
         CheckpointError: the checkpoint has no adapter, or doesn't belong to the config.
     """
-    wanted = resolve_dtype(dtype)
+    wanted = dtype and resolve_dtype(dtype)
     plan = trained.lay_over(config_path, checkpoint)
     if not plan.lora_configs:
         raise CheckpointError(f"{checkpoint} holds no LoRA tensors for an adapter; export without --format peft")

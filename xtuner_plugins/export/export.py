@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from ..dtypes import resolve_dtype
 from ..weights import manifest, model_view, preprocessing, record
 from ..weights.lazy import cast
 from ..weights.loader import check_model
 from ..weights.reading import read_json, weight_files
 from ..weights.staging import check_target, staged_directory
 from ..weights.tokenizer_files import load_tokenizer
-from ..weights.writer import json_text, resolve_dtype, write_json, write_weights
+from ..weights.writer import json_text, write_json, write_weights
 from . import card, trained
 from .draft import Draft, make_draft, with_template
 
@@ -83,7 +84,7 @@ def prepare(
         CheckpointError: config, checkpoint and base don't belong together; the format can't express the model.
         ValueError: an argument out of range.
     """
-    wanted = resolve_dtype(dtype)
+    wanted = dtype and resolve_dtype(dtype)
     plan = trained.lay_over(config, checkpoint).settle(template, max_tiles)
     view, opened, file = plan.view, plan.checkpoint, trained.config_file(config)
     check_model(view.config, view.tensors, str(view.directory))
@@ -113,7 +114,7 @@ def prepare_conversion(
         dtype: of all weights; None keeps the stored ones.
         template: conversation template, for an official directory.
     """
-    wanted, view = resolve_dtype(dtype), model_view.open_model(directory)
+    wanted, view = dtype and resolve_dtype(dtype), model_view.open_model(directory)
     check_model(view.config, view.tensors, str(directory))
     tensors = {name: cast(tensor, wanted) for name, tensor in view.tensors.items()}
     draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)

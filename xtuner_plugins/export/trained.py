@@ -30,8 +30,7 @@ from .base import towers
 
 HEAD = "language_model.lm_head.weight"
 # What only repeats the base, or is no weight: mean and std of the pixels, PEFT's originals
-_REPEATED = (merge.ORIGINAL, ".original_module.")
-_QUANT_STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.", ".SCB")
+_REPEATED = ("data_preprocessor.", merge.ORIGINAL, ".original_module.")
 
 
 @dataclass
@@ -189,7 +188,10 @@ def _sort_tensors(plan: TrainedPlan) -> None:
         layer, part = merge.split_key(name) or ("", "")
         inner = name.replace(".modules_to_save.default.", ".").replace(merge.BASE_LAYER, ".")
         own = f"{layer}.weight" if layer else inner.replace(".base_layer.", ".")
-        if _is_frozen(name, not layer and own != inner, tensor):
+        if any(each in name for each in _REPEATED):
+            continue
+        # Frozen weights under an adapter, maybe in 4 bits, and the state of these
+        if not layer and own != inner and (own not in base or not tensor.dtype.is_floating_point):
             continue
         if own not in base:
             wrong.append(f"{stored} (unknown to the base)")
@@ -207,19 +209,12 @@ def _sort_tensors(plan: TrainedPlan) -> None:
         raise CheckpointError(f"{where} is a checkpoint of another model than {plan.view.directory}: {said}")
 
 
-def _is_frozen(name: str, under_adapter: bool, tensor: LazyTensor) -> bool:
-    """Whether a tensor only repeats the base: pixels' mean and std, PEFT's originals, 4-bit weights, their state."""
-    if name.startswith("data_preprocessor.") or any(each in name for each in _REPEATED):
-        return True
-    return under_adapter and (not tensor.dtype.is_floating_point or any(state in name for state in _QUANT_STATE))
-
-
 def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
     """Checks that each part that the run trained is complete, and that its settings name each adapter."""
-    for name, (part, _, frozen_by_default) in PARTS.items():
+    for name, (part, *_) in PARTS.items():
         lora, setting, rows = plan.lora_configs.get(part), f"model.{name}_lora", inside(plan.token_rows, part)
         adapted, of_rows = rows or inside(plan.adapters, part), lora and lora.trainable_token_indices
-        lacking, by = _lacking(plan, model, part, f"freeze_{name}", frozen_by_default)
+        lacking, by = _lacking(plan, model, name)
         first = "".join(lacking[:1])
         cases = {
             f"it holds LoRA tensors of {part}, but its run set no {setting}": adapted and not lora,
@@ -231,14 +226,13 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
             raise CheckpointError(f"{plan.checkpoint.path} isn't whole: {wrong[0]}")
 
 
-def _lacking(
-    plan: TrainedPlan, model: Mapping, part: str, freeze_setting: str, frozen_by_default: bool
-) -> tuple[list[str], str]:
+def _lacking(plan: TrainedPlan, model: Mapping, key: str) -> tuple[list[str], str]:
     """Tensors of a part that the run trained whole and the checkpoint lacks, and the setting that trained them."""
     config, last = plan.view.config, model.get("visual_encoder_last_layers")
+    part, _, is_frozen = PARTS[key]
     names = [name for name in plan.view.tensors if name.startswith(part + ".") and name not in plan.replaced]
-    if not model.get(freeze_setting, frozen_by_default):
-        return [name for name in names if not towers.is_unused(name, config)], f"{freeze_setting}=False"
+    if not model.get(f"freeze_{key}", is_frozen):
+        return [name for name in names if not towers.is_unused(name, config)], f"freeze_{key}=False"
     if part == "language_model" and model.get("train_head"):
         return [name for name in names if name == HEAD], "train_head=True"
     if part == "vision_model" and last is not None:

@@ -14,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
 from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel
 from xtuner_plugins.toy.tokenizer import build_tokenizer
-from xtuner_plugins.weights.writer import DTYPES, write_json
+from xtuner_plugins.weights.writer import write_json
 
 VISION_CONFIG: dict[str, Any] = {
     "architectures": ["InternVisionModel"],
@@ -166,7 +166,7 @@ def write_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str,
     path.mkdir(parents=True, exist_ok=True)
     found, shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes_of(config)
     assert found == shapes, f"{path}: not as the config says: {sorted(found.items() ^ shapes.items())[:4]}"
-    dtype = DTYPES[config["torch_dtype"]]
+    dtype = getattr(torch, config["torch_dtype"])
     ready = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     save_file(ready, path / "model.safetensors", metadata={"format": "pt"})
     write_json(path / "config.json", dict(config))

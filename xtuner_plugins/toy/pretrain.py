@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
@@ -147,7 +148,9 @@ def pretrain_llm(out_dir: str | Path, *, steps: int = LLM_STEPS, seed: int = 0, 
     def loss_of(progress: float) -> tuple[torch.Tensor, float]:
         size = LLM_BATCH if progress < 0.6 else LLM_BATCH // 2
         samples = [_encode(ids_of, *_dialogue(rng, progress)) for _ in range(size)]
-        input_ids, labels = _pad(samples, tokenizer.pad_token_id)
+        # Nothing looks back at padding, so no mask is needed.
+        padding = zip(zip(*samples, strict=True), (tokenizer.pad_token_id, IGNORE), strict=True)
+        input_ids, labels = (pad_sequence(list(map(torch.tensor, part)), True, value) for part, value in padding)
         hidden = model.model(input_ids=input_ids).last_hidden_state[:, :-1]
         asked = labels[:, 1:] != IGNORE
         targets = labels[:, 1:][asked]
@@ -187,13 +190,6 @@ def _encode(
     found = [(ids_of(words), is_answer) for words, is_answer in parts]
     labels = [ids if is_answer else [IGNORE] * len(ids) for ids, is_answer in found]
     return [token for ids, _ in found for token in ids], [label for part in labels for label in part]
-
-
-def _pad(samples: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded int64 [B, S] ids and labels. Nothing looks back at padding, so no mask is needed."""
-    longest = max(len(ids) for ids, _ in samples)
-    ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in samples])
-    return ids, torch.tensor([labels + [IGNORE] * (longest - len(labels)) for _, labels in samples])
 
 
 def _optimize(parameters: list[nn.Parameter], loss_of: LossOf, steps: int, lr: float, log: Log) -> None:

@@ -88,16 +88,8 @@ def _records(images: Path, split: str, index: int, rng: random.Random) -> list[d
     ]
 
 
-def write_untrained_base(root: str | Path, *, seed: int = 0) -> Path:
-    """Assembles a base of random toy parts in `root/base`, float32, up to 4 tiles; replaces an earlier one."""
-    base, float32 = Path(root) / "base", {"torch_dtype": "float32"}
-    parts = write_random_parts(Path(root) / "parts", seed=seed, vision_overrides=float32, llm_overrides=float32)
-    build_base(*parts, base, max_tiles=4, dtype="float32", force=True)
-    return base
-
-
 def write_trained_base(root: str | Path, *, steps: int = 100, seed: int = 0) -> Path:
-    """A base that answers both questions: an untrained one, trained here without MMEngine's runner.
+    """A base of toy parts that answers both questions, trained here without MMEngine's runner; replaces an earlier one.
 
     Args:
         root: Gets `parts/`, `data/` and `base/`.
@@ -108,7 +100,10 @@ def write_trained_base(root: str | Path, *, steps: int = 100, seed: int = 0) -> 
         The base's directory.
     """
     root = Path(root)
-    base, data = write_untrained_base(root, seed=seed), write_data(root / "data", {"train": COUNTS["train"]}, seed=seed)
+    base, float32 = root / "base", {"torch_dtype": "float32"}
+    parts = write_random_parts(root / "parts", seed=seed, vision_overrides=float32, llm_overrides=float32)
+    build_base(*parts, base, max_tiles=4, dtype="float32", force=True)
+    data = write_data(root / "data", {"train": COUNTS["train"]}, seed=seed)
     dataset = MultimodalDataset(str(base), [str(data["train"])], [str(root / "data/images")], max_length=512)
     torch.manual_seed(seed)
     model = VisionLanguageModel(str(base), freeze_llm=False, dtype="float32", gradient_checkpointing=False).train()

@@ -11,15 +11,6 @@ import torch
 from .lazy import LazyTensor
 from .reading import DTYPE_NAMES
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-def resolve_dtype(name: str | None) -> torch.dtype | None:
-    """A torch dtype by name, None for None; ``ValueError`` for one that weights aren't written in."""
-    if name not in (None, *DTYPES):
-        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
-    return DTYPES.get(name)
-
 
 def json_text(value: Mapping, default: Callable | None = None) -> str:
     """Indented JSON; ``default`` turns other objects into plain values."""

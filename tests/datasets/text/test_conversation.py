@@ -99,7 +99,7 @@ def test_tokenizers_and_templates_that_can_not_be_used_are_refused(tmp_path):
         with pytest.raises(SettingError, match=words):
             build()
     bare = Template(replace(get_template("internvl2_5").conversation, system_template="", system_message=None))
-    assert bare.segments(record_of([("q", "a")]))[0] == ("<|im_start|>user\n", False, True, None, False)
+    assert bare.segments(record_of([("q", "a")]))[0] == ("<|im_start|>user\n", False, True, False)
     with pytest.raises(RecordError, match="no place"):
         bare.segments(record_of([("q", "a")], system="S"))
 

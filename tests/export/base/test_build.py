@@ -4,7 +4,6 @@ import json
 import shutil
 
 import huggingface_hub
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model
@@ -18,7 +17,7 @@ from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM, INTERNVL2_SYSTEM
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
-from xtuner_plugins.weights.reading import CheckpointError, read_json
+from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -76,7 +75,7 @@ def changed(directory, to, **tensors):
     return to
 
 
-def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypatch):
+def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypatch, refused):
     def offline(*args, **kwargs):
         raise ConnectionError("no route to the hub")
 
@@ -104,14 +103,13 @@ def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypa
         (vision, llm, {"template": "x"}, "unknown conversation template"),
         (vision, llm, {"projector": tmp_path / "p.safetensors"}, "doesn't fit these parts"),
         (vision, llm, {"projector_type": "resampler"}, "projector_type 'resampler' is unknown"),
-        (vision, llm, {"dtype": "int8"}, "dtype 'int8'"),
+        (vision, llm, {"dtype": "int8"}, "dtype.*'int8'"),
         (vision, llm, {"max_tiles": 0}, "max_tiles = 0"),
         (vision, llm, {"select_layer": 1}, "select_layer = 1"),
         (vision, llm, {"image_mean": (0.5,) * 3}, "image_mean and image_std go together"),
         (vision, llm, {"image_mean": (127,) * 3, "image_std": (0.5,) * 3}, "must be three numbers"),
     ):
-        with pytest.raises(ValueError, match=words):
-            build_base(tower, language, tmp_path / "out", **options)
+        refused(words, build_base, tower, language, tmp_path / "out", **options, error=ValueError)
     assert set(tmp_path.iterdir()) == before
 
 
@@ -147,7 +145,7 @@ def test_a_base_prompts_as_its_language_model_does(toy_parts, tmp_path):
         assert ("the system message is this model's own" in notes) == ("template" not in options)
 
 
-def test_a_stock_llama_3_is_told_its_template(toy_parts, tmp_path):
+def test_a_stock_llama_3_is_told_its_template(toy_parts, tmp_path, refused):
     """Its control tokens stand in for the toy's; with its template it is assembled and prompts as it was tuned."""
     names = {"<|im_start|>": "<|start_header_id|>", "<|im_end|>": "<|eot_id|>", "<|endoftext|>": "<|end_header_id|>"}
     shutil.copytree(toy_parts[1], tmp_path / "tokens")
@@ -157,8 +155,7 @@ def test_a_stock_llama_3_is_told_its_template(toy_parts, tmp_path):
             text = text.replace(old, new)
         path.write_text(text, encoding="utf-8")
     llm = write_llm("llama", tmp_path / "llm", tmp_path / "tokens")
-    with pytest.raises(CheckpointError, match=r"its tokens fit --template llama3-chat$"):
-        build_base(toy_parts[0], llm, tmp_path / "base")
+    refused(r"its tokens fit --template llama3-chat$", build_base, toy_parts[0], llm, tmp_path / "base")
     done = build_base(toy_parts[0], llm, tmp_path / "base", template="llama3-chat")
     tokenizer = load_tokenizer(tmp_path / "base")
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "A"}], tokenize=False)

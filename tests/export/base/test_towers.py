@@ -1,6 +1,5 @@
 """Vision towers: their features are those of transformers' own models, whatever form of directory they come from."""
 
-import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -125,7 +124,7 @@ def test_a_dinov2_keeps_positions_of_its_own_size_and_is_cut(tmp_path):
     assert part.normalization == ([0.5] * 3, [0.5] * 3)
 
 
-def test_refusals(toy_parts, tmp_path):
+def test_refusals(toy_parts, tmp_path, refused):
     for name in ("odd", "registers"):
         write(tmp_path / name, "Dinov2Model", **DINOV2)
     write(tmp_path / "gated", "Dinov2Model", **DINOV2, use_swiglu_ffn=True)
@@ -147,5 +146,4 @@ def test_refusals(toy_parts, tmp_path):
         (toy_parts[0], {"select_layer": 0}, "select_layer = 0 is outside -1 .. -2"),
         (tmp_path / "empty", {}, "says clip_vision_model, but holds no such weights"),
     ):
-        with pytest.raises(ValueError, match=words):
-            read_vision(directory, **options)
+        refused(words, read_vision, directory, **options, error=ValueError)

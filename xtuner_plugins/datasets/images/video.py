@@ -36,11 +36,7 @@ def pick_frames(total: int, num_frames: int) -> list[int]:
 
 
 def probe_video(path: MediaSource, num_frames: int) -> tuple[int, tuple[int, int]]:
-    """How many frames will be taken, and their upright (width, height); at most the first few are decoded.
-
-    Raises:
-        MediaError: as `load_frames`.
-    """
+    """How many frames will be taken, and their upright (width, height); few are decoded. Errors as `load_frames`."""
     if frames := _folder_frames(path):
         return min(len(frames), num_frames), image_size(frames[0])
     total = _count(path, num_frames)
@@ -48,11 +44,7 @@ def probe_video(path: MediaSource, num_frames: int) -> tuple[int, tuple[int, int
 
 
 def load_frames(path: MediaSource, num_frames: int) -> list[Image.Image]:
-    """The picked frames as upright RGB images.
-
-    Raises:
-        MediaError: the video is missing, damaged or empty.
-    """
+    """The picked frames as upright RGB images; `MediaError` where the video is missing, damaged or empty."""
     if frames := _folder_frames(path):
         return [load_image(frames[number]) for number in pick_frames(len(frames), num_frames)]
     total = _count(path, num_frames)

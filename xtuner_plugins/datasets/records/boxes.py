@@ -147,11 +147,7 @@ def _box(match: re.Match, size: Size | None, record: Record, warnings: list[Reco
 
 
 def _fill_objects(record: Record, real_size: Callable[[int], Size] | None) -> Record:
-    """The record with ms-swift's placeholders filled. Arguments as `normalize_boxes`.
-
-    Raises:
-        RecordError: fewer boxes or names than placeholders, boxes outside the image, or another form of `objects`.
-    """
+    """The record with ms-swift's placeholders filled; arguments and errors as `normalize_boxes`."""
     objects, warnings = record.extra["objects"], list(record.warnings)
     refuse = partial(fail, record.source, "objects")
     if PLACEHOLDER.search(record.system or ""):

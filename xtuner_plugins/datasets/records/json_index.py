@@ -182,11 +182,7 @@ def _scan_array(name: str, path: str) -> np.ndarray:
 
 
 def parse_json(data: bytes, source: str) -> object:
-    """Decode one record's bytes.
-
-    Raises:
-        RecordError: not UTF-8, not JSON, a key twice in an object, or nested too deeply.
-    """
+    """Decode one record's bytes; `RecordError` for what isn't UTF-8 or JSON, a key twice, or nesting too deep."""
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
     except KeyError as error:

@@ -250,11 +250,7 @@ def _of_caption(sample: dict, images: list[bytes], source: str) -> dict:
 
 
 def write_image(data: bytes, folder: Path, source: str) -> str:
-    """Write an image as it is, once, under a name made from its content; returns the name, relative to `folder`.
-
-    Raises:
-        RecordError: it is no image.
-    """
+    """Write an image once, under a name made from its content, which is returned; `RecordError` if it is none."""
     try:
         with open_image(Blob("its image", data)) as image:
             suffix = image.format.lower().replace("jpeg", "jpg")

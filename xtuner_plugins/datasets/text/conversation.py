@@ -61,10 +61,11 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
         return split_pair(record, template, tokenizer)
     pieces = [Piece(None, tokenizer.start_ids)] if tokenizer.start_ids else []
     joins, strips, num_media = None, False, 0  # `joins`: the kind of text that the last piece goes on with
-    for text, supervised, literal, medium, answer in template.segments(record):
-        if medium is not None:
+    for text, supervised, literal, answer in template.segments(record):
+        if not isinstance(text, str):  # an image
             pieces.append(Piece(medium=num_media))
             num_media, strips, joins = num_media + 1, False, None
+            continue
         for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):
             if isinstance(item, int):
                 pieces.append(Piece(None, (item,), supervised))

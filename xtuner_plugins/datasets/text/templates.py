@@ -20,10 +20,9 @@ from ..records.records import Medium, Record
 class Segment(NamedTuple):
     """A stretch of a conversation: a text, or an image or video in its place."""
 
-    text: str = ""
+    content: str | Medium
     supervised: bool = False  # the model learns to write it
     literal: bool = False  # the template's own text, in which control tokens are tokens, not characters
-    medium: Medium | None = None
     answer: bool = False  # an answer, learned or not, which no token shares with what stands before it
 
 
@@ -59,7 +58,7 @@ class Template:
                 segments.append(Segment(answer, turn.supervised, answer=True))
                 segments.append(Segment(empty.stop_token, turn.supervised, literal=True))
             else:
-                segments += [Segment(part) if isinstance(part, str) else Segment(medium=part) for part in turn.parts]
+                segments += map(Segment, turn.parts)
         segments.append(around[-1])
         return segments
 

@@ -73,11 +73,7 @@ class TextTokenizer(TextRules):
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "TextTokenizer":
-        """Load the tokenizer of a model directory; none of its code runs, nothing is downloaded.
-
-        Raises:
-            SettingError: there is no tokenizer, or it can't be used.
-        """
+        """Load the tokenizer of a model directory, running none of its code; `SettingError` where it can't be used."""
         directory = os.fspath(directory)
         try:
             return cls(load_fast_tokenizer(directory), directory)

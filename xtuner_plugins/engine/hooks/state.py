@@ -43,9 +43,7 @@ class StateHook(Hook):
         checkpoint["plan"] = planned_loop(runner).dataloader_iterator.position()
         dataset = runner.train_dataloader.dataset
         if isinstance(dataset, MultimodalDataset):
-            pixels = unwrap(runner.model).data_preprocessor
-            mean, std = pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()
-            checkpoint[preprocessing.KEY] = lock.describe(dataset, mean, std)
+            checkpoint[preprocessing.KEY] = describe_live(runner)
         checkpoint[record.KEY] = {**self._describe(runner), "run": _run_facts(checkpoint["meta"]["iter"])}
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -63,16 +61,19 @@ class StateHook(Hook):
         if self._record is None:
             said: list[Any] = [None]
             if is_main_process():
-                said = [self._make(runner)]
+                own = {"ranks": get_world_size(), "seed": runner.seed, "resize_rule": resize_facts()["resize_rule"]}
+                own["dtype"] = str(getattr(unwrap(runner.model), "dtype", None))
+                said = [record.make(runner.cfg, runner.train_dataloader.dataset, **own)]
             broadcast_object_list(said)
             self._record = said[0]
         return self._record
 
-    @staticmethod
-    def _make(runner) -> dict[str, Any]:
-        own = {"ranks": get_world_size(), "seed": runner.seed, "resize_rule": resize_facts()["resize_rule"]}
-        dtype = str(getattr(unwrap(runner.model), "dtype", None))
-        return record.make(runner.cfg, runner.train_dataloader.dataset, dtype=dtype, **own)
+
+def describe_live(runner) -> dict[str, Any]:
+    """How the data of a run are prepared, as `datasets.lock.describe` says it."""
+    pixels = unwrap(runner.model).data_preprocessor
+    mean, std = pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()
+    return lock.describe(runner.train_dataloader.dataset, mean, std)
 
 
 def _run_facts(steps: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mmengine.registry import HOOKS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, collate, collate_pairs, lock
+from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, collate, collate_pairs
 from ...evaluation.benchmarks import DataSet, open_data_sets
 from ...evaluation.results import measure
 from ...files import write_whole
@@ -31,6 +31,7 @@ from ...weights.loader import is_partitioned, load_tokenizer
 from ..run.steps import unwrap
 from ..watch.errors import naming
 from ..watch.stopping import agree_to_stop, requests
+from .state import describe_live
 
 # Settings of the training data alone: which records are taken, how often, and how images are changed at random. All
 # others hold for validation, too.
@@ -290,9 +291,7 @@ def open_session(runner) -> ChatSession:
     Of several templates among the training files, the first file's.
     """
     network, dataset = unwrap(runner.model), runner.train_dataloader.dataset
-    pixels = network.data_preprocessor
-    locked = lock.describe(dataset, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist())
-    rule, _ = preprocessing.choose(locked, template=dataset.sources[0].template.name)
+    rule, _ = preprocessing.choose(describe_live(runner), template=dataset.sources[0].template.name)
     model, tokenizer = network.model, load_tokenizer(runner.cfg.model.base)
     model.template, model.conv_template = rule.template, rule.conversation
     model.system_message = model.conv_template.system_message

@@ -68,6 +68,8 @@ def _settle(check, module: types.ModuleType, cfg: Config, args: argparse.Namespa
 
     A refusal ends each rank with status 2 and is one line of one rank.
     """
+    from ...dtypes import resolve_dtype
+    from ..run.loss_scaling import settle_deepspeed_dtype
     from ..run.param_groups import keep_grouping
     from ..run.resume import settle_start
 
@@ -88,7 +90,8 @@ def _settle(check, module: types.ModuleType, cfg: Config, args: argparse.Namespa
     if args.deepspeed:
         args.deepspeed = str(deepspeed_file(args.deepspeed))  # before XTuner looks up its own
         keep_grouping(cfg)
-        _give_deepspeed_the_dtype(module, cfg)
+        dtype = resolve_dtype(cfg.model.get("dtype", "auto"))  # XTuner looks at the device alone
+        module.auto_dtype_of_deepspeed_config = functools.partial(settle_deepspeed_dtype, dtype=dtype)
 
 
 def _read_again(cfg: Config, args: argparse.Namespace) -> None:
@@ -107,15 +110,6 @@ def _read_again(cfg: Config, args: argparse.Namespace) -> None:
         check_processes(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ)
         check_config(whole, read_deepspeed(args.deepspeed) if args.deepspeed else None)
     object.__setattr__(cfg, "_cfg_dict", whole._cfg_dict)
-
-
-def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
-    """Replaces XTuner's filling in of ``"auto"`` dtypes, which looks at the device alone."""
-    from ...dtypes import resolve_dtype
-    from ..run.loss_scaling import settle_deepspeed_dtype
-
-    dtype = resolve_dtype(cfg.model.get("dtype", "auto"))
-    module.auto_dtype_of_deepspeed_config = functools.partial(settle_deepspeed_dtype, dtype=dtype)
 
 
 def _end_with_xtuner() -> None:

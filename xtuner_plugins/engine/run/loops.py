@@ -208,7 +208,11 @@ class PlannedTrainLoop(IterBasedTrainLoop):
             self._go_on()
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
-        self._tell_of_few_steps()
+        if self._max_iters_given is None and self._max_iters < FEW_STEPS and is_main_process():  # because of the data
+            few = f"this run has {self._max_iters} optimizer steps, too few to learn much: a step takes "
+            remedy = "lower accumulative_counts (and batch_size), or raise max_epochs"
+            few += f"{self.micro_batches} micro-batches on each rank; {remedy}"
+            print_log(few, "current", logging.WARNING)
         with watching():
             self._run_steps()
             self.runner.call_hook("after_train_epoch")
@@ -218,14 +222,6 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         elif requests.agreed and is_main_process():
             print_log(_how_to_go_on(self._iter, newest_checkpoint(self.runner.work_dir)), "current")
         return self.runner.model
-
-    def _tell_of_few_steps(self) -> None:
-        """Warns of a run that is short because of its data, not because someone has asked for so many steps."""
-        if self._max_iters_given is None and self._max_iters < FEW_STEPS and is_main_process():
-            few = f"this run has {self._max_iters} optimizer steps, too few to learn much"
-            per_step = f"a step takes {self.micro_batches} micro-batches on each rank"
-            remedy = "lower accumulative_counts (and batch_size), or raise max_epochs"
-            print_log(f"{few}: {per_step}; {remedy}", "current", logging.WARNING)
 
     def _run_steps(self) -> None:
         network = unwrap(self.runner.model)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...dtypes import resolve_dtype
 from ...families import EMBEDDING, FLASH, HEAD, PARTS, LLMFamily, encoder_family, llm_family
 from ...hub.constants import ADDED_TOKENS, PROJECTOR_TYPES
 from ...hub.conversation import TEMPLATES, Conversation, get_conv_template
@@ -14,7 +15,7 @@ from ...weights.lazy import Joined, LazyTensor, MemoryTensor, cast
 from ...weights.loader import check_model
 from ...weights.reading import CheckpointError, read_json
 from ...weights.staging import check_target, staged_directory
-from ...weights.writer import resolve_dtype, write_weights
+from ...weights.writer import write_weights
 from ..draft import write_files
 from . import projectors, towers
 
@@ -84,7 +85,7 @@ def build_base(
             of templates can't express that, the family's default.
         system: system message in place of the template's; '' leaves out the system turn.
         max_tiles: tiles per image without the thumbnail; None is 12, or 1 with ``mlp`` and ``bilinear_mlp``.
-        dtype: of the stored weights, a key of ``writer.DTYPES``.
+        dtype: of the stored weights, as for `resolve_dtype`.
         projector: model directory, or file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
         projector_type: ``pixel_shuffle_mlp`` (InternVL's), ``mlp`` (LLaVA's, no merging of patches) or
             ``bilinear_mlp`` (the patch grid halved bilinearly); None takes that of the tower's family.

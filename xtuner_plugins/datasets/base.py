@@ -28,7 +28,10 @@ def read_base(directory: str | os.PathLike) -> "InternVLChatConfig":
     """
     from ..hub.configuration_internvl_chat import num_image_tokens
 
-    if not isinstance(directory, (str, os.PathLike)) or not os.path.isdir(directory):
+    if not isinstance(directory, (str, os.PathLike)):
+        remedy = "give the model directory to train from, that of model.base"
+        raise SettingError("base", f"base={directory!r} can't be used", remedy)
+    if not os.path.isdir(directory):
         raise SettingError("base", f"model directory {directory!r} isn't there", REMEDY)
     path = os.path.join(directory, "config.json")
     try:

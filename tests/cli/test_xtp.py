@@ -50,6 +50,8 @@ def test_what_is_no_command(capsys):
     assert (xtp.main([]), xtp.main(["--help"])) == (2, 0) and capsys.readouterr().out.count("xtp COMMAND ...") == 2
     assert xtp.main(["chekc"]) == 2
     assert capsys.readouterr().err == "error: there is no command 'chekc'; did you mean check?\n"
+    assert xtp.main(["new-config"]) == 2
+    assert capsys.readouterr().err == "error: new-config is now: xtp configs NAME --write FILE\n"
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,19 @@ SHORT = {
     "export": "convert_to_official",
     "prepare": "prepare_data",
 }
+# Commands of the release before: what does the same now.
+OLD = {
+    "answer": "xtp evaluate MODEL --data FOLDER --prompt TEXT --out DIR",
+    "compare": "xtp evaluate --compare A B",
+    "import_config": "xtp configs --from-xtuner CONFIG",
+    "import_xtuner_config": "xtp configs --from-xtuner CONFIG",
+    "list_configs": "xtp configs",
+    "new_config": "xtp configs NAME --write FILE",
+    "print_config": "xtp configs NAME",
+    "quickstart": "make quickstart",
+    "show_batch": "xtp check CONFIG --step N",
+    "vlmevalkit": "a config of six lines, in docs/evaluation.md",
+}
 USAGE_ERROR = 2
 
 
@@ -34,12 +47,14 @@ def find_tool(name: str) -> Path:
     """The file of a subcommand, by its short name, its long one, or the file's.
 
     Raises:
-        ConfigError: There is none; names the nearest ones.
+        ConfigError: There is none; names what replaced it, or the nearest ones.
     """
     known = tools()
     by_stem = {path.stem: path for path in known.values()}
     path = known.get(name) or by_stem.get(name.replace("-", "_").removesuffix(".py"))
     if path is None:
+        if old := OLD.get(name.replace("-", "_")):
+            raise ConfigError(f"{name} is now: {old}")
         hint = did_you_mean(name, [*known, *by_stem], "xtp --help lists the commands", n=2)
         raise ConfigError(f"there is no command {name!r}; {hint}")
     return path

@@ -65,10 +65,11 @@ def test_a_lock_ends_with_its_holder_and_who_waits_says_for_whom(tmp_path, monke
 
 
 def test_a_kill_while_lengths_are_measured_holds_nothing_up(data_base, write_data, qa, cache, monkeypatch, start):
+    """No process is left, and the next start takes up what is done at once."""
+
     def parts():
         return [path for path in cache.glob("*/parts/*.npz") if path.stem.isdigit()]  # others are being written
 
-    """No process is left, and the next start takes up what is done at once."""
     monkeypatch.setattr(lengths, "CHUNK", 20)
     data = write_data([qa(f"{i} " * 40, f"word {i}. " * 40) for i in range(1500)])
     process = start(lambda: MultimodalDataset(data_base, data).layout(num_workers=2))

@@ -15,6 +15,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,23 @@ def answer(directory: Path, out: Path) -> None:
     out.write_text(json.dumps(results))
 
 
+def own_export(model: Path, files: list[str], images: str | None) -> Path:
+    """A folder with an export, the questions of files as `tools/evaluate.py` takes them, and this project's answers."""
+    from xtuner_plugins.evaluation.benchmarks import open_data_sets
+
+    folder, cases = OUT.resolve() / "own", []
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "official").symlink_to(model.resolve())
+    for data_set in open_data_sets(files, images=images):
+        for each in data_set.questions:
+            paths = [os.path.abspath(path) for path in each.paths]
+            cases.append({"name": each.id, "question": "<image>\n" * len(paths) + each.text, "images": paths})
+    (folder / "cases.json").write_text(json.dumps(cases, indent=1))
+    answer(folder / "official", folder / "expected.json")
+    return folder
+
+
 def write_adapter(folder: Path) -> None:
     """A LoRA with random weights, exported merged (`merged`) and for PEFT (`adapter`)."""
     from peft import LoraConfig
@@ -194,7 +212,8 @@ def compared(name: str, folder: Path) -> list[dict]:
     expected = json.loads((folder / ("expected_peft.json" if name == "peft" else "expected.json")).read_text())
     found = result(name, folder)["answers"]
     rows = []
-    for case, ours, theirs in zip(CASES, expected, found, strict=False):
+    names = [case["name"] for case in json.loads((folder / "cases.json").read_text())]
+    for case, ours, theirs in zip(names, expected, found, strict=False):
         is_same = theirs["ids"] == ours["ids"] if "ids" in theirs else theirs["count"] == len(ours["ids"])
         gaps = [value - ours["first"][int(token)] for token, value in theirs["first"].items()]
         same = equal_tokens(ours, theirs)
@@ -295,8 +314,18 @@ def main() -> None:
         "--consumers", nargs="*", choices=CONSUMERS, default=list(CONSUMERS), help="none: only the page"
     )
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="(default: all)")
+    parser.add_argument("--model", type=Path, help="instead an official export of your own; prints, writes no page")
+    parser.add_argument("--data", nargs="+", default=["text"], help="its questions, as for tools/evaluate.py")
+    parser.add_argument("--images", help="their folder")
     args = parser.parse_args()
     pythons = {"this": sys.executable, **dict(each.split("=", 1) for each in args.python)}
+    if args.model:
+        folder = own_export(args.model, args.data, args.images)
+        for name in args.consumers:
+            if CONSUMERS[name][2] in pythons:
+                run(name, [folder], pythons[CONSUMERS[name][2]])
+                print(CONSUMERS[name][0], f"{len(rows := compared(name, folder))} questions", cell(rows), sep=" | ")
+        return
     folders = {family: OUT / family.replace(" ", "-") for family in args.families}
     for family, folder in folders.items():
         if not (folder / "expected_peft.json").exists():

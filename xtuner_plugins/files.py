@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
-FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so; then each time twice as many
+FIRST_WORD = 5.0  # seconds after which a process that waits for a lock says so; the pause then doubles up to a minute
 PAUSE = 0.05  # seconds between two tries
 WILDCARDS = "*?"
 LOCAL_SCHEME = "file"
@@ -139,7 +139,7 @@ def _wait_for_lock(file: IO[str]) -> None:
             file.seek(0)
             said = f"waiting {waited:.0f} s for {file.read() or 'another process'}, which holds {file.name} while it"
             print(f"{said} prepares the data; if it isn't at work, end it", file=sys.stderr, flush=True)
-            say_at *= 2
+            say_at += min(say_at, 60)
         time.sleep(PAUSE)
 
 

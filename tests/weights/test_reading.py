@@ -59,6 +59,14 @@ def write_shards(folder, sizes=(200, 300), limit=800, **changes):
     return tensors, sorted(file.name for file in folder.glob("*.safetensors"))
 
 
+def test_sizes_of_shards(refused):
+    """Numbers with a unit in any case, or bytes; what isn't one is refused, as is nothing."""
+    table = {"4GB": 4 * 10**9, "4gb": 4 * 10**9, "2GiB": 2**31, "0.5GB": 5 * 10**8, 77: 77, "8 b": 8, ".5KiB": 512}
+    assert {text: writer.parse_size(text) for text in table} == table
+    for text in ("", "GB", "-1GB", "4 apples", "0", "0.4", "4K", "4iB"):
+        refused(f"--max-shard-size {text} is no size; write 4GB", writer.parse_size, text, error=ValueError)
+
+
 def test_shards_and_what_is_no_weights(tmp_path, refused):
     tensors, files = write_shards(tmp_path / "five", [100] * 5)
     assert files == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]

@@ -16,7 +16,7 @@ from ..weights.loader import check_model
 from ..weights.reading import read_json, weight_files
 from ..weights.staging import check_target, staged_directory
 from ..weights.tokenizer_files import load_tokenizer
-from ..weights.writer import json_text, write_json, write_weights
+from ..weights.writer import json_text, parse_size, write_json, write_weights
 from . import card, trained
 from .draft import Draft, make_draft, with_template
 
@@ -154,12 +154,9 @@ def write(
         A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``notes``.
 
     Raises:
-        CheckpointError: ``out`` exists; the disk is too full; a trained tensor holds NaN or infinity.
-        ValueError: not a size.
+        CheckpointError: not a size; ``out`` exists; the disk is too full; a trained tensor holds NaN or infinity.
     """
-    from accelerate.utils.modeling import convert_file_size_to_int
-
-    shard_bytes = convert_file_size_to_int(max_shard_size)
+    shard_bytes = parse_size(max_shard_size)
     out = check_target(out, force=force, inputs={role: path for role, (path, _) in job.sources.items()})
     draft = job.draft
     with ThreadPoolExecutor(2) as pool, staged_directory(out, draft.config, draft.num_bytes) as stage:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
+from .errors import CheckpointError
 from .lazy import LazyTensor
 from .reading import DTYPE_NAMES
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of ``4GB``, ``0.5GB``, ``2GiB`` or a plain number, in any case; `CheckpointError` for anything else."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(?:([KMGT])(I?)B|B?)", str(text).strip().upper())
+    unit = (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ") if match else 0
+    if not match or (size := int(float(match[1]) * unit)) < 1:
+        raise CheckpointError(f"--max-shard-size {text} is no size; write 4GB, 500MB or 2GiB")
+    return size
 
 
 def json_text(value: Mapping, default: Callable | None = None) -> str:

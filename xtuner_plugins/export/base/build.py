@@ -15,7 +15,7 @@ from ...weights.lazy import Joined, LazyTensor, MemoryTensor, cast
 from ...weights.loader import check_model
 from ...weights.reading import CheckpointError, read_json
 from ...weights.staging import check_target, staged_directory
-from ...weights.writer import write_weights
+from ...weights.writer import parse_size, write_weights
 from ..draft import write_files
 from . import projectors, towers
 
@@ -109,9 +109,7 @@ def build_base(
         CheckpointError: a part is missing, of the wrong kind or incomplete; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
-    from accelerate.utils.modeling import convert_file_size_to_int
-
-    stored_dtype, shard_bytes = resolve_dtype(dtype), convert_file_size_to_int(max_shard_size)
+    stored_dtype, shard_bytes = resolve_dtype(dtype), parse_size(max_shard_size)
     if max_tiles is not None and not 1 <= max_tiles <= 128:
         raise ValueError(f"max_tiles = {max_tiles} makes no sense; choose 1 to 128 (released models: 12)")
     if (image_mean is None) != (image_std is None):

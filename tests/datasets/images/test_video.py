@@ -173,7 +173,7 @@ def test_what_is_no_video(videos, tmp_path, monkeypatch):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 16000
         container.mux([*sound.encode(frame), *sound.encode()])
-    refused(tmp_path / "a.mp4", "a.mp4: no moving images in it, only sound")
+    refused(tmp_path / "a.mp4", "a.mp4: no moving images in it, only sound; name a video")
     Image.new("P", (8, 8)).save(tmp_path / "one.gif")
     assert probe_video(str(tmp_path / "one.gif"), 4) == (1, (8, 8)) and levels(tmp_path / "one.gif", 4) == [0]
     (tmp_path / "none.gif").write_bytes((tmp_path / "one.gif").read_bytes()[:13] + b";")  # header, then the end

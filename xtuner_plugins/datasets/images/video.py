@@ -78,7 +78,7 @@ def _opened(path: MediaSource):
         file = io.BytesIO(path.data) if isinstance(path, Blob) else f"file:{path}"
         with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.video:
-                raise _unreadable(path, "no moving images in it, only sound")
+                raise MediaError("video_unreadable", "no moving images in it, only sound", "name a video", str(path))
             stream = container.streams.video[0]
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > media.MAX_PIXELS:

@@ -56,7 +56,7 @@ def test_single_numbers_and_what_is_refused(tmp_path, refused):
     refused("short ends after 100 bytes", short.read, error=ValueError)
     for value, dtype in ((torch.nan, torch.float32), (torch.inf, torch.float32), (1e5, torch.float16)):
         source = MemoryTensor(torch.tensor([1.0, value, 2.0]))
-        refused("NaN or infinity", cast(source, dtype, finite="x").read, error=ValueError)
+        refused("NaN or infinity .* an earlier checkpoint", cast(source, dtype, finite="x").read, error=ValueError)
         assert cast(source, dtype).read().dtype == dtype and cast(source, None) is source
         cast(source, dtype, finite="x").read(2, 3)[0] = 7  # what is read belongs to the reader
         assert cast(source, dtype, finite="x").read(2, 3).tolist() == [2.0]

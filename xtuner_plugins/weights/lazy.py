@@ -137,9 +137,8 @@ def cast(source: LazyTensor, dtype: torch.dtype | None, *, finite: str | None = 
         # Casting keeps order and NaN, so minimum and maximum speak for the whole block.
         if finite and block.is_floating_point() and block.numel():
             if not torch.stack(block.aminmax()).to(dtype).isfinite().all():
-                raise CheckpointError(
-                    f"{finite} holds NaN or infinity as {dtype}; take other weights or another --dtype"
-                )
+                remedy = "take other weights (of a run: an earlier checkpoint) or another --dtype"
+                raise CheckpointError(f"{finite} holds NaN or infinity as {dtype}; {remedy}")
         return block.to(dtype)
 
     return LazyTensor(dtype, source.shape, make) if finite or dtype != source.dtype else source

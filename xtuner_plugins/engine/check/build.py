@@ -53,7 +53,8 @@ def check_build(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None
     for key_path, node in typed_nodes(cfg.to_dict()):
         kind = resolve_type(node["type"])
         if not callable(kind):
-            raise ConfigError(f"{key_path}.type={node['type']!r} is not a known class; import it in the config")
+            remedy = "import it in the config, or look in CHANGELOG.md what replaces it"
+            raise ConfigError(f"{key_path}.type={node['type']!r} is not a known class; {remedy}")
         if isinstance(node["type"], str):  # the text alone told of no other
             check_keywords(key_path, node, kind.__module__, kind.__name__)
     with refused("train_dataloader"), warnings.catch_warnings():

@@ -73,7 +73,8 @@ def pack_samples(
     """
     limit = np.iinfo(np.int64).max if max_tiles is None else max_tiles
     tokens, tiles = np.asarray(tokens, np.int64), np.asarray(tiles, np.int64)
-    for over in np.flatnonzero((tokens > max_tokens) | (tiles > limit)):
+    if (too_large := (tokens > max_tokens) | (tiles > limit)).any():
+        over = int(too_large.argmax())
         problem = f"sample {indices[over]} has {tokens[over]} tokens and {tiles[over]} tiles, a pack at most "
         remedy = "raise the pack's budgets, or lower the dataset's max_length or max_tiles"
         raise SettingError("packing", f"{problem}{max_tokens} and {max_tiles}", remedy)

@@ -10,19 +10,22 @@ line; some change nothing that can be seen, the others want a test.
 
 import argparse
 import ast
+import contextlib
+import importlib
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from queue import SimpleQueue
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Operator of the syntax tree: its text, and what stands there instead.
@@ -46,7 +49,7 @@ OPERATORS = {
     ast.FloorDiv: ("//", "*"),
     ast.Mod: ("%", "*"),
 }
-# What a run doesn't do: messages, assertions, annotations' own fields are left out below.
+# What a run doesn't do: messages and assertions, with zip's `strict`; annotations are left out below.
 NOT_RUN = (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)
 
 
@@ -115,7 +118,7 @@ def mutants(source: str, path: str) -> Iterator[Mutant]:
 
 def executed(node: ast.AST) -> Iterator[ast.AST]:
     """Nodes of the tree, without messages, assertions, imports and annotations."""
-    if isinstance(node, NOT_RUN):
+    if isinstance(node, NOT_RUN) or isinstance(node, ast.keyword) and node.arg == "strict":
         return
     yield node
     for name, value in ast.iter_fields(node):
@@ -132,23 +135,43 @@ def sample(root: Path, room: str, count: int, seed: str) -> list[Mutant]:
     return sorted(random.Random(f"{seed} {room}").sample(sorted(found), min(count, len(found))))
 
 
-def run_tests(copy: Path, room: str, first: str, limit: float | None) -> tuple[bool, float]:
-    """(whether the room's tests pass in a copy, seconds); those of files named ``first`` come first."""
+def start_tests(copy: Path, room: str, first: str) -> int:
+    """Starts the room's tests of a copy in a fork of this process, those of files named ``first`` first.
+
+    What is imported here isn't imported again. The fork writes what the tests say to `said`, and to `imported` the
+    names of the modules that they have loaded.
+
+    Returns:
+        The id of the process, which leads a group of its own and ends with pytest's status.
+    """
+    if pid := os.fork():
+        return pid
+    os.setpgid(0, 0)
+    os.chdir(copy)
+    os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.path.insert(0, str(copy))
+    said = os.open("said", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     paths = [*sorted(copy.glob(f"tests/{room}/**/{first}")), copy / "tests" / room]
-    words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *map(str, paths)]
-    start = time.monotonic()
-    env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(words, cwd=copy, env=env, stdout=said, stderr=said, start_new_session=True)
-        try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)  # with what the tests have started
-            status = process.wait()
-        if limit is None and status:
-            said.seek(0)
-            sys.exit(said.read().decode()[-3000:] + f"tests/{room} fails without a mutant")
-    return status == 0, time.monotonic() - start
+    status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *map(str, paths)])
+    Path("imported").write_text("\n".join(sys.modules), "utf-8")
+    os._exit(status)
+
+
+def finished(pid: int, wait: bool = False) -> int | None:
+    """The exit status of a process, None while it runs."""
+    found, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def import_packages(copy: Path) -> None:
+    """Imports the installed packages whose modules the tests of a copy have loaded."""
+    ours = {path.stem for path in copy.iterdir()} | {"__main__", "conftest"}
+    for name in (copy / "imported").read_text("utf-8").splitlines():
+        if name.split(".")[0] not in ours:
+            with contextlib.suppress(Exception):  # what can't be imported here is imported by each run
+                importlib.import_module(name)
 
 
 def main() -> None:
@@ -160,35 +183,39 @@ def main() -> None:
     args = parser.parse_args()
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
-        copies: SimpleQueue[Path] = SimpleQueue()
-        for number in range(args.jobs):
-            copy = Path(name, str(number))
+        copies = [Path(name, str(number)) for number in range(args.jobs)]
+        for copy in copies:
             copy.mkdir()
             tar = subprocess.Popen(["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE)
             subprocess.run(["tar", "x", "-C", str(copy)], stdin=tar.stdout, check=True)
-            copies.put(copy)
         chosen = sample(copy, args.room, args.count, args.seed or head.stdout.strip())
-        _, clean = run_tests(copy, args.room, "", None)
-        print(f"{len(chosen)} mutants of {args.room}; its tests take {clean:.0f} s", flush=True)
-
-        def survives(mutant: Mutant) -> tuple[bool, str]:
-            copy = copies.get()
-            try:
-                path = copy / mutant.path
-                source = path.read_text("utf-8")
-                mutated = mutant.apply(source)
-                path.write_text(mutated, "utf-8")
-                passed, _ = run_tests(copy, args.room, f"test_{path.name}", 5 * clean)
-                path.write_text(source, "utf-8")
-            finally:
-                copies.put(copy)  # also after an error, which the next mutant would wait for without end
-            return passed, f"{mutant.path}:{mutant.line}: {mutated.splitlines()[mutant.line - 1].strip()}"
-
-        survivors = []
-        with ThreadPoolExecutor(args.jobs) as pool:
-            for passed, line in pool.map(survives, chosen):
-                print(f"{'survived' if passed else 'killed  '} {line}", flush=True)
-                survivors += [line] * passed
+        start = time.monotonic()
+        if finished(start_tests(copy, args.room, ""), wait=True):
+            sys.exit((copy / "said").read_text("utf-8")[-3000:] + f"tests/{args.room} fails without a mutant")
+        limit = 5 * (time.monotonic() - start)
+        print(f"{len(chosen)} mutants of {args.room}; its tests take {limit / 5:.0f} s", flush=True)
+        import_packages(copy)
+        waiting, running, survivors = chosen[::-1], {}, []
+        while waiting or running:
+            while waiting and copies:
+                mutant, copy = waiting.pop(), copies.pop()
+                source = (copy / mutant.path).read_text("utf-8")
+                (copy / mutant.path).write_text(mutant.apply(source), "utf-8")
+                pid = start_tests(copy, args.room, f"test_{Path(mutant.path).name}")
+                running[pid] = mutant, copy, source, time.monotonic() + limit
+            for pid, (mutant, copy, source, until) in list(running.items()):
+                status = finished(pid)
+                if status is None and time.monotonic() < until:
+                    continue
+                with contextlib.suppress(ProcessLookupError):  # what the tests have started ends, too
+                    os.killpg(pid, signal.SIGKILL)
+                status = finished(pid, wait=True) if status is None else status
+                line = f"{mutant.path}:{mutant.line}: {mutant.apply(source).splitlines()[mutant.line - 1].strip()}"
+                print(f"{'killed  ' if status else 'survived'} {line}", flush=True)
+                survivors += [] if status else [line]
+                (copy / mutant.path).write_text(source, "utf-8")
+                copies.append(running.pop(pid)[1])
+            time.sleep(0.05)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed; survivors:", *survivors, sep="\n")
 
 

@@ -10,6 +10,7 @@ def first(items: list[1], limit: int = 10) -> "int - 1":
     """As 1 + 1."""
     "é" if not (limit >= 1 and items) else print(limit)
     print("é", len(items) - 1)
+    zip(items, items, strict=True)
     if limit is not None or "x" in items:
         raise ValueError(f"{limit + 1} is above {9}")
     assert limit < 5
@@ -28,6 +29,7 @@ def first(items: list[1], limit: int = 11) -> "int - 1":
     pass
     print("é", len(items) + 1)
     print("é", len(items) - 2)
+    pass
     if limit is None or "x" in items:
     if limit is not None and "x" in items:
     if limit is not None or "x" not in items:

@@ -223,7 +223,7 @@ def compiled(bench) -> Iterator[dict]:
     def switch(trainer: Trainer, stance: str) -> None:
         torch.compiler.set_stance(stance)
 
-    backend = blocks.BACKEND if bench.device == "cuda" else "eager"
+    backend = "inductor" if bench.device == "cuda" else "eager"
     ways = {"eager": partial(switch, stance="force_eager"), "compiled": partial(switch, stance="default")}
     with mock.patch.object(vlm, "compile_model_blocks", partial(blocks.compile_model_blocks, backend=backend)):
         yield from compare(bench, "lora", ways, compile_blocks=True)

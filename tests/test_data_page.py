@@ -73,9 +73,7 @@ def test_commands_work(project, run_tool):
         assert words[0] == "python"
         done = run_tool(ROOT / words[1], *words[2:], cwd=project)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
-        if "--names-only" in words:
-            assert "A: 4 files; records name 4 different ones, 0 of them missing; 0 superfluous" in done.stdout
-        elif "check_data" in command:
+        if "check_data" in command:
             assert "records can be trained on" in done.stdout
         for option in ("--html", "--json", "--reject-list"):
             if option in words:

@@ -108,25 +108,13 @@ def print_config(args: argparse.Namespace) -> None:
 def write_config(args: argparse.Namespace) -> None:
     from xtuner_plugins.cli.own_config import write_own
 
-    given = {name: getattr(args, name) for name in ("base", "data", "images", "val", "val_images", "gpu", "force")}
-    write_own(args.name, Path(args.write), settings.parse_words(args.set, args.cfg_options), **given)
+    write_own(args)
 
 
 def take_over(args: argparse.Namespace) -> None:
-    """Writes XTuner's config as one of ours, and prints what it couldn't say and how it is started."""
-    from xtuner_plugins.cli.from_xtuner import check_out, import_config
-    from xtuner_plugins.cli.own_config import warn_of
+    from xtuner_plugins.cli.from_xtuner import import_config
 
-    out = Path(args.write or f"{Path(args.from_xtuner).stem}.py")
-    if out.exists() and Path(args.from_xtuner).exists() and out.samefile(args.from_xtuner):
-        raise ConfigError(f"{out} is the config itself; name another file with --write")
-    check_out(out, args.force)
-    imported = import_config(args.from_xtuner, out, args.base)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(imported.text, encoding="utf-8")
-    warn_of(path for path in imported.paths if "://" not in path and not Path(path).exists())
-    print(*(f"note: {note}\n" for note in imported.notes), sep="", end="")
-    print(f"wrote {out} on top of {imported.parent}; start it with\n{imported.launch}")
+    import_config(args.from_xtuner, Path(args.write or f"{Path(args.from_xtuner).stem}.py"), args.base, args.force)
 
 
 def main(argv=None) -> int:

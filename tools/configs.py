@@ -22,7 +22,7 @@ from xtuner_plugins.cli.shared import finish, make_parser  # noqa: E402
 from xtuner_plugins.settings import SETTINGS, ConfigError, labels_of, leaves, read_config, value_at  # noqa: E402
 
 LABELS = ("trains", "data", "hardware", "launch")
-OF_WRITING = ("write", "base", "data", "images", "val", "val_images", "gpu")
+OF_WRITING = ("write", "base", "data", "images", "gpu")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -38,8 +38,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--base", metavar="DIR", help="the model directory to train from")
     group.add_argument("--data", **several, metavar="FILE", help="annotation files (json or jsonl)")
     group.add_argument("--images", **several, metavar="DIR", help="image folders, one per file or for all")
-    group.add_argument("--val", **several, metavar="FILE", help="annotation files to validate on")
-    group.add_argument("--val-images", **several, metavar="DIR", help="their folders (default: those of --images)")
     group.add_argument("--gpu", help="plan for one: a card's name, 24GB, or auto: this one")
     group.add_argument("--force", action="store_true", help="replace an existing file")
     args = parser.parse_args(argv)
@@ -52,13 +50,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error(one_of)
     if not args.from_xtuner and any(getattr(args, each) for each in OF_WRITING) and not is_whole:
         parser.error(told)
-    if args.val_images and not args.val:
-        parser.error("--val-images goes with --val")
-    args.val_images = args.val_images or args.images
-    for files, folders, name in ((args.data, args.images, ""), (args.val, args.val_images, "val-")):
-        if files and len(folders) not in (0, 1, len(files)):
-            counts = f"{len(folders)} image folders for {len(files)} files of --{name.strip('-') or 'data'}"
-            parser.error(f"{counts}; give one for each, or one for all, with --{name}images")
+    if args.data and len(args.images) not in (0, 1, len(args.data)):
+        parser.error(f"{len(args.images)} image folders for {len(args.data)} files; give one for each, or one for all")
     return args
 
 

@@ -15,17 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..families import PARTS
 from ..files import absolute_path
 from ..planning.published import BASES
-from ..settings import RUNNER_KEYS, ConfigError, did_you_mean, read_config, value_at
+from ..settings import RUNNER_KEYS, ConfigError, did_you_mean, labels_of, leaves, read_config, value_at
 from .own_config import check_out, launch_line, warn_of, write
 
-_TRAINS = {
-    "finetune_full": "the LLM, and the projector",
-    "finetune_lora": "LoRA on the LLM, and the projector",
-    "finetune_qlora": "LoRA on the LLM in 4 bits, and the projector",
-    "pretrain_mlp": "the projector",
-}
 TEMPLATES = {"internlm2_chat": "internlm2-chat", "phi3_chat": "phi3-chat"}  # XTuner's name: ours
 _DATA, _CHECKPOINT = "train_dataloader.dataset", "default_hooks.checkpoint"
 # Keys that mean the same here.
@@ -46,7 +41,7 @@ _READ = re.compile(
 # What this config of XTuner's says beside these keys happens here, too, or is told in every import; other values become
 # notes.
 REFERENCE = "internvl_v2_internlm2_5_8b_lora_finetune"
-DEFAULTS = {"model.freeze_llm": True, "model.freeze_visual_encoder": True, "model.dtype": "auto"}
+_FREEZE = {f"model.freeze_{part}": row.is_frozen for part, row in PARTS.items()}
 ALWAYS = (
     "system prompt: XTuner writes one that names InternLM or Phi-3; here it is the template's own",
     "float16 needs no optim_wrapper here (dtype='float16', loss_scale='dynamic'): dtype is 'auto', the loss is scaled",
@@ -102,14 +97,14 @@ def import_config(name: str, out: Path, base: str | None = None, force: bool = F
     if cfg.get("model.quantization_llm") and parent != "finetune_qlora":
         notes.append("model.quantization_llm is not carried over: only an LLM with LoRA is held in 4 bits")
     notes += ALWAYS
-    present = read_config(parent)
-    changes = {key: value for key, value in changes.items() if value != value_at(present, key, DEFAULTS.get(key))}
+    present, usually = read_config(parent), {**_FREEZE, "model.dtype": "auto"}
+    changes = {key: value for key, value in changes.items() if value != value_at(present, key, usually.get(key))}
     launch = re.sub(r"^(NPROC_PER_NODE=\d+ )?", "NPROC_PER_NODE=8 ", launch_line(parent, out))  # as XTuner's own
     launch += "" if "--deepspeed" in launch else " --deepspeed deepspeed_zero2"
     files, folders = (changes.get(f"{_DATA}.{key}") or [] for key in ("data_paths", "image_folders"))
     labels = {
         "title": f"As XTuner's {Path(path).name} trains it.",
-        "trains": _TRAINS[parent],
+        "trains": labels_of(leaves()[parent])["trains"].partition(" (")[0] + ", projector" * ("lora" in parent),
         "starts from": [f"{start}:", how] if how else start,
         "data": f"{', '.join(files)}; images in {', '.join(folders)}",
         "hardware": "8 GPUs; not run yet",
@@ -145,7 +140,7 @@ def _data(cfg: Mapping[str, Any], known: Any, notes: list[str]) -> dict[str, Any
 
 def _plain(cfg: Mapping[str, Any], usual: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Keys that mean the same here; a note for each that nothing reads."""
-    settings: dict[str, Any] = {"model.dtype": "auto"}
+    settings: dict[str, Any] = {"model.dtype": "auto", "model.freeze_projector": False}  # XTuner always trains it
     for key, value in cfg.items():
         if key in _SAME:
             settings[key] = float(value) if key.endswith("max_norm") else value

@@ -38,9 +38,9 @@ def write_own(args: argparse.Namespace) -> None:
     """Writes a config that takes in a shipped one, and prints how it is started.
 
     Args:
-        args: Of `tools/configs.py`: ``name`` of the shipped config, the file to ``write``, ``base``, files of ``data``
-            and ``val`` with their folders ``images`` and ``val_images`` (one for each or one for all), ``gpu`` to plan
-            for or None, the words of ``set`` and ``cfg_options``, and ``force`` to replace an existing file.
+        args: Of `tools/configs.py`: ``name`` of the shipped config, the file to ``write``, ``base``, annotation
+            files (``data``) and their folders (``images``, one for each or one for all), ``gpu`` to plan for or None,
+            the words of ``set`` and ``cfg_options``, and ``force`` to replace an existing file.
 
     Raises:
         ConfigError: There is no such config, a value can't be, or the GPU holds no such run.
@@ -50,14 +50,12 @@ def write_own(args: argparse.Namespace) -> None:
     parent = path.stem
     if parent not in leaves() or not path.samefile(leaves()[parent]):
         raise ConfigError(f"{path} is no config of configs/; take it in as docs/training.md shows")
-    given = [args.base, *args.data, *args.images, *args.val]
+    given = [args.base, *args.data, *args.images]
     warn_of(name for name in given if not (names_data(name) or names_images(name)))
     # Absolute, so that the run may be started in any directory.
-    values = {"base": os.path.abspath(args.base)}
-    for prefix, files, folders in (("", args.data, args.images), ("val_", args.val, args.val_images)):
-        if files:
-            values[f"{prefix}data_paths"] = list(map(absolute_path, files))
-            values[f"{prefix}image_folders"] = list(map(absolute_path, folders)) * (len(files) // len(folders))
+    base = os.path.abspath(args.base)
+    data, images = (list(map(absolute_path, each)) for each in (args.data, args.images))
+    values = {"base": base, "data_paths": data, "image_folders": images * (len(data) // len(images))}
     changes = {SETTINGS[name].key: value for name, value in values.items()} | parse_words(args.set, args.cfg_options)
     config, remarks, rate = read_config(parent, changes), {}, SETTINGS["lr"].key
     check_values(config._to_lazy_dict())  # each key is there
@@ -69,8 +67,8 @@ def write_own(args: argparse.Namespace) -> None:
     labels = {
         "title": f"As {parent}, with a base and data of one's own.",
         **{key: theirs[key] for key in ("trains", "frozen")},
-        "starts from": values["base"],
-        "data": f"{', '.join(values['data_paths'])}; images in {', '.join(map(absolute_path, args.images))}",
+        "starts from": base,
+        "data": f"{', '.join(data)}; images in {', '.join(images)}",
     }
     launch = launch_line(parent, out)
     if args.gpu:

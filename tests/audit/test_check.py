@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from xtuner_plugins.audit import check, opening
-from xtuner_plugins.audit.check import PlainFiles, check_dataset, count_folders, stops
+from xtuner_plugins.audit.check import PlainFiles, check_dataset, stops
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.plan.measure import Measure
 
@@ -104,16 +104,3 @@ def test_nothing_is_opened_twice_unless_it_has_changed(tmp_path, monkeypatch, wr
         if target:
             link.symlink_to(target)
         assert [each.reason for each in opened()[0][2]] == [*reasons, "no_conversations"]
-
-
-def test_files_that_share_a_folder_are_counted_together(tmp_path, write_data, qa):
-    """Whatever one of them doesn't name, the other may; a record that can't be read names nothing."""
-    (tmp_path / "images/clip").mkdir(parents=True)
-    for name in ("a.jpg", "b.jpg", "c.jpg", "clip/1.jpg"):
-        (tmp_path / "images" / name).touch()
-    first, second = [{}, qa(image="a.jpg"), qa(image="none.jpg")], [{}, qa(image="./b.jpg"), qa(video="clip")]
-    paths, done = [write_data(each, f"{at}.jsonl") for at, each in enumerate((first, second, [qa()]))], []
-    (count,) = count_folders(PlainFiles(paths, [f"{tmp_path}/images", f"{tmp_path}/images/", None]), done.append)
-    assert (count.num_files, count.num_named, sum(done)) == (4, 4, 7)
-    assert (count.missing, count.superfluous) == (["none.jpg"], ["c.jpg"])
-    assert "missing: none.jpg" in str(count) and "superfluous: c.jpg" in str(count)

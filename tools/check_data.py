@@ -5,7 +5,7 @@
     python tools/check_data.py a.jsonl --image-folder A --val v.jsonl --val-image-folder A --html page.html
     python tools/check_data.py pairs.jsonl --pairs --image-folder A [--base models/base]
     python tools/check_data.py meta.json [--base models/base]        a meta file of the official code
-    python tools/check_data.py finetune_packed --step 100 [--ranks 8 --rank 3] [--html step.html]
+    python tools/check_data.py finetune_packed --step 100 [--ranks 8 --rank 3]
 
 It says which records can't be trained on, and what else it found: copies within and between files, training images in
 validation data and benchmarks, images enlarged or squeezed (docs/data.md). Findings don't change the exit
@@ -15,7 +15,7 @@ training data alone.
 
 --step shows what a step of a run trains on instead: its batches or packs, as the model gets them, by the run's own
 loader, plan and seed; no weights are read. A resumed run goes on with the same steps, so --checkpoint is only needed
-where the number of GPUs or the batch size has changed there. --html then writes that page.
+where the number of GPUs or the batch size has changed there. Learned tokens stand in brackets.
 
 Each complaint begins with `file:line:`. Warnings are about records that train, but perhaps not what their author meant;
 of each kind the first few are shown. The exit status is 0 when training can start, 1 when a record is unusable or an
@@ -68,8 +68,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error(f"--{of_step[0]} goes with --step")
     if (args.rank or 0) >= (args.ranks or 1):
         parser.error(f"--rank {args.rank} counts from 0 to --ranks - 1")
-    if args.step and (not has_config or args.json or args.reject_list):
-        parser.error("--step shows a step of a config, with --html alone")
+    if args.step and (not has_config or args.html or args.json or args.reject_list):
+        parser.error("--step prints a step of a config; it writes nothing")
     if has_config and len(args.inputs) > 1:
         parser.error("a config and other inputs together; give one config, or annotation files")
     if strays:

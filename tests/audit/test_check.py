@@ -49,22 +49,22 @@ def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path, monkeypatch)
     measured, real = [], Measure.rows
     monkeypatch.setattr(Measure, "rows", lambda self, rows, *look: measured.extend(rows) or real(self, rows, *look))
     assert MultimodalDataset(**settings).is_measured() and measured == []
-    found = MultimodalDataset(**settings).sizes()
+    found = MultimodalDataset(**settings).layout()
     assert measured == [1, 4]  # only what was unusable is looked at again
     (again,) = check_dataset(MultimodalDataset(**settings), num_workers=0)
     assert again.found == report.found and again.images.tobytes() == report.images.tobytes()
     monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
     other = MultimodalDataset(**settings)
     assert not other.is_measured()
-    assert [each.tolist() for each in found] == [each.tolist() for each in other.sizes(num_workers=0)]
+    assert [each.tolist() for each in found] == [each.tolist() for each in other.layout(num_workers=0)]
 
 
 def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
-    records = [qa(image="a.png", width=50, height=50), qa("", ""), qa("word " * 99), qa("What?", "It.")]
+    records = [qa("<image>Is <image_1> it?", image="a.png"), qa("", ""), qa("word " * 99), qa("What?", "It.")]
     dataset = MultimodalDataset(str(data_base), write_data(records), make_image("a.png", 100, 90), max_length=60)
     (report,) = check_dataset(dataset, num_workers=0)
     found = [(each.row, each.reason, each.is_warning, stops(each)) for each in report.found]
-    expected = [(0, "image_size", True, False), (1, "empty_answer", False, False), (2, "too_long", False, True)]
+    expected = [(0, "foreign_form", True, False), (1, "empty_answer", False, False), (2, "too_long", False, True)]
     assert found == expected and report.records["row"].tolist() == [0, 3]
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from ..datasets.dataset import MultimodalDataset
 from ..datasets.left_out import ON_PURPOSE, why_left_out
 from ..datasets.mixture import Source, open_sources
-from ..datasets.plan.lengths import DROPPED, keep
+from ..datasets.plan.budget import DROPPED
+from ..datasets.plan.lengths import keep
 from ..datasets.plan.measure import Complaint, Measure
 from ..datasets.records.records import IMAGE as IMAGE_TAG
 from ..datasets.records.records import Record, parse_record
@@ -172,7 +173,7 @@ def _open(
 ) -> Iterator[Complaint]:
     """Fills a report, and gives its complaints and warnings."""
     task, parts, known = dataset.measuring(number), [], set(dataset.rejected[number])
-    directory = get_cache_dir() / task.key()
+    directory = task.directory
     for part in open_file(task, directory, num_workers):
         found = [each for each in part["complaints"] + part["seen"] if each.row not in dataset.rejected[number]]
         known |= {each.row for each in found if not each.is_warning}

@@ -145,7 +145,7 @@ def _check(dataset, num_workers: int | None, number: int) -> list:
 
 def _describe(report) -> list[str]:
     """Lines about a file: records, what is wrong with some, images, and with a model tiles and tokens."""
-    from ..datasets.plan.lengths import SHRUNK, TRUNCATED
+    from ..datasets.plan.budget import SHRUNK, TRUNCATED
 
     def listed(counts: Counter) -> str:
         return f" ({', '.join(f'{count} {reason}' for reason, count in counts.most_common())})" if counts else ""
@@ -167,7 +167,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def show_step(args: argparse.Namespace) -> int:
-    """Prints what a step of a run trains on, and writes its page; returns the exit status.
+    """Prints what a step of a run trains on; returns the exit status.
 
     Raises:
         ConfigError, DataError: the config, its data or the checkpoint can't be used.
@@ -177,18 +177,15 @@ def show_step(args: argparse.Namespace) -> int:
     quiet_imports()
     import_types(config)
 
-    from ..audit.show_batch import describe_batch, write_batch_page
+    from ..audit.show_batch import describe_batch
     from ..engine.run.loops import take_step
     from ..weights.work_dir import read_checkpoint
 
     rank, ranks = args.rank or 0, args.ranks or 1
     checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
     step = take_step(config, args.step, rank, ranks, args.seed, checkpoint)
-    said = f"step {step.number:,}, in epoch {step.epoch + 1}; rank {rank} of {ranks}"
-    print(said)
+    print(f"step {step.number:,}, in epoch {step.epoch + 1}; rank {rank} of {ranks}")
     for number, batch in enumerate(step.batches, 1):
-        print(f"\nmicro-batch {number} of {len(step.batches)}:", *describe_batch(batch), sep="\n")
-    if args.html:
-        write_batch_page(args.html, f"Step {step.number:,}", [said, str(path)], step.batches, step.dataset.tokenizer)
-        print(f"\npage written to {args.html}")
+        lines = describe_batch(batch, step.dataset.tokenizer)
+        print(f"\nmicro-batch {number} of {len(step.batches)}:", *lines, sep="\n")
     return 0

@@ -204,6 +204,7 @@ def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) ->
     for report in reports:
         index, file = report.source.index, absolute_path(report.source.index.path)
         for row, each in report.left_out.items():
-            entries.append({"file": file, "row": row, "line": index.line(row), "reason": each.reason})
+            line = int(index.source(row).rpartition(":")[2])
+            entries.append({"file": file, "row": row, "line": line, "reason": each.reason})
     Path(path).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     return len(entries)

@@ -81,11 +81,7 @@ FORMS = re.compile(  # `<` comes first and alone, so that the search jumps from 
 )
 FILLED = ("<bbox>", "<ref-object>")  # placeholders of ms-swift
 # Other names for media and sound, which are an error where no other medium is given
-MEDIA_KEYS = frozenset(
-    "Image Images IMAGE img imgs image_path image_paths image_file image_files image_name image_list image_url"
-    " image_urls img_path img_paths img_url img_file pic photo photos Video Videos video_path video_paths video_file"
-    " video_list video_url video_urls media audio audios audio_path audio_paths audio_url audio_file".split()
-)
+MEDIA_KEYS = re.compile(r"(?i)(image|img|pic|picture|photo|video|media|audio)s?(_(path|file|name|list|url)s?)?")
 LOSS_KEYS = ("loss", "weight", "loss_scale", "train", "training", "train_detail")  # obeyed
 OTHER_LOSS_KEYS = frozenset("trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight".split())
 # Facts about a record or a turn that change nothing
@@ -150,7 +146,7 @@ def check_keys(
     learned = role in (None, "assistant")
     for key in sorted(keys.keys() - FACTS):
         value = keys[key]
-        if value and not has_media and (key in MEDIA_KEYS or key in ("image", "images", "video", "videos")):
+        if value and not has_media and MEDIA_KEYS.fullmatch(key):
             fail(source, "media_key", f"{where} names media by {key!r}, which isn't read there")
         if role is None and _is_bad(key, value):
             fail(source, "bad_answer", f"{where} has {key!r}: {shorten(str(value), 30)}")

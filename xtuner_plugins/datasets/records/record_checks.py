@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ...errors import RecordError
 
+TAGS = "<image> (or <video>, or <ref>...</ref><box>[[x1, y1, x2, y2]]</box>)"
 # Reasons with their meanings and remedies. `~` before one: it may also be a warning; `~~`: it is only a warning.
 _TABLE = {
     "json": ("not JSON, nested too deeply, or a comma after the object", "write one JSON object per line, or an array"),
@@ -43,19 +44,10 @@ _TABLE = {
     "~media_role": ("an image outside the user's turns", "images stand in the user's turns"),
     "image_count": ("placeholders and images that differ in number", "name one image for each <image>"),
     "video_count": ("placeholders and videos that differ in number", "name one video for each <video>"),
-    "~foreign_form": (
-        "other projects' placeholders: `<Image>`, `<image_1>`, `<|image_pad|>`, `<img>a.jpg</img>`, `<bbox>` ...",
-        "write <image> (or <video>, or <ref>...</ref><box>[[x1, y1, x2, y2]]</box>), unless it is meant as text",
-    ),
+    "~foreign_form": ("others' `<Image>`, `<|image_pad|>`, `<bbox>` ...", f"write {TAGS}, unless it is meant as text"),
     "~objects": ("ms-swift's `objects` that don't fit its placeholders", "give one for each <ref-object> and <bbox>"),
-    "boxes": (
-        "a box out of range, inverted or not closed, or a size that isn't the image's",
-        'correct the box, or write "boxes": "pixel" with width and height if it is in pixels',
-    ),
-    "~~grounding": (
-        "`<box>` without numbers or in fractions, or a tag without its other half",
-        "write <box>[[x1, y1, x2, y2]]</box> in the frame of 0 to 1000, and close every tag",
-    ),
+    "boxes": ("a box out of range, inverted or not closed, or a size that isn't the image's", "correct the box"),
+    "~~grounding": ("a `<box>` without numbers or in fractions, or a tag alone", "close it, and write 0 to 1000"),
     "~~unread_key:NAME": ("an unread key (`reasoning_content`, `tools` ...)", "remove it, or name it in columns"),
     "no_pair": ("a pair without a chosen or a rejected answer", 'give "chosen": "..." and "rejected": "..."'),
     "no_prompt": ("a pair without a prompt", 'give "prompt": "..."'),

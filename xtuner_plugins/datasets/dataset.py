@@ -237,7 +237,7 @@ class MultimodalDataset(Dataset):
             remedy = "raise max_length or lower max_tiles" if of_images else "raise max_length or shorten the record"
             raise RecordError("too_long", told, remedy, record.source)
         tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits])
-        sample = join_pieces(pieces, self.tokenizer, counts, self.budget.tokens_per_tile)
+        sample = join_pieces(pieces, self.tokenizer, list(map(len, tiles)), self.budget.tokens_per_tile)
         if fate == TRUNCATED:
             sample = truncate(sample, self.budget.max_length)
         return tiles[: len(sample.spans)], sample, fate

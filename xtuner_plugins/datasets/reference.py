@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import RecordError
 from ..files import array_hash, save, text_hash
 from .plan.budget import DROPPED
 from .preference import PreferenceDataset
@@ -67,19 +66,12 @@ class ReferenceLogProbs:
         save(self._file(chunk), {"ends": ends, "values": np.concatenate(values)}, SETTING)
 
     def of(self, number: int, row: int, count: int, source: str) -> np.ndarray:
-        """Those of a record, float32 ``[count]``.
-
-        Raises:
-            RecordError: There are none, or another number.
-        """
+        """Those of a record, float32 ``[count]``."""
         position = self._starts[number] + np.searchsorted(self._rows[number], row)
         chunk, place = divmod(int(position), CHUNK)
         ends, values = _read(self._file(chunk))
         values = values[ends[place - 1] if place else 0 : ends[place]]
-        if len(values) != count:
-            problem = f"{len(values)} log probabilities of the reference were computed, its answers have {count} tokens"
-            remedy = f"remove {self.folder} and start again: they are then computed again"
-            raise RecordError("plan_changed", problem, remedy, source)
+        assert len(values) == count, f"{source}: {len(values)} log probabilities, {count} tokens; remove {self.folder}"
         return values
 
     def _file(self, chunk: int) -> Path:

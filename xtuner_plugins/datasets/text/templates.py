@@ -83,13 +83,9 @@ def get_template(name: str, own: Mapping[str, str | None] | None = None) -> Temp
         own: a model's system message (see `own_system`).
 
     Raises:
-        SettingError: no such template, or its separator doesn't begin with the token that ends an answer.
+        SettingError: no such template.
     """
     try:
-        conversation = get_conv_template(name, **(own or {}))
+        return Template(get_conv_template(name, **(own or {})))
     except ValueError as error:
         raise SettingError("template", str(error), "correct 'template'") from None
-    if not conversation.stop_token or not conversation.sep.startswith(conversation.stop_token):
-        problem = f"template {name!r} doesn't end answers with {conversation.stop_token!r}"
-        raise SettingError("template", problem, "choose another one")
-    return Template(conversation)

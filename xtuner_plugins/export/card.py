@@ -54,7 +54,7 @@ def make(plan: TrainedPlan) -> str:
             data=_data(said),
             run=dict(_run(said)),
             settings=record.flat({key: said["settings"][key] for key in sorted(said["settings"])}),
-            gain=plan.checkpoint.image_gain,
+            gain=plan.checkpoint.run.get("image_gain"),
             scores=None,
             changed=None,
             num_replaced=len(plan.replaced),

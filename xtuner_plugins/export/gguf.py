@@ -63,7 +63,7 @@ def convert(directory: str | Path, out: str | Path, *, dtype: str | None = None)
         for code in stage.glob("*.py"):
             code.unlink()
         write_json(stage / "config.json", {key: value for key, value in draft.config.items() if key != "auto_map"})
-        write_weights(stage, draft.tensors, max_shard_size=2**32)
+        write_weights(stage, draft.tensors)
         for name, option in names.items():
             _run([str(stage), "--model-name", out.name, "--outtype", kind, "--outfile", str(made / name), *option])
         made.rename(out)

@@ -33,8 +33,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         if path.suffix == ".safetensors":
             return Checkpoint(path, "weights", open_safetensors(path), [path])
         content = load_pickle(path)
-        tensors = state_dict(path, content)
-        return Checkpoint.of_run(path, "mmengine", tensors, [path], content if "state_dict" in content else {})
+        run = content if isinstance(content, dict) and "state_dict" in content else {}
+        return Checkpoint(path, "mmengine", state_dict(path, content), [path], run)
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist")
     if (path / record.FILE).is_file():
@@ -55,13 +55,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _open_adapters(path: Path) -> Checkpoint:
     """An adapter of ours under the names of a training checkpoint: those of each part, and the tensors that replace."""
     manifest.check(path, weights=False)
-    parts, whole = sorted(path.glob(f"*/{ADAPTER}")), list(path.glob(REPLACED))
-    tensors = {
-        f"{file.parent.name}.{name.removeprefix('base_model.model.')}": tensor
-        for file in parts
-        for name, tensor in open_safetensors(file).items()
-    }
-    for file in whole:
-        tensors |= open_safetensors(file)
-    lock, files = read_json(path / preprocessing.FILE, missing={}) or None, [path / record.FILE, *parts, *whole]
-    return Checkpoint(path, "adapter", tensors, files, lock, read_json(path / record.FILE))
+    tensors, files = {}, [*sorted(path.glob(f"*/{ADAPTER}")), *path.glob(REPLACED)]
+    for file in files:
+        part = "" if file.name == REPLACED else f"{file.parent.name}."
+        tensors |= {part + key.removeprefix("base_model.model."): each for key, each in open_safetensors(file).items()}
+    run = {record.KEY: read_json(path / record.FILE), preprocessing.KEY: read_json(path / preprocessing.FILE, {})}
+    return Checkpoint(path, "adapter", tensors, [path / record.FILE, *files], run)

@@ -82,7 +82,7 @@ def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
     fields = allowed.config_fields(fields, f"{directory}/config.json")
     config, path = found.read_config(fields, directory), directory / preprocessing.FILE
     if found is hf and path.is_file():  # template and thumbnail, for which it has no fields
-        config.update(preprocessing.exported(read_json(path), str(path)).config_fields(config))
+        config.update(preprocessing.Choice.of(read_json(path)["exported"]).config_fields(config))
     return found, fields, config
 
 

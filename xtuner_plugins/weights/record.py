@@ -31,7 +31,7 @@ from typing import Any
 
 from ..files import write_whole
 from . import manifest, preprocessing
-from .errors import CheckpointError
+from .errors import CheckpointError, from_outside
 
 KEY = "record"  # in a training checkpoint
 FILE = "record.json"  # in an adapter directory
@@ -260,18 +260,6 @@ def _compare(then: Mapping, now: Mapping, defaults: Mapping) -> tuple[list[str],
     return [each for each in other if each], notes + differing(then["versions"], now["versions"])
 
 
-def check_form(record: Any, where: str) -> dict[str, Any]:
-    """A record read from a file, as a dict; raises `CheckpointError` where it isn't one."""
-    with contextlib.suppress(KeyError, TypeError, AttributeError):
-        files, steps = record["base"]["files"], record["steps"]
-        parts = files, record["settings"]["model"], steps, record["versions"], *record["data"]
-        texts = record["base"]["path"], *files.values()
-        has_form = all(isinstance(each, Mapping) for each in parts) and all(isinstance(each, str) for each in texts)
-        if has_form and steps.keys() >= set(STEPS):
-            return dict(record)
-    raise CheckpointError(f"{where} holds a record of its run that can't be read")
-
-
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:
     """What has changed since a checkpoint's run without making it another one.
 
@@ -290,7 +278,8 @@ def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, A
             f"--resume {path}: holds no record of its run (saved up to 0.1.0, or the record was removed); go on with "
             f"the version that wrote it, or {anew}"
         )
-    other, notes = _compare(check_form(then, path), now, defaults)
+    with from_outside(f"{path}: the record of its run"):
+        other, notes = _compare(then, now, defaults)
     if other:
         more = f" (and {len(other) - SHOWN} more)" if len(other) > SHOWN else ""
         said = f"{'; '.join(other[:SHOWN])}{more}"

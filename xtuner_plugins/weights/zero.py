@@ -120,7 +120,7 @@ def open_deepspeed(path: Path) -> Checkpoint:
         tensors = held | _frozen(shards) | shards.unflatten([optim[key] for optim in shards.optims])
         shared = dict(state.get("shared_params") or {})
         tensors |= {alias: tensors[name] for alias, name in shared.items() if name in tensors}
-    return Checkpoint.of_run(path, "deepspeed", tensors, shards.files, state)
+    return Checkpoint(path, "deepspeed", tensors, shards.files, state)
 
 
 @refusing

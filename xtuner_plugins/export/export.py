@@ -134,12 +134,7 @@ def _model_source(view: model_view.ModelView) -> tuple[Path, list[Path]]:
     return view.directory, [view.directory / "config.json", *weight_files(view.directory)]
 
 
-def write(
-    job: Job,
-    out: str | Path,
-    *,
-    force: bool = False,
-) -> dict:
+def write(job: Job, out: str | Path, *, force: bool = False) -> dict:
     """Writes a job; the directory appears under its name whole or not at all. Memory holds a few blocks at a time.
 
     Args:
@@ -162,23 +157,18 @@ def write(
         own = manifest.digests(stage) | {"config.json": hashlib.sha256(json_text(draft.config).encode()).hexdigest()}
         files = {name: own[name] for name in sorted(own) if name != card.FILE}
         write_json(stage / manifest.FILE, {**content.result(), "files": files})
-    return {
-        "out": str(out),
-        "num_tensors": len(draft.tensors),
-        "num_replaced": len(job.plan.replaced),
-        "num_merged": len(job.plan.adapters),
-        "num_bytes": draft.num_bytes,
-        "num_shards": num_shards,
-        "notes": job.plan.notes,
-    }
+    plan, done = job.plan, {"out": str(out), "num_tensors": len(draft.tensors), "num_bytes": draft.num_bytes}
+    done |= {"num_replaced": len(plan.replaced), "num_merged": len(plan.adapters), "num_shards": num_shards}
+    return {**done, "notes": plan.notes}
 
 
-def export(config: str | Path | None, checkpoint: str | Path, out: str | Path, **options) -> dict:
-    """`prepare`, then `write`, whose options and result these are."""
-    choices = {key: options.pop(key) for key in ("format", "dtype", "template", "max_tiles") if key in options}
-    return write(prepare(config, checkpoint, **choices), out, **options)
+def export(
+    config: str | Path | None, checkpoint: str | Path, out: str | Path, *, force: bool = False, **choices
+) -> dict:
+    """`prepare`, whose options are the choices, then `write`, whose result this is."""
+    return write(prepare(config, checkpoint, **choices), out, force=force)
 
 
-def convert(directory: str | Path, out: str | Path, *, format: str, dtype=None, template=None, **options) -> dict:
-    """`prepare_conversion`, then `write`, whose options and result these are."""
-    return write(prepare_conversion(directory, format=format, dtype=dtype, template=template), out, **options)
+def convert(directory: str | Path, out: str | Path, *, force: bool = False, **choices) -> dict:
+    """`prepare_conversion`, whose options are the choices, then `write`, whose result this is."""
+    return write(prepare_conversion(directory, **choices), out, force=force)

@@ -142,10 +142,8 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     cfg = None if cfg is None else read_training_config(cfg)
     opened, where = open_checkpoint(checkpoint), str(checkpoint)
     if (said := opened.run.get(record.KEY)) is None:
-        raise CheckpointError(
-            f"{where} holds no record of its run (saved up to 0.1.0, without StateHook, or it was removed), so nothing "
-            "tells its base and settings; export it with the version that wrote it"
-        )
+        told = "(saved up to 0.1.0, without StateHook, or it was removed), so nothing tells its base and settings"
+        raise CheckpointError(f"{where} holds no record of its run {told}; export it with the version that wrote it")
     with from_outside(f"{where}: the record of its run"):
         model, base = said["settings"]["model"], _find_base(said["base"], cfg, where)
         configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
@@ -167,10 +165,8 @@ def _find_base(said: Mapping, cfg, where: str) -> Path:
     places = [*([cfg.model.base] if cfg else []), said["path"]]
     base = next((Path(each) for each in places if Path(each).is_dir()), None)
     if base is None:
-        raise CheckpointError(
-            f"the base of {where} does not exist: {' nor '.join(places)}; give a config that names where it is now "
-            "(--set base=...)"
-        )
+        told = f"the base of {where} does not exist: {' nor '.join(places)}"
+        raise CheckpointError(f"{told}; give a config that names where it is now (--set base=...)")
     if other := record.base_difference(said, record.base_facts(base)):
         raise CheckpointError(f"{where} belongs to another base: {other}; give the base that it was trained on")
     return base

@@ -11,9 +11,9 @@
 from pathlib import Path
 
 from . import manifest, preprocessing, record, zero
+from .errors import CheckpointError
 from .reading import (
     Checkpoint,
-    CheckpointError,
     listing,
     load_pickle,
     open_safetensors,
@@ -40,10 +40,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if (path / record.FILE).is_file():
         return _open_adapters(path)
     if (path / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{path} is a PEFT adapter; give the directory above it if this project wrote it. Any other is merged by "
-            "PEFT: PeftModel.from_pretrained(model, path).merge_and_unload()"
-        )
+        told = "Any other is merged by PEFT: PeftModel.from_pretrained(model, path).merge_and_unload()"
+        raise CheckpointError(f"{path} is a PEFT adapter; give the directory above it if this project wrote it. {told}")
     if tagged := zero.checkpoint_directory(path):
         return zero.open_deepspeed(tagged)
     if weight_files(path):

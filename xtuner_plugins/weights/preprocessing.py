@@ -56,14 +56,9 @@ class Choice:
 
     def config_fields(self, base: Mapping) -> dict[str, Any]:
         """The fields of an official ``config.json``, laid over those of ``base``."""
-        return {
-            **system_fields(self.conversation, base),
-            "dynamic_image_size": True,
-            "min_dynamic_patch": self.min_tiles,
-            "max_dynamic_patch": self.max_tiles,
-            "use_thumbnail": self.use_thumbnail,
-            "template": self.template,
-        }
+        limits = dict(dynamic_image_size=True, min_dynamic_patch=self.min_tiles, max_dynamic_patch=self.max_tiles)
+        others = dict(use_thumbnail=self.use_thumbnail, template=self.template)
+        return {**system_fields(self.conversation, base), **limits, **others}
 
 
 def system_fields(conversation: Conversation, base: Mapping | None = None) -> dict[str, Any]:
@@ -94,10 +89,8 @@ def checked(lock: Any, tokenizer, where: str) -> dict[str, Any]:
         first, *others = _rules(lock)
         is_vicuna = any(rule.template.startswith("vicuna") for rule in (first, *others))
     if lock.get("token_rules", 1) != TOKEN_RULES and (is_vicuna or tokenizer.tokenize("a") != ["a"]):
-        raise CheckpointError(
-            f"{where} was trained by an older version, which gave its prompts other token ids; go on with the version "
-            "that wrote it, or train anew"
-        )
+        told = "was trained by an older version, which gave its prompts other token ids"
+        raise CheckpointError(f"{where} {told}; go on with the version that wrote it, or train anew")
     return dict(lock)
 
 
@@ -116,10 +109,8 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
     """
     for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
         if list(trained.get(key, usual)) != list(usual):
-            raise CheckpointError(
-                f"trained with {key.replace('_', ' ')} {trained[key]}, but every consumer of a model directory uses "
-                f"{list(usual)}; train without one of your own, on a base built with --image-mean and --image-std"
-            )
+            told = f"trained with {key.replace('_', ' ')} {trained[key]}, but every program uses {list(usual)}"
+            raise CheckpointError(f"{told}; name it in the encoder's preprocessor_config.json and build the base anew")
     rules, files = _rules(trained), [(each["template"], str(each.get("name"))) for each in trained["datasets"]]
     said = ", ".join(f"{used} ({name})" for used, name in sorted(files))
     if template is None and len({rule.template for rule in rules}) > 1:

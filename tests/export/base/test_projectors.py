@@ -30,10 +30,7 @@ def test_fresh():
 def test_files(tmp_path, refused):
     """Under other names, in either kind of file; and what fits nothing is refused."""
     fresh = read(PLAIN, seed=3)
-    for first, second in (
-        ("model.mlp1.0.", "model.mlp1.2."),
-        ("0.", "2."),
-    ):
+    for first, second in (("model.mlp1.0.", "model.mlp1.2."), ("0.", "2.")):
         renamed = {name.replace("mlp1.0.", first).replace("mlp1.2.", second): value for name, value in fresh.items()}
         for path, save in ((tmp_path / "a.safetensors", save_file), (tmp_path / "a.bin", torch.save)):
             save(renamed, path)

@@ -120,19 +120,15 @@ def build_base(
     with staged_directory(out, config, num_bytes) as stage:
         write_files(official, stage, config, llm_part.tokenizer)
         write_weights(stage, tensors)
-    parts = {name: [tensors[key].numel for key in tensors if key.startswith(part[0])] for name, part in PARTS.items()}
-    return {
-        "out": str(out),
-        "num_parameters": sum(tensor.numel for tensor in tensors.values()),
-        "num_bytes": num_bytes,
-        "vocab_size": num_rows,
-        "num_new_tokens": llm_part.num_new_tokens,
-        "num_image_token": official.num_image_tokens(config),
-        "projector": str(projector) if projector else f"fresh, seed {seed}",
-        "template": conversation.name,
-        "parts": {name: sum(counts) for name, counts in parts.items()},
-        "notes": _notes(config, llm_part, conversation),
+    counts = {name: tensor.numel for name, tensor in tensors.items()}
+    parts = {
+        key: sum(count for name, count in counts.items() if name.startswith(part.attribute))
+        for key, part in PARTS.items()
     }
+    done = {"out": str(out), "num_parameters": sum(counts.values()), "num_bytes": num_bytes, "vocab_size": num_rows}
+    done |= {"num_new_tokens": llm_part.num_new_tokens, "num_image_token": official.num_image_tokens(config)}
+    done |= {"projector": str(projector) if projector else f"fresh, seed {seed}", "template": conversation.name}
+    return {**done, "parts": parts, "notes": _notes(config, llm_part, conversation)}
 
 
 def _notes(config: dict, llm: LLMPart, conversation: Conversation) -> list[str]:
@@ -173,10 +169,8 @@ def local_directory(name: str | Path, role: str) -> Path:
     try:
         return Path(snapshot_download(text, allow_patterns=HUB_PATTERNS))
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise CheckpointError(
-            f"{role}: there is no directory {text}, and no hub model of that name can be fetched ({reason})"
-        ) from None
+        told = f"{role}: there is no directory {text}, and no hub model of that name can be fetched"
+        raise CheckpointError(f"{told} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
 
 
 def read_llm(directory: Path) -> LLMPart:
@@ -208,10 +202,10 @@ def _choose_conversation(llm: LLMPart, template: str | None, system: str | None)
     if tokenizer_files.token_id(llm.tokenizer, found.stop_token) is None:
         stops = {name: get_conv_template(name).stop_token for name in TEMPLATES}
         fitting = [name for name, stop in stops.items() if tokenizer_files.token_id(llm.tokenizer, stop) is not None]
-        raise CheckpointError(
-            f"template {found.name} ends answers with {found.stop_token}, which is no token of this language model's "
-            f"tokenizer; its tokens fit --template {' or '.join(fitting) or '(none)'}"
+        told = (
+            f"template {found.name} ends answers with {found.stop_token}, no token of this language model's tokenizer"
         )
+        raise CheckpointError(f"{told}; its tokens fit --template {' or '.join(fitting) or '(none)'}")
     return found if system is None else replace(found, system_message=system or None)
 
 
@@ -222,10 +216,8 @@ def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
     for name in (EMBEDDING,) if llm.is_tied else (EMBEDDING, HEAD):
         matrix = tensors[name]
         if matrix.shape[0] < num_old:
-            raise CheckpointError(
-                f"{name} has {matrix.shape[0]} rows, fewer than the {num_old} tokens of the tokenizer: it belongs to "
-                "another model"
-            )
+            told = f"{name} has {matrix.shape[0]} rows, fewer than the {num_old} tokens of the tokenizer"
+            raise CheckpointError(f"{told}: it belongs to another model")
         old = matrix.rows(0, num_old)
         total = sum(old.read(*span).double().sum(0, keepdim=True) for span in old.spans())
         new = MemoryTensor((total / num_old).to(matrix.dtype).expand(llm.num_new_tokens, -1))
@@ -243,32 +235,30 @@ def make_config(
     projector_type: str | None,
 ) -> dict:
     """The official config of the two parts; arguments as for ``build_base``."""
-    from ...hub.configuration_internvl_chat import InternVLChatConfig
-
     projector_type = projector_type or encoder_family(part.config).projector_type
     if projector_type not in PROJECTOR_TYPES:
         raise ValueError(f"projector_type {projector_type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}")
+    most = max_tiles or (12 if projector_type == PROJECTOR_TYPES[0] else 1)
+    named = {"template": conversation.name, "projector_type": projector_type, "select_layer": part.select_layer}
+    fields = _llm_fields(part, llm, dtype)
+    config = official.make_config(part.config, fields, dtype=dtype, max_tiles=most, **named)
+    config |= preprocessing.system_fields(conversation)
+    return official.write_config(config, llm.tokenizer, fields["vocab_size"])
+
+
+def _llm_fields(part: towers.VisionPart, llm: LLMPart, dtype: str) -> dict:
+    """The ``llm_config`` of a new base: its own fields, completed by transformers, with the rows that it gets."""
+    from ...hub.configuration_internvl_chat import InternVLChatConfig
+
     rows = tokenizer_files.num_token_rows(llm.tokenizer)
     if llm.family.keeps_padding:
         rows = max(rows, llm.tensors[EMBEDDING].shape[0])
     dropped = ("auto_map", "_name_or_path", "transformers_version", "dtype")
-    source = {k: v for k, v in llm.config.items() if k not in dropped}
-    source.update(architectures=[llm.family.architecture], vocab_size=rows, torch_dtype=dtype)
+    fixed = {"architectures": [llm.family.architecture], "vocab_size": rows, "torch_dtype": dtype}
+    source = {key: value for key, value in llm.config.items() if key not in dropped} | fixed
     whole = InternVLChatConfig(vision_config=part.config, llm_config=source, torch_dtype=dtype)
     complete = whole.to_dict()["llm_config"]
-    fields = {k: complete.get(k) for k in [*llm.family.fields, *source]}
-    fields.update(architectures=[llm.family.architecture], model_type=llm.family.model_type, use_cache=True)
+    fields = {key: complete.get(key) for key in (*llm.family.fields, *source)} | fixed
     for key in ("bos_token_id", "eos_token_id"):
-        if fields.get(key) is None:
-            fields[key] = getattr(llm.tokenizer, key)
-    config = official.make_config(
-        part.config,
-        fields,
-        dtype=dtype,
-        template=conversation.name,
-        projector_type=projector_type,
-        select_layer=part.select_layer,
-        max_tiles=max_tiles or (12 if projector_type == PROJECTOR_TYPES[0] else 1),
-    )
-    config |= preprocessing.system_fields(conversation)
-    return official.write_config(config, llm.tokenizer, rows)
+        fields[key] = getattr(llm.tokenizer, key) if fields.get(key) is None else fields[key]
+    return {**fields, "model_type": llm.family.model_type, "use_cache": True}

@@ -31,7 +31,7 @@ MARKDOWN = MarkdownIt("gfm-like", {"linkify": False}).enable("table")
 
 
 def plan_of(record=RECORD, gain=GAIN):
-    checkpoint = SimpleNamespace(path="iter_40.pth", image_gain=gain)
+    checkpoint = SimpleNamespace(path="iter_40.pth", run={"image_gain": gain})
     return SimpleNamespace(record=record, checkpoint=checkpoint, replaced=["a"] * 3, adapters=["b"] * 4)
 
 

@@ -70,7 +70,7 @@ def test_real_directories(toy_base, tmp_path, stage, leaf):
     assert run.ok, run.output[-3000:]
     opened = open_checkpoint(run.work_dir / "iter_4.pth")
     theirs = get_fp32_state_dict_from_zero_checkpoint(run.work_dir, "iter_4.pth", exclude_frozen_parameters=True)
-    assert opened.kind == "deepspeed" and opened.record is not None and theirs
+    assert opened.kind == "deepspeed" and opened.run["record"] and theirs
     for name, value in theirs.items():
         read = opened.tensors[name].read()
         assert read.dtype == torch.float32 and torch.equal(read, value), name

@@ -97,7 +97,7 @@ def test_a_mixture_needs_a_choice(trained, refused):
         ({}, r"several templates \(Hermes-2 \(b\), internvl2_5 \(a\), .*--template"),
         ({"template": "phi3-chat"}, r"--template phi3-chat: trained with Hermes-2 \(b\), internvl2_5 \(a\), .* only"),
         ({"template": "internvl2_5", "max_tiles": 3}, "--max-tiles 3: trained with 1 to 2 tiles.* and 1 to 4 tiles"),
-        ({"template": "phi3-chat", "trained": gray}, r"image mean \[0.5, 0.5, 0.5\].*--image-mean"),
+        ({"template": "phi3-chat", "trained": gray}, r"image mean \[0.5, 0.5, 0.5\].*preprocessor_config"),
     ):
         refused(words, preprocessing.choose, **{"trained": trained, **choice})
     chosen, note = preprocessing.choose(trained, template="internvl2_5")
@@ -113,7 +113,7 @@ def test_what_says_nothing_or_was_made_otherwise(trained, save, toy_base, tmp_pa
     assert "doesn't say how images and text were prepared" in done["notes"][0]
     refused("names none to choose from", export, None, tmp_path / "a.pth", none, max_tiles=2, error=ValueError)
     for datasets in ("x", [], [{}]):
-        refused("a.pth holds a prepr", preprocessing.check_form, {"datasets": datasets}, "a.pth", error=ValueError)
+        refused("a.pth: its preprocessing holds", preprocessing.checked, {"datasets": datasets}, None, "a.pth")
 
     spaced, out = shutil.copytree(toy_base, tmp_path / "spaced"), tmp_path / "out"
     state = read_json(spaced / "tokenizer.json")

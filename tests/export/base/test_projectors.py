@@ -3,9 +3,9 @@
 import torch
 from safetensors.torch import save_file
 
-from xtuner_plugins.export.base.projectors import projector_shapes, projector_tensors
+from xtuner_plugins.export.base.projectors import projector_tensors
 
-PLAIN = {"vision_config": {"hidden_size": 6}, "llm_config": {"hidden_size": 4}}
+PLAIN = {"vision_config": {"hidden_size": 6}, "llm_config": {"model_type": "qwen2", "hidden_size": 4}}
 PLAIN |= {"downsample_ratio": 1.0, "projector_type": "mlp"}
 SHUFFLED = {**PLAIN, "downsample_ratio": 0.5, "projector_type": "pixel_shuffle_mlp"}
 
@@ -24,7 +24,7 @@ def test_fresh():
         weight, bound = held[f"mlp1.{layer}.weight"], shape[1] ** -0.5
         assert weight.shape == shape and bound / 2 < weight.abs().max() <= bound
         assert 0 < held[f"mlp1.{layer}.bias"].abs().max() <= bound
-    assert list(projector_shapes(PLAIN)) == [f"mlp1.{n}.{p}" for n in "02" for p in ("weight", "bias")]
+    assert list(read(PLAIN)) == [f"mlp1.{n}.{p}" for n in "02" for p in ("weight", "bias")]
 
 
 def test_files(tmp_path, refused):

@@ -67,15 +67,13 @@ def project(tmp_path_factory, toy_base):
 
 def test_commands_work(project, run_tool):
     """As they stand, in a folder of the user's; only the tools' own place is put in front."""
-    assert len(commands()) >= 7 and len({line.split()[1] for line in commands()}) == 2
+    assert len(commands()) >= 6 and len({line.split()[1] for line in commands()}) == 2
     for command in commands():
         words = shlex.split(command)
         assert words[0] == "python"
         done = run_tool(ROOT / words[1], *words[2:], cwd=project)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
-        if "--names-only" in words:
-            assert "A: 4 files; records name 4 different ones, 0 of them missing; 0 superfluous" in done.stdout
-        elif "check_data" in command:
+        if "check_data" in command:
             assert "records can be trained on" in done.stdout
         for option in ("--html", "--json", "--reject-list"):
             if option in words:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..datasets.plan.lengths import SHRUNK, TRUNCATED
+from ..datasets.plan.budget import SHRUNK, TRUNCATED
 from .check import Checked, FileReport
 
 MOST_EXAMPLES = 24  # of each finding

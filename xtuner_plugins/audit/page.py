@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from ..datasets.dataset import MultimodalDataset
 from ..datasets.images.media import load_image
 from ..datasets.images.video import load_frames
-from ..datasets.plan.lengths import DROPPED, FATES, SHRUNK, TRUNCATED
+from ..datasets.plan.budget import DROPPED, FATES, SHRUNK, TRUNCATED
 from ..datasets.plan.measure import Measure
 from ..datasets.records.boxes import COLOR, find_boxes
 from ..datasets.records.records import Record

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import RecordError, SettingError
 from ..files import array_hash, save, text_hash
-from .plan.lengths import DROPPED
+from .plan.budget import DROPPED
 from .preference import PreferenceDataset
 
 CHUNK = 256  # records of a file: what a crash can lose on each rank

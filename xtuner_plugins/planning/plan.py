@@ -162,7 +162,7 @@ def _measured(data: Mapping[str, Any], paths: Sequence[str], pairs: bool) -> lis
     import numpy as np
 
     from ..datasets import MultimodalDataset, PreferenceDataset
-    from ..datasets.plan.lengths import DROPPED
+    from ..datasets.plan.budget import DROPPED
     from ..errors import DataError, SourceError
 
     kind = PreferenceDataset if pairs else MultimodalDataset

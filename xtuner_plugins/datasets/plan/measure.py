@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ...errors import DataError, MediaError, RecordError
-from ...files import text_hash
+from ...files import get_cache_dir, text_hash
 from ..images.media import ImageFolder, MediaSource, StoreImages, image_size
 from ..images.video import probe_video
 from ..records.boxes import normalize_boxes
@@ -65,6 +66,11 @@ class Measure:
             str((len(self.index), self.num_frames)),
             self.parse.__qualname__,
         )
+
+    @property
+    def directory(self) -> Path:
+        """Where what is measured is kept."""
+        return get_cache_dir() / self.key()
 
     def rows(self, rows: Sequence[int], look: Callable[[int, Record], None] = lambda row, record: None) -> dict:
         """Measure records.

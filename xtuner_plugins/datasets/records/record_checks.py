@@ -62,7 +62,6 @@ _TABLE = {
     "two_prompts": ("a pair whose answers follow different messages", "let only the last message differ"),
     "equal_answers": ("a pair of equal answers", "remove the record: it prefers nothing"),
     "pair_answer": ("an answer of a pair that is no text and no message", 'write "chosen": "..."'),
-    "~~far_apart": ("an answer 8 times as long as the other", "check the pair: models learn to prefer the length"),
     "sample": ("a sample of a tar without .json and .txt", "write the record beside the image"),
     "table_unreadable": ("a row that can't be decoded", "fetch the file again"),
 }

@@ -9,7 +9,6 @@ from tests.engine.forked import train_forked
 from tests.small_data import write_dataset
 from xtuner_plugins.export.export import export
 from xtuner_plugins.weights.checkpoint import open_checkpoint
-from xtuner_plugins.weights.loader import partition_dtype
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.weights.writer import write_json
 from xtuner_plugins.weights.zero import open_optimizer
@@ -147,9 +146,3 @@ def test_what_is_no_whole_save(tmp_path, refused):
     refused(r"ZeRO-3 checkpoint without \*_optim_states.pt", open_checkpoint, whole)
     torch.save({"module": {}}, tmp_path / "mp_rank_00_model_states.pt")
     refused("holds no ZeRO optimizer state", open_optimizer, tmp_path)
-
-
-def test_the_dtype_that_deepspeed_computes_in():
-    on, off = {"enabled": True}, {"enabled": False}
-    configs = {"bf16": on}, {"fp16": on, "bf16": off}, {"bf16": off}
-    assert [*map(partition_dtype, configs)] == [torch.bfloat16, torch.float16, torch.float32]

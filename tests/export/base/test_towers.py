@@ -120,10 +120,10 @@ def test_other_forms_of_clip_and_siglip_give_the_same_base(toy_parts, tmp_path):
 
 
 def test_a_dinov2_keeps_positions_of_its_own_size_and_is_cut(tmp_path):
-    theirs = write(tmp_path / "dinov2", "Dinov2Model", **{**DINOV2, "image_size": 56})
-    found = read_vision(tmp_path / "dinov2", tile_size=56).tensors["vision_model.embeddings.position_embedding"]
+    theirs = write(tmp_path, "Dinov2Model", **{**DINOV2, "image_size": 56})
+    found = read_vision(tmp_path, tile_size=56).tensors["vision_model.embeddings.position_embedding"]
     assert torch.equal(found.read(), theirs.embeddings.position_embeddings)
-    part = read_vision(tmp_path / "dinov2", select_layer=-2)
+    part = read_vision(tmp_path, select_layer=-2)
     assert part.config["num_hidden_layers"] == 2 and part.config["image_size"] == 448
 
 

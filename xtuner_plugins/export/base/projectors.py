@@ -9,7 +9,6 @@ import torch
 
 from ...hub.constants import projector_input_width
 from ...hub.modeling_flash import TileGate, TilePooling, make_mlp2
-from ...hub.modeling_internvl_chat import make_projector
 from ...weights import model_view
 from ...weights.checkpoint import open_checkpoint
 from ...weights.lazy import LazyTensor, MemoryTensor
@@ -28,6 +27,8 @@ def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dic
     Raises:
         CheckpointError: no such source, or tensors of other names or shapes.
     """
+    from ...hub.modeling_internvl_chat import make_projector  # takes in transformers
+
     with torch.device("meta"):
         own = make_projector(config_from_fields(config, "the base")).state_dict()
     shapes = {f"mlp1.{name}": tuple(tensor.shape) for name, tensor in own.items()}

@@ -115,7 +115,7 @@ def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str,
     if gpu.dtype == "float32":
         print("no GPU was found: on a processor this is a trial (max_steps=20); --gpu 4090 plans for another machine")
     labels = {
-        "title": f"{os.path.basename(run.plan.model)}, {parent}, on one GPU.",
+        "title": f"{os.path.basename(run.plan.base)}, {parent}, on one GPU.",
         "trains": f"{', '.join(trains)}: {job.trained:,} of {job.shape.parameters:,} parameters",
         "frozen": ", ".join(frozen) or "nothing",
         "hardware": hardware,

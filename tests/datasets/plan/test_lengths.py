@@ -78,10 +78,9 @@ def test_lengths_equal_the_samples(settings, extra):
 
 
 def test_kept_by_content_and_by_everything_that_is_measured(settings, monkeypatch, tmp_path):
-    done = []
     monkeypatch.setattr(lengths_module, "CHUNK", 7)
-    several = MultimodalDataset(**settings).lengths(0, num_workers=2, progress=done.append)
-    assert sum(done) == len(several) == 49
+    several = MultimodalDataset(**settings).lengths(0, num_workers=2)
+    assert len(several) == 49
     monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
     alone = MultimodalDataset(**settings).lengths(0, num_workers=0)
     for name in lengths_module.ARRAYS:

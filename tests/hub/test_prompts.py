@@ -137,10 +137,10 @@ def test_ids_are_those_of_the_whole_prompt(any_tokenizer, request):
         assert trained[: len(asked)] == asked and sample.labels[len(asked)] == trained[len(asked)]
         assert (sample.labels[: len(asked)][-3:] == -100).all()  # the open turn is the prompt's
 
-        old = {"datasets": [{"template": template}]}
-        preprocessing.check_token_rules({**old, "token_rules": 2}, any_tokenizer, "a.pth")
+        old = {"datasets": [{"min_tiles": 1, "max_tiles": 1, "use_thumbnail": True, "template": template}]}
+        preprocessing.checked({**old, "token_rules": 2}, any_tokenizer, "a.pth")
         try:
-            preprocessing.check_token_rules(old, any_tokenizer, "a.pth")
+            preprocessing.checked(old, any_tokenizer, "a.pth")
         except CheckpointError as error:
             assert "a.pth was trained by an older version" in str(error) and "train anew" in str(error)
             refused.add(template)

@@ -49,7 +49,6 @@ def add_weights(parser: argparse.ArgumentParser, dtype: str | None = None) -> No
     kinds = ["bfloat16", "float16", "float32"]
     told = f"of the stored weights (default: {dtype or 'as they are stored'})"
     parser.add_argument("--dtype", choices=kinds, default=dtype, help=told)
-    parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
     parser.add_argument("--force", action="store_true", help="replace an existing output directory")
 
 

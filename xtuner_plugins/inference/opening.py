@@ -180,8 +180,7 @@ def open_session(
             raise CheckpointError(f"{source} has one template of its own; a template is chosen for checkpoints only")
         network, tokenizer, lock = load_model(source.path, **options), load_tokenizer(source.path), None
         if (path := source.path / preprocessing.FILE).is_file():
-            lock = preprocessing.check_form(read_json(path), str(path))
-            preprocessing.check_token_rules(lock, tokenizer, str(source))
+            lock = preprocessing.checked(read_json(path), tokenizer, str(path))
         return ChatSession(network, tokenizer, lock=lock, **limits)
     from ..export import trained
 

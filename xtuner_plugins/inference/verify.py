@@ -146,7 +146,7 @@ def compare_files(job: Job, out: Path) -> None:
         want = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     files = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
     held = {name: path.read_bytes() for name, path in files.items() if path.suffix != ".safetensors"}
-    digests = {name: manifest.digest(path) for name, path in files.items() if name not in (manifest.FILE, card.FILE)}
+    digests = {name: found for name, found in manifest.digests(out).items() if name not in (manifest.FILE, card.FILE)}
     told = {"config.json": job.draft.config, manifest.FILE: {**job.manifest(), "files": dict(sorted(digests.items()))}}
     if (index := "model.safetensors.index.json") in held:
         size = sum(tensor.nbytes for tensor in open_weights(out).values())

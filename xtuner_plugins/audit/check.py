@@ -193,17 +193,33 @@ def _open(
 
 
 def count_samples(dataset: Checked, reports: Sequence[FileReport]) -> int:
-    """Number of samples of an epoch that train: repeated records count each time, unusable ones never."""
+    """Number of samples of an epoch that train: repeated records count each time, unusable ones never.
+
+    Args:
+        dataset: the training data.
+        reports: what `check_dataset` returned for it.
+    """
     pairs = zip(dataset.picks, reports, strict=True)
     return sum(int((~np.isin(pick, list(report.left_out))).sum()) for pick, report in pairs)
 
 
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
-    """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number."""
+    """Write the unusable records for the setting `reject_list`, those that are on it already included.
+
+        {"file": "/data/a.jsonl", "row": 6, "line": 7, "reason": "image_missing"}
+
+    Args:
+        path: the file to write, one record per line; `row` counts from 0, `line` from 1.
+        reports: what `check_dataset` returned.
+
+    Returns:
+        The number of records on the list.
+    """
     entries = []
     for report in reports:
         index, file = report.source.index, absolute_path(report.source.index.path)
         for row, each in report.left_out.items():
-            entries.append({"file": file, "row": row, "line": index.line(row), "reason": each.reason})
+            line = int(index.source(row).rpartition(":")[2])
+            entries.append({"file": file, "row": row, "line": line, "reason": each.reason})
     Path(path).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     return len(entries)

@@ -38,7 +38,11 @@ class Part(NamedTuple):
 
 
 def split_batch(batch: dict[str, Any]) -> list[Part]:
-    """The samples of a collated batch, by the boundaries that the model gets."""
+    """The samples of a collated batch, by the boundaries that the model gets.
+
+    Args:
+        batch: padded (`collate`), one row (`collate_packed`) or one row of pairs (`collate_pairs`).
+    """
     tiles = batch["tiles"].split(batch["num_tiles"].tolist())
     weights = batch.get("loss_weights", torch.ones(len(tiles))).tolist()
     parts, each = [], PAIR if "follows" in batch else 1

@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -237,7 +237,7 @@ class MultimodalDataset(Dataset):
             remedy = "raise max_length or lower max_tiles" if of_images else "raise max_length or shorten the record"
             raise RecordError("too_long", told, remedy, record.source)
         tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits])
-        sample = join_pieces(pieces, self.tokenizer, counts, self.budget.tokens_per_tile)
+        sample = join_pieces(pieces, self.tokenizer, list(map(len, tiles)), self.budget.tokens_per_tile)
         if fate == TRUNCATED:
             sample = truncate(sample, self.budget.max_length)
         return tiles[: len(sample.spans)], sample, fate
@@ -252,13 +252,10 @@ class MultimodalDataset(Dataset):
                 tiles.append(open_tiles(path, tiling, self.fast_decoding))
         return tiles
 
-    def lengths(
-        self, number: int, *, num_workers: int | None = None, progress: Callable[[int], None] = lambda done: None
-    ) -> LengthIndex:
-        """Measured lengths of file `number`, from the cache or measured now (see `lengths`)."""
+    def lengths(self, number: int, *, num_workers: int | None = None) -> LengthIndex:
+        """Measured lengths of file `number`, from the cache or measured now; arguments and errors as `measure`."""
         if number not in self._lengths:
-            task = self.measuring(number)
-            self._lengths[number] = measure(task, num_workers=num_workers, progress=progress)
+            self._lengths[number] = measure(self.measuring(number), num_workers=num_workers)
         return self._lengths[number]
 
     def is_measured(self) -> bool:
@@ -271,17 +268,17 @@ class MultimodalDataset(Dataset):
         source = self.sources[number]
         return Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.parse)
 
-    def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def layout(self, num_workers: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, tiles (int32) and fate (uint8, see `lengths.FATES`) of every sample, in the order of indices.
 
         Every sample that is read from then on is compared with them: packs and groups rely on them.
 
         Args:
-            options: `num_workers` and `progress` of `lengths`.
+            num_workers: as `lengths`, whose errors it raises.
         """
         columns = []
         for number, (source, pick) in enumerate(zip(self.sources, self.picks, strict=True)):
-            part = self.lengths(number, **options).lay_out(source.tiling, self.budget)
+            part = self.lengths(number, num_workers=num_workers).lay_out(source.tiling, self.budget)
             part, gone = [column[pick] for column in part], np.isin(pick, list(self.rejected[number]))
             part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
             columns.append(part)

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from ...files import locked, save
-from ...processes import map_in_workers
+from ...processes import map_in_workers, progress_bar
 from ..images.tiling import DynamicTiling
-from ..text.tokens import single_threaded_tokenizer
 from .budget import BROKEN, DROPPED, FITS, FRAME, TileBudget, first_limit
 from .measure import Complaint, Measure
 
 KEPT = "lengths.npz"  # the file of a `LengthIndex`
+PROGRESS_FROM = 5000  # records; fewer are measured in no time
 CHUNK = 2000  # records that a worker measures at a time, and a crash can lose
 ARRAYS = ("text_tokens", "supervised", "prefix", "num_media", "sizes")  # by `Measure.rows`
 
@@ -58,11 +58,10 @@ class LengthIndex:
 
     def holds(self, task: Measure) -> bool:
         """Whether every broken record still is, for the same reason."""
-        with single_threaded_tokenizer():
-            return all(
-                [each.reason for each in task.rows([complaint.row])["complaints"]] == [complaint.reason]
-                for complaint in self.complaints.values()
-            )
+        return all(
+            [each.reason for each in task.rows([complaint.row])["complaints"]] == [complaint.reason]
+            for complaint in self.complaints.values()
+        )
 
     def lay_out(self, tiling: DynamicTiling, budget: TileBudget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What becomes of each record under a budget.
@@ -100,30 +99,34 @@ def _count_tiles(sizes: np.ndarray, limits: np.ndarray, tiling: DynamicTiling, b
     return np.array(each, np.int64)[inverse.reshape(-1)]
 
 
-def measure(
-    task: Measure, *, num_workers: int | None = None, progress: Callable[[int], None] = lambda done: None
-) -> LengthIndex:
-    """The lengths of a file, from the cache or measured now, in processes (default: one for each core; 0: in this one).
+def measure(task: Measure, *, num_workers: int | None = None) -> LengthIndex:
+    """The lengths of a file, from the cache, or measured now with a progress bar.
 
     Args:
-        progress: called with the number of records measured since the last call.
+        num_workers: processes; default: one for each core; 0 measures in this process.
+
+    Raises:
+        SettingError: the cache can't be written.
+        SourceError: a store doesn't answer, or the file has changed.
     """
     directory = task.directory
     found = LengthIndex.open(directory)
     if found is None or not found.holds(task):
         with locked(directory.with_suffix(".lock")):
-            build = partial(_build, task, directory, num_workers, progress)
+            build = partial(_build, task, directory, num_workers)
             found = LengthIndex.open(directory) or build()  # another process may have measured meanwhile
             found = found if found.holds(task) else build()  # chunks may be those of an earlier start that was killed
     return found
 
 
-def _build(task: Measure, directory: Path, num_workers: int | None, progress: Callable[[int], None]) -> LengthIndex:
+def _build(task: Measure, directory: Path, num_workers: int | None) -> LengthIndex:
     """Measure the chunks that an earlier start hasn't kept, and join all."""
-    parts = []
-    for part in kept_parts(directory / "parts", len(task.index), CHUNK, task.rows, num_workers):
-        parts.append(part)
-        progress(len(part["num_media"]))
+    total, parts = len(task.index), []
+    bar = {"total": total, "unit": "record", "desc": "measuring lengths", "disable": total < PROGRESS_FROM}
+    with progress_bar(**bar) as shown:
+        for part in kept_parts(directory / "parts", total, CHUNK, task.rows, num_workers):
+            parts.append(part)
+            shown.update(len(part["num_media"]))
     found = keep(directory, parts)
     shutil.rmtree(directory / "parts", ignore_errors=True)
     return found
@@ -139,8 +142,7 @@ def kept_parts(
         holds: whether something kept is still true.
     """
     chunks = [range(first, min(first + chunk, total)) for first in range(0, max(total, 1), chunk)]
-    with single_threaded_tokenizer():
-        yield from map_in_workers(partial(_part, folder, make, holds), chunks, num_workers)
+    yield from map_in_workers(partial(_part, folder, make, holds), chunks, num_workers)
 
 
 def _part(folder: Path, make: Callable, holds: Callable, rows: range) -> dict:
@@ -172,16 +174,13 @@ def read_part(path: Path) -> dict | None:
 
 
 def keep(directory: Path, parts: Iterable[dict]) -> LengthIndex:
-    """Make the index of a file out of what `Measure.rows` found in its chunks; an equal one stays as it is.
+    """Write the index of a file, made of what `Measure.rows` found in its chunks, and return it.
 
     Raises:
         SettingError: the cache can't be written.
     """
-    parts, path = list(parts), directory / KEPT
+    parts = list(parts)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS}
     whole["complaints"] = list(chain.from_iterable(part["complaints"] for part in parts))
-    found = read_part(path)
-    is_equal = found is not None and found["complaints"] == whole["complaints"]
-    if not is_equal or not all(np.array_equal(found[name], whole[name]) for name in ARRAYS):
-        save_part(path, whole)
+    save_part(directory / KEPT, whole)
     return LengthIndex.open(directory)

@@ -16,7 +16,7 @@ from ..records.opening import RecordSource
 from ..records.records import Record, expand_videos, parse_record
 from ..text.conversation import Piece, split_pieces
 from ..text.templates import Template
-from ..text.tokens import TextTokenizer, no_garbage_collection
+from ..text.tokens import TextTokenizer
 from .budget import FRAME
 
 FORMAT = "8"  # part of the key; to be raised when counts or files change
@@ -83,19 +83,18 @@ class Measure:
             image or frame; complaints: list of `Complaint`.
         """
         pieces, sizes, complaints = [], [], []
-        with no_garbage_collection():
-            for row in rows:
-                try:
-                    record, found, _ = self.open(row)
-                    pieces.append(split_pieces(record, self.template, self.tokenizer) if self.tokenizer else [])
-                    sizes.append(found)
-                except DataError as error:
-                    complaints.append(Complaint.of(row, error))
-                    pieces.append([])
-                    sizes.append([])
-                else:
-                    look(row, record)
-            counts = count_pieces(pieces, self.tokenizer)
+        for row in rows:
+            try:
+                record, found, _ = self.open(row)
+                pieces.append(split_pieces(record, self.template, self.tokenizer) if self.tokenizer else [])
+                sizes.append(found)
+            except DataError as error:
+                complaints.append(Complaint.of(row, error))
+                pieces.append([])
+                sizes.append([])
+            else:
+                look(row, record)
+        counts = count_pieces(pieces, self.tokenizer)
         return {
             "text_tokens": counts[:, 0],
             "supervised": counts[:, 1],

@@ -52,8 +52,6 @@ def normalize_boxes(record: Record, real_size: Callable[[int], Size] | None = No
     if kind not in (None, "normalized", "pixel"):
         fail(record.source, "boxes", f"'boxes' is {kind!r}", 'write "boxes": "pixel" or leave it out')
     size = _pixel_size(record, real_size) if kind == "pixel" else None
-    if not record.has_markup:
-        return record
     warnings = list(record.warnings)
     for text in record.texts:
         _check_tags(text, record, warnings)

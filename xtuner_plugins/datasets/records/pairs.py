@@ -30,7 +30,7 @@ class PairRecord(Record):
 
     def sides(self) -> tuple[Record, Record]:
         """The conversation with the chosen answer, and with the rejected one."""
-        prompt, facts = self.turns[:-2], (self.source, self.system, self.extra, self.has_markup)
+        prompt, facts = self.turns[:-2], (self.source, self.system, self.extra)
         return tuple(Record((*prompt, answer), *facts) for answer in self.turns[-2:])
 
 
@@ -50,7 +50,7 @@ def parse_pair(raw: object, source: str) -> PairRecord:
         fail(source, "objects", problem, "write the boxes into the texts, as <box>[[x1, y1, x2, y2]]</box>")
     context = tuple(turn._replace(supervised=False) for turn in record.turns[:-1])
     changed = {"turns": (*context, record.turns[-1], other.turns[-1]), "warnings": tuple(warnings)}
-    return PairRecord(**vars(record) | changed | {"has_markup": record.has_markup or other.has_markup})
+    return PairRecord(**vars(record) | changed)
 
 
 def _sides(raw: dict, source: str) -> tuple[list[RawTurn], object, object]:

@@ -4,40 +4,13 @@
 tokens (`<ref>`, `<box>`, ...), which belong into texts.
 """
 
-import contextlib
-import gc
 import json
 import os
-from collections.abc import Iterator
 
 from ...errors import SettingError, one_line
 from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
 from ...weights.fast_tokenizers import load_fast_tokenizer
-
-PARALLEL = "TOKENIZERS_PARALLELISM"
-
-
-@contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Switch off Python's garbage collector, which took a third of the time of measuring lengths."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-@contextlib.contextmanager
-def single_threaded_tokenizer() -> Iterator[None]:
-    """Switch the tokenizer's own threads off: a process that has used them warns at every later fork."""
-    before = os.environ.get(PARALLEL)
-    os.environ[PARALLEL] = "false"
-    try:
-        yield
-    finally:
-        os.environ.pop(PARALLEL)
-        os.environ.update({} if before is None else {PARALLEL: before})
 
 
 class TextTokenizer(TextRules):
@@ -58,6 +31,8 @@ class TextTokenizer(TextRules):
     def __init__(self, tokenizer, name: str = "the tokenizer"):
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
+        # Its own threads wouldn't survive a fork, and it would warn at each one.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         super().__init__(tokenizer)
         missing = [token for token in IMAGE_TOKENS if token not in self.ids]
         if missing:

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from xtuner_plugins.audit.check import PlainFiles
-from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, RecordError, collate_packed
+from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, collate_packed
 
 PAGE, CHINESE = ROOT / "docs/data.md", ROOT / "docs/data_zh-CN.md"
 
@@ -71,16 +70,6 @@ def test_commands_work(project, run_tool):
         for option in ("--html", "--json", "--reject-list"):
             if option in words:
                 assert Path(project, words[words.index(option) + 1]).exists()
-
-
-def test_the_error_is_the_one_shown(tmp_path):
-    shown = [text for name, text in blocks() if name == ""][0]
-    path, line = re.match(r"(\S+):(\d+): ", shown).groups()
-    wrong = json.dumps(records()[0]).replace("<image>", "<image><image>")
-    (tmp_path / path).write_text((json.dumps(records()[1]) + "\n") * (int(line) - 1) + wrong + "\n")
-    with pytest.raises(RecordError) as caught:
-        PlainFiles(str(tmp_path / path)).record(0, int(line) - 1)
-    assert str(caught.value).removeprefix(f"{tmp_path}/") == shown.strip()
 
 
 def test_mixtures_are_built_as_shown(project, monkeypatch):

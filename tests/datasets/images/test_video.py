@@ -109,10 +109,8 @@ def test_frames_are_turned_as_players_turn_them(tmp_path):
         sides = (48, 64) if a == d == 0 != b else (64, 48)
         assert probe_video(str(path), 2) == (2, sides)
         for frame in load_frames(str(path), 2):
-            spots = (np.asarray(frame)[sides[1] // 4 :: sides[1] // 2, sides[0] // 4 :: sides[0] // 2] > 127).reshape(
-                4, 3
-            )
-            assert "".join(COLORS[tuple(spot)] for spot in spots.tolist()) == expected, (a, b, c, d)
+            spots = np.asarray(frame)[sides[1] // 4 :: sides[1] // 2, sides[0] // 4 :: sides[0] // 2] > 127
+            assert "".join(COLORS[tuple(spot)] for spot in spots.reshape(4, 3).tolist()) == expected, (a, b, c, d)
 
 
 def test_packets_that_show_nothing_are_no_frames(videos, tmp_path):

@@ -103,7 +103,7 @@ def _build_model(cfg: Config, dataset: MultimodalDataset | None, deepspeed: Mapp
     """Builds the model, its parameter groups, and what depends on model and data together."""
     from ..hooks.validation import validation_dataset
     from ..run.loss_scaling import scaled_wrapper, settle_deepspeed_dtype
-    from ..run.param_groups import planned_groups
+    from ..run.param_groups import GroupedOptimWrapperConstructor as Grouped
 
     with refused("model"):
         model = _build_ours(MODELS.build, cfg.model)
@@ -114,7 +114,10 @@ def _build_model(cfg: Config, dataset: MultimodalDataset | None, deepspeed: Mapp
             with refused("--deepspeed"):
                 settle_deepspeed_dtype(deepspeed, model.dtype)
         with refused("optim_wrapper.paramwise_cfg"):
-            planned_groups(cfg, model)
+            settings = {"paramwise_cfg": {}, "constructor": Grouped, **cfg.optim_wrapper}
+            if resolve_type(settings["constructor"]) is Grouped:
+                wrapper = {"type": "OptimWrapper", "optimizer": settings["optimizer"]}
+                list(Grouped(wrapper, settings["paramwise_cfg"]).options_of(model))
     if model is not None and dataset is not None:
         _check_pairs(model, dataset, cfg.train_dataloader.get("collate_fn") or {})
     validation = value_at(cfg, VALIDATION) or {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...datasets.figures import file_figures
 from ...dtypes import describe_dtype
 from ...files import write_whole
 from ..run.loops import planned_loop
-from ..run.param_groups import group_members, num_weights, planned_groups
+from ..run.param_groups import group_members, num_weights
 from ..run.steps import unwrap
 
 CONTRACT_FILE = "run_contract.json"  # in the work directory
@@ -31,16 +31,12 @@ class RunContractHook(Hook):
     """Shows before the first step what the run trains, as the model, the optimizer and the data hold it.
 
     The same is written as JSON to ``run_contract.json`` in the work directory.
-
-    Raises:
-        RuntimeError: The optimizer doesn't hold exactly the trainable parameters at the config's learning rates and
-            weight decays.
     """
 
     priority = "VERY_LOW"
 
     def before_train(self, runner) -> None:
-        """Shows and writes the contract, and checks the optimizer."""
+        """Shows and writes the contract."""
         contract = gather(runner)
         if is_main_process():
             runner.logger.info(show(contract))
@@ -48,10 +44,6 @@ class RunContractHook(Hook):
             path = Path(runner.work_dir, CONTRACT_FILE)
             write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
         barrier()
-        planned = planned_groups(runner.cfg, unwrap(runner.model))
-        if planned is not None:
-            live = [(row["lr"], row["weight_decay"], row["parameters"]) for row in contract["optimizer"]["groups"]]
-            compare_groups([(*rates, count) for rates, count in planned.items()], live)
 
 
 def gather(runner) -> dict[str, Any]:
@@ -161,15 +153,3 @@ def _show_files(files: Sequence[Mapping[str, Any]]) -> list[str]:
         note = "" if each["is_measured"] else f"  seen: {each['seen']:,}, lengths aren't measured"
         lines.append(f"  {each['name']:<{width}}{each['samples']:>12,}{means}{note}")
     return lines
-
-
-def compare_groups(planned: Iterable[tuple[float, float, int]], live: Iterable[tuple[float, float, int]]) -> None:
-    """Raises `RuntimeError` where other weights have other (learning rate, weight decay) than the config asks for."""
-    found = []
-    for groups in (live, planned):
-        counts: Counter = Counter()
-        for lr, decay, count in groups:
-            counts[f"lr {lr:.6g}, weight decay {decay:.6g}"] += count
-        found.append("; ".join(f"{count:,} at {rates}" for rates, count in sorted(counts.items())))
-    if found[0] != found[1]:
-        raise RuntimeError(f"the optimizer isn't what the config asks for: it has {found[0]}; asks for {found[1]}")

@@ -42,10 +42,8 @@ def edited_config(folder: Path, name: str, **settings) -> str:
 
 def contents(path: Path) -> dict[str, torch.Tensor]:
     """Weights and the optimizer's state of a checkpoint that any strategy wrote, by kind and parameter."""
-    from xtuner_plugins.engine.run.runtime import allow_checkpoint_types
     from xtuner_plugins.engine.run.transfer import read_state
 
-    allow_checkpoint_types()
     state = read_state(path)
     found = {f"weight {name}": tensor.read() for name, tensor in state.weights.items()}
     for name, entries in state.states.items():

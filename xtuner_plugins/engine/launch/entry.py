@@ -32,6 +32,7 @@ from ...settings import (
     read_config,
     read_deepspeed,
 )
+from ...weights.checkpoint import open_checkpoint
 from ...weights.errors import CheckpointError
 from .. import register_all
 from ..run.runtime import adjust_stack
@@ -84,6 +85,7 @@ def _settle(check, module: types.ModuleType, cfg: Config, args: argparse.Namespa
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    module.get_seed_from_checkpoint = lambda path: open_checkpoint(path).meta["seed"]  # XTuner's own reads all of it
     if wants_to_resume and os.environ.get("RANK", "0") == "0":
         said = f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew"
         print_log(said, "current")

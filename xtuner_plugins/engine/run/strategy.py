@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +14,9 @@ from torch import nn
 from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
 
 from ...weights.errors import CheckpointError
-from ...weights.zero import checkpoint_directory, open_deepspeed
 from .gradient_sums import hold_sums_alone, sum_gradients_as_told
 from .steps import unwrap
-from .transfer import TrainingState, fill_engine, read_state, regroup, wrote_the_same_way
+from .transfer import fill_engine, read_state, regroup
 
 
 class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
@@ -84,46 +81,31 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
             torch.save({**extra, "state_dict": weights}, filename)
 
     def resume(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
-        """As MMEngine's; also from a plain file, another stage, and another number of ranks.
+        """As MMEngine's, from a plain file or from the directory of any stage and number of ranks; unpickles nothing.
 
         Raises:
             CheckpointError: The checkpoint holds other trained parameters than the model.
         """
-        return self._open(super().resume, filename, callback, with_optimizer=True, **kwargs)
+        checkpoint = self._fill(filename, callback, with_optimizer=True)
+        regroup(checkpoint["param_schedulers"], self.optim_wrapper.param_groups)
+        self.load_scheduler_state_dict(checkpoint.pop("param_schedulers"))
+        return checkpoint
 
     def load_checkpoint(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
-        """As MMEngine's; see `resume`."""
-        return self._open(super().load_checkpoint, filename, callback, with_optimizer=False, **kwargs)
+        """As MMEngine's, weights alone; see `resume`."""
+        return self._fill(filename, callback, with_optimizer=False)
 
-    def _open(
-        self, read: Callable[..., dict], filename: str, callback: Callable | None, with_optimizer: bool, **kwargs
-    ) -> dict:
-        if os.path.isdir(filename) and wrote_the_same_way(filename, self.model.model):
-            self._require_parameters(open_deepspeed(checkpoint_directory(Path(filename))).tensors)
-            checkpoint = read(os.path.normpath(filename), **kwargs)
-        else:
-            checkpoint = self._transfer(read_state(filename, with_optimizer))
-        if callback is not None:
-            callback(checkpoint)
-        return checkpoint
-
-    def _transfer(self, state: TrainingState) -> dict:
-        self._require_parameters(state.weights)
+    def _fill(self, filename: str, callback: Callable | None, with_optimizer: bool) -> dict:
+        state = read_state(filename, with_optimizer)
+        trained = ((name, p) for name, p in unwrap(self.model).named_parameters() if p.requires_grad)
+        expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in trained}
+        require_same_parameters(expected, {name: tuple(tensor.shape) for name, tensor in state.weights.items()})
         fill_engine(self.model.model, state)
-        checkpoint = state.extra
-        if state.states:
+        if with_optimizer:
             self.load_optim_state_dict(state.base)
-            regroup(checkpoint["param_schedulers"], self.optim_wrapper.param_groups)
-            self.load_scheduler_state_dict(checkpoint.pop("param_schedulers"))
-        return checkpoint
-
-    def _require_parameters(self, saved: Mapping[str, Any]) -> None:
-        expected = {
-            name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-            for name, parameter in unwrap(self.model).named_parameters()
-            if parameter.requires_grad
-        }
-        require_same_parameters(expected, {name: tuple(tensor.shape) for name, tensor in saved.items()})
+        if callback is not None:
+            callback(state.extra)
+        return state.extra
 
 
 def _hold_back(write: Callable, failures: list[Exception]) -> Callable:

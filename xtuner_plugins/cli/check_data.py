@@ -209,12 +209,12 @@ def show_step(args: argparse.Namespace) -> int:
 
     rank, ranks = args.rank or 0, args.ranks or 1
     checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
-    step = take_step(config, args.step, rank, ranks, args.seed, checkpoint)
-    said = f"step {step.number:,}, in epoch {step.epoch + 1}; rank {rank} of {ranks}"
+    epoch, batches, dataset = take_step(config, args.step, rank, ranks, args.seed, checkpoint)
+    said = f"step {args.step:,}, in epoch {epoch + 1}; rank {rank} of {ranks}"
     print(said)
-    for number, batch in enumerate(step.batches, 1):
-        print(f"\nmicro-batch {number} of {len(step.batches)}:", *describe_batch(batch), sep="\n")
+    for number, batch in enumerate(batches, 1):
+        print(f"\nmicro-batch {number} of {len(batches)}:", *describe_batch(batch), sep="\n")
     if args.html:
-        write_batch_page(args.html, f"Step {step.number:,}", [said, str(path)], step.batches, step.dataset.tokenizer)
+        write_batch_page(args.html, f"Step {args.step:,}", [said, str(path)], batches, dataset.tokenizer)
         print(f"\npage written to {args.html}")
     return 0

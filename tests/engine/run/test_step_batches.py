@@ -24,8 +24,8 @@ def steps_of_a_run(cfg, ranks, place=None):
 
 
 def shown(cfg, number, rank=0, num_ranks=1, seed=7, checkpoint=None):
-    step = take_step(cfg, number, rank, num_ranks, seed, checkpoint)
-    return step.epoch, [batch["sources"] for batch in step.batches]
+    epoch, batches, _ = take_step(cfg, number, rank, num_ranks, seed, checkpoint)
+    return epoch, [batch["sources"] for batch in batches]
 
 
 @pytest.mark.parametrize("leaf", ["toy_finetune_full", "toy_finetune_packed"])

@@ -46,6 +46,9 @@ def check_build(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None
     Raises:
         ConfigError: The key of the part and the error of its constructor, or a type that isn't known.
     """
+    from ..run.loops import PlannedTrainLoop
+    from ..run.schedulers import count_steps
+
     with refused("train_dataloader.dataset"):
         dataset = _build_data(cfg.train_dataloader.dataset)
     register_all()
@@ -62,8 +65,10 @@ def check_build(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None
         DataLoader([0], **{key: value for key, value in cfg.train_dataloader.items() if key not in LOADER_PARTS})
     with refused("optim_wrapper"):
         optimizer = _build_optimizer(cfg.optim_wrapper)
+    is_planned = resolve_type(cfg.train_cfg.get("type")) is PlannedTrainLoop
     for key_path, scheduler in _parts(cfg, "param_scheduler"):
         with refused(key_path):
+            scheduler = count_steps(scheduler) if is_planned else scheduler
             options = {key: value for key, value in scheduler.items() if key != "convert_to_iter_based"}
             PARAM_SCHEDULERS.build(dict(options, optimizer=optimizer))
     for key_path, hook in (*_parts(cfg, "default_hooks"), *_parts(cfg, "custom_hooks")):

@@ -44,7 +44,7 @@ class ValidationHook(Hook):
 
     Training isn't disturbed: the model goes back to training mode, no random number of a step is drawn, and the plan
     stays where it is. It runs before the checkpoint of the same step is saved, so a run that goes on from a checkpoint
-    repeats no validation. One that a signal interrupts is repeated when the run goes on.
+    repeats no validation. One that a signal interrupts is left out.
 
     Answers go to ``validation/iter_STEP.jsonl`` of the work directory: one object per question.
 
@@ -79,7 +79,6 @@ class ValidationHook(Hook):
         self.batch_size, self.max_new_tokens, self._benchmarks = batch_size, max_new_tokens, benchmarks
         self._benchmark_options = {"images": benchmark_images, "metric": metric, "limit": benchmark_limit}
         self._loader = self._session = None
-        self._done: int | None = None  # step of the last validation
 
     @property
     def dataset(self) -> MultimodalDataset | None:
@@ -87,7 +86,7 @@ class ValidationHook(Hook):
         return self._loader.dataset if self._loader else None
 
     def before_train(self, runner) -> None:
-        """Opens data and benchmarks, and repeats a validation that a signal interrupted."""
+        """Opens data and benchmarks."""
         if self.data_paths:
             self._loader = self._open_data(runner)
         if self._benchmarks:
@@ -96,21 +95,6 @@ class ValidationHook(Hook):
             for data_set in self._questions:
                 for each in data_set.left_out:
                     runner.logger.warning(f"left out of {data_set.name}: {each.message}")
-        if runner.iter > 0 and self._done != runner.iter:
-            self._validate(runner, runner.iter)
-
-    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Validates where it is time."""
-        self._validate(runner, runner.iter + 1)
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds ``validated``, the step of the last validation, to what is saved."""
-        if self._done is not None:
-            checkpoint["validated"] = self._done
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Learns which step was validated."""
-        self._done = checkpoint.get("validated")
 
     def _open_data(self, runner):
         training = runner.train_dataloader
@@ -129,10 +113,11 @@ class ValidationHook(Hook):
         loader.sampler.usable()  # a record that can't be used is an error now, not at the first validation
         return loader
 
-    def _validate(self, runner, step: int) -> None:
-        """Validates after a step where it is time, unless a signal has stopped the run."""
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Validates where it is time, unless a signal stops the run."""
+        step = runner.iter + 1
         is_due = step % self.interval == 0 or step == runner.max_iters
-        if not is_due or requests.agreed or not (self._loader or self._session):
+        if not is_due or not (self._loader or self._session):
             return
         network, works, found = unwrap(runner.model), {}, []
         if self._loader:
@@ -146,7 +131,6 @@ class ValidationHook(Hook):
                 found.append((name, work(), time.perf_counter() - begun))
                 if requests.agreed:
                     return
-        self._done = step
         for name, each, seconds in found:
             runner.visualizer.add_scalars(each.scalars, step=step)
             runner.logger.info(f"{name} after step {step:,} ({seconds:.1f} s): {each.text}")

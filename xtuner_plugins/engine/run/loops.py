@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import get_rank, is_main_process
@@ -29,7 +29,7 @@ from ..watch.errors import OutOfMemory
 from ..watch.stopping import command_to_go_on, requests, watching
 from .loss_scaling import scaled_wrapper
 from .param_groups import settle_grouping
-from .schedulers import WarmupCosineLR, plan_schedule
+from .schedulers import WarmupCosineLR, count_steps
 from .steps import NonFiniteError, StepDropped, run_step, seed_step, unwrap
 
 FEW_STEPS = 50
@@ -173,7 +173,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         fetching_since: When the batches of the last step were asked for, of `time.perf_counter`.
 
     Raises:
-        ValueError: As `check_length`; or the ranks find different data.
+        ValueError: As `check_length` and `count_steps`; or the ranks find different data.
     """
 
     def __init__(
@@ -199,8 +199,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         self._max_iters_given = max_iters
         self._epoch, self._iter, self.stop_training, self.fetching_since = 0, 0, False, 0.0
         self.resume_at: dict[str, int] | None = None
-        steps_per_epoch = self._max_iters / max_epochs if max_epochs else self.dataloader_iterator.steps_of_epoch(0)
-        runner.param_schedulers = plan_schedule(runner.param_schedulers, steps_per_epoch)
+        runner.param_schedulers = count_steps(runner.param_schedulers)
 
     def run(self):
         """Trains from the current position to the end, or until a signal stops it; returns the model."""
@@ -312,26 +311,10 @@ def _settle_optimizer(runner) -> int:
     return runner.optim_wrapper.pop("accumulative_counts", 1)
 
 
-class Step(NamedTuple):
-    """What one rank trains on in one optimizer step.
-
-    Attributes:
-        number: Of the step, from 1, as logs and checkpoints count.
-        epoch: From 0.
-        batches: The micro-batches, collated.
-        dataset: Of the loader.
-    """
-
-    number: int
-    epoch: int
-    batches: list[dict[str, Any]]
-    dataset: Any
-
-
 def take_step(
     cfg: Config, number: int, rank: int, num_ranks: int, seed: int | None, checkpoint: Mapping[str, Any] | None
-) -> Step:
-    """The micro-batches of a step, collated in this process.
+) -> tuple[int, list[dict[str, Any]], Any]:
+    """What one rank trains on in one optimizer step, collated in this process.
 
     Args:
         cfg: The config of the run.
@@ -340,6 +323,9 @@ def take_step(
         seed: Of the run; None takes the config's.
         checkpoint: ``iter`` and ``plan`` of the checkpoint that the run was resumed from; only needed where the number
             of ranks or batches has changed there.
+
+    Returns:
+        The epoch (from 0), the micro-batches, and the loader's dataset.
 
     Raises:
         ConfigError: The run has no such step, no plan, or a new seed at every start.
@@ -365,7 +351,7 @@ def take_step(
         raise ConfigError(f"from here the run has the steps {done + 1:,} to {last:,}; there is no step {number:,}")
     iterator.skip_steps(number - done - 1)
     batches = next(iterator)
-    return Step(number, iterator.epoch, batches, loader.dataset)
+    return iterator.epoch, batches, loader.dataset
 
 
 def micro_batches(cfg: Config) -> int:

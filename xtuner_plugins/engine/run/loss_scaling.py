@@ -78,7 +78,7 @@ def settle_deepspeed_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dic
         dtype: That the model computes in.
 
     Raises:
-        ValueError: The configuration says otherwise, or DeepSpeed can't compute in float16 on this device.
+        ValueError: The configuration says otherwise.
     """
     sections = {name: dict(config.get(name) or {}) for name in ("bf16", "fp16")}
     for name, wanted in (("bf16", dtype == torch.bfloat16), ("fp16", dtype == torch.float16)):
@@ -88,9 +88,4 @@ def settle_deepspeed_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dic
                 f'{str(dtype).removeprefix("torch.")} (model.dtype); set it to "auto"'
             )
         sections[name]["enabled"] = wanted
-    if dtype == torch.float16:
-        from deepspeed.accelerator import get_accelerator
-
-        if not get_accelerator().is_fp16_supported():
-            raise ValueError("model.dtype='float16': DeepSpeed has none on this device; leave out --deepspeed")
     return {**config, **sections}

@@ -101,8 +101,6 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in trained}
         require_same_parameters(expected, {name: tuple(tensor.shape) for name, tensor in state.weights.items()})
         fill_engine(self.model.model, state)
-        if with_optimizer:
-            self.load_optim_state_dict(state.base)
         if callback is not None:
             callback(state.extra)
         return state.extra

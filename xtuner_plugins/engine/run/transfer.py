@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.optim import OptimWrapper
 from torch import nn
 
 from ...weights.lazy import LazyTensor
@@ -40,14 +41,12 @@ class TrainingState:
         states: The optimizer's state of each parameter: moments as lazy tensors in its shape, counters as they are.
             Empty where only weights are wanted.
         options: Options of each parameter's optimizer group, e.g. ``lr``.
-        base: What MMEngine's optimizer wrapper schedules besides the groups, as it saves it; maybe empty.
         extra: What else the checkpoint holds, e.g. ``meta``, ``plan``, ``param_schedulers``.
     """
 
     weights: dict[str, LazyTensor]
     states: dict[str, dict[str, Any]]
     options: dict[str, dict[str, Any]]
-    base: dict[str, dict[str, Any]]
     extra: dict[str, Any]
 
 
@@ -59,14 +58,14 @@ def read_state(path: str | Path, with_optimizer: bool = True) -> TrainingState:
     content = _open(path)
     weights, optimizer, names = (content.pop(key, None) for key in ("state_dict", "optimizer", OPTIMIZER_NAMES))
     if not with_optimizer:
-        return TrainingState(weights, {}, {}, {}, _read(content))
+        return TrainingState(weights, {}, {}, _read(content))
     states = {
         names[number]: {key: value if getattr(value, "shape", ()) else _read(value) for key, value in state.items()}
         for number, state in optimizer["state"].items()
     }
     members = [(names[number], group) for group in optimizer["param_groups"] for number in group["params"]]
     options = {name: _options(group) for name, group in members if name in weights}
-    return TrainingState(weights, states, options, _base(optimizer), _read(content))
+    return TrainingState(weights, states, options, _read(content))
 
 
 def _open(path: Path) -> dict[str, Any]:
@@ -92,11 +91,7 @@ def _read_directory(folder: Path, with_optimizer: bool) -> TrainingState:
     content = _open(file)
     extra = _read({key: value for key, value in content.items() if key not in DEEPSPEEDS_OWN})
     states, options = open_optimizer(folder) if with_optimizer else ({}, {})
-    return TrainingState(opened.tensors, states, options, _base(content.get("optim_wrapper") or {}), extra)
-
-
-def _base(saved: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in saved.items() if key == "base_param_settings"}
+    return TrainingState(opened.tensors, states, options, extra)
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,11 +117,12 @@ def optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def number_states(checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def number_states(checkpoint: dict[str, Any], model: nn.Module, optim_wrapper: OptimWrapper) -> None:
     """Turns the state by name of `load_any` into the ``optimizer`` that a plain file holds, in place."""
     state: TrainingState | None = checkpoint.pop(STATES, None)
     if state is None or not state.states:
         return
+    optimizer = optim_wrapper.optimizer
     names = optimizer_names(model, optimizer)
     numbered = {
         number: {key: value.read() if isinstance(value, LazyTensor) else value for key, value in each.items()}
@@ -138,8 +134,8 @@ def number_states(checkpoint: dict[str, Any], model: nn.Module, optimizer: torch
         members = range(first, first := first + len(group["params"]))
         saved = next((state.options[names[number]] for number in members if names[number] in state.options), {})
         groups.append({**_options(group), **saved, "params": list(members)})
-    checkpoint["optimizer"] = {"state": numbered, "param_groups": groups, **state.base}
-    regroup(checkpoint.get("param_schedulers"), [*groups, *state.base.values()])
+    checkpoint["optimizer"] = {"state": numbered, "param_groups": groups}
+    regroup(checkpoint.get("param_schedulers"), [*groups, optim_wrapper.base_param_settings])
 
 
 def regroup(schedulers: Any, groups: list[Mapping[str, Any]]) -> None:

@@ -196,7 +196,7 @@ def show_step(args: argparse.Namespace) -> int:
     """Prints what a step of a run trains on, and writes its page; returns the exit status.
 
     Raises:
-        ConfigError, DataError: the config, its data or the checkpoint can't be used.
+        ConfigError, DataError: the config or its data can't be used.
     """
     path = find_config(args.inputs[0])
     config = read_config(path, parse_words(args.set, args.cfg_options))
@@ -205,11 +205,9 @@ def show_step(args: argparse.Namespace) -> int:
 
     from ..audit.show_batch import describe_batch, write_batch_page
     from ..engine.run.loops import take_step
-    from ..weights.work_dir import read_checkpoint
 
     rank, ranks = args.rank or 0, args.ranks or 1
-    checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
-    epoch, batches, dataset = take_step(config, args.step, rank, ranks, args.seed, checkpoint)
+    epoch, batches, dataset = take_step(config, args.step, rank, ranks, args.seed)
     said = f"step {args.step:,}, in epoch {epoch + 1}; rank {rank} of {ranks}"
     print(said)
     for number, batch in enumerate(batches, 1):

@@ -35,13 +35,13 @@ def test_the_file_holds_what_the_table_shows(train):
     (file,), run = contract["data"]["files"], contract["run"]
     assert (file["samples"], file["seen"]) == (16, 16) and 1 < file["tiles"] < 3 and file["supervised"] > 2
     assert (run["steps"], run["done"], run["ranks"], run["batch_size"], run["seed"]) == (4, 0, 1, 4, 7)
-    unseen = {**file, "name": "caption", "samples": 10, "seen": 0, "is_measured": False}
+    unseen = {**file, "name": "caption", "samples": 10, "seen": 0}
     lines = show({**contract, "data": {"files": [file, unseen], "summary": "data: 26 of 26"}}).splitlines()
     assert lines[0] == TITLE and lines[13:-1] == [
         f"  train            16{file['tokens']:>10,.0f}{file['supervised']:>12,.0f}{file['tiles']:>8.1f}",
-        "  caption          10  seen: 0, lengths aren't measured",
+        "  caption          10",
         "  data: 26 of 26",
-        f"  run: 4 optimizer steps, 0 of them done, about {round(16 * file['tokens']):,} tokens",  # of one epoch
+        "  run: 4 optimizer steps, 0 of them done",
         "  step: 1 micro-batches of 4 on each of 1 ranks; 4 micro-batches per rank and epoch; seed 7",
         "  checkpoints: weights only (save_optimizer=False): not resumable",
     ]

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from xtuner_plugins.datasets import PlanSampler, SettingError
 from xtuner_plugins.datasets.plan.plan import Plan
-from xtuner_plugins.engine.run.loops import PlanChanged, PlanIterator
+from xtuner_plugins.engine.run.loops import PlanIterator, TrainingStopped
 
 
 class Numbers(Dataset):
@@ -80,7 +80,7 @@ def test_no_epoch_goes_on_with_other_data():
     start = (before := make()).position()
     take(before, 2)
     for changed in (make(size=13), make(seed=4)):
-        with pytest.raises(PlanChanged, match="stands after 4 samples .* of epoch 1: going on would train some"):
+        with pytest.raises(TrainingStopped, match="stands after 4 samples .* of epoch 1: going on would train some"):
             changed.skip_to(before.position())
         changed.skip_to(start)
         assert take(changed, 1)

@@ -1,4 +1,4 @@
-"""A step that is shown is the step that a run trains: under packing, on two ranks, and after a resume."""
+"""A step that is shown is the step that a run trains: under packing and on two ranks, too."""
 
 import itertools
 
@@ -13,33 +13,30 @@ from ..parallel_case import base_and_data
 SETTINGS = {"train_dataloader.batch_size": 1, "train_cfg.max_epochs": 2, "optim_wrapper.accumulative_counts": 2}
 
 
-def steps_of_a_run(cfg, ranks, place=None):
-    """(epoch, sources) of each step to the end of the second epoch, and where it ends, by the iterator that trains."""
+def steps_of_a_run(cfg, ranks):
+    """(epoch, sources) of each step to the end of the second epoch, by the iterator that trains."""
     own = {"num_workers": 0, "persistent_workers": False, "sampler": {**cfg.train_dataloader.sampler, "ranks": ranks}}
     iterator = PlanIterator(Runner.build_dataloader({**cfg.train_dataloader, **own}, seed=7), 2)
-    if place:
-        iterator.skip_to(place)
-    found = (((iterator.epoch, [batch["sources"] for batch in step]), iterator.position()) for step in iterator)
-    return list(itertools.takewhile(lambda step: step[0][0] < 2, found))
+    found = ((iterator.epoch, [batch["sources"] for batch in step]) for step in iterator)
+    return list(itertools.takewhile(lambda step: step[0] < 2, found))
 
 
-def shown(cfg, number, rank=0, num_ranks=1, seed=7, checkpoint=None):
-    epoch, batches, _ = take_step(cfg, number, rank, num_ranks, seed, checkpoint)
+def shown(cfg, number, rank=0, num_ranks=1, seed=7):
+    epoch, batches, _ = take_step(cfg, number, rank, num_ranks, seed)
     return epoch, [batch["sources"] for batch in batches]
 
 
 @pytest.mark.parametrize("leaf", ["toy_finetune_full", "toy_finetune_packed"])
 def test_every_step_is_that_of_a_run(toy_base, data, leaf):
     cfg = read_config(leaf, {**base_and_data(toy_base, data), **SETTINGS})
-    _, place = steps_of_a_run(cfg, (0, 1))[1]
-    for ranks, saved in itertools.product(((0, 1), (0, 2), (1, 2)), (None, {"iter": 2, "plan": place})):
-        first = 3 if saved else 1
-        steps = steps_of_a_run(cfg, ranks, saved and place)
-        for number, (step, _) in enumerate(steps, first):
-            assert shown(cfg, number, *ranks, checkpoint=saved) == step
-        for number in (first - 1, first + len(steps)):
-            with pytest.raises(ConfigError, match=f"has the steps {first} to {first + len(steps) - 1}; there is no st"):
-                shown(cfg, number, *ranks, checkpoint=saved)
+    for ranks in ((0, 1), (0, 2), (1, 2)):
+        steps = steps_of_a_run(cfg, ranks)
+        assert [shown(cfg, number, *ranks) for number in range(1, len(steps) + 1)] == steps
+        for number in (0, len(steps) + 1):
+            with pytest.raises(
+                ConfigError, match=f"the run has the steps 1 to {len(steps)}; there is no step {number}"
+            ):
+                shown(cfg, number, *ranks)
     cfg.randomness.seed = 3
     assert shown(cfg, 1, seed=None) == shown(cfg, 1, seed=3) != shown(cfg, 1, seed=4)
     cfg.train_cfg.max_iters, cfg.randomness.seed = 1, None

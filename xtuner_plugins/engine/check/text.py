@@ -256,10 +256,6 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
 
 def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:
     """Raises where a path isn't there, or a URL is of a kind that isn't read."""
-    of_files = node.get("dataset_settings")
-    for number, each in enumerate([of_files] if isinstance(of_files, Mapping) else of_files or ()):
-        with refused(f"{prefix}dataset_settings[{number}]"):
-            ranges.check_storage_options((each or {}).get("storage_options") or {})
     for setting, is_right, kind in (("data_paths", names_data, "file"), ("image_folders", names_images, "folder")):
         values = node.get(setting) or []
         for value in [values] if isinstance(values, str) else filter(None, values):

@@ -72,18 +72,15 @@ def gather(runner) -> dict[str, Any]:
         "strategy": strategy,
         "computes_in": describe_dtype(*dtype, "--set dtype="),
         "data": {"samples": len(dataset), "summary": plan.describe_data(), "files": files},
-        "run": _describe_run(runner, files),
+        "run": _describe_run(runner),
         "resumable": all(hook.save_optimizer for hook in runner.hooks if isinstance(hook, CheckpointHook)),
         "log": runner.logger.log_file,
     }
 
 
-def _describe_run(runner, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Steps, ranks and batches; tokens of all steps are estimated from the means of the files."""
+def _describe_run(runner) -> dict[str, Any]:
+    """Steps, ranks and batches."""
     loop, loader = planned_loop(runner), runner.train_dataloader
-    seen = [each for each in files if each["seen"]]
-    epochs = runner.max_iters * loop.micro_batches / max(len(loader), 1)
-    mean = sum(each["samples"] * each["tokens"] for each in seen) / max(sum(each["samples"] for each in seen), 1)
     return {
         "steps": runner.max_iters,
         "done": runner.iter,
@@ -93,7 +90,6 @@ def _describe_run(runner, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "micro_batches_per_epoch": len(loader),
         "batch_size": loader.batch_sampler.batch_size,
         "seed": runner.seed,
-        "tokens": round(mean * sum(each["samples"] for each in files) * epochs) if seen else None,
     }
 
 
@@ -134,8 +130,7 @@ def show(contract: Mapping[str, Any]) -> str:
     lines += [f"  strategy: {contract['strategy']}", f"  computes in: {contract['computes_in']}"]
     lines += _show_files(data["files"])
     lines += [f"  {line}" for line in data["summary"].splitlines()]
-    tokens = "" if run["tokens"] is None else f", about {run['tokens']:,} tokens"
-    lines.append(f"  run: {run['steps']:,} optimizer steps, {run['done']:,} of them done{tokens}")
+    lines.append(f"  run: {run['steps']:,} optimizer steps, {run['done']:,} of them done")
     step = "  step: {micro_batches} micro-batches of {batch_size} on each of {ranks} ranks; "
     step += "{micro_batches_per_epoch:,} micro-batches per rank and epoch; seed {seed}"
     lines.append(step.format(**run))
@@ -150,6 +145,5 @@ def _show_files(files: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"  {'data':<{width}}{heads}"] if files else []
     for each in files:
         means = f"{each['tokens']:>10,.0f}{each['supervised']:>12,.0f}{each['tiles']:>8.1f}" if each["seen"] else ""
-        note = "" if each["is_measured"] else f"  seen: {each['seen']:,}, lengths aren't measured"
-        lines.append(f"  {each['name']:<{width}}{each['samples']:>12,}{means}{note}")
+        lines.append(f"  {each['name']:<{width}}{each['samples']:>12,}{means}")
     return lines

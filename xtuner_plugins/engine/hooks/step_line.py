@@ -72,13 +72,9 @@ class StepLineHook(LoggerHook):
         if is_main_process():
             threading.Thread(target=self._tell_progress, args=(runner,), daemon=True, name="heartbeat").start()
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch: Sequence[Mapping] = ()) -> None:
-        """Counts the micro-batches of the step."""
-        self._window.count(data_batch)
-
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Writes the line where one is due."""
-        self._window.learn(data_batch, outputs, time.perf_counter() - planned_loop(runner).fetching_since)
+        self._window.add(data_batch, outputs, time.perf_counter() - planned_loop(runner).fetching_since)
         step, last = runner.iter + 1, runner.max_iters
         if step % max(1, min(self.interval, last // LINES)) and step not in (self._first_step + 1, last):
             return
@@ -133,17 +129,20 @@ class _Window:
         self._losses: list[torch.Tensor] = []  # one tensor [samples] per micro-batch, on the device: no step waits
         self._of: list[tuple[str, int]] = []  # data set and supervised tokens of each of these samples
 
-    def count(self, batches: Sequence[Mapping]) -> None:
+    def add(self, batches: Sequence[dict], outputs: Mapping[str, float], seconds: float) -> None:
+        """Adds a step: its time, its loss weighted by its supervised tokens (of all ranks), and those of its samples.
+
+        Args:
+            batches: Its micro-batches; ``sample_losses`` are taken out.
+            outputs: Of `run_step`.
+            seconds: From asking for its batches to its end.
+        """
         for batch in batches:
             positions = batch["input_ids"].numel()
             mask = batch.get("attention_mask")
             self.positions += positions
             self.tokens += positions if mask is None else int(mask.sum())
             self.samples += sum(source != FILLER for source in batch.get("sources", ()))
-
-    def learn(self, batches: Sequence[dict], outputs: Mapping[str, float], seconds: float) -> None:
-        """Adds a step's time and its loss, weighted by its supervised tokens (of all ranks); takes its sums apart."""
-        for batch in batches:
             losses, counts = batch.pop("sample_losses"), supervised_per_sample(batch).tolist()
             samples = list(zip(batch.get("datasets", ()), counts, strict=False))
             self._losses.append(losses)

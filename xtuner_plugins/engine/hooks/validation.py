@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
-from mmengine.hooks import Hook, IterTimerHook
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 from torch.utils.data import DataLoader
@@ -256,7 +256,7 @@ def _score(data_sets: Sequence[DataSet], answers: Mapping[str, str | Unusable]) 
 
 @contextmanager
 def undisturbed(runner) -> Iterator[None]:
-    """Evaluation mode, without a trace in random generators and in the time of the next step."""
+    """Evaluation mode, without a trace in random generators."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         runner.model.eval()
@@ -264,9 +264,6 @@ def undisturbed(runner) -> Iterator[None]:
             yield
         finally:
             runner.model.train()
-    for hook in runner.hooks:
-        if isinstance(hook, IterTimerHook):
-            hook.t = time.time()
 
 
 def open_session(runner) -> ChatSession:

@@ -14,19 +14,13 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 
 from ...weights.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES
-from ..run.loops import last_good
+from ..run.loops import TrainingStopped, last_good
 from ..run.steps import unwrap
 from ..run.strategy import require_same_parameters
 from ..run.transfer import number_states, optimizer_names
 from ..watch.stopping import requests
 
 PARTIAL = ".partial"
-
-
-class SaveError(ValueError):
-    """A checkpoint that could not be written; raised on every rank with the same message."""
-
-    on_every_rank = True
 
 
 @HOOKS.register_module()
@@ -42,7 +36,7 @@ class WholeCheckpointHook(CheckpointHook):
 
     Raises:
         ValueError: Parameters are missing from a checkpoint, unknown to the model, or differ in shape.
-        SaveError: No space left, or a failed write. Nothing half-written is left, no earlier checkpoint was removed.
+        TrainingStopped: No space left, or a failed write. Nothing half-written is left, no earlier checkpoint was removed.
     """
 
     _saved_step: int | None = None
@@ -107,7 +101,9 @@ class WholeCheckpointHook(CheckpointHook):
             if is_main_process():
                 _remove(beside)
             remedy = "Free some space and go on from it with --resume"
-            raise SaveError(f"checkpoint {target} could not be written: {failure}. {last_good(self.out_dir)}. {remedy}")
+            raise TrainingStopped(
+                f"checkpoint {target} could not be written: {failure}. {last_good(self.out_dir)}. {remedy}"
+            )
         print_log(f"saved {target}", "current")
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = kept

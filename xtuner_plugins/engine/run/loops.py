@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,6 @@ class TrainingStopped(ValueError):
     """A run that can't continue; raised on every rank with the same message."""
 
     on_every_rank = True
-
-
-class PlanChanged(ValueError):
-    """A checkpoint in the middle of an epoch whose plan has changed."""
 
 
 class PlanIterator:
@@ -85,11 +81,11 @@ class PlanIterator:
         """Makes the next step start at ``place``, which `position` returned.
 
         Raises:
-            PlanChanged: The position is in the middle of an epoch that now has other samples or another order.
+            TrainingStopped: The position is in the middle of an epoch that now has other samples or another order.
         """
         if place["position"] and place.get("digest", self.plan.digest) != self.plan.digest:
             at = f"{place['position']:,} samples (or packs) of epoch {place['epoch'] + 1}"
-            raise PlanChanged(
+            raise TrainingStopped(
                 f"the data or its settings have changed since this checkpoint, which stands after {at}: going on would "
                 "train some samples twice. Restore annotation files, images, seed and dataset settings; or begin a new "
                 "run from these weights with --cfg-options load_from=CHECKPOINT"
@@ -312,24 +308,21 @@ def _settle_optimizer(runner) -> int:
 
 
 def take_step(
-    cfg: Config, number: int, rank: int, num_ranks: int, seed: int | None, checkpoint: Mapping[str, Any] | None
+    cfg: Config, number: int, rank: int, num_ranks: int, seed: int | None
 ) -> tuple[int, list[dict[str, Any]], Any]:
     """What one rank trains on in one optimizer step, collated in this process.
 
     Args:
         cfg: The config of the run.
         number: The step, from 1.
-        rank, num_ranks: Of the run, after a checkpoint those of the resumed one.
+        rank, num_ranks: Of the run.
         seed: Of the run; None takes the config's.
-        checkpoint: ``iter`` and ``plan`` of the checkpoint that the run was resumed from; only needed where the number
-            of ranks or batches has changed there.
 
     Returns:
         The epoch (from 0), the micro-batches, and the loader's dataset.
 
     Raises:
         ConfigError: The run has no such step, no plan, or a new seed at every start.
-        PlanChanged: The data isn't that of the checkpoint any more.
     """
     loader, sampler = cfg.train_dataloader, cfg.train_dataloader.sampler
     seed = cfg.get("randomness", {}).get("seed") if seed is None else seed
@@ -342,14 +335,11 @@ def take_step(
         said = " ".join(str(error).split())[:300]
         raise ConfigError(f"train_dataloader: {said}; correct the setting (steps are known of PlanSampler)") from None
     iterator = PlanIterator(loader, micro_batches(cfg))
-    done = checkpoint["iter"] if checkpoint else 0
-    if checkpoint:
-        iterator.skip_to(checkpoint["plan"])
     ends = cfg.train_cfg.get("max_iters"), cfg.train_cfg.get("max_epochs")
-    last = min(filter(None, (ends[0], ends[1] and done + iterator.steps_ahead(ends[1]))), default=number)
-    if not done < number <= last:
-        raise ConfigError(f"from here the run has the steps {done + 1:,} to {last:,}; there is no step {number:,}")
-    iterator.skip_steps(number - done - 1)
+    last = min(filter(None, (ends[0], ends[1] and iterator.count_steps(ends[1]))), default=number)
+    if not 0 < number <= last:
+        raise ConfigError(f"the run has the steps 1 to {last:,}; there is no step {number:,}")
+    iterator.skip_steps(number - 1)
     batches = next(iterator)
     return iterator.epoch, batches, loader.dataset
 

@@ -44,22 +44,14 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         return wrapper
 
     def save_checkpoint(
-        self,
-        filename: str,
-        *,
-        save_optimizer: bool = True,
-        extra_ckpt: dict | None = None,
-        callback: Callable | None = None,
-        **kwargs,
+        self, filename: str, *, extra_ckpt: dict, callback: Callable[[dict], Any], save_optimizer: bool = True, **kwargs
     ) -> None:
         """As MMEngine's; without the optimizer a plain file of float32 weights (MMEngine's are 16-bit).
 
         Raises:
             OSError, RuntimeError: This rank failed to write a file; the other ranks have finished the save.
         """
-        extra_ckpt = {} if extra_ckpt is None else extra_ckpt
-        if callback is not None:
-            callback(extra_ckpt)
+        callback(extra_ckpt)
         if not save_optimizer:
             self._save_weights(filename, extra_ckpt)
             return
@@ -80,7 +72,7 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
             extra.setdefault("meta", {}).update(seed=self.seed)
             torch.save({**extra, "state_dict": weights}, filename)
 
-    def resume(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
+    def resume(self, filename: str, *, callback: Callable[[dict], Any], **kwargs) -> dict:
         """As MMEngine's, from a plain file or from the directory of any stage and number of ranks; unpickles nothing.
 
         Raises:
@@ -91,18 +83,17 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         self.load_scheduler_state_dict(checkpoint.pop("param_schedulers"))
         return checkpoint
 
-    def load_checkpoint(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
+    def load_checkpoint(self, filename: str, *, callback: Callable[[dict], Any], **kwargs) -> dict:
         """As MMEngine's, weights alone; see `resume`."""
         return self._fill(filename, callback, with_optimizer=False)
 
-    def _fill(self, filename: str, callback: Callable | None, with_optimizer: bool) -> dict:
+    def _fill(self, filename: str, callback: Callable[[dict], Any], with_optimizer: bool) -> dict:
         state = read_state(filename, with_optimizer)
         trained = ((name, p) for name, p in unwrap(self.model).named_parameters() if p.requires_grad)
         expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in trained}
         require_same_parameters(expected, {name: tuple(tensor.shape) for name, tensor in state.weights.items()})
         fill_engine(self.model.model, state)
-        if callback is not None:
-            callback(state.extra)
+        callback(state.extra)
         return state.extra
 
 

@@ -83,9 +83,9 @@ def _require_reference(runner, folder: Path) -> None:
     """Raises `TrainingStopped` where the model isn't the base that the config names (any more)."""
     if runner.iter > 0 or runner.cfg.get("load_from"):
         raise TrainingStopped(
-            f"{folder.absolute()} isn't complete, and only a run that begins with the base computes the reference's log "
-            "probabilities. Start once with max_steps=1, without --resume and load_from; or export these weights as a "
-            "base and begin with that"
+            f"{folder.absolute()} isn't complete, and only a run that begins with the base computes the log "
+            "probabilities of the reference. Start once with max_steps=1, without --resume and load_from; or export "
+            "these weights as a base and begin with that"
         )
 
 

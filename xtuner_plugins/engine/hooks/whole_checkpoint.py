@@ -36,7 +36,8 @@ class WholeCheckpointHook(CheckpointHook):
 
     Raises:
         ValueError: Parameters are missing from a checkpoint, unknown to the model, or differ in shape.
-        TrainingStopped: No space left, or a failed write. Nothing half-written is left, no earlier checkpoint was removed.
+        TrainingStopped: No space left, or a failed write. Nothing half-written is left, and no earlier checkpoint was
+            removed.
     """
 
     _saved_step: int | None = None

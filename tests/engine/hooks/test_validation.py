@@ -149,7 +149,7 @@ def test_a_run_that_goes_on_repeats_nothing(validated, settings, train):
 
 
 def test_a_signal_ends_a_validation(settings, train):
-    told = fault("engine.hooks.validation.naming", 1, partial(send, signal.SIGTERM))
+    told = fault("engine.hooks.validation.validation_loss", 1, partial(send, signal.SIGTERM))
     stopped = train("run", codes=(128 + signal.SIGTERM,), prepare=told, **settings)
     assert stopped.saved(2).exists() and answers(stopped) == {} and scalars(stopped, "val_loss") == []
 

@@ -107,14 +107,12 @@ def _build_optimizer(settings: Mapping[str, Any]) -> Any:
 def _build_model(cfg: Config, dataset: MultimodalDataset | None, deepspeed: Mapping[str, Any] | None) -> None:
     """Builds the model, its parameter groups, and what depends on model and data together."""
     from ..hooks.validation import validation_dataset
-    from ..run.loss_scaling import scaled_wrapper, settle_deepspeed_dtype
+    from ..run.loss_scaling import settle_deepspeed_dtype
     from ..run.param_groups import GroupedOptimWrapperConstructor as Grouped
 
     with refused("model"):
         model = _build_ours(MODELS.build, cfg.model)
     if model is not None:
-        with refused("optim_wrapper"):
-            scaled_wrapper(cfg.optim_wrapper, model.dtype)
         if deepspeed is not None:
             with refused("--deepspeed"):
                 settle_deepspeed_dtype(deepspeed, model.dtype)
@@ -128,7 +126,11 @@ def _build_model(cfg: Config, dataset: MultimodalDataset | None, deepspeed: Mapp
     validation = value_at(cfg, VALIDATION) or {}
     if validation.get("data_paths"):
         with refused("val_data_paths"):
-            _check_reference(model)
+            if getattr(model, "precomputed_reference", False) and not model.reference_is_complete:
+                raise ValueError(
+                    "log probabilities of the reference are computed once for the training pairs only: leave "
+                    "val_data_paths empty, set precompute_reference = False, or train LoRA with a frozen projector"
+                )
             files = validation["data_paths"], validation.get("image_folders")
             _build_data(validation_dataset(cfg.train_dataloader.dataset, *files))
 
@@ -167,13 +169,4 @@ def _check_pairs(model: Any, dataset: MultimodalDataset, collate_fn: Mapping[str
         raise ConfigError(
             f"model and train_dataloader don't fit together: {found}. Preference tuning takes PreferenceModel, "
             "PreferenceDataset and collate_pairs; other training takes none of them"
-        )
-
-
-def _check_reference(model: Any) -> None:
-    """Raises where validation pairs would be compared with a reference that is no longer there."""
-    if getattr(model, "precomputed_reference", False) and not model.reference_is_complete:
-        raise ValueError(
-            "log probabilities of the reference are computed once for the training pairs only: leave val_data_paths "
-            "empty, set precompute_reference = False, or train LoRA with a frozen projector"
         )

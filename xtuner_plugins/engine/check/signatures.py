@@ -34,14 +34,11 @@ def parameters(module: str, name: str) -> Parameters | None:
     module, node = found
     if isinstance(node, ast.FunctionDef):
         return _of_function(node)
-    methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
-    own = methods.get("__init__")
+    own = next((item for item in node.body if getattr(item, "name", "") == "__init__"), None)
     if own is not None:
         hints, takes_any = _of_function(own)
         if not takes_any:
             return Parameters(hints, False)
-    elif "__new__" in methods:
-        return None
     else:
         is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
         fields = [item for item in node.body if is_dataclass and isinstance(item, ast.AnnAssign)]

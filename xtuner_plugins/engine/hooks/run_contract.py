@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
 from mmengine.dist import barrier, is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
@@ -73,7 +73,6 @@ def gather(runner) -> dict[str, Any]:
         "computes_in": describe_dtype(*dtype, "--set dtype="),
         "data": {"samples": len(dataset), "summary": plan.describe_data(), "files": files},
         "run": _describe_run(runner),
-        "resumable": all(hook.save_optimizer for hook in runner.hooks if isinstance(hook, CheckpointHook)),
         "log": runner.logger.log_file,
     }
 
@@ -84,7 +83,6 @@ def _describe_run(runner) -> dict[str, Any]:
     return {
         "steps": runner.max_iters,
         "done": runner.iter,
-        "epochs": loop.planned_epochs,
         "ranks": runner.world_size // loop.dataloader_iterator.plan.copies,
         "micro_batches": loop.micro_batches,
         "micro_batches_per_epoch": len(loader),
@@ -134,8 +132,6 @@ def show(contract: Mapping[str, Any]) -> str:
     step = "  step: {micro_batches} micro-batches of {batch_size} on each of {ranks} ranks; "
     step += "{micro_batches_per_epoch:,} micro-batches per rank and epoch; seed {seed}"
     lines.append(step.format(**run))
-    if not contract["resumable"]:
-        lines.append("  checkpoints: weights only (save_optimizer=False): not resumable")
     return "\n".join([*lines, f"  log file: {contract['log']}"])
 
 

@@ -18,7 +18,7 @@ from mmengine.registry import HOOKS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, collate, collate_pairs
+from ...datasets import PlanSampler, PreferenceDataset, collate, collate_pairs
 from ...evaluation.benchmarks import DataSet, open_data_sets
 from ...evaluation.results import measure
 from ...files import write_whole
@@ -59,6 +59,9 @@ class ValidationHook(Hook):
         benchmark_limit: About so many questions of each; None takes all.
         metric: Of the benchmarks; None takes each one's own.
         max_new_tokens: Length limit of an answer.
+
+    Attributes:
+        dataset: The validation data; None without, and before a run begins.
     """
 
     priority = "LOW"  # after the timer and the logger, before the checkpoint
@@ -78,17 +81,13 @@ class ValidationHook(Hook):
         self.interval, self.data_paths, self.image_folders = interval, data_paths, image_folders
         self.batch_size, self.max_new_tokens, self._benchmarks = batch_size, max_new_tokens, benchmarks
         self._benchmark_options = {"images": benchmark_images, "metric": metric, "limit": benchmark_limit}
-        self._loader = self._session = None
-
-    @property
-    def dataset(self) -> MultimodalDataset | None:
-        """The validation data; None without, and before a run begins."""
-        return self._loader.dataset if self._loader else None
+        self._loader = self._session = self.dataset = None
 
     def before_train(self, runner) -> None:
         """Opens data and benchmarks."""
         if self.data_paths:
             self._loader = self._open_data(runner)
+            self.dataset = self._loader.dataset
         if self._benchmarks:
             self._questions = open_data_sets(self._benchmarks, **self._benchmark_options)
             self._session = open_session(runner)
@@ -174,16 +173,12 @@ def validation_loss(network: nn.Module, loader: DataLoader, should_stop: Callabl
         loader: Batches of a `MultimodalDataset`, ordered by a `PlanSampler` that doesn't shuffle.
         should_stop: Asked before each batch; it has to say the same on every rank. Where it does, None is returned.
     """
-    mean_weight = torch.ones((), device=next(network.parameters()).device)
     own = sums, tokens, left_out = Counter(), Counter(), Counter()
     for batch in loader:
         if should_stop():
             return None
         left_out.update(sample["dropped"] for sample in batch.pop("dropped", ()))
-        with naming([batch]):
-            losses = network(**network.data_preprocessor(batch), mode="loss", mean_weight=mean_weight)
-        counts = supervised_per_sample(batch).tolist()
-        for name, loss, count in zip(batch["datasets"], losses["sample_losses"].tolist(), counts, strict=False):
+        for name, loss, count in zip(batch["datasets"], *losses_of_batch(network, batch), strict=False):
             sums[name] += loss
             tokens[name] += count
     sums, tokens, left_out = (sum(each, Counter()) for each in zip(*all_gather_object(own), strict=True))
@@ -196,6 +191,13 @@ def validation_loss(network: nn.Module, loader: DataLoader, should_stop: Callabl
         text += f"; left out: {', '.join(f'{number} {reason}' for reason, number in left_out.items())}"
     scalars = {f"val_loss_by_dataset/{name}": mean for name, mean in means.items()}
     return Found({**scalars, "val_loss": loss} if count else {}, text)
+
+
+def losses_of_batch(network: nn.Module, batch: dict) -> tuple[list[float], list[int]]:
+    """Sum of cross entropy and supervised tokens of each sample of a collated batch; of a pack's padding the first."""
+    with naming([batch]):
+        found = network(**network.data_preprocessor(batch), mode="loss", mean_weight=None)["sample_losses"]
+    return found.tolist(), supervised_per_sample(batch).tolist()
 
 
 def answer_questions(

@@ -205,9 +205,8 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         self.runner.call_hook("before_train_epoch")
         if self._max_iters_given is None and self._max_iters < FEW_STEPS and is_main_process():  # because of the data
             few = f"this run has {self._max_iters} optimizer steps, too few to learn much: a step takes "
-            remedy = "lower accumulative_counts (and batch_size), or raise max_epochs"
-            few += f"{self.micro_batches} micro-batches on each rank; {remedy}"
-            print_log(few, "current", logging.WARNING)
+            few += f"{self.micro_batches} micro-batches on each rank; lower accumulative_counts (and batch_size), or "
+            print_log(f"{few}raise max_epochs", "current", logging.WARNING)
         with watching():
             self._run_steps()
             self.runner.call_hook("after_train_epoch")

@@ -56,17 +56,9 @@ def scaled_wrapper(settings: Mapping[str, Any], dtype: torch.dtype | None) -> di
     Args:
         settings: ``optim_wrapper`` of a config.
         dtype: That the model computes in.
-
-    Raises:
-        ValueError: A wrapper that doesn't scale as this project's steps do.
     """
-    kind = settings.get("type", OptimWrapper)
-    if dtype != torch.float16 or kind in (LossScalingOptimWrapper, LossScalingOptimWrapper.__name__):
-        return dict(settings)
-    if kind not in (OptimWrapper, OptimWrapper.__name__):
-        name = getattr(kind, "__name__", kind)
-        raise ValueError(f"float16 scales the loss by itself; set type=OptimWrapper in place of {name}")
-    return {**settings, "type": LossScalingOptimWrapper}
+    is_plain = settings.get("type", OptimWrapper) in (OptimWrapper, OptimWrapper.__name__)
+    return {**settings, "type": LossScalingOptimWrapper} if is_plain and dtype == torch.float16 else dict(settings)
 
 
 def settle_deepspeed_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

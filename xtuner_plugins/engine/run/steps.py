@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_world_size
-from mmengine.logging import print_log
 from torch import nn
 
 from ...models.losses import batch_weight, sum_over_ranks
@@ -130,8 +129,6 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
             said = f"the gradient norm is {norm} (loss {logged['loss']:.4g})"
             raise NonFiniteError(f"{said}, {_from_samples(micro_batches)}")
         num_overflows += 1
-        overflowed = f"gradients overflowed float16 at loss scale {scale:g}"
-        print_log(f"{overflowed}: the step is repeated at {driver.loss_scale:g}", "current")
     progress.begin(0)
     logged["grad_norm"] = norm
     if scale is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -103,7 +102,6 @@ def _hold_back(write: Callable, failures: list[Exception]) -> Callable:
     An exception inside the save would leave the other ranks waiting for this one.
     """
 
-    @functools.wraps(write)
     def guarded(*args, **kwargs):
         try:
             return write(*args, **kwargs)
@@ -133,7 +131,6 @@ def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
     """
 
     def honest(norm_of: Callable) -> Callable:
-        @functools.wraps(norm_of)
         def measured(*args, **kwargs):
             norm = norm_of(*args, **kwargs)
             return torch.where(norm < 0, torch.full_like(norm, math.inf), norm)
@@ -142,7 +139,6 @@ def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
 
     step = optimizer.step
 
-    @functools.wraps(step)
     def stepped(*args, **kwargs):
         try:
             return step(*args, **kwargs)

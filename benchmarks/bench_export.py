@@ -29,29 +29,26 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-LLMS = {  # hidden, intermediate, layers, heads, key/value heads
-    "2b": (2048, 8192, 24, 16, 8),
-    "8b": (4096, 14336, 32, 32, 8),
-    "tiny": (256, 512, 2, 4, 2),
-}
-VOCAB = 92553
-VISION = dict(architectures=["InternVisionModel"], model_type="intern_vit_6b", norm_type="layer_norm", qkv_bias=True)
-VISION |= dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, num_channels=3)
-VISION |= dict(qk_normalization=False, image_size=448, patch_size=14, layer_norm_eps=1e-6, hidden_act="gelu")
+BASES = {"2b": "InternVL2-2B", "8b": "InternVL2-8B", "tiny": "InternVL2-2B"}
+TINY = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK = 64
 
 
 def official_config(size: str) -> dict:
-    hidden, inner, layers, heads, kv_heads = LLMS[size]
-    llm = dict(architectures=["InternLM2ForCausalLM"], model_type="internlm2", bias=False, hidden_act="silu")
-    llm |= dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, vocab_size=VOCAB)
-    llm |= dict(num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=False)
-    llm |= dict(max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=1000000.0, torch_dtype="bfloat16")
-    whole = dict(architectures=["InternVLChatModel"], model_type="internvl_chat", template="internlm2-chat")
-    whole |= dict(select_layer=-1, ps_version="v2", downsample_ratio=0.5, force_image_size=448, torch_dtype="bfloat16")
-    whole |= dict(dynamic_image_size=True, use_thumbnail=True, min_dynamic_patch=1, max_dynamic_patch=12)
-    return whole | dict(use_backbone_lora=0, use_llm_lora=0, llm_config=llm, vision_config=VISION)
+    """The official `config.json` of a published size, or of one with a tiny language model."""
+    from xtuner_plugins.planning import published
+
+    base = published.BASES[BASES[size]]
+    fields, half = base.config, {"torch_dtype": "bfloat16"}
+    llm = fields["llm_config"] | dict(architectures=["InternLM2ForCausalLM"], model_type="internlm2", bias=False)
+    llm |= dict(hidden_act="silu", tie_word_embeddings=False, max_position_embeddings=32768) | half
+    llm |= dict(rms_norm_eps=1e-5, rope_theta=1000000.0) | (TINY if size == "tiny" else {})
+    vision = fields["vision_config"] | dict(architectures=["InternVisionModel"], num_channels=3, hidden_act="gelu")
+    whole = dict(architectures=["InternVLChatModel"], model_type="internvl_chat", template=base.template, **half)
+    whole |= dict(select_layer=-1, ps_version="v2", downsample_ratio=0.5, force_image_size=448, max_dynamic_patch=12)
+    whole |= dict(dynamic_image_size=True, use_thumbnail=True, min_dynamic_patch=1)
+    return whole | dict(llm_config=llm, vision_config=vision)
 
 
 def our_shapes(size: str) -> dict[str, tuple[int, ...]]:
@@ -164,7 +161,7 @@ def measure(args: argparse.Namespace, base: Path, checkpoint: Path, config: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=list(LLMS), default="2b")
+    parser.add_argument("--size", choices=list(BASES), default="2b")
     parser.add_argument("--kind", choices=["full", "lora"], default="lora")
     parser.add_argument("--work", type=Path, default=Path("work_dirs/bench_export"), help="new scratch directory")
     parser.add_argument("--repeats", type=int, default=3, help="runs of export and cp in turn")

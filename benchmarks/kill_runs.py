@@ -13,6 +13,7 @@ those of the run that was left alone.
 """
 
 import argparse
+import contextlib
 import filecmp
 import json
 import os
@@ -23,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,25 +65,21 @@ train_cfg.max_epochs = {epochs}
 """
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """What trains, and how: a leaf ``toy_finetune_*`` on a global batch of 4 in two micro-batches.
 
     Attributes:
         leaf: ``full``, ``lora`` or ``qlora``; those with adapters have dropout.
-        processes: Ranks.
-        deepspeed: As ``--deepspeed`` takes it; None for plain PyTorch.
+        strategy: ``plain``, ``ddp``, or ``zero1`` to ``zero3``; all but the first train on two ranks.
     """
 
     leaf: str
-    processes: int = 1
-    deepspeed: str | None = None
+    strategy: str
 
     @property
     def name(self) -> str:
         """Such as ``zero2-lora``."""
-        strategy = (self.deepspeed or "").removeprefix("deepspeed_") or ("ddp" if self.processes > 1 else "plain")
-        return f"{strategy}-{self.leaf}"
+        return f"{self.strategy}-{self.leaf}"
 
     @property
     def config(self) -> str:
@@ -91,26 +87,15 @@ class Case:
         return f"configs/{self.name.replace('-', '_')}.py"
 
     @property
-    def text(self) -> str:
-        """What is in the file."""
-        dropout = "" if self.leaf == "full" else "model.llm_lora.lora_dropout = 0.1"
-        return CONFIG.format(leaf=self.leaf, dropout=dropout, batch_size=2 // self.processes, epochs=EPOCHS)
+    def processes(self) -> int:
+        """Ranks."""
+        return 1 if self.strategy == "plain" else 2
 
 
 CASES = {
-    case.name: case
-    for case in (
-        Case("lora"),
-        Case("full", 2, "deepspeed_zero2"),
-        Case("qlora"),
-        Case("lora", 2),
-        Case("full", 2, "deepspeed_zero3"),
-        Case("full"),
-        Case("lora", 2, "deepspeed_zero1"),
-        Case("qlora", 2, "deepspeed_zero2"),
-        Case("full", 2),
-        Case("lora", 2, "deepspeed_zero3"),
-    )
+    name: Case(*name.split("-")[::-1])
+    for name in """plain-lora zero2-full plain-qlora ddp-lora zero3-full plain-full zero1-lora zero2-qlora ddp-full
+    zero3-lora""".split()
 }
 
 
@@ -129,14 +114,15 @@ class Project:
         build_base(*write_random_parts(self.folder / "parts"), self.folder / "base", dtype="float32")
         shutil.copytree(ROOT / "configs", self.folder / "configs")
         for case in CASES.values():
-            (self.folder / case.config).write_text(case.text)
+            dropout = "" if case.leaf == "full" else "model.llm_lora.lora_dropout = 0.1"
+            text = CONFIG.format(leaf=case.leaf, dropout=dropout, batch_size=2 // case.processes, epochs=EPOCHS)
+            (self.folder / case.config).write_text(text)
         (self.folder / "images").mkdir()
         draw = random.Random(seed)
         for index in range(NUM_IMAGES):
             size = (draw.choice([112, 224, 336]), draw.choice([112, 224]))
-            Image.new("RGB", size, tuple(draw.randrange(256) for _ in range(3))).save(
-                self.folder / f"images/{index}.png"
-            )
+            image = Image.new("RGB", size, tuple(draw.randrange(256) for _ in range(3)))
+            image.save(self.folder / f"images/{index}.png")
         with (self.folder / "data.jsonl").open("w") as file:
             for index in range(NUM_RECORDS):
                 answer = " ".join(draw.choice(["red", "blue", "square", "circle", "two"]) for _ in range(1 + index % 9))
@@ -165,7 +151,7 @@ class Project:
     def train(self, case: Case, name: str) -> tuple[subprocess.Popen, Path]:
         """Starts or goes on with a run."""
         arguments = [case.config, "--work-dir", self.run(case, name), "--seed", "7", "--resume", "auto"]
-        arguments += ["--deepspeed", case.deepspeed] if case.deepspeed else []
+        arguments += ["--deepspeed", f"deepspeed_{case.strategy}"] if case.strategy.startswith("zero") else []
         return self.start("tools/train.py", *arguments, processes=case.processes)
 
     def export(self, case: Case, name: str, checkpoint: Path) -> tuple[subprocess.Popen, Path]:
@@ -207,7 +193,6 @@ def last_step(log: Path) -> int:
 
 
 def tail(log: Path) -> str:
-    """The end of a log."""
     return log.read_text(errors="replace")[-3000:]
 
 
@@ -247,24 +232,15 @@ def run_alone(project: Project, case: Case) -> dict[str, float]:
 
 
 def has_begun(project: Project, case: Case, phase: str, log: Path, since: float) -> bool:
-    """Whether a command has come to a phase."""
-    folder = project.folder
+    """Whether a command that was started at ``since`` (seconds of the epoch) has come to a phase."""
     if phase == "measuring":
-        return any((folder / "cache").glob("*.lock")) or last_step(log) > 0
-    if phase == "training":
-        return last_step(log) > 0
-    if phase == "saving":
-        # One that an earlier kill left is older than this start.
-        return any(is_newer(path, since) for path in (folder / project.run(case, "killed")).glob(".*.partial"))
-    return True
-
-
-def is_newer(path: Path, since: float) -> bool:
-    """Whether a file is there and was written after ``since`` (seconds of the epoch)."""
-    try:
-        return path.stat().st_mtime > since
-    except FileNotFoundError:  # it has got its own name meanwhile
+        return any((project.folder / "cache").glob("*.lock")) or last_step(log) > 0
+    if phase == "saving":  # one that an earlier kill left is older than this start
+        partial = (project.folder / project.run(case, "killed")).glob(".*.partial")
+        with contextlib.suppress(FileNotFoundError):  # it has got its own name meanwhile
+            return any(path.stat().st_mtime > since for path in partial)
         return False
+    return phase != "training" or last_step(log) > 0
 
 
 def victim_of(project: Project, case: Case, process: subprocess.Popen, draw: random.Random) -> tuple[str, int]:
@@ -304,10 +280,8 @@ def kill_once(project: Project, case: Case, phase: str, seconds: dict[str, float
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return None
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):  # what hangs is among those that are left
         process.wait(FOLLOWS_IN)
-    except subprocess.TimeoutExpired:
-        pass  # what hangs is among those that are left
     wait_until(lambda: not project.alive(), 30)
     kill = Kill(case.name, phase, name, reached, moment, last_step(log), len(project.alive()))
     project.end_all()
@@ -339,16 +313,6 @@ def differing_files(first: Path, second: Path) -> list[str]:
     names = {path.relative_to(folder) for folder in (first, second) for path in folder.rglob("*") if path.is_file()}
     _, differing, missing = filecmp.cmpfiles(first, second, names, shallow=False)
     return sorted({*map(str, differing)} - {"export_manifest.json", "README.md"} | {*map(str, missing)})
-
-
-def phases_of(kills: int, cases: int, draw: random.Random) -> list[list[str]]:
-    """The phases to be killed in, per case: each phase and each case equally often, as far as it comes out even."""
-    chosen: list[list[str]] = [[] for _ in range(cases)]
-    for index in range(kills):
-        chosen[index % cases].append(PHASES[(index % cases + index // cases) % len(PHASES)])
-    for phases in chosen:
-        draw.shuffle(phases)
-    return chosen
 
 
 def kill_case(project: Project, case: Case, phases: list[str], draw: random.Random, before: int) -> list[Kill]:
@@ -392,7 +356,10 @@ def run(project: Project, cases: list[Case], kills: int, seed: int) -> int:
     project.make(seed)
     table: list[Kill] = []
     verdict: dict[str, bool] = {}
-    for case, phases in zip(cases, phases_of(kills, len(cases), draw), strict=True):
+    for number, case in enumerate(cases):
+        # Each case and each phase is as often its turn as comes out even.
+        phases = [PHASES[(number + each // len(cases)) % len(PHASES)] for each in range(number, kills, len(cases))]
+        draw.shuffle(phases)
         if phases:
             table += kill_case(project, case, phases, draw, len(table))
             verdict |= judge(project, case)

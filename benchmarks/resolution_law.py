@@ -95,7 +95,7 @@ def train_reader(encoder: torch.nn.Module, steps: int) -> torch.nn.Module:
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return loss, (logits.argmax(-1)[digits] == labels[digits]).float().mean().item()
 
-    _optimize([*encoder.parameters(), *head.parameters()], loss_of, steps, 2e-3, print)
+    _optimize([*encoder.parameters(), *head.parameters()], loss_of, steps, 2e-3, "reader")
     return head
 
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Seconds after which a process is taken to hang. Only a guard: on a machine with five times the load that it has cores
 # for, a command of ten seconds took four minutes.
 HANGS_AFTER = 600
+XTP = "import sys; from xtuner_plugins.cli.xtp import main; sys.exit(main())"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -57,14 +58,8 @@ def toy_base(toy_parts, tmp_path_factory):
 def run_tool():
     """Runs a command line tool of the repository as a user would; returns the finished process."""
 
-    def run(*args, cwd=ROOT, timeout=HANGS_AFTER, env=None) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, *map(str, args)],
-            cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+    def run(*args, cwd=ROOT, timeout=HANGS_AFTER, env=None, input=None) -> subprocess.CompletedProcess:
+        options = {"env": {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, "timeout": timeout, "input": input}
+        return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, **options)
 
     return run

@@ -46,12 +46,11 @@ def test_setup_shows_the_downloads_and_a_half_finished_one_goes_on(make, tmp_pat
     assert done.returncode == 0 and "Going on with .venv" in done.stdout and ".venv is ready" in done.stdout
     assert "5 GB" in done.stdout and done.stdout.count("Downloading something") == 3
     installs = [call for call in calls if call.startswith("-m pip")]
-    assert len(installs) == 3 and not any(" -q" in call or "--clear" in call for call in calls)
+    assert len(installs) == 3 and not any(word in "".join(installs) for word in (" -q", "--clear", "stack", "today"))
     assert (tmp_path / ".venv/.ready").exists() and make("setup")[1] == []  # nothing is left to do
     done, calls = make("setup", "STACK=today")
     assert (tmp_path / ".venv-today/.ready").exists() and "-m xtuner_plugins.stack" in calls, done.stderr
     assert any("-r requirements-today.txt -r requirements-dev.txt" in call for call in calls)
-    assert not any("xtuner_plugins.stack" in call or "today" in call for call in installs)
     assert "take pinned or today" in make("setup", "STACK=newest")[0].stderr
 
 

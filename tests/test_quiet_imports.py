@@ -1,13 +1,6 @@
 """What libraries say about themselves stays out of the terminal; what they say about the user's run doesn't."""
 
-import os
-import subprocess
-import sys
-
-import pytest
-
-from tests.conftest import ROOT
-
+QUIET = "from xtuner_plugins.processes import quiet_imports; quiet_imports()\n"
 IMPORTS = """
 import logging, warnings
 warnings.warn("IProgress not found. Please update")  # tqdm, where IPython runs and ipywidgets isn't installed
@@ -16,20 +9,20 @@ logging.getLogger("DeepSpeed").warning("WARNING about the run")
 """
 
 
-@pytest.mark.parametrize("first", ["from xtuner_plugins.processes import quiet_imports; quiet_imports()\n", ""])
-def test_imports_are_quiet(first):
-    env = {key: value for key, value in os.environ.items() if key != "DS_ACCELERATOR"} | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", first + IMPORTS], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    warnings = [line for line in (done.stdout + done.stderr).splitlines() if "WARN" in line.upper()]
-    assert any(line.endswith("about the run") for line in warnings) and (len(warnings) == 1) == bool(first), warnings
+def test_imports_are_quiet(run_tool, monkeypatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    for first in (QUIET, ""):
+        done = run_tool("-c", first + IMPORTS, env={"CUDA_VISIBLE_DEVICES": ""})
+        assert done.returncode == 0, done.stderr
+        warned = [line for line in (done.stdout + done.stderr).splitlines() if "WARN" in line.upper()]
+        assert any(line.endswith("about the run") for line in warned) and (len(warned) == 1) == bool(first), warned
 
 
-def test_bitsandbytes_asks_the_hub_for_no_kernel(tmp_path):
-    """It would on a CPU with bfloat16 instructions, where the package `kernels` is installed."""
-    (tmp_path / "kernels.py").write_text("def get_kernel(*args, **kwargs): print('asked')")
-    quiet = "from xtuner_plugins.processes import quiet_imports; quiet_imports()"
-    code = f"{quiet}; import bitsandbytes, transformers.modeling_utils"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and "asked" not in done.stdout, done.stdout + done.stderr
+def test_no_kernel_is_fetched_from_the_hub(run_tool, tmp_path):
+    """On a CPU with bfloat16 instructions bitsandbytes would, where `kernels` is installed; no tool loads that."""
+    (tmp_path / "kernels.py").write_text("print('loaded')\ndef get_kernel(*args, **kwargs): print('asked')")
+    finish = "from xtuner_plugins.cli.shared import finish; finish(lambda: __import__('kernels'))"
+    for code in (f"{QUIET}import bitsandbytes, transformers.modeling_utils", finish):
+        done = run_tool("-c", code, env={"PYTHONPATH": f"{tmp_path}:."})
+        assert done.stdout == "" and (done.returncode == 0) == (code != finish), done.stdout + done.stderr
+    assert "ModuleNotFoundError" in done.stderr

@@ -37,22 +37,24 @@ def refuses(check, *values):
 
 
 def test_ends_of_ranges():
-    rows = [(lambda value, name=name: ranges.check(name, value), *values) for name, values in ENDS.items()]
-    rows.append((lambda limits: ranges.check_tiles(*limits), [(1, 1), (1, 256)], [(0, 1), (2, 1), (1, 257), (1, 2.0)]))
+    rows = [(name, lambda value, name=name: ranges.check(name, value), *values) for name, values in ENDS.items()]
+    tiles = [(1, 1), (1, 256)], [(0, 1), (2, 1), (1, 257), (1, 2.0)]
+    rows.append(("tiles", lambda limits: ranges.check_tiles(*limits), *tiles))
     wrong = ({}, None, "dpo", ["dpo"], {"ppo": 1.0}, {"dpo": 0}, {"dpo": "1"}, {"sft": True}, {"sft": math.nan})
-    rows.append((ranges.check_objectives, [{"dpo": 0.8, "sft": 1}], wrong))
-    for number, (check, right, wrong) in enumerate(rows):
-        assert not any(refuses(check, value) for value in right), number
-        assert all(refuses(check, value) for value in wrong), number
+    rows.append(("objectives", ranges.check_objectives, [{"dpo": 0.8, "sft": 1}], wrong))
+    assert [(name, value) for name, check, right, _ in rows for value in right if refuses(check, value)] == []
+    assert [(name, value) for name, check, _, wrong in rows for value in wrong if not refuses(check, value)] == []
 
 
 def test_room_counts_the_thumbnail_and_both_ends():
     ranges.check_room(1, True, 16, 19)  # 16 + 2 tokens, and one of text
     ranges.check_room(2, True, 16, 51)  # a thumbnail: 48 + 2
-    with pytest.raises(SettingError, match="means images of 50 .*; lower max_tiles to 1 or raise .* above 50"):
-        ranges.check_room(2, True, 16, 50)
-    with pytest.raises(SettingError, match="but max_length=18; raise max_length above 18"):
-        ranges.check_room(1, True, 16, 18)
+    for most, limit, said in (
+        (2, 50, "means images of 50 .*; lower max_tiles to 1 or raise .* above 50"),
+        (1, 18, "but max_length=18; raise max_length above 18"),
+    ):
+        with pytest.raises(SettingError, match=said):
+            ranges.check_room(most, True, 16, limit)
     assert ranges.image_tokens([3, 1], 16) == 68
 
 

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from mmengine.config import Config
 
 from tests.conftest import ROOT
 from xtuner_plugins.settings import (
@@ -62,9 +61,6 @@ def test_names_that_nothing_reads(tmp_path):
         "\nlr = = 3": "mine.py:5 cannot be read: SyntaxError",
     }.items():
         refused(message, read_config, write(tmp_path, body))
-
-
-def test_a_short_name_may_stand_beside_its_key(tmp_path):
     assert read_config(write(tmp_path, "lr = 0.5\noptim_wrapper.optimizer.lr = lr")).optim_wrapper.optimizer.lr == 0.5
 
 
@@ -130,12 +126,6 @@ def test_values_of_the_command_line():
         refused(message, parse_words, [word])
 
 
-def test_set_and_cfg_options_change_one_key():
-    key = "optim_wrapper.optimizer.lr"
-    for words in (["lr=5e-5"], []), ([f"{key}=5e-5"], []), ([], [f"{key}=5e-5"]), (["lr=1"], [f"{key}=5e-5"]):
-        assert read_config(LORA, parse_words(*words)).optim_wrapper.optimizer.lr == 5e-5
-
-
 def test_a_dict_takes_the_place_of_the_value():
     changes = {
         f"{DATA}.jpeg_quality": {"crop": 0.5},
@@ -166,14 +156,13 @@ def test_keys_that_are_not_there():
 def test_what_a_run_writes_is_the_same_config(tmp_path):
     """But for what only a lazy config can say: which function prepares XTuner's process."""
     cfg = read_config(LORA, {"model.base": "models/mine"})
-    same = {key: value for key, value in cfg.to_dict().items() if "resource" not in key and "pretrained" not in key}
-    for name in ("first.py", "second.py"):
+    same = cfg.to_dict()
+    for _ in range(2):
         make_reloadable(cfg)
-        (tmp_path / name).write_text(cfg.pretty_text)
-        cfg = read_config(str(tmp_path / name), {"optim_wrapper.optimizer.lr": 0.5})
-    assert cfg.custom_imports == {"imports": ["xtuner_plugins.engine.prepared"]}
-    same["optim_wrapper"]["optimizer"]["lr"] = 0.5
-    assert {key: value for key, value in cfg.to_dict().items() if key != "custom_imports"} == same
+        (tmp_path / "a.py").write_text(cfg.pretty_text)
+        cfg = read_config(str(tmp_path / "a.py"))
+    same["custom_imports"] = {"imports": ["xtuner_plugins.engine.prepared"]}
+    assert cfg.to_dict() == {key: value for key, value in same.items() if not re.match("model_res|pretrained", key)}
 
 
 def test_a_leaf_is_found_from_anywhere(tmp_path, monkeypatch):
@@ -200,8 +189,3 @@ def test_labels_go_on_over_lines(tmp_path):
     (tmp_path / "b.py").write_text("a = 1\nb = (\n")
     with pytest.raises(ConfigError, match="b.py:2 cannot be read: SyntaxError"):
         labels_of(tmp_path / "b.py")
-
-
-def test_mmengine_reads_a_leaf_without_help():
-    """As XTuner's own process does; only what `complete` fills in is missing."""
-    assert "base" not in Config.fromfile(str(leaves()[LORA])).train_dataloader.dataset

@@ -1,8 +1,5 @@
 """`stack.py` in a process of its own, with stand-ins for packages of both ages."""
 
-import subprocess
-import sys
-
 from tests.conftest import ROOT
 from xtuner_plugins.stack import START
 
@@ -28,7 +25,7 @@ print(xtuner.utils.is_safetensors_available(), getattr(strategy.OnebitAdam, "age
 """
 
 
-def test_what_is_missing_is_there_and_what_is_there_stays(tmp_path):
+def test_what_is_missing_is_there_and_what_is_there_stays(run_tool, tmp_path):
     for age, question, onebit, said in (
         ("old", "is_safetensors_available = lambda: 'asked'", "onebit", "asked old 3"),
         ("new", "", "other", "True new 3"),
@@ -40,13 +37,11 @@ def test_what_is_missing_is_there_and_what_is_there_stays(tmp_path):
                 (tmp_path / age / folder / "__init__.py").touch()
             path.write_text(text.format(question=question))
         (tmp_path / age / "xtuner_plugins").symlink_to(ROOT / "xtuner_plugins")
-        probe = [sys.executable, "-c", PROBE, START]
-        done = subprocess.run(probe, cwd=tmp_path / age, env={"PYTHONPATH": "."}, capture_output=True, text=True)
+        done = run_tool("-c", PROBE, START, cwd=tmp_path / age, env={"PYTHONPATH": "."})
         assert done.stdout.strip() == said, done.stderr
 
 
-def test_processes_start_where_the_project_has_gone(tmp_path):
+def test_processes_start_where_the_project_has_gone(run_tool, tmp_path):
     """Python runs the line before anything else: whoever moves or uninstalls the project can't be kept from Python."""
-    probe = [sys.executable, "-S", "-c", "import sys; exec(sys.argv[1])", START]
-    done = subprocess.run(probe, cwd=tmp_path, env={}, capture_output=True, text=True)
+    done = run_tool("-S", "-c", "import sys; exec(sys.argv[1])", START, cwd=tmp_path, env={"PYTHONPATH": ""})
     assert done.returncode == 0, done.stderr

@@ -3,20 +3,19 @@
     python tools/check_data.py finetune_lora [--set data_paths=a.jsonl image_folders=images]
     python tools/check_data.py a.jsonl b.json --image-folder A --image-folder B [--base models/base]
     python tools/check_data.py a.jsonl --image-folder A --val v.jsonl --val-image-folder A --html page.html
-    python tools/check_data.py a.jsonl --image-folder A --names-only
     python tools/check_data.py pairs.jsonl --pairs --image-folder A [--base models/base]
     python tools/check_data.py meta.json [--base models/base]        a meta file of the official code
-    python tools/check_data.py finetune_packed --step 100 [--ranks 8 --rank 3] [--html step.html]
+    python tools/check_data.py finetune_packed --step 100 [--ranks 8 --rank 3]
 
 It says which records can't be trained on, and what else it found: copies within and between files, training images in
 validation data and benchmarks, images enlarged or squeezed (docs/data.md). Findings don't change the exit
 status. --html shows all of it, with cards of records. With a model the lengths stay in the cache, for runs and plan.py.
 A config's val_data_paths and val_benchmarks are checked after its training data; --reject-list is about the
-training data alone. --names-only only compares the names in records with the files of the image folders.
+training data alone.
 
 --step shows what a step of a run trains on instead: its batches or packs, as the model gets them, by the run's own
 loader, plan and seed; no weights are read. A resumed run goes on with the same steps, unless the number of GPUs or the
-batch size has changed there. --html then writes that page.
+batch size has changed there. Learned tokens stand in brackets.
 
 Each complaint begins with `file:line:`. Warnings are about records that train, but perhaps not what their author meant;
 of each kind the first few are shown. The exit status is 0 when training can start, 1 when a record is unusable or an
@@ -53,8 +52,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--workers", type=at_least(0), help="processes (default: one per core; 0: none)")
     reject = "write the unusable records there; training leaves them out with reject_list=FILE"
     parser.add_argument("--reject-list", metavar="FILE", help=reject)
-    parser.add_argument("--names-only", action="store_true", help="only compare names with files; open no image")
-    parser.add_argument("--json", metavar="FILE", help="write counts and findings; of --names-only all names")
+    parser.add_argument("--json", metavar="FILE", help="write counts and findings")
     parser.add_argument("--html", metavar="FILE", help="write a page with figures, findings and sample cards")
     of_step = parser.add_argument_group("with a config and --step")
     of_step.add_argument("--step", type=at_least(1), metavar="N", help="show this optimizer step, counted from 1")
@@ -69,10 +67,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error(f"--{of_step[0]} goes with --step")
     if (args.rank or 0) >= (args.ranks or 1):
         parser.error(f"--rank {args.rank} counts from 0 to --ranks - 1")
-    if args.step and (not has_config or args.names_only or args.json or args.reject_list):
-        parser.error("--step shows a step of a config, with --html alone")
-    if args.names_only and (args.html or args.reject_list):
-        parser.error("--names-only opens no record, so it goes with neither --html nor --reject-list")
+    if args.step and (not has_config or args.html or args.json or args.reject_list):
+        parser.error("--step prints a step of a config; it writes nothing")
     if has_config and len(args.inputs) > 1:
         parser.error("a config and other inputs together; give one config, or annotation files")
     if strays:
@@ -87,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     datasets = cli.open_inputs(args)
     for path in filter(None, (args.reject_list, args.html, args.json)):
         cli.prepare_output(path)
-    return cli.compare_names(datasets, args.json) if args.names_only else cli.check_all(datasets, args)
+    return cli.check_all(datasets, args)
 
 
 main = command(parse_args, run)

@@ -22,7 +22,7 @@ from xtuner_plugins.cli.shared import finish, make_parser  # noqa: E402
 from xtuner_plugins.settings import SETTINGS, ConfigError, labels_of, leaves, read_config, value_at  # noqa: E402
 
 LABELS = ("trains", "data", "hardware", "launch")
-OF_WRITING = ("write", "base", "data", "images", "val", "val_images", "gpu")
+OF_WRITING = ("write", "base", "data", "images", "gpu")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -38,8 +38,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--base", metavar="DIR", help="the model directory to train from")
     group.add_argument("--data", **several, metavar="FILE", help="annotation files (json or jsonl)")
     group.add_argument("--images", **several, metavar="DIR", help="image folders, one per file or for all")
-    group.add_argument("--val", **several, metavar="FILE", help="annotation files to validate on")
-    group.add_argument("--val-images", **several, metavar="DIR", help="their folders (default: those of --images)")
     group.add_argument("--gpu", help="plan for one: a card's name, 24GB, or auto: this one")
     group.add_argument("--force", action="store_true", help="replace an existing file")
     args = parser.parse_args(argv)
@@ -52,13 +50,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error(one_of)
     if not args.from_xtuner and any(getattr(args, each) for each in OF_WRITING) and not is_whole:
         parser.error(told)
-    if args.val_images and not args.val:
-        parser.error("--val-images goes with --val")
-    args.val_images = args.val_images or args.images
-    for files, folders, name in ((args.data, args.images, ""), (args.val, args.val_images, "val-")):
-        if files and len(folders) not in (0, 1, len(files)):
-            counts = f"{len(folders)} image folders for {len(files)} files of --{name.strip('-') or 'data'}"
-            parser.error(f"{counts}; give one for each, or one for all, with --{name}images")
+    if args.data and len(args.images) not in (0, 1, len(args.data)):
+        parser.error(f"{len(args.images)} image folders for {len(args.data)} files; give one for each, or one for all")
     return args
 
 
@@ -108,25 +101,13 @@ def print_config(args: argparse.Namespace) -> None:
 def write_config(args: argparse.Namespace) -> None:
     from xtuner_plugins.cli.own_config import write_own
 
-    given = {name: getattr(args, name) for name in ("base", "data", "images", "val", "val_images", "gpu", "force")}
-    write_own(args.name, Path(args.write), settings.parse_words(args.set, args.cfg_options), **given)
+    write_own(args)
 
 
 def take_over(args: argparse.Namespace) -> None:
-    """Writes XTuner's config as one of ours, and prints what it couldn't say and how it is started."""
-    from xtuner_plugins.cli.from_xtuner import check_out, import_config
-    from xtuner_plugins.cli.own_config import warn_of
+    from xtuner_plugins.cli.from_xtuner import import_config
 
-    out = Path(args.write or f"{Path(args.from_xtuner).stem}.py")
-    if out.exists() and Path(args.from_xtuner).exists() and out.samefile(args.from_xtuner):
-        raise ConfigError(f"{out} is the config itself; name another file with --write")
-    check_out(out, args.force)
-    imported = import_config(args.from_xtuner, out, args.base)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(imported.text, encoding="utf-8")
-    warn_of(path for path in imported.paths if "://" not in path and not Path(path).exists())
-    print(*(f"note: {note}\n" for note in imported.notes), sep="", end="")
-    print(f"wrote {out} on top of {imported.parent}; start it with\n{imported.launch}")
+    import_config(args.from_xtuner, Path(args.write or f"{Path(args.from_xtuner).stem}.py"), args.base, args.force)
 
 
 def main(argv=None) -> int:

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     cards = [f"smallest cards that hold it: {smallest} ({least} GB)" if holding else "no card holds it"]
     largest, work, step = job.batches[0], planned.work.total / 1e12, planned.samples_per_step
     print(
-        f"{planned.model}: {job.shape.parameters:,} parameters, {job.trained:,} trained",
+        f"{Path(planned.base).name}: {job.shape.parameters:,} parameters, {job.trained:,} trained",
         f"largest micro-batch: {largest.tokens:,} tokens ({largest.supervised:,} supervised), {largest.tiles} tiles",
         memory_table(memory, planned.strategy, gpu.name, available),
         strategies_table(others, available),

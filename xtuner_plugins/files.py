@@ -86,23 +86,27 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write (disk full, no permission, read-only) into one line with a remedy, a `SettingError`."""
+def writing(path: Path, setting: str = CACHE_VARIABLE) -> Iterator[None]:
+    """Turn a failure to write (disk full, no permission, read-only) into one line with a remedy, a `SettingError`.
+
+    Args:
+        setting: what names the directory.
+    """
     try:
         yield
     except SourceError:  # of what is read meanwhile
         raise
     except OSError as error:
         problem = f"can't be written ({error.strerror or error})"
-        remedy = f"make room and give write permission there, or name another directory by {CACHE_VARIABLE}"
+        remedy = f"make room and give write permission there, or name another directory by {setting}"
         raise SettingError("cache", problem, remedy, str(path)) from None
 
 
-def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a file of the cache with several arrays (.npz), whole or not at all; errors as `writing`."""
+def save(path: Path, arrays: dict[str, np.ndarray], setting: str = CACHE_VARIABLE) -> None:
+    """Write a file with several arrays (.npz), whole or not at all; `setting` and errors as of `writing`."""
     import numpy as np
 
-    with writing(path):
+    with writing(path, setting):
         write_whole(path, lambda beside: np.savez(beside, **arrays))
 
 

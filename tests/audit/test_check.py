@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from xtuner_plugins.audit import check, opening
-from xtuner_plugins.audit.check import PlainFiles, check_dataset, count_folders, stops
+from xtuner_plugins.audit.check import PlainFiles, check_dataset, stops
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.plan.measure import Measure
 
@@ -49,22 +49,22 @@ def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path, monkeypatch)
     measured, real = [], Measure.rows
     monkeypatch.setattr(Measure, "rows", lambda self, rows, *look: measured.extend(rows) or real(self, rows, *look))
     assert MultimodalDataset(**settings).is_measured() and measured == []
-    found = MultimodalDataset(**settings).sizes()
+    found = MultimodalDataset(**settings).layout()
     assert measured == [1, 4]  # only what was unusable is looked at again
     (again,) = check_dataset(MultimodalDataset(**settings), num_workers=0)
     assert again.found == report.found and again.images.tobytes() == report.images.tobytes()
     monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
     other = MultimodalDataset(**settings)
     assert not other.is_measured()
-    assert [each.tolist() for each in found] == [each.tolist() for each in other.sizes(num_workers=0)]
+    assert [each.tolist() for each in found] == [each.tolist() for each in other.layout(num_workers=0)]
 
 
 def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
-    records = [qa(image="a.png", width=50, height=50), qa("", ""), qa("word " * 99), qa("What?", "It.")]
+    records = [qa("<image>Is <image_1> it?", image="a.png"), qa("", ""), qa("word " * 99), qa("What?", "It.")]
     dataset = MultimodalDataset(str(data_base), write_data(records), make_image("a.png", 100, 90), max_length=60)
     (report,) = check_dataset(dataset, num_workers=0)
     found = [(each.row, each.reason, each.is_warning, stops(each)) for each in report.found]
-    expected = [(0, "image_size", True, False), (1, "empty_answer", False, False), (2, "too_long", False, True)]
+    expected = [(0, "foreign_form", True, False), (1, "empty_answer", False, False), (2, "too_long", False, True)]
     assert found == expected and report.records["row"].tolist() == [0, 3]
 
 
@@ -104,16 +104,3 @@ def test_nothing_is_opened_twice_unless_it_has_changed(tmp_path, monkeypatch, wr
         if target:
             link.symlink_to(target)
         assert [each.reason for each in opened()[0][2]] == [*reasons, "no_conversations"]
-
-
-def test_files_that_share_a_folder_are_counted_together(tmp_path, write_data, qa):
-    """Whatever one of them doesn't name, the other may; a record that can't be read names nothing."""
-    (tmp_path / "images/clip").mkdir(parents=True)
-    for name in ("a.jpg", "b.jpg", "c.jpg", "clip/1.jpg"):
-        (tmp_path / "images" / name).touch()
-    first, second = [{}, qa(image="a.jpg"), qa(image="none.jpg")], [{}, qa(image="./b.jpg"), qa(video="clip")]
-    paths, done = [write_data(each, f"{at}.jsonl") for at, each in enumerate((first, second, [qa()]))], []
-    (count,) = count_folders(PlainFiles(paths, [f"{tmp_path}/images", f"{tmp_path}/images/", None]), done.append)
-    assert (count.num_files, count.num_named, sum(done)) == (4, 4, 7)
-    assert (count.missing, count.superfluous) == (["none.jpg"], ["c.jpg"])
-    assert "missing: none.jpg" in str(count) and "superfluous: c.jpg" in str(count)

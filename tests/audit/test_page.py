@@ -15,7 +15,7 @@ from xtuner_plugins.audit.check import PlainFiles, check_dataset
 from xtuner_plugins.audit.findings import find
 from xtuner_plugins.audit.page import as_json, pick, shares, what_if, write_page
 from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset
-from xtuner_plugins.datasets.plan.lengths import DROPPED, SHRUNK, TRUNCATED
+from xtuner_plugins.datasets.plan.budget import DROPPED, SHRUNK, TRUNCATED
 
 
 class Cards(HTMLParser):
@@ -142,7 +142,7 @@ def test_figures_are_those_of_runs_with_these_limits(data_base, write_data, make
         return MultimodalDataset(str(data_base), *files, repeat_times=[2.5, 1], on_bad_sample="skip", **settings)
 
     def sums(kept=slice(None), **settings):
-        tokens, tiles, fates = opened(**settings).sizes(num_workers=0)
+        tokens, tiles, fates = opened(**settings).layout(num_workers=0)
         counts = np.bincount(fates[kept], minlength=DROPPED + 1)
         found = {"samples": counts[:DROPPED].sum(), "tokens": tokens[kept].sum(), "tiles": tiles[kept].sum()}
         return found | {"shrunk": counts[SHRUNK], "cut": counts[TRUNCATED], "too_long": counts[DROPPED]}

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from xtuner_plugins.audit.prepare import ASPECTS, GIVE_UP_AFTER, RECIPES, prepare
+from xtuner_plugins.audit.prepare import GIVE_UP_AFTER, RECIPES, prepare
 from xtuner_plugins.datasets import SettingError
 from xtuner_plugins.datasets.records.pairs import parse_pair
 from xtuner_plugins.datasets.records.records import parse_record
@@ -27,20 +27,12 @@ def minimind(question, **image):
     return {"conversations": turns, **image}
 
 
-def rated(*ratings, **names):
-    """A row of VLFeedback: answers of these three ratings each."""
-    marks = [{aspect: {"Rating": each} for aspect, each in zip(ASPECTS, own, strict=True)} for own in ratings]
-    answers = [{"annotations": each, "response": f"Answer {number}."} for number, each in enumerate(marks)]
-    return {"id": "v1", "prompt": "What?", "completions": answers, **names}
-
-
 SIGNS = [
     {"filename": "a1.jpg", "caption": "A sign: STOP\n"},
     {"filename": "x/a2.jpg", "caption_image": "A sign.", "caption_text": "STOP", "caption_condensed": "S"},
     {"image_id": "train_images/a3", "caption_image": "A sign.", "caption_text": "STOP"},
 ]
 ASKED = [("a1", "Describe this image in detail.", "A sign: STOP"), ("a2", "", "S"), ("a3", "", "A sign.\nSTOP")]
-RATED = [rated("455", "123"), rated(("3", "5", "4"), ("N/A", "5", "5"), "555", "111", img_path="/there/v2.jpg")]
 TALKS = [minimind("<image>与<image>?", image="0.jpg, 1.jpg"), minimind("你好", image="x.jpg")]
 # Rows of the file, and (images, end of the first question, answers) of what is written
 SHAPES = {
@@ -50,10 +42,6 @@ SHAPES = {
     ),
     "textocr-gpt4o": (SIGNS, [([f"{name}.jpg"], question, [answer]) for name, question, answer in ASKED]),
     "minimind-v": (TALKS, [(["0.jpg", "1.jpg"], "?", ["这是。"]), ([], "你好", ["这是。"])]),
-    "vlfeedback": (
-        RATED,
-        [(["v1.jpg"], "What?", ["Answer 0.", "Answer 1."]), (["v2.jpg"], "What?", ["Answer 1.", "Answer 3."])],
-    ),
 }
 
 
@@ -81,9 +69,7 @@ def test_records_train_and_others_are_left_out(tmp_path):
         with pytest.raises(SettingError, match="not one of the first 100 records is usable"):
             prepare(name, path, other)
     tools = {"conversations": [{"role": "user", "content": "你好", "tools": [{"name": "search"}]}]}
-    equal = "2 of its 2 answers are rated, none better than another"
-    wrong = [("minimind-v", tools, "its turns call tools"), ("vlfeedback", rated("333", "333"), equal)]
-    for name, row, words in [*wrong, ("llava", {}, "known are ai-challenger")]:
+    for name, row, words in [("minimind-v", tools, "its turns call tools"), ("llava", {}, "known are ai-challenger")]:
         path.write_text(json.dumps(row))
         with pytest.raises(SettingError, match=words):
             prepare(name, path, other)
@@ -113,7 +99,6 @@ def test_images_inside_a_file_are_written_once(tmp_path, monkeypatch):
     for name, row in {
         "minimind-v": lambda data: minimind("<image>?", image_bytes=data),
         "rlhf-v": lambda data: {"image": {"bytes": data, "path": "0.jpg"}, "text": json.dumps(PAIR)},
-        "vlfeedback": lambda data: rated("455", "123", image={"bytes": data, "path": "0.jpg"}),
     }.items():
         for number, parts in enumerate([[red, red], [blue, b"no image"]]):
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(map(row, parts))), f"part-{number}.parquet")

@@ -8,7 +8,7 @@ from xtuner.configs import cfgs_name_path
 
 from tests.engine.parallel_case import write_dataset
 from tests.tools.test_refusals import in_turn
-from xtuner_plugins.cli.from_xtuner import find_xtuner_config, import_config
+from xtuner_plugins.cli.from_xtuner import import_config
 from xtuner_plugins.engine.check.text import check_text
 from xtuner_plugins.planning.published import BASES
 from xtuner_plugins.settings import SETTINGS, ConfigError, labels_of, read_config, value_at
@@ -36,37 +36,45 @@ def edited(folder, *pairs, name=LORA):
     return str(folder / "theirs.py")
 
 
-def written(name, folder, base=None):
-    imported = import_config(name, folder / "mine.py", base)
-    (folder / "mine.py").write_text(imported.text, encoding="utf-8")
-    return imported, read_config(str(folder / "mine.py"))
+@pytest.fixture
+def take_over(tmp_path, capsys):
+    """take_over(name, base) -> (notes, the last line that was printed, the config) of an import to mine.py."""
+
+    def call(name, base=None):
+        import_config(name, tmp_path / "mine.py", base, force=True)
+        lines = capsys.readouterr().out.splitlines()
+        notes = [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]
+        return notes, lines[-1], read_config(str(tmp_path / "mine.py"))
+
+    return call
 
 
-def differences(name, folder):
+def differences(name, taken_over, path):
     """What one of XTuner's configs says otherwise than its import."""
-    theirs = read_config(cfgs_name_path[name])._to_lazy_dict()
-    imported, ours = written(name, folder)
-    base, method = HUBS[theirs["model"]["model_path"]], imported.parent.removeprefix("finetune_")
+    theirs, (notes, launch, ours) = read_config(cfgs_name_path[name])._to_lazy_dict(), taken_over
     pairs = {key: (value_at(ours, key), value_at(theirs, key)) for key in SAME}
-    pairs |= {key: (value_at(ours, key, True), value_at(theirs, key)) for key in ("model.freeze_visual_encoder",)}
-    pairs["freeze_llm"] = ours.model.get("freeze_llm", True), theirs["model"]["freeze_llm"]
-    pairs["base"] = ours.model.base, os.path.abspath(f"models/{base.name}")
+    for part in ("visual_encoder", "llm"):
+        key = f"model.freeze_{part}"
+        pairs[key] = value_at(ours, key, True), value_at(theirs, key)
+    pairs["freeze_projector"] = value_at(ours, "model.freeze_projector", False), False
+    pairs["base"] = ours.model.base, os.path.abspath(f"models/{HUBS[theirs['model']['model_path']].name}")
     data = ours.train_dataloader.dataset
     for key in ("data_paths", "image_folders"):
         pairs[key] = data[key], [os.path.abspath(theirs["train_dataloader"]["dataset"][key])]
     pairs["warm-up"] = ours.param_scheduler.warmup_ratio, theirs["warmup_ratio"]
-    pairs["method"] = method, "qlora" if "qlora" in name else "lora" if "lora" in name else "full"
+    pairs["LoRA"] = "llm_lora" in ours.model, "lora" in name
     pairs["4 bits"] = "llm_quantization" in ours.model, bool(theirs["model"].get("quantization_llm"))
     pairs["groups"] = ours.train_dataloader.sampler.group_by, "length"
     pairs["left out"] = {"template", "repeat_times"} & set(data), set()
-    pairs["launch"] = labels_of(folder / "mine.py")["launch"], imported.launch
-    pairs["notes"] = [sum(word in note for note in imported.notes) for word in NOTED], [1] * len(NOTED)
+    pairs["launch"] = labels_of(path)["launch"], launch
+    pairs["notes"] = [sum(word in note for note in notes) for word in NOTED], [1] * len(NOTED)
     return {f"{name} {key}": pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def test_every_value_is_xtuners(tmp_path):
+def test_every_value_is_xtuners(take_over, tmp_path):
     assert len(INTERNVL) == 21
-    assert {key: pair for name in INTERNVL for key, pair in differences(name, tmp_path).items()} == {}
+    found = [differences(name, take_over(name), tmp_path / "mine.py") for name in INTERNVL]
+    assert [each for each in found if each] == []
 
 
 LORA_ON_BOTH = "freeze_llm=True,\n    visual_encoder_lora=dict(type=LoraConfig, r=16),"
@@ -89,44 +97,40 @@ EDITS = [
 ]
 
 
-def test_what_a_user_changed_is_carried_over_or_named(tmp_path):
+def test_what_a_user_changed_is_carried_over_or_named(take_over, tmp_path):
     sgd = (
         "from torch.optim import AdamW",
         "from mmengine.dataset import DefaultSampler\nfrom torch.optim import SGD, AdamW",
     )
-    plain = import_config(LORA, tmp_path / "mine.py")
+    plain, *_ = take_over(LORA)
     for edit, note, settings in EDITS:
-        imported, found = written(edited(tmp_path, sgd, edit), tmp_path)
-        text = " ".join(imported.text.split())
-        assert note is None or sum(note in line for line in imported.notes) == 1, imported.notes
-        assert note is None or not any(note in line for line in plain.notes), note
-        assert all(line in text for line in imported.notes if "hf download" not in line), note
+        notes, _, found = take_over(edited(tmp_path, sgd, edit))
+        text = " ".join((tmp_path / "mine.py").read_text().split())
+        assert note is None or sum(note in line for line in notes) == 1 > sum(note in line for line in plain), notes
+        assert all(line in text for line in notes if "hf download" not in line), note
         values = {name: value_at(found, SETTINGS[name].key if name in SETTINGS else name) for name in settings}
         assert values == settings, edit
 
 
-def test_the_result_passes_the_check_on_a_tiny_base(toy_base, tmp_path):
+def test_the_result_passes_the_check_on_a_tiny_base(take_over, toy_base, tmp_path):
     data, images = write_dataset(tmp_path / "data", num_samples=8)
     edits = [
         ('data_root + "LLaVA-Instruct-150K/llava_v1_5_mix665k.json"', f'["{data}", "{data}"]'),
         ('data_root + "llava_images"', f'["{images}", "{images}"]'),
         ("    max_length=max_length,", "    max_length=max_length,\n    repeat_times=[2, 0.5],"),
     ]
-    imported, ours = written(edited(tmp_path, *edits), tmp_path, base=str(toy_base))
-    assert not any("hf download" in note for note in imported.notes)
+    notes, _, ours = take_over(edited(tmp_path, *edits), str(toy_base))
+    assert not any("hf download" in note for note in notes)
     dataset = ours.train_dataloader.dataset
     assert dataset["repeat_times"] == [2, 0.5] and dataset["data_paths"] == [str(data)] * 2
     check_text(read_config(str(tmp_path / "mine.py"), {"train_dataloader.dataset.max_tiles": 6}))
 
 
 def test_what_is_no_config_of_xtuners_internvl_is_refused(tmp_path):
-    assert find_xtuner_config(LORA) == cfgs_name_path[LORA]
+    other = edited(tmp_path, ("type=InternVL_V1_5_Dataset", "type=AdamW"))
     for path, message in (
-        (edited(tmp_path, ("type=InternVL_V1_5_Dataset", "type=AdamW")), "dataset.type is AdamW; XTuner's configs of"),
-        (
-            "internlm2_7b_qlora_alpaca_e3",
-            "model.type is SupervisedFinetune; XTuner's configs of InternVL_V1_5 are read",
-        ),
+        (other, "dataset.type is AdamW; XTuner's configs of"),
+        ("internlm2_7b_qlora_alpaca_e3", "type is SupervisedFinetune; XTuner's configs of InternVL_V1_5 are read"),
         ("finetune_lora", "does not exist; did you mean"),
     ):
         with pytest.raises(ConfigError, match=message):

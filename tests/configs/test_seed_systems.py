@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import HANGS_AFTER, ROOT
+from tests.conftest import ROOT, XTP
 from tests.engine.parallel_case import write_dataset
 from tests.toy_bases import write_tiny_base
 from tests.vision_towers import write_tower
@@ -22,81 +20,55 @@ from xtuner_plugins.settings import SETTINGS, labels_of, leaves, read_config
 from xtuner_plugins.toy.models import write_random_parts
 
 LLAVA = "llava_qwen2_5_3b"
-XTP = "import sys; from xtuner_plugins.cli.xtp import main; sys.exit(main())"
 FEW = dict(max_steps=2, batch_size=2, accumulative_counts=1, num_workers=1)  # two steps of two samples
 
 
-@pytest.mark.parametrize(
-    "name, whole, adapters",
-    [
-        (f"{LLAVA}_full", {"visual_encoder", "projector", "llm"}, set()),
-        (f"{LLAVA}_freeze_vision", {"projector", "llm"}, set()),
-        (f"{LLAVA}_lora", {"projector"}, {"llm"}),
-        (f"{LLAVA}_lora_frozen_projector", set(), {"llm"}),
-    ],
-)
-def test_the_four_ways_to_train_a_llava(name, whole, adapters):
-    settings = read_config(name)._to_lazy_dict()
-    job = job_of(settings, model_of(settings["model"]["base"]))
-    assert (set(job.whole), set(job.adapters)) == (whole, adapters)
-
-
-def test_an_image_of_siglip_takes_169_tokens():
+def test_the_parts_that_train_and_the_tokens_of_an_image():
+    """The four ways to train a LLaVA; an image of SigLIP takes 169 tokens."""
+    ways = {"full": {"visual_encoder", "projector", "llm"}, "freeze_vision": {"projector", "llm"}}
+    for way, whole in {**ways, "lora": {"projector"}, "lora_frozen_projector": set()}.items():
+        settings = read_config(f"{LLAVA}_{way}")._to_lazy_dict()
+        job = job_of(settings, model_of(settings["model"]["base"]))
+        assert (set(job.whole), set(job.adapters)) == (whole, {"llm"} if "lora" in way else set()), way
     for name in ("siglip_pretrain", "siglip_sft_lora"):
         settings = read_config(name)._to_lazy_dict()
         assert model_of(settings["model"]["base"]).tokens_per_tile == 169
         assert settings["train_dataloader"]["dataset"]["max_tiles"] == 1
 
 
-@dataclass
 class Place:
     """A user's folder: commands are typed there, and data lies where the recipes look for it."""
 
-    folder: Path
+    def __init__(self, folder, run_tool):
+        self.folder, self.run_tool = folder, run_tool
 
-    def run(self, *words, **env):
-        """Runs a command; returns what it printed.
-
-        Raises:
-            AssertionError: It failed.
-        """
-        done = subprocess.run(
-            list(map(str, words)),
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
-            capture_output=True,
-            text=True,
-            timeout=HANGS_AFTER,
-        )
+    def type(self, *words):
+        """What `xtp WORDS` prints."""
+        done = self.run_tool("-c", XTP, *words, cwd=self.folder, env={"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         return done.stdout + done.stderr
 
-    def type(self, *words, **env):
-        """Runs `xtp WORDS`; returns what it printed."""
-        return self.run(sys.executable, "-c", XTP, *words, **env)
-
     def build(self, name, vision, llm):
-        """Runs the command of a recipe's docstring with tiny parts in the places of the published ones."""
+        """Types the command of a recipe's docstring with tiny parts in the places of the published ones."""
         words = labels_of(leaves()[name])["starts from"].partition("build_base_model.py ")[2].split()
         parts = {"--vision": vision, "--llm": llm}
         return self.type("build", *(parts.get(before, word) for before, word in pairwise(["", *words])))
 
-    def lay_out(self, name, num_samples=12):
-        """Writes records, an array or lines as the file's name says, to the files of a recipe."""
-        found = read_config(name).train_dataloader.dataset
-        for number, (file, images) in enumerate(zip(found.data_paths, found.image_folders, strict=True)):
-            lines, made = write_dataset(self.folder / f"{name}-{number}", num_samples)
-            target = self.folder / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            records = lines.read_text()
-            target.write_text(records if file.endswith("l") else f"[{','.join(records.splitlines())}]")
-            shutil.copytree(made, self.folder / images, dirs_exist_ok=True)
+    def lay_out(self, *names):
+        """Writes records, an array or lines as the file's name says, to the files of recipes."""
+        for name in names:
+            found = read_config(name).train_dataloader.dataset
+            for number, (file, images) in enumerate(zip(found.data_paths, found.image_folders, strict=True)):
+                lines, made = write_dataset(self.folder / f"{name}-{number}", 12)
+                target, records = self.folder / file, lines.read_text()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(records if file.endswith("l") else f"[{','.join(records.splitlines())}]")
+                shutil.copytree(made, self.folder / images, dirs_exist_ok=True)
 
-    def train(self, name, *settings, **env):
-        """Trains a recipe for two steps of two samples, with a worker; returns what it printed."""
-        few = [f"{setting}={value}" for setting, value in FEW.items()]
-        said = self.type("train", name, "--set", *few, *settings, **env)
-        assert "step 2/2  " in said
+    def train(self, name, *settings):
+        """What two steps of a recipe print."""
+        said = self.type("train", name, "--set", *(f"{key}={value}" for key, value in FEW.items()), *settings)
+        assert "step 2/2  " in said and "What this run trains:" in said
         return said
 
     def export(self, name, *words):
@@ -105,8 +77,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path):
-    return Place(tmp_path)
+def place(tmp_path, run_tool):
+    return Place(tmp_path, run_tool)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +90,7 @@ def llm(tmp_path_factory):
 def test_siglip_and_qwen_learn_captions_then_instructions_and_answer_about_a_folder(place, llm):
     write_tower(place.folder / "siglip", "siglip", image_size=384)
     assert "169" in place.build("siglip_pretrain", place.folder / "siglip", llm)
-    for name in ("siglip_pretrain", "siglip_sft_mlp"):
-        place.lay_out(name)
+    place.lay_out("siglip_pretrain", "siglip_sft_mlp")
     said = place.type("check", "siglip_sft_mlp", "--set", "base=models/SigLIP-Qwen2.5-0.5B")
     assert "24 records" in said
     place.train("siglip_pretrain")
@@ -154,29 +125,27 @@ def test_clip_and_qwen_7b_learn_from_captions_behind_a_map_of_images(place, llm)
 def test_llava_trains_in_its_four_ways_from_its_own_first_stage(place, llm):
     write_tower(place.folder / "clip", "clip")
     place.build("llava_pretrain", place.folder / "clip", llm)
-    for name in ("llava_pretrain", f"{LLAVA}_full"):
-        place.lay_out(name)
+    place.lay_out("llava_pretrain", f"{LLAVA}_full")
     place.train("llava_pretrain")
     place.export("llava_pretrain")
     for way in ("full", "freeze_vision", "lora", "lora_frozen_projector"):
-        said = place.train(f"{LLAVA}_{way}")
-        assert "What this run trains:" in said
+        place.train(f"{LLAVA}_{way}")
     place.export(f"{LLAVA}_full", "--format", "llava")
 
 
 @pytest.mark.slow
-def test_parts_with_tiles_train_under_zero_3_and_become_an_official_directory(place, llm):
-    vision, llm = write_random_parts(place.folder / "parts")
-    place.build("pretrain_mlp", vision, llm)
+def test_parts_with_tiles_train_under_zero_3_and_become_an_official_directory(place, toy_base):
+    """By XTuner's own command, which calls torchrun."""
     place.lay_out("pretrain_mlp")
+    (place.folder / "base").symlink_to(toy_base)
     leaf, few = leaves()["pretrain_mlp"], [f"{SETTINGS[name].key}={value}" for name, value in FEW.items()]
-    zero = ["--deepspeed", "deepspeed_zero3", "--cfg-options", *few]
-    scripts = Path(sys.executable).parent  # with torchrun, which `xtuner train` calls
-    with_scripts = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "NPROC_PER_NODE": "2"}
-    said = place.run(scripts / "xtuner", "train", leaf, *zero, **with_scripts)
-    assert "step 2/2  " in said and "(rank 1)" not in said  # one rank speaks for all
-    converter, checkpoint = ROOT / "tools" / "convert_to_official.py", "work_dirs/pretrain_mlp/iter_2.pth"
-    place.run(sys.executable, converter, leaf, checkpoint, "out")
+    scripts = Path(sys.executable).parent
+    env = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "NPROC_PER_NODE": "2", "PYTHONPATH": str(ROOT)}
+    zero = ["--deepspeed", "deepspeed_zero3", "--cfg-options", "model.base=base", *few]
+    done = place.run_tool(scripts / "xtuner", "train", leaf, *zero, cwd=place.folder, env=env)
+    said = done.stdout + done.stderr
+    assert "step 2/2  " in said and "(rank 1)" not in said, said  # one rank speaks for all
+    place.type("export", leaf, "work_dirs/pretrain_mlp/iter_2.pth", "out")
     photo = place.folder / "data" / "LLaVA-Pretrain" / "images" / "0.png"
     place.type("chat", "out", "--image", photo, "--question", "What is it?", "--max-new-tokens", 3)
 
@@ -187,12 +156,9 @@ def test_the_4b_of_xtuner_trains_on_shares_of_several_files(place):
     base = place.folder / read_config(name).model.base
     base.parent.mkdir()
     base.symlink_to(write_tiny_base(known_base(read_config(name).model.base), place.folder / "tiny"))
-    files, images = [], []
-    for letter in "abc":
-        file, folder = write_dataset(place.folder / letter, num_samples=8)
-        files.append(str(file))
-        images.append(str(folder))
-    shares = (f"data_paths=[{','.join(files)}]", f"image_folders=[{','.join(images)}]", "repeat_times=[2,0.5,3.5]")
+    made = [write_dataset(place.folder / letter, num_samples=8) for letter in "abc"]
+    files, images = (f"[{','.join(map(str, each))}]" for each in zip(*made, strict=True))
+    shares = (f"data_paths={files}", f"image_folders={images}", "repeat_times=[2,0.5,3.5]")
     said = place.train(name, *shares)
     assert "data: 48 of 48 samples will train" in said
     place.export(name)

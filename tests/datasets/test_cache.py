@@ -7,7 +7,6 @@ import resource
 import signal
 import time
 
-import numpy as np
 import psutil
 import pytest
 
@@ -64,27 +63,6 @@ def test_a_lock_ends_with_its_holder_and_who_waits_says_for_whom(tmp_path, monke
     expected = rf"waiting \d+ s for process {holder.pid} on \S+ \(since 20.* holds {tmp_path}/a.lock .*end it"
     own = [line for line in said.splitlines() if "waiting" in line]  # a tokenizer says something of its own at a fork
     assert all(re.match(expected, line) for line in own), said
-
-
-def test_who_waits_long_says_so_every_minute(tmp_path, monkeypatch, capsys):
-    now, told = 0.0, []
-
-    def refuse_for_ten_minutes(*_):
-        told.extend([now] * capsys.readouterr().err.count("waiting"))
-        if now < 600:
-            raise BlockingIOError
-
-    def sleep(seconds):
-        nonlocal now
-        now += seconds
-
-    monkeypatch.setattr(files, "PAUSE", 1)
-    monkeypatch.setattr(files.fcntl, "lockf", refuse_for_ten_minutes)
-    monkeypatch.setattr(files.time, "monotonic", lambda: now)
-    monkeypatch.setattr(files.time, "sleep", sleep)
-    with locked(tmp_path / "a.lock"):
-        pass
-    assert 10 <= len(told) <= 15 and max(np.diff([0, *told, 600])) <= 62
 
 
 def test_a_kill_while_lengths_are_measured_holds_nothing_up(data_base, write_data, qa, cache, monkeypatch, start):

@@ -7,7 +7,7 @@ import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, RecordError, SettingError
 from xtuner_plugins.datasets.left_out import FILLER, FILLER_INDEX, describe, left_out, read_reject_list, require_usable
-from xtuner_plugins.datasets.plan.lengths import BROKEN, DROPPED, FITS
+from xtuner_plugins.datasets.plan.budget import BROKEN, DROPPED, FITS
 
 
 @pytest.fixture

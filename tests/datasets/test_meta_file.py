@@ -9,9 +9,9 @@ from xtuner_plugins.datasets.meta_file import is_meta, list_files
 
 
 @pytest.fixture
-def files(tmp_path, write_data, qa):
-    """Two annotation files in tmp_path; meta(**entries) writes a meta file of them."""
-    for name in "ab":
+def write(tmp_path, write_data, qa):
+    """write(**entries) -> the path of a meta file of a.jsonl, b.jsonl and c.jsonl beside it."""
+    for name in "abc":
         write_data([qa(f"{name}{number}?") for number in range(4)], f"{name}.jsonl")
 
     def meta(**entries):
@@ -22,9 +22,8 @@ def files(tmp_path, write_data, qa):
     return meta
 
 
-def test_a_meta_file_is_the_four_settings(data_base, files, tmp_path, monkeypatch):
-    meta = files(a={"root": "", "length": 4}, b={"data_augment": True, "root": "s3://bucket"}, c={"repeat_time": 0})
-    (tmp_path / "c.jsonl").touch()
+def test_a_meta_file_is_the_four_settings(data_base, write, tmp_path, monkeypatch):
+    meta = write(a={"root": "", "length": 4}, b={"data_augment": True, "root": "s3://bucket"}, c={"repeat_time": 0})
     expected = [
         ("x.jsonl", "x", 3, None),
         (f"{tmp_path}/a.jsonl", None, 1, {"name": "a"}),
@@ -34,19 +33,17 @@ def test_a_meta_file_is_the_four_settings(data_base, files, tmp_path, monkeypatc
     for name, value in {"image_folders": "images", "repeat_times": [2], "dataset_settings": [{}]}.items():
         with pytest.raises(SettingError, match=f"{name} is given for the meta file"):
             list_files(meta, **{name: value})
-    files(a={"repeat_time": 2, "max_dynamic_patch": 2, "root": "."}, b={"repeat_time": 0.5})
+    write(a={"repeat_time": 2, "max_dynamic_patch": 2, "root": "."}, b={"repeat_time": 0.5})
     monkeypatch.chdir(tmp_path)  # relative to the working directory, as in the official code
     assert list_files("meta.json")[0] == ("a.jsonl", ".", 2, {"name": "a", "max_tiles": 2})
     assert len(MultimodalDataset(data_base, "meta.json")) == 10
 
 
-NO_META = """
-{"info": {"length": 3}, "messages": [{"role": "user", "content": "Hi"}]}
-{"meta": {"annotation": "x"}, "conversations": []}
-{"a": 1, "annotation": {}}
-{"a": {"root": ""}, "b": {}}
-{"a": {"root": ""
-"""
+NO_META = [
+    '{"info": {"length": 3}, "messages": [{"role": "user", "content": "Hi"}]}',
+    '{"meta": {"annotation": "x"}, "conversations": []}',
+    *('{"a": 1, "annotation": {}}', '{"a": {"root": ""}, "b": {}}', '{"a": {"root": ""'),
+]
 BAD = [
     ('{"a": {"data_augment": "no", "annotation": "a.jsonl"}}', "data_augment is 'no'; give true or false"),
     ('{"a": {"annotation": "a.jsonl", "max_tiles": 3}}', "has 'max_tiles', which isn't read.*known are root"),
@@ -59,10 +56,10 @@ BAD = [
 ]
 
 
-def test_what_is_no_meta_file_and_what_cannot_be_followed(data_base, files, tmp_path):
+def test_what_is_no_meta_file_and_what_cannot_be_followed(data_base, write, tmp_path):
     path = tmp_path / "meta.json"
     assert not is_meta(tmp_path) and not is_meta(path)
-    for text in NO_META.strip().splitlines():
+    for text in NO_META:
         path.write_text(text)
         assert not is_meta(path), text
     for text, words in BAD:

@@ -13,7 +13,7 @@ from xtuner_plugins.datasets.mixture import pick_records
 # Values that a setting can't have.
 WRONG = dict(max_tiles=(0, "12"), template=("none", 3), base=("nowhere", None), max_length=(0,), num_frames=(0, 2.5))
 WRONG |= dict(fast_decoding=("gpu",), on_bad_sample=("ignore",), loss_reduction=("mean",))
-LISTS = {"repeat_times": (0, "2", True, math.nan), "image_folders": (3, "none"), "dataset_settings": (3, {"tiles": 2})}
+LISTS = {"repeat_times": (0, "2", True, math.nan), "image_folders": ("none",), "dataset_settings": (3, {"tiles": 2})}
 OF_FILE = {"name": 3, "max_tiles": "12", "loss_weight": 0, "jpeg_quality": 75, "columns": "dialog"}
 
 

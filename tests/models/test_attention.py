@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.fake_gpu import fake_gpu
 from xtuner_plugins.families import LLM_FAMILIES
 from xtuner_plugins.models import attention as attention_module
-from xtuner_plugins.models.attention import Segments, attend_to_segments, branch_off, no_mask, segment_attention
+from xtuner_plugins.models.attention import SEGMENTS, Segments, branch_off, no_mask, segment_attention
 
 BOUNDS = (0, 5, 6, 17)
 
@@ -135,7 +135,7 @@ def test_every_family_takes_segments():
         decoder = llm.get_decoder()
         samples = [torch.randint(0, 90, (1, length)) for length in (5, 1, 11)]
         alone = torch.cat([decoder(ids).last_hidden_state for ids in samples], 1)
-        attend_to_segments(llm)
+        llm.set_attn_implementation(SEGMENTS)
         again = torch.cat([decoder(ids).last_hidden_state for ids in samples], 1)
         torch.testing.assert_close(again, alone, msg=name)  # without segments nothing has changed
         row, positions = torch.cat(samples, 1), torch.cat([torch.arange(ids.shape[1]) for ids in samples])[None]

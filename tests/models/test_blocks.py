@@ -102,20 +102,14 @@ def test_other_lengths_make_no_new_graphs_and_names_stay(toy_base):
     assert counts[0] > 0 and counts[1:] == counts[:1] * 2
 
 
-def test_what_can_not_be_compiled_is_refused(toy_base, monkeypatch, tmp_path):
-    monkeypatch.delenv("CXX", raising=False)
+def test_what_can_not_be_compiled_is_refused(toy_base, monkeypatch):
     for settings, changed, message in (
         (dict(llm_lora=LORA, llm_quantization=dict(load_in_4bit=True)), {}, "packed weights .* aren't compiled"),
         (dict(drop_path=0.1), {}, "stochastic depth"),
         ({}, {"is_deepspeed_zero3_enabled": lambda: True}, "ZeRO-3 gathers and releases weights"),
-        ({}, {"COMPILERS": ()}, "needs a C\\+\\+ compiler, and none is found"),
     ):
         with monkeypatch.context() as patch:
             for name, value in changed.items():
                 patch.setattr(blocks, name, value)
             with pytest.raises(ValueError, match=f"^compile_blocks=True: .*{message}"):
                 batches.build(toy_base, compile_blocks=True, **settings)
-    (tmp_path / "my-c++").touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CXX", "my-c++")
-    batches.build(toy_base, compile_blocks=True)

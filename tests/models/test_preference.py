@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.run.steps import run_step
 from xtuner_plugins.models import PreferenceModel
 from xtuner_plugins.models.objectives import PairLogProbs, Settings
-from xtuner_plugins.models.preference import ENOUGH, FADE, FIGURES, means_of_step, reward_mean, sums_of_pairs
+from xtuner_plugins.models.preference import FIGURES, reward_mean, sums_of_pairs
 
 from . import batches
 from .batches import LORA, assert_same, make_samples
@@ -96,6 +95,7 @@ def test_the_reference_is_the_base_as_it_was(build, toy_base):
         first = run(model, samples)
         figures = dict(zip(model.metric_names, first["metrics"].tolist(), strict=True))
         assert abs(first["loss"].item() - 0.6931472) < 1e-6 and abs(figures["reward_chosen"]) < 1e-6 > figures["kl"]
+        assert figures["accuracy"] == 0  # no answer is above the other
         untouched = batches.build(toy_base, **settings).eval()
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -179,41 +179,15 @@ def test_log_probs_under_zero_3_are_those_of_one_process(toy_base, tmp_path):
         assert len(losses) == 2 and logged(tmp_path / "split", key) == pytest.approx(losses, rel=1e-5)
 
 
-def make_log_probs(count, slope=0.0):
-    """Pairs whose rewards have a part that goes along with their length."""
-    generator = torch.Generator().manual_seed(0)
-    chosen, rejected = torch.randint(2, 40, (2, count), generator=generator)
-    ratios = slope * torch.stack([chosen, rejected]) + torch.randn(2, count, generator=generator)
-    return PairLogProbs(*ratios, torch.zeros(count), torch.zeros(count), chosen, rejected)
-
-
-def sums(pairs, num_fillers=0):
-    counts = torch.arange(len(pairs.chosen)) < len(pairs.chosen) - num_fillers
-    losses = {"dpo": torch.arange(len(counts)).float()}
-    found = sums_of_pairs(pairs, Settings(beta=0.5), losses, counts, torch.full((len(counts),), 0.25))
-    return dict(zip((*FIGURES, "loss_dpo"), found.tolist(), strict=True))
-
-
-def test_means_are_those_of_the_pairs_that_count():
-    pairs = make_log_probs(6)
-    assert means_of_step(dict.fromkeys((*FIGURES, "loss_dpo"), 0.0)) == {} and reward_mean() == 0
-    means = means_of_step(sums(pairs, num_fillers=1))
-    margin = 0.5 * (pairs.chosen - pairs.rejected)[:5]
-    assert means["pairs"] == 5 and means["loss_dpo"] == 2 and means["kl"] == 0.25
-    assert means["margin"] == pytest.approx(margin.mean().item(), abs=1e-6)
-    assert means["accuracy"] == pytest.approx((margin > 0).float().mean().item())
-    assert means["tokens_chosen"] == pytest.approx(pairs.chosen_tokens[:5].float().mean().item())
-    assert "length_correlation" not in means
-    assert reward_mean() == pytest.approx(0.25 * (pairs.chosen + pairs.rejected)[:5].mean().item())
-
-
-def test_the_correlation_of_margin_and_length_fades():
-    """What is remembered is in the state that checkpoints keep."""
-    pairs = make_log_probs(ENOUGH, 1.0)
-    found = means_of_step(sums(pairs))["length_correlation"]
-    margin, gap = pairs.chosen - pairs.rejected, pairs.chosen_tokens - pairs.rejected_tokens
-    assert found == pytest.approx(np.corrcoef(margin.numpy(), gap.numpy())[0, 1], abs=1e-4) and found > 0.9
-    assert len(MessageHub.get_current_instance().state_dict()["runtime_info"]) == 2
-    for _ in range(int(3 / (1 - FADE))):
-        last = means_of_step(sums(make_log_probs(ENOUGH, -1.0)))
-    assert last["length_correlation"] < -0.5
+def test_figures_are_those_of_the_pairs_that_count(build):
+    """A filler has weight 0; the rewards of all steps are what bco_pair compares with."""
+    chosen, rejected, tokens = torch.tensor([1.0, 3.0, 9.0]), torch.tensor([2.0, 0.0, 9.0]), torch.tensor([4, 6, 1])
+    pairs = PairLogProbs(chosen, rejected, torch.zeros(3), torch.zeros(3), tokens, 2 * tokens)
+    losses, counts = {"dpo": torch.tensor([1.0, 3.0, 7.0])}, torch.tensor([True, True, False])
+    names, model = (*FIGURES, "loss_dpo"), build(**ADAPTED)
+    sums = sums_of_pairs(pairs, Settings(beta=0.5), losses, counts, torch.full((3,), 0.25)).tolist()
+    assert model.metric_names == names and model.end_step(dict.fromkeys(names, 0.0)) == {} and reward_mean() == 0
+    means = dict(pairs=2, reward_chosen=1, reward_rejected=0.5, margin=0.5, accuracy=0.5, kl=0.25, loss_dpo=2)
+    means |= dict(log_prob_chosen=2, log_prob_rejected=1, tokens_chosen=5, tokens_rejected=10)
+    assert model.end_step(dict(zip(names, sums, strict=True))) == means and reward_mean() == 0.75
+    assert len(MessageHub.get_current_instance().state_dict()["runtime_info"]) == 1  # which checkpoints hold

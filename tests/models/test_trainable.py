@@ -118,9 +118,9 @@ def test_drop_path_is_that_of_the_settings_and_only_of_what_trains(toy_base, tmp
 
 def test_what_can_not_train_is_refused(toy_base):
     for settings, message in (
-        (dict(freeze_visual_encoder=False, **LAST), "set freeze_visual_encoder=True"),
-        (dict(visual_encoder_lora=LORA, **LAST), "set visual_encoder_lora=None"),
-        (dict(visual_encoder_quantization=PACKED, **LAST), "set visual_encoder_quantization=None"),
+        (dict(freeze_visual_encoder=False, **LAST), "set freeze_visual_encoder=True, no visual_encoder_lora"),
+        (dict(visual_encoder_lora=LORA, **LAST), "=1 trains whole blocks of an encoder that is frozen otherwise"),
+        (dict(visual_encoder_quantization=PACKED, **LAST), "no visual_encoder_quantization, or leave it out"),
         (dict(visual_encoder_lora=LORA, freeze_visual_encoder=False), "visual_encoder_lora is set, so set freeze_vis"),
         (dict(visual_encoder_quantization=PACKED, freeze_visual_encoder=False), "packed weights don't train"),
         (dict(llm_lora=LORA, **FULL_LLM), "freeze_llm=True"),

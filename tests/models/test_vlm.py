@@ -86,18 +86,16 @@ def test_a_step_never_asks_the_device(toy_base):
                 loss.item()  # the test would see it
 
 
-def test_autocast_is_decided_once_and_again_when_dtypes_change(toy_base, monkeypatch):
-    """DeepSpeed changes them after the model is built. Visiting every parameter in each step took 9 ms of an 8B."""
+def test_autocast_follows_the_dtype_of_what_trains(toy_base):
+    """DeepSpeed changes it after the model is built."""
     model = build(toy_base, dtype="bfloat16", freeze_llm=False)
     assert run(model, make_batch(model))["loss"].dtype == torch.float32
     held = {(p.dtype, p.requires_grad) for p in model.parameters()}
     assert held == {(torch.float32, True), (torch.bfloat16, False)}
-    visits, parameters, cpu = [], model.parameters, torch.device("cpu")
-    monkeypatch.setattr(model, "parameters", lambda recurse=True: visits.append(1) or parameters(recurse))
-    with model.computing(cpu):
-        assert torch.is_autocast_enabled("cpu") and not visits
-    with model.bfloat16().computing(cpu):
-        assert not torch.is_autocast_enabled("cpu") and visits
+    with model.computing(torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu")
+    with model.bfloat16().computing(torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_only_the_projector_trains_by_default(toy_base):

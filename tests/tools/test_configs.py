@@ -84,13 +84,12 @@ def test_every_leaf_becomes_a_config_of_ones_own(write, toy_base):
 
 
 def test_it_passes_the_check_with_files_that_share_an_image_folder(write, monkeypatch):
-    more = ("--data", write.data, "later.json", "--val", write.data, write.data)
+    more = ("--data", write.data, "later.json")
     assert write("toy_finetune_lora", *more)[::2] == (0, "warning: later.json does not exist yet\n")
     cfg = read_config(str(write.path))
-    dataset, validation = cfg.train_dataloader.dataset, cfg.default_hooks.validation
+    dataset = cfg.train_dataloader.dataset
     assert dataset.data_paths == [write.data, str(write.path.with_name("later.json"))]
-    assert validation.data_paths == [write.data] * 2
-    assert dataset.image_folders == validation.image_folders == [write.images] * 2
+    assert dataset.image_folders == [write.images] * 2
     write("toy_finetune_full", "--set", "num_workers=0", "--force")
     monkeypatch.chdir("/")
     check_config(read_config(str(write.path)))
@@ -128,9 +127,7 @@ def test_what_can_not_be_is_not_written(write):
         ("--set lr=abc", "optim_wrapper.optimizer.lr='abc': build_adamw takes float"),
         ("--family toy", "--family and --stage choose what is listed"),
         ("--set pack_tokens=4096", "train_dataloader has no 'batch_sampler'"),
-        ("--val v --images a b --data c d", "2 image folders for 1 files of --val; give one for each"),
-        ("--val-images v", "--val-images goes with --val"),
-        ("--images a b", "2 image folders for 1 files of --data"),
+        ("--images a b", "2 image folders for 1 files; give one for each"),
         ("--base models/InternVL3-8B --gpu 12GB", "the nearest that fits: finetune_qlora with "),
         ("--gpu 4091", "--gpu 4091: give memory as 24GB"),
     ):

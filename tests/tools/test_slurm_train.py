@@ -28,15 +28,12 @@ def submit(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    outside = {key: value for key, value in os.environ.items() if not key.startswith("MASTER_")}  # other tests' ranks
-    job = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
-
-    def start(*args, **env):
-        options = {"env": {**outside, **job, "SLURM_JOB_ID": "30007", **env}, "text": True}
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(["bash", str(SCRIPT), *args], **options, **output)
-
-    return start
+    job = {key: value for key, value in os.environ.items() if not key.startswith("MASTER_")}  # other tests' ranks
+    job |= {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return lambda *words, **env: subprocess.Popen(
+        ["bash", str(SCRIPT), *words], env={**job, "SLURM_JOB_ID": "30007", **env}, **pipes
+    )
 
 
 def test_one_srun_over_all_nodes_with_the_job_s_status(submit, tmp_path):
@@ -45,10 +42,10 @@ def test_one_srun_over_all_nodes_with_the_job_s_status(submit, tmp_path):
         job = submit("a.py", "--set", "lr=1e-4", FAKE_STATUS=str(status), SLURM_NNODES="2")
         job.communicate(timeout=HANGS_AFTER)
         assert job.returncode == status and not (tmp_path / "scontrol.txt").exists()
+    noted = [(tmp_path / name).read_text() for name in ("srun.txt", "command.txt", "port.txt")]
     words = "--kill-on-bad-exit=1 .venv/bin/python tools/train.py a.py --set lr=1e-4 --launcher slurm"
-    assert (tmp_path / "srun.txt").read_text().split() == words.split()
-    assert (tmp_path / "command.txt").read_text() == "sbatch tools/slurm_train.sh a.py --set lr=1e-4 \n"
-    assert (tmp_path / "port.txt").read_text() == "20007\n"
+    command = "sbatch tools/slurm_train.sh a.py --set lr=1e-4 \n"
+    assert noted == ["\n".join(words.split()) + "\n", command, "20007\n"]
     assert "#SBATCH --ntasks-per-node=8\n" in SCRIPT.read_text() and "#SBATCH --ntasks=" not in SCRIPT.read_text()
 
 
@@ -67,8 +64,7 @@ def test_slurm_s_warning_reaches_the_ranks_and_the_job_is_queued_again_and_resum
 
 
 def test_without_config_or_environment_one_line_says_so(submit, tmp_path):
-    job = submit()
-    assert "usage: sbatch" in job.communicate(timeout=HANGS_AFTER)[0] and job.returncode == 2
     shutil.rmtree(tmp_path / ".venv")
-    job = submit("a.py")
-    assert "make setup" in job.communicate(timeout=HANGS_AFTER)[0] and job.returncode == 2
+    for words, said in (((), "usage: sbatch"), (("a.py",), "make setup")):
+        job = submit(*words)
+        assert said in job.communicate(timeout=HANGS_AFTER)[0] and job.returncode == 2

@@ -1,25 +1,21 @@
 """The README's way to a fine-tuned model, its own lines run on the toy base."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import HANGS_AFTER, ROOT
+from tests.conftest import ROOT, XTP
 from tests.small_data import write_dataset
 from xtuner_plugins.settings import labels_of
 
 HEADING = "## Fine-tune a released model on one GPU\n"
-XTP = "import sys; from xtuner_plugins.cli.xtp import main; sys.exit(main())"
 SMALLER = {"configs": "--set max_tiles=2 max_length=512 max_epochs=1", "train": "--set num_workers=0"}
 BEFORE = ["source .venv/bin/activate", "hf download", "xtp evaluate", "xtp configs", "xtp check", "xtp train"]
 
 
 @pytest.mark.slow
-def test_the_lines_lead_to_a_model_that_answers(toy_base, tmp_path):
+def test_the_lines_lead_to_a_model_that_answers(toy_base, run_tool, tmp_path):
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition(HEADING)[2].partition("\n## ")[0]
     block = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1]
     lines = [line.partition(" #")[0].split() for line in block.splitlines()]
@@ -33,15 +29,9 @@ def test_the_lines_lead_to_a_model_that_answers(toy_base, tmp_path):
     place.symlink_to(toy_base)
     told = []
     for words in lines[2:]:
-        done = subprocess.run(
-            [sys.executable, "-c", XTP, *words[1:], *SMALLER.get(words[1], "").split()],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            input="What do you see?\n",
-            capture_output=True,
-            text=True,
-            timeout=HANGS_AFTER,
-        )
+        own = SMALLER.get(words[1], "").split()
+        options = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT)}, "input": "What do you see?\n"}
+        done = run_tool("-c", XTP, *words[1:], *own, **options)
         assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         told.append(done.stdout)
     assert "What this run trains:" in told[3] and "step 2/2  " in told[4] and "held_out" in told[-2] and told[-1]

@@ -7,27 +7,24 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 
 from ..datasets.dataset import MultimodalDataset
 from ..datasets.left_out import ON_PURPOSE, why_left_out
 from ..datasets.mixture import Source, open_sources
-from ..datasets.plan.lengths import DROPPED, keep
+from ..datasets.plan.budget import DROPPED
+from ..datasets.plan.lengths import keep
 from ..datasets.plan.measure import Complaint, Measure
 from ..datasets.records.records import IMAGE as IMAGE_TAG
 from ..datasets.records.records import Record, parse_record
-from ..errors import DataError
 from ..files import absolute_path, build_once, get_cache_dir, locked, text_hash
 from .opening import open_file
 
-SHOWN = 5  # missing and superfluous names
 NUM_FRAMES = 8  # of a video, the dataset's default
 HARMLESS = tuple(reason for reason in ON_PURPOSE if reason != "too_long")  # left out on purpose: no run stops
 # What released models say of their tiles, for files that are checked without a model.
@@ -176,7 +173,7 @@ def _open(
 ) -> Iterator[Complaint]:
     """Fills a report, and gives its complaints and warnings."""
     task, parts, known = dataset.measuring(number), [], set(dataset.rejected[number])
-    directory = get_cache_dir() / task.key()
+    directory = task.directory
     for part in open_file(task, directory, num_workers):
         found = [each for each in part["complaints"] + part["seen"] if each.row not in dataset.rejected[number]]
         known |= {each.row for each in found if not each.is_warning}
@@ -196,62 +193,33 @@ def _open(
 
 
 def count_samples(dataset: Checked, reports: Sequence[FileReport]) -> int:
-    """Number of samples of an epoch that train: repeated records count each time, unusable ones never."""
+    """Number of samples of an epoch that train: repeated records count each time, unusable ones never.
+
+    Args:
+        dataset: the training data.
+        reports: what `check_dataset` returned for it.
+    """
     pairs = zip(dataset.picks, reports, strict=True)
     return sum(int((~np.isin(pick, list(report.left_out))).sum()) for pick, report in pairs)
 
 
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
-    """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number."""
+    """Write the unusable records for the setting `reject_list`, those that are on it already included.
+
+        {"file": "/data/a.jsonl", "row": 6, "line": 7, "reason": "image_missing"}
+
+    Args:
+        path: the file to write, one record per line; `row` counts from 0, `line` from 1.
+        reports: what `check_dataset` returned.
+
+    Returns:
+        The number of records on the list.
+    """
     entries = []
     for report in reports:
         index, file = report.source.index, absolute_path(report.source.index.path)
         for row, each in report.left_out.items():
-            entries.append({"file": file, "row": row, "line": index.line(row), "reason": each.reason})
+            line = int(index.source(row).rpartition(":")[2])
+            entries.append({"file": file, "row": row, "line": line, "reason": each.reason})
     Path(path).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     return len(entries)
-
-
-class FolderCount(NamedTuple):
-    """An image folder beside the names in records."""
-
-    folder: str
-    num_files: int
-    num_named: int
-    missing: list[str]  # names that no file has
-    superfluous: list[str]  # files that no record names
-
-    def __str__(self) -> str:
-        said = f"{self.folder}: {self.num_files:,} files; records name {self.num_named:,} different ones, "
-        said += f"{len(self.missing):,} of them missing; {len(self.superfluous):,} superfluous"
-        for kind, names in (("missing", self.missing), ("superfluous", self.superfluous)):
-            said += f"\n  {kind}: {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}" if names else ""
-        return said
-
-
-def count_folders(dataset: Checked, progress: Callable[[int], None] = lambda done: None) -> list[FolderCount]:
-    """Compare each image folder on this machine with the names in the records of all files that share it.
-
-    Records that can't be read name nothing here. Folders of frames count as the files in them.
-
-    Args:
-        progress: called with the number of records read since the last call.
-    """
-    named: dict[str, set[str]] = {}
-    for number, source in enumerate(dataset.sources):
-        folder = getattr(source.folder, "folder", None)
-        is_here = isinstance(folder, str) and os.path.isdir(folder)
-        names = named.setdefault(os.path.realpath(folder), set()) if is_here else set()
-        for row in range(len(source.index)):
-            with suppress(DataError):  # the check of the record itself complains
-                media = dataset.record(number, row).media
-                names.update(os.path.normpath(each.name) for each in media if isinstance(each.name, str))
-            progress(1)
-    counts = []
-    for folder, names in named.items():
-        walk = ((inside, name) for inside, _, here in os.walk(folder) for name in here)
-        files = {os.path.relpath(os.path.join(*each), folder) for each in walk}
-        missing = sorted(name for name in names - files if not os.path.exists(os.path.join(folder, name)))
-        more = sorted(name for name in files - names if os.path.dirname(name) not in names)  # no frames of a video
-        counts.append(FolderCount(folder, len(files), len(names), missing, more))
-    return counts

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..datasets.plan.lengths import SHRUNK, TRUNCATED
+from ..datasets.plan.budget import SHRUNK, TRUNCATED
 from .check import Checked, FileReport
 
 MOST_EXAMPLES = 24  # of each finding
@@ -118,8 +118,15 @@ class _Table:
 def find(dataset: Checked, reports: Sequence[FileReport], validation: Held = ()) -> list[Finding]:
     """Everything that was found in training data, in the order of `WORDS`.
 
+    Equal records have equal text and pixels, equal images equal pixels whatever their names, and near images looks that
+    differ in at most `NEAR` bits (`opening.look_at`). A copy is counted once, beside the first of its kind.
+
     Args:
+        dataset, reports: the training data, and what `check_dataset` returned for it.
         validation: data that shall hold nothing of the training data, with their reports.
+
+    Returns:
+        The findings that count something; none for data without any.
     """
     records, images = (_Table.join(name, [(dataset, reports), *validation]) for name in ("records", "images"))
     equal, same, near = groups(records.rows["whole"]), groups(images.rows["pixels"]), _near(images.rows)

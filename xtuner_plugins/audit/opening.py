@@ -25,7 +25,6 @@ from ..datasets.images.media import Blob, MediaSource, image_size, load_image
 from ..datasets.images.video import load_frames
 from ..datasets.plan.lengths import kept_parts
 from ..datasets.plan.measure import Complaint, Measure
-from ..datasets.records.boxes import compare_size
 from ..datasets.records.records import Record
 from ..errors import MediaError
 
@@ -57,10 +56,7 @@ class Look:
         except MediaError as error:
             self.seen.append(Complaint.of(row, error.in_record(record.source)))
             return
-        warnings = list(record.warnings)
-        if [medium.kind for medium in record.media] == ["image"]:
-            warnings.append(compare_size(record, images[0][1:3]))
-        self.seen += [Complaint.of(row, each, is_warning=True) for each in warnings if each is not None]
+        self.seen += [Complaint.of(row, each, is_warning=True) for each in record.warnings]
         text = "\n".join(normalize(turn.text) for turn in record.turns)
         whole = text + "".join(str(image[4]) for image in images)
         self.records.append((row, hash_text(text), hash_text(whole)))

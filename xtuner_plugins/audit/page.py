@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from ..datasets.dataset import MultimodalDataset
 from ..datasets.images.media import load_image
 from ..datasets.images.video import load_frames
-from ..datasets.plan.lengths import DROPPED, FATES, SHRUNK, TRUNCATED
+from ..datasets.plan.budget import DROPPED, FATES, SHRUNK, TRUNCATED
 from ..datasets.plan.measure import Measure
 from ..datasets.records.boxes import COLOR, find_boxes
 from ..datasets.records.records import Record
@@ -51,7 +51,19 @@ def write_page(
     findings: Sequence[Finding],
     validation: Held = (),
 ) -> int:
-    """Write the page; returns its number of cards. Arguments as `findings.find` has them, and what it returned."""
+    """Write the page.
+
+    Args:
+        path: the file to write.
+        dataset, reports, validation: as `findings.find` has them.
+        findings: what it returned.
+
+    Returns:
+        The number of cards.
+
+    Raises:
+        OSError: the file can't be written.
+    """
     everything, picked = [(dataset, reports), *validation], pick(dataset, reports, findings)
     cards = [_card(*everything[place[0]], place, reasons) for place, reasons in picked.items()]
     page = render(
@@ -75,7 +87,12 @@ def write_page(
 def as_json(
     dataset: Checked, reports: Sequence[FileReport], findings: Sequence[Finding], validation: Held = ()
 ) -> dict:
-    """The numbers of the page, for programs to read."""
+    """The numbers of the page, for programs to read; arguments as `write_page`.
+
+    Returns:
+        A dict of values that JSON can hold: `files`, records and complaints of each; `findings`, with the names of
+        records that show them; `shares` and `what_if`, as these functions return them.
+    """
     everything = [(dataset, reports), *validation]
     found = [{**vars(each), "where": dict(each.where), "examples": _examples(each, everything)} for each in findings]
     files = []
@@ -166,9 +183,11 @@ def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
 
 
 def shares(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
-    """A row per file: its records, and of an epoch, after `repeat_times`, samples and their shares of the mixture.
+    """What each file contributes to an epoch, after `repeat_times`, and its share of the mixture.
 
-    With a model it also has tokens, supervised tokens and tiles.
+    Returns:
+        A row per file: name, repeat, records, unusable (number of records), images; samples and samples_share, 0 to 1.
+        With a model the same of tokens, supervised (tokens) and tiles.
     """
     rows, names = [], ["samples"]
     for pick, report in zip(dataset.picks, reports, strict=True):
@@ -188,7 +207,12 @@ def shares(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
 
 
 def what_if(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
-    """What another `max_length` or `max_tiles` would do to an epoch, by the measured lengths; [] without a model."""
+    """What another `max_length` or `max_tiles` would do to an epoch, by the measured lengths.
+
+    Returns:
+        A row per pair of limits: max_length, max_tiles, is_current; samples that train, of these shrunk and cut;
+        too_long, samples that are left out; tokens and tiles of an epoch. [] without a model.
+    """
     if not isinstance(dataset, MultimodalDataset):
         return []
     own, current = max(source.tiling.max_tiles for source in dataset.sources), dataset.budget.max_length
@@ -220,7 +244,7 @@ def _epoch_with(dataset: MultimodalDataset, max_length: int, max_tiles: int, own
 
 
 def embed(image: Image.Image, side: int = SIDE) -> str:
-    """An image, made smaller, as a data URL."""
+    """An image, made smaller until no side has more than `side` pixels, as the data URL of a JPEG."""
     image = image.copy()
     image.thumbnail((side, side))
     image.save(buffer := io.BytesIO(), "JPEG", quality=80)
@@ -236,7 +260,11 @@ def token_runs(tokenizer: Any, ids: np.ndarray, labels: np.ndarray, branches: Se
     """Tokens as the model gets them (ids, labels: int64 `[s]`), run by run; a pair has heads before its answers.
 
     Args:
+        tokenizer: of the dataset.
         branches: lengths of prompt, chosen and rejected answer of a pair.
+
+    Returns:
+        The runs in order, cut off after `MOST_TEXT` characters.
     """
     runs: list[Run] = []
     ends = np.cumsum(branches)[:-1].astype(int) if len(branches) else []

@@ -23,7 +23,6 @@ from ..files import write_whole
 # Used in turn, so that the captions of one image answer different prompts
 CHINESE_PROMPTS = ("请描述这张图片。", "请用一句话描述图片的内容。", "这张图片里有什么?")
 ENGLISH_PROMPTS = ("Describe this image in detail.", "What does the image show? Include any text in it.")
-ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # that VLFeedback rates
 GIVE_UP_AFTER = 100  # records; where none of the first hundred is usable, it is the wrong file
 
 
@@ -64,35 +63,12 @@ def rlhf_v(raw: dict, number: int) -> Iterator[dict]:
     yield {"id": str(number), "image": raw["image"]} | {key: pair[key] for key in ("question", "chosen", "rejected")}
 
 
-def vlfeedback(raw: dict, number: int) -> Iterator[dict]:
-    """VLFeedback: the best answer against the worst, by mean rating over the rated aspects; of equal ones the first.
-
-    `completions` is a list, or one object of lists: the form in which `datasets` writes a sequence of objects.
-    """
-    names = raw["image"] if "image" in raw else os.path.basename(raw.get("img_path") or f"{raw['id']}.jpg")
-    answers = raw["completions"]
-    if isinstance(answers, dict):
-        answers = [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
-    rated = [(rating, answer["response"]) for answer in answers if (rating := _rating(answer)) is not None]
-    if len({rating for rating, _ in rated}) < 2:
-        raise ValueError(f"{len(rated)} of its {len(answers)} answers are rated, none better than another")
-    best, worst = max(rated, key=lambda pair: pair[0]), min(rated, key=lambda pair: pair[0])
-    answers = {"question": raw["prompt"], "chosen": best[1], "rejected": worst[1]}
-    yield {"id": str(number), "image": names, **answers}
-
-
 def basic_captions(raw: dict, number: int) -> Iterator[dict]:
     """Basic-Vision-Language-Model: {"image_file", "q", "a"} -> a record for each answer; `<|extra_0|>` is the image."""
     question = raw["q"].replace("<|extra_0|>", IMAGE).strip()
     question = question.replace(IMAGE, "", 1).strip() if question.startswith(IMAGE) else question
     for place, answer in enumerate(raw["a"] if isinstance(raw["a"], list) else [raw["a"]]):
         yield _talk(raw["image_file"], question, answer, f"{number}-{place}")
-
-
-def _rating(answer: dict) -> float | None:
-    ratings = [str(answer["annotations"][aspect]["Rating"]).strip() for aspect in ASPECTS]
-    numbers = [float(rating) for rating in ratings if rating != "N/A"]
-    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _talk(image: str, question: str, answer: str, name: str) -> dict:
@@ -115,7 +91,6 @@ RECIPES = {
     "textocr-gpt4o": Recipe(text_ocr, "train.jsonl", "TextOCR's own train_images/"),
     "minimind-v": Recipe(minimind, "pretrain_i2t.parquet, sft_i2t.parquet, or *_vlm_data.jsonl of 2025", _IN_FILE),
     "rlhf-v": Recipe(rlhf_v, "RLHF-V-Dataset.parquet", _IN_FILE, is_pair=True),
-    "vlfeedback": Recipe(vlfeedback, "vlfeedback_80k.jsonl, or data/train-*.parquet", "merged_images/", is_pair=True),
     "basic-vlm": Recipe(basic_captions, "the folder with image_map.json and captions.json", "as image_map.json says"),
 }
 

@@ -1,18 +1,17 @@
 """What is in a batch as the model gets it: its samples with their tokens, labels, tiles and weights."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..datasets.left_out import FILLER
-from ..html_page import render
+from ..datasets.text.tokens import TextTokenizer
 from ..hub.constants import IGNORE_INDEX
-from .page import embed_tiles, token_runs
+from .page import token_runs
 
 PAIR = 3  # segments of a preference pair: prompt, chosen, rejected
+MARKS = {"plain": "{}", "learn": "[{}]", "span": "({} image tokens)", "head": " {}: "}  # by the kinds of `token_runs`
 
 
 class Part(NamedTuple):
@@ -39,7 +38,11 @@ class Part(NamedTuple):
 
 
 def split_batch(batch: dict[str, Any]) -> list[Part]:
-    """The samples of a collated batch, by the boundaries that the model gets."""
+    """The samples of a collated batch, by the boundaries that the model gets.
+
+    Args:
+        batch: padded (`collate`), one row (`collate_packed`) or one row of pairs (`collate_pairs`).
+    """
     tiles = batch["tiles"].split(batch["num_tiles"].tolist())
     weights = batch.get("loss_weights", torch.ones(len(tiles))).tolist()
     parts, each = [], PAIR if "follows" in batch else 1
@@ -54,8 +57,17 @@ def split_batch(batch: dict[str, Any]) -> list[Part]:
     return parts
 
 
-def describe_batch(batch: dict[str, Any]) -> list[str]:
-    """A line about the batch, one per sample, and one per sample that was left out."""
+def describe_batch(batch: dict[str, Any], tokenizer: TextTokenizer) -> list[str]:
+    """What is in a collated batch, for the terminal.
+
+    Args:
+        batch: what `collate`, `collate_packed` or `collate_pairs` gives.
+        tokenizer: of the dataset.
+
+    Returns:
+        A line about the batch, two for each sample (its figures, and its text as `draw` writes it), and one for each
+        sample that was left out.
+    """
     rows, length = batch["input_ids"].shape
     padding = int((~batch["attention_mask"]).sum())
     parts = split_batch(batch)
@@ -64,18 +76,16 @@ def describe_batch(batch: dict[str, Any]) -> list[str]:
         f"{rows} x {length:,} tokens, {padding:,} of them padding, {learned:,} learned; "
         f"{int(batch['num_tiles'].sum()):,} tiles; {len(parts)} samples"
     ]
-    lines += [f"  {part.describe()}" for part in parts]
+    for part in parts:
+        lines += [f"  {part.describe()}"] + [f"    {draw(part, tokenizer)}"] * (part.source != FILLER)
     return lines + [f"  left out, {each['dropped']}: {each['message']}" for each in batch.get("dropped", ())]
 
 
-def write_batch_page(path: str | Path, title: str, facts: Sequence[str], batches: Sequence[dict], tokenizer) -> None:
-    """Write a page with a step's micro-batches: facts at its top, a card for each sample with its tiles."""
-    shown = [(describe_batch(batch), [_card(part, tokenizer) for part in split_batch(batch)]) for batch in batches]
-    page = render(Path(__file__).parent, "show_batch.html.jinja", title=title, facts=facts, batches=shown)
-    Path(path).write_text(page, encoding="utf-8", errors="replace")
+def draw(part: Part, tokenizer: TextTokenizer) -> str:
+    """The tokens of a sample as one line of text: learned ones in brackets, image tokens counted.
 
-
-def _card(part: Part, tokenizer) -> dict[str, Any]:
+    Such as "... <img>(64 image tokens)</img>\\nWhere?<|im_end|>\\n<|im_start|>assistant\\n[There.<|im_end|>]\\n".
+    """
     branches = part.segments if len(part.segments) == PAIR else ()
-    runs = [] if part.source == FILLER else token_runs(tokenizer, part.ids.numpy(), part.labels.numpy(), branches)
-    return {"title": part.describe(), "pictures": [], "tiles": embed_tiles(part.tiles), "runs": runs}
+    runs = token_runs(tokenizer, part.ids.numpy(), part.labels.numpy(), branches)
+    return "".join(MARKS[kind].format(text) for kind, text in runs).replace("\n", "\\n")

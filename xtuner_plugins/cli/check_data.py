@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SettingError, one_line
-from ..processes import quiet_imports
+from ..processes import progress_bar, quiet_imports
 from ..settings import VALIDATION, ConfigError, find_config, import_types, parse_words, read_config, value_at
 
 SHOWN_WARNINGS = 5  # of each reason
@@ -85,23 +85,6 @@ def prepare_output(path: str) -> None:
         raise SettingError("output", f"{path!r} can't be written ({error.strerror})", "name another file") from None
 
 
-def compare_names(datasets: Sequence, path: str | None) -> int:
-    """Prints a line for each image folder, writes all names as JSON if there is a path; returns the exit status."""
-    from ..audit.check import count_folders
-
-    folders = []
-    for dataset in datasets:
-        with _progress(dataset, "reading names") as bar:
-            folders += count_folders(dataset, bar.update)
-    print(*folders, sep="\n")
-    if not folders:
-        print("error: no image folder is on this machine, so there is nothing to compare names with", file=sys.stderr)
-        return 2
-    if path:
-        _write_json(path, {"folders": [folder._asdict() for folder in folders]})
-    return int(any(folder.missing for folder in folders))
-
-
 def check_all(datasets: Sequence, args: argparse.Namespace) -> int:
     """Checks training data, then what shall hold nothing of it; writes what was asked for; returns the exit status."""
     from concurrent.futures import BrokenExecutor
@@ -125,22 +108,12 @@ def check_all(datasets: Sequence, args: argparse.Namespace) -> int:
         first = "; ".join(f"{name}: {count:,}" for name, count in each.where.most_common(SHOWN_FILES))
         print(f"  {each.count:,} of {each.total:,} {WORDS[each.kind][0]} ({first})")
     if args.json:
-        _write_json(args.json, as_json(dataset, reports, findings, validation))
+        numbers = json.dumps(as_json(dataset, reports, findings, validation), ensure_ascii=False, indent=1)
+        Path(args.json).write_text(f"{numbers}\n", encoding="utf-8")
     if args.html:
         cards = write_page(args.html, dataset, reports, findings, validation)
         print(f"page with {plural(cards, 'card')} written to {args.html}")
     return int(any(report.complaints for _, reports in checked for report in reports))
-
-
-def _write_json(path: str, content: dict) -> None:
-    Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def _progress(dataset, title: str):
-    from ..processes import progress_bar
-
-    total = sum(len(source.index) for source in dataset.sources)
-    return progress_bar(total=total, unit="record", desc=title)
 
 
 def _check(dataset, num_workers: int | None, number: int) -> list:
@@ -150,7 +123,8 @@ def _check(dataset, num_workers: int | None, number: int) -> list:
     warned: Counter[str] = Counter()
     if number:
         print("\nvalidation data")
-    with _progress(dataset, "checking") as bar:
+    records = sum(len(source.index) for source in dataset.sources)
+    with progress_bar(total=records, unit="record", desc="checking") as bar:
 
         def say(report, complaint) -> None:
             is_bad, reason = stops(complaint), complaint.reason
@@ -171,7 +145,7 @@ def _check(dataset, num_workers: int | None, number: int) -> list:
 
 def _describe(report) -> list[str]:
     """Lines about a file: records, what is wrong with some, images, and with a model tiles and tokens."""
-    from ..datasets.plan.lengths import SHRUNK, TRUNCATED
+    from ..datasets.plan.budget import SHRUNK, TRUNCATED
 
     def listed(counts: Counter) -> str:
         return f" ({', '.join(f'{count} {reason}' for reason, count in counts.most_common())})" if counts else ""
@@ -193,7 +167,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def show_step(args: argparse.Namespace) -> int:
-    """Prints what a step of a run trains on, and writes its page; returns the exit status.
+    """Prints what a step of a run trains on; returns the exit status.
 
     Raises:
         ConfigError, DataError: the config or its data can't be used.
@@ -203,16 +177,12 @@ def show_step(args: argparse.Namespace) -> int:
     quiet_imports()
     import_types(config)
 
-    from ..audit.show_batch import describe_batch, write_batch_page
+    from ..audit.show_batch import describe_batch
     from ..engine.run.loops import take_step
 
     rank, ranks = args.rank or 0, args.ranks or 1
     epoch, batches, dataset = take_step(config, args.step, rank, ranks, args.seed)
-    said = f"step {args.step:,}, in epoch {epoch + 1}; rank {rank} of {ranks}"
-    print(said)
+    print(f"step {args.step:,}, in epoch {epoch + 1}; rank {rank} of {ranks}")
     for number, batch in enumerate(batches, 1):
-        print(f"\nmicro-batch {number} of {len(batches)}:", *describe_batch(batch), sep="\n")
-    if args.html:
-        write_batch_page(args.html, f"Step {args.step:,}", [said, str(path)], batches, dataset.tokenizer)
-        print(f"\npage written to {args.html}")
+        print(f"\nmicro-batch {number} of {len(batches)}:", *describe_batch(batch, dataset.tokenizer), sep="\n")
     return 0

@@ -1,4 +1,4 @@
-"""Writes a config that takes in one of configs/; among them those that say what XTuner 0.2.0's InternVL configs say.
+"""Writes InternVL configs of XTuner 0.2.0 as configs of our own, each on top of one of configs/.
 
 Values are taken from what XTuner would build (``model``, ``train_dataloader``, ...) and not from the settings above it,
 so an edited config is read as it would train. What has no counterpart here becomes a note. Nothing is imported.
@@ -7,37 +7,20 @@ so an edited config is read as it would train. What has no counterpart here beco
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 import re
-import shlex
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from ..families import PARTS
 from ..files import absolute_path
 from ..planning.published import BASES
-from ..settings import (
-    CONFIGS,
-    PACKAGE,
-    ROOT,
-    RUNNER_KEYS,
-    ConfigError,
-    did_you_mean,
-    labels_of,
-    leaves,
-    read_config,
-    value_at,
-)
+from ..settings import RUNNER_KEYS, ConfigError, did_you_mean, labels_of, leaves, read_config, value_at
+from .own_config import check_out, launch_line, warn_of, write
 
-_TRAINS = {
-    "finetune_full": "the LLM, and the projector",
-    "finetune_lora": "LoRA on the LLM, and the projector",
-    "finetune_qlora": "LoRA on the LLM in 4 bits, and the projector",
-    "pretrain_mlp": "the projector",
-}
 TEMPLATES = {"internlm2_chat": "internlm2-chat", "phi3_chat": "phi3-chat"}  # XTuner's name: ours
 _DATA, _CHECKPOINT = "train_dataloader.dataset", "default_hooks.checkpoint"
 # Keys that mean the same here.
@@ -58,6 +41,7 @@ _READ = re.compile(
 # What this config of XTuner's says beside these keys happens here, too, or is told in every import; other values become
 # notes.
 REFERENCE = "internvl_v2_internlm2_5_8b_lora_finetune"
+_FREEZE = {f"model.freeze_{part}": row.is_frozen for part, row in PARTS.items()}
 ALWAYS = (
     "system prompt: XTuner writes one that names InternLM or Phi-3; here it is the template's own",
     "float16 needs no optim_wrapper here (dtype='float16', loss_scale='dynamic'): dtype is 'auto', the loss is scaled",
@@ -65,24 +49,6 @@ ALWAYS = (
     "save_steps and max_steps count optimizer steps here, micro-batches in XTuner",
     "save_optimizer=False is not carried over: checkpoints can be resumed here",
 )
-
-
-class Imported(NamedTuple):
-    """A config of XTuner's as one of ours.
-
-    Attributes:
-        text: The Python file.
-        parent: Stem of the config that it takes in.
-        launch: The command that starts it.
-        notes: What could not be carried over, or means something else here; one line each.
-        paths: Base, annotation files and image folders that it names.
-    """
-
-    text: str
-    parent: str
-    launch: str
-    notes: list[str]
-    paths: list[str]
 
 
 def find_xtuner_config(name: str) -> str:
@@ -101,54 +67,60 @@ def find_xtuner_config(name: str) -> str:
     return known[name]
 
 
-def import_config(name: str, out: Path, base: str | None = None) -> Imported:
-    """Reads an InternVL config of XTuner's and writes it as one of ours.
+def import_config(name: str, out: Path, base: str | None = None, force: bool = False) -> None:
+    """Writes an InternVL config of XTuner's as one of ours; prints what it couldn't say and how it is started.
 
     Args:
         name: Its path, or the name of one that XTuner ships.
-        out: Where the text will lie; decides the launch line.
+        out: The file to write.
         base: Model directory to train from; None takes the config's own.
+        force: Replaces an existing file.
 
     Raises:
         ConfigError: No such file, one that doesn't run, or one that trains something else.
     """
+    if out.exists() and Path(name).exists() and out.samefile(name):
+        raise ConfigError(f"{out} is the config itself; name another file with --write")
+    check_out(out, force)
     path = find_xtuner_config(name)
     cfg, usual = (dict(_flat(read_config(each)._to_lazy_dict())) for each in (path, find_xtuner_config(REFERENCE)))
     usual.pop("custom_hooks")  # they hold the base's tokenizer, so they always differ
     for key in ("model.type", f"{_DATA}.type"):
         if (kind := str(cfg.get(key))) != (read := str(usual[key])):
             raise ConfigError(f"config {path}: {key} is {kind}; XTuner's configs of {read} are read, no others")
-    notes: list[str] = []
-    has_adapters, in_4_bits = "model.llm_lora.r" in cfg, bool(cfg.get("model.quantization_llm"))
-    parent = "pretrain_mlp" if cfg.get("model.freeze_llm") else "finetune_full"
-    if has_adapters:
-        parent = "finetune_qlora" if in_4_bits else "finetune_lora"
-    hub = str(cfg.get("model.model_path"))
+    parent, hub = _method(cfg), str(cfg.get("model.model_path"))
     known = {row.hub: row for row in BASES.values() if row.hub}.get(hub)
     start = os.path.abspath(base or (f"models/{known.name}" if known else hub))
     how = "" if base or Path(start).is_dir() else f"hf download {hub} --local-dir {start}"
+    notes = [f"model_path={hub}: get it with `{how}`, or give --base"] if how else []
     changes = {"model.base": start, **_data(cfg, known, notes), **_plain(cfg, usual, notes), **_schedule(cfg, notes)}
-    if in_4_bits and not has_adapters:
+    if cfg.get("model.quantization_llm") and parent != "finetune_qlora":
         notes.append("model.quantization_llm is not carried over: only an LLM with LoRA is held in 4 bits")
     notes += ALWAYS
-    present = read_config(parent)
-    defaults = {"model.freeze_llm": True, "model.freeze_visual_encoder": True, "model.dtype": "auto"}
-    changes = {key: value for key, value in changes.items() if value != value_at(present, key, defaults.get(key))}
+    present, usually = read_config(parent), {**_FREEZE, "model.dtype": "auto"}
+    changes = {key: value for key, value in changes.items() if value != value_at(present, key, usually.get(key))}
     launch = re.sub(r"^(NPROC_PER_NODE=\d+ )?", "NPROC_PER_NODE=8 ", launch_line(parent, out))  # as XTuner's own
     launch += "" if "--deepspeed" in launch else " --deepspeed deepspeed_zero2"
     files, folders = (changes.get(f"{_DATA}.{key}") or [] for key in ("data_paths", "image_folders"))
     labels = {
         "title": f"As XTuner's {Path(path).name} trains it.",
-        "trains": _TRAINS[parent],
+        "trains": labels_of(leaves()[parent])["trains"].partition(" (")[0] + ", projector" * ("lora" in parent),
         "starts from": [f"{start}:", how] if how else start,
         "data": f"{', '.join(files)}; images in {', '.join(folders)}",
         "hardware": "8 GPUs; not run yet",
         "launch": launch,
-        "differs": notes,
+        "differs": notes[bool(how) :],
     }
-    advice = [f"model_path={hub}: get it with `{how}`, or give --base"] if how else []
-    text = derive(parent, labels, changes)
-    return Imported(text, parent, launch, advice + notes, list(dict.fromkeys([start, *files, *folders])))
+    warn_of(path for path in dict.fromkeys([start, *files, *folders]) if "://" not in path and not Path(path).exists())
+    print(*(f"note: {note}\n" for note in notes), sep="", end="")
+    write(out, parent, labels, changes)
+
+
+def _method(cfg: Mapping[str, Any]) -> str:
+    """The config of ours that trains the same parts."""
+    if "model.llm_lora.r" in cfg:
+        return "finetune_qlora" if cfg.get("model.quantization_llm") else "finetune_lora"
+    return "pretrain_mlp" if cfg.get("model.freeze_llm") else "finetune_full"
 
 
 def _data(cfg: Mapping[str, Any], known: Any, notes: list[str]) -> dict[str, Any]:
@@ -160,7 +132,7 @@ def _data(cfg: Mapping[str, Any], known: Any, notes: list[str]) -> dict[str, Any
     theirs = cfg.get(f"{_DATA}.template")
     template = TEMPLATES.get(str(theirs))
     if template is None:
-        notes.append(f"template {short(theirs)} is not carried over; the base's own is used")
+        notes.append(f"template {_shortened(theirs)} is not carried over; the base's own is used")
     elif known is None or known.template != template:
         settings[f"{_DATA}.template"] = template
     return settings
@@ -168,7 +140,7 @@ def _data(cfg: Mapping[str, Any], known: Any, notes: list[str]) -> dict[str, Any
 
 def _plain(cfg: Mapping[str, Any], usual: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Keys that mean the same here; a note for each that nothing reads."""
-    settings: dict[str, Any] = {"model.dtype": "auto"}
+    settings: dict[str, Any] = {"model.dtype": "auto", "model.freeze_projector": False}  # XTuner always trains it
     for key, value in cfg.items():
         if key in _SAME:
             settings[key] = float(value) if key.endswith("max_norm") else value
@@ -177,7 +149,7 @@ def _plain(cfg: Mapping[str, Any], usual: Mapping[str, Any], notes: list[str]) -
         elif key == "train_dataloader.sampler.type" and str(value) == "DefaultSampler":
             settings["train_dataloader.sampler.group_by"] = None
         elif value is not None and not _READ.fullmatch(key) and str(usual.get(key)) != str(value):
-            notes.append(f"{key}={short(value)} is not carried over")
+            notes.append(f"{key}={_shortened(value)} is not carried over")
     return settings
 
 
@@ -206,65 +178,5 @@ def _schedule(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     return settings
 
 
-def short(value: Any) -> str:
-    """A value in one line of at most 80 characters."""
+def _shortened(value: Any) -> str:
     return textwrap.shorten(repr(value), 80, placeholder="...")
-
-
-def derive(
-    parent: str,
-    labels: Mapping[str, str | Sequence[str]],
-    changes: Mapping[str, Any],
-    remarks: Mapping[str, str] | None = None,
-) -> str:
-    """The text of a config.
-
-    Args:
-        parent: Stem of the config that it takes in.
-        labels: Of its docstring: ``title``, then e.g. ``data`` and ``launch``; several lines where several are given.
-        changes: Keys of the runner with their values.
-        remarks: Comments behind some of them.
-    """
-    module = ".".join((PACKAGE, *leaves()[parent].relative_to(CONFIGS).with_suffix("").parts))
-    lines = [str(labels["title"]), ""]
-    for label, said in list(labels.items())[1:]:
-        for number, text in enumerate([said] if isinstance(said, str) else said):
-            first = f"{'' if number else label:<16}"
-            whole = {"break_long_words": False, "break_on_hyphens": False}
-            lines += textwrap.wrap(text, 120, initial_indent=first, subsequent_indent=" " * 16, **whole)
-    doc = "\n".join(lines).replace("\\", "\\\\").replace('"""', "'''")
-    lines = [f'"""{doc}', '"""', "", "from mmengine.config import read_base", ""]
-    lines += ["with read_base():", f"    from {module} import *", ""]
-    for key, value in changes.items():
-        line = f"{key} = {literal(value)}"
-        if len(line) > 120 and isinstance(value, list):
-            line = "\n".join([f"{key} = [", *(f"    {literal(each)}," for each in value), "]"])
-        lines.append(f"{line}  # {remarks[key]}" if remarks and key in remarks else line)
-    return "\n".join(lines) + "\n"
-
-
-def literal(value: Any) -> str:
-    """``repr``, with strings quoted as ruff formats them."""
-    if isinstance(value, str):
-        return repr(value) if '"' in value and "'" not in value else json.dumps(value, ensure_ascii=False)
-    if isinstance(value, list):
-        return f"[{', '.join(map(literal, value))}]"
-    return repr(value).replace("e-0", "e-")
-
-
-def check_out(out: Path, force: bool) -> None:
-    """Raises `ConfigError` where no config may be written: no ``.py``, or a file that exists (without `force`)."""
-    if out.suffix != ".py":
-        raise ConfigError(f"{out}: a config is a Python file; name it {out.with_suffix('.py')}")
-    if out.exists() and not force:
-        raise ConfigError(f"{out} exists; --force replaces it")
-
-
-def launch_line(parent: str, out: Path) -> str:
-    """The launch line of a config of configs/ (number of processes, ``--deepspeed``) for another config."""
-    train = ROOT / "tools" / "train.py"
-    here = str(train.relative_to(Path.cwd())) if train.is_relative_to(Path.cwd()) else str(train)
-    found = re.match(
-        r"(?P<before>.*?)(?:xtuner train|python \S*train\.py) +\S+(?P<after>.*)", labels_of(leaves()[parent])["launch"]
-    )
-    return f"{found['before']}python {shlex.quote(here)} {shlex.quote(str(out))}{found['after']}"

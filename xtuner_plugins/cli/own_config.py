@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
+import shlex
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,79 +16,79 @@ from typing import Any
 from ..engine.check.text import check_values
 from ..files import absolute_path, names_data, names_images
 from ..planning.published import other_rate
-from ..settings import SETTINGS, ConfigError, find_config, labels_of, leaves, read_config, value_at
-from .from_xtuner import check_out, derive, launch_line
+from ..settings import (
+    CONFIGS,
+    PACKAGE,
+    ROOT,
+    SETTINGS,
+    ConfigError,
+    find_config,
+    labels_of,
+    leaves,
+    parse_words,
+    read_config,
+    value_at,
+)
 
 FEW_STEPS = 30  # in which hardly anything is learned
 PARTS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
 
 
-def write_own(
-    name: str,
-    out: Path,
-    words: Mapping[str, Any],
-    *,
-    base: str,
-    data: Sequence[str],
-    images: Sequence[str],
-    val: Sequence[str] = (),
-    val_images: Sequence[str] = (),
-    gpu: str | None = None,
-    force: bool = False,
-) -> None:
+def write_own(args: argparse.Namespace) -> None:
     """Writes a config that takes in a shipped one, and prints how it is started.
 
     Args:
-        name: Of the shipped config.
-        out: The file.
-        words: Further keys with their values.
-        base: Model directory.
-        data: Annotation files.
-        images: Their image folders, one for each or one for all.
-        val: Annotation files to validate on.
-        val_images: Their image folders, likewise.
-        gpu: Plans the run for one of this name.
-        force: Replaces an existing file.
+        args: Of `tools/configs.py`: ``name`` of the shipped config, the file to ``write``, ``base``, annotation
+            files (``data``) and their folders (``images``, one for each or one for all), ``gpu`` to plan for or None,
+            the words of ``set`` and ``cfg_options``, and ``force`` to replace an existing file.
 
     Raises:
         ConfigError: There is no such config, a value can't be, or the GPU holds no such run.
     """
-    path = Path(find_config(name))
-    check_out(out, force)
+    path, out = Path(find_config(args.name)), Path(args.write)
+    check_out(out, args.force)
     parent = path.stem
     if parent not in leaves() or not path.samefile(leaves()[parent]):
         raise ConfigError(f"{path} is no config of configs/; take it in as docs/training.md shows")
-    given = [base, *data, *images, *val]
+    given = [args.base, *args.data, *args.images]
     warn_of(name for name in given if not (names_data(name) or names_images(name)))
     # Absolute, so that the run may be started in any directory.
-    values = {"base": os.path.abspath(base)}
-    for prefix, files, folders in (("", data, images), ("val_", val, val_images)):
-        if files:
-            values[f"{prefix}data_paths"] = list(map(absolute_path, files))
-            values[f"{prefix}image_folders"] = list(map(absolute_path, folders)) * (len(files) // len(folders))
-    changes = {SETTINGS[name].key: value for name, value in values.items()}
-    changes |= words
+    base = os.path.abspath(args.base)
+    data, images = (list(map(absolute_path, each)) for each in (args.data, args.images))
+    values = {"base": base, "data_paths": data, "image_folders": images * (len(data) // len(images))}
+    changes = {SETTINGS[name].key: value for name, value in values.items()} | parse_words(args.set, args.cfg_options)
     config, remarks, rate = read_config(parent, changes), {}, SETTINGS["lr"].key
     check_values(config._to_lazy_dict())  # each key is there
     released = other_rate(config.model, value_at(config, rate))
     if released is not None and rate not in changes:
         changes[rate], remarks[rate] = released, "for this release"
         print(f"lr={released:g}, for {os.path.basename(config.model.base)}; {parent} has {value_at(config, rate):g}")
-    launch, theirs = launch_line(parent, out), labels_of(leaves()[parent])
+    theirs = labels_of(leaves()[parent])
     labels = {
         "title": f"As {parent}, with a base and data of one's own.",
         **{key: theirs[key] for key in ("trains", "frozen")},
-        "starts from": values["base"],
-        "data": f"{', '.join(values['data_paths'])}; images in {', '.join(map(absolute_path, images))}",
+        "starts from": base,
+        "data": f"{', '.join(data)}; images in {', '.join(images)}",
     }
-    if gpu:
+    launch = launch_line(parent, out)
+    if args.gpu:
         launch = re.sub(r"NPROC_PER_NODE=\d+ | --deepspeed \S+", "", launch)
-        changes, told, remark = plan_for_gpu(parent, changes, gpu)
+        changes, told, remark = plan_for_gpu(parent, changes, args.gpu)
         labels, remarks = labels | told, remarks | remark
-    labels["launch"] = launch
+    write(out, parent, labels | {"launch": launch}, changes, remarks)
+
+
+def write(
+    out: Path,
+    parent: str,
+    labels: Mapping[str, str | Sequence[str]],
+    changes: Mapping[str, Any],
+    remarks: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a config, and prints how it is started; arguments as of `derive`."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(derive(parent, labels, changes, remarks), encoding="utf-8")
-    print(f"wrote {out}; start it with\n{launch}")
+    out.write_text(derive(parent, labels, changes, remarks or {}), encoding="utf-8")
+    print(f"wrote {out} on top of {parent}; start it with\n{labels['launch']}")
 
 
 def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str, str], dict[str, str]]:
@@ -111,7 +115,7 @@ def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str,
     if gpu.dtype == "float32":
         print("no GPU was found: on a processor this is a trial (max_steps=20); --gpu 4090 plans for another machine")
     labels = {
-        "title": f"{os.path.basename(run.plan.model)}, {parent}, on one GPU.",
+        "title": f"{os.path.basename(run.plan.base)}, {parent}, on one GPU.",
         "trains": f"{', '.join(trains)}: {job.trained:,} of {job.shape.parameters:,} parameters",
         "frozen": ", ".join(frozen) or "nothing",
         "hardware": hardware,
@@ -123,3 +127,62 @@ def warn_of(missing: Iterable[str]) -> None:
     """A line for each file or folder that isn't there yet."""
     for path in missing:
         print(f"warning: {path} does not exist yet", file=sys.stderr)
+
+
+def derive(
+    parent: str,
+    labels: Mapping[str, str | Sequence[str]],
+    changes: Mapping[str, Any],
+    remarks: Mapping[str, str],
+) -> str:
+    """The text of a config.
+
+    Args:
+        parent: Stem of the config that it takes in.
+        labels: Of its docstring: ``title``, then e.g. ``data`` and ``launch``; several lines where several are given.
+        changes: Keys of the runner with their values.
+        remarks: Comments behind some of them, by key.
+    """
+    module = ".".join((PACKAGE, *leaves()[parent].relative_to(CONFIGS).with_suffix("").parts))
+    lines = [str(labels["title"]), ""]
+    for label, said in list(labels.items())[1:]:
+        for number, text in enumerate([said] if isinstance(said, str) else said):
+            first = f"{'' if number else label:<16}"
+            whole = {"break_long_words": False, "break_on_hyphens": False}
+            lines += textwrap.wrap(text, 120, initial_indent=first, subsequent_indent=" " * 16, **whole)
+    doc = "\n".join(lines).replace("\\", "\\\\").replace('"""', "'''")
+    lines = [f'"""{doc}', '"""', "", "from mmengine.config import read_base", ""]
+    lines += ["with read_base():", f"    from {module} import *", ""]
+    for key, value in changes.items():
+        line = f"{key} = {literal(value)}"
+        if len(line) > 120 and isinstance(value, list):
+            line = "\n".join([f"{key} = [", *(f"    {literal(each)}," for each in value), "]"])
+        lines.append(f"{line}  # {remarks[key]}" if key in remarks else line)
+    return "\n".join(lines) + "\n"
+
+
+def literal(value: Any) -> str:
+    """``repr``, with strings quoted as ruff formats them."""
+    if isinstance(value, str):
+        return repr(value) if '"' in value and "'" not in value else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{', '.join(map(literal, value))}]"
+    return repr(value).replace("e-0", "e-")
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raises `ConfigError` where no config may be written: no ``.py``, or a file that exists (without `force`)."""
+    if out.suffix != ".py":
+        raise ConfigError(f"{out}: a config is a Python file; name it {out.with_suffix('.py')}")
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists; --force replaces it")
+
+
+def launch_line(parent: str, out: Path) -> str:
+    """The launch line of a config of configs/ (number of processes, ``--deepspeed``) for another config."""
+    train = ROOT / "tools" / "train.py"
+    here = str(train.relative_to(Path.cwd())) if train.is_relative_to(Path.cwd()) else str(train)
+    found = re.match(
+        r"(?P<before>.*?)(?:xtuner train|python \S*train\.py) +\S+(?P<after>.*)", labels_of(leaves()[parent])["launch"]
+    )
+    return f"{found['before']}python {shlex.quote(here)} {shlex.quote(str(out))}{found['after']}"

@@ -49,15 +49,14 @@ def find_tool(name: str) -> Path:
     Raises:
         ConfigError: There is none; names what replaced it, or the nearest ones.
     """
-    known = tools()
-    by_stem = {path.stem: path for path in known.values()}
-    path = known.get(name) or by_stem.get(name.replace("-", "_").removesuffix(".py"))
-    if path is None:
-        if old := OLD.get(name.replace("-", "_")):
-            raise ConfigError(f"{name} is now: {old}")
-        hint = did_you_mean(name, [*known, *by_stem], "xtp --help lists the commands", n=2)
-        raise ConfigError(f"there is no command {name!r}; {hint}")
-    return path
+    stem = name.replace("-", "_").removesuffix(".py")
+    path, known = ROOT / "tools" / f"{SHORT.get(stem, stem)}.py", tools()
+    if path in known.values():
+        return path
+    if stem in OLD:
+        raise ConfigError(f"{name} is now: {OLD[stem]}")
+    hint = did_you_mean(name, [*known, *SHORT.values()], "xtp --help lists the commands", n=2)
+    raise ConfigError(f"there is no command {name!r}; {hint}")
 
 
 def overview() -> str:

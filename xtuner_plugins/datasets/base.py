@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SettingError
+from ..errors import SettingError, one_line
 from ..hub.conversation import own_system
 from ..weights.loader import read_config
 from ..weights.reading import CheckpointError
@@ -36,19 +36,11 @@ def read_base(directory: str | os.PathLike) -> "InternVLChatConfig":
     path = os.path.join(directory, "config.json")
     try:
         config = read_config(directory)
-        sizes = {
-            "force_image_size": config.force_image_size or config.vision_config.image_size,
-            "vision_config.patch_size": config.vision_config.patch_size,
-            "downsample_ratio": config.downsample_ratio,
-        }
-        for name, value in sizes.items():
-            if type(value) not in (int, float) or value <= 0:
-                raise ValueError(f"no usable {name} ({value!r})")
         num_image_tokens(config)
     except CheckpointError as error:
         raise SettingError("base", str(error), REMEDY) from None
-    except ValueError as error:
-        raise SettingError("base", f"{path!r}: {error}", REMEDY) from None
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise SettingError("base", f"{path!r} has sizes of no grid ({one_line(error)})", REMEDY) from None
     return config
 
 

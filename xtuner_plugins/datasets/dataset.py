@@ -3,7 +3,8 @@
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset, get_worker_info
 
-from ..errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
-from ..files import get_cache_dir
+from ..errors import DataError, MediaError, RecordError, check_choice, check_whole
 from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
@@ -24,9 +24,9 @@ from .images.tiles import MODES, degrade, open_tiles
 from .images.tiling import DynamicTiling
 from .images.video import load_frames
 from .mixture import Source, open_sources, pick_records
-from .plan.budget import TileBudget, truncate
-from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
-from .plan.measure import Measure
+from .plan.budget import DROPPED, FATES, REJECTED, TRUNCATED, TileBudget, truncate
+from .plan.lengths import KEPT, LengthIndex, measure
+from .plan.measure import Measure, count_pieces
 from .records.records import Medium, Record, parse_record
 from .text.conversation import Encoded, join_pieces, tokenize
 from .text.tokens import TextTokenizer
@@ -128,7 +128,6 @@ class MultimodalDataset(Dataset):
         self.rejected = left_out.read_reject_list(reject_list, self.sources)
         self._lengths: dict[int, LengthIndex] = {}
         self._plan: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # what `layout` returned
-        self._plan_files: list[tuple] = []  # path and stamp of the lengths behind `_plan`, one per file
         self._warned: set[str] = set()  # reasons of the warnings that this process has logged
 
     def keep_images(self) -> None:
@@ -178,11 +177,10 @@ class MultimodalDataset(Dataset):
         found = len(sample["input_ids"]), sample["num_tiles"]
         if found == (tokens, tiles) or (fate == TRUNCATED and found[0] <= tokens and found[1] <= tiles):
             return
-        remedy = "start again: the lengths of its file are then measured again"
-        try:
-            report_change(*self._plan_files[number])
-        except SettingError:
-            remedy = f"remove {self._plan_files[number][0]} and start again"
+        kept, remedy = self.measuring(number).directory / KEPT, "start again: its file is then measured again"
+        with suppress(OSError):
+            kept.unlink(missing_ok=True)
+        remedy = f"remove {kept} and start again" if kept.exists() else remedy
         problem = f"{found[0]} tokens and {found[1]} tiles, but {tokens} tokens and {tiles} tiles were planned: its "
         problem += "images have changed since they were measured"
         raise RecordError("plan_changed", problem, remedy, self.sources[number].index.source(row))
@@ -229,20 +227,20 @@ class MultimodalDataset(Dataset):
         }
 
     def _fit(self, record: Record, source: Source, sizes: list, paths: list[MediaSource]) -> tuple[list, Encoded, int]:
-        """Open images with as many tiles as fit, tokenize, truncate: their tiles, the sample, its fate."""
+        """Tokenize, open images with as many tiles as fit, truncate: their tiles, the sample, its fate."""
         pieces = tokenize(record, source.template, self.tokenizer)
-        limits = self.budget.fit(source.tiling, sizes, sum(len(piece.ids) for piece in pieces))
-        tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits])
-        sample = join_pieces(pieces, self.tokenizer, [len(each) for each in tiles], self.budget.tokens_per_tile)
-        if len(sample) <= self.budget.max_length:
-            return tiles, sample, FITS if limits == self.budget.first_limits(source.tiling, sizes) else SHRUNK
-        fitted = truncate(sample, self.budget.max_length) if self.budget.may_cut else None
-        if fitted is None:
-            image_tokens = sum(length for _, length in sample.spans)
-            told = f"{len(sample)} tokens ({image_tokens} of them its images'), max_length is {self.budget.max_length}"
-            remedy = "raise max_length or lower max_tiles" if image_tokens else "raise max_length or shorten the record"
+        text, _, *before = count_pieces([pieces], self.tokenizer)[0].tolist()
+        limits, counts, fate = self.budget.fit(source.tiling, sizes, text, before)
+        if fate == DROPPED:
+            of_images, most = self.budget.tokens(counts), self.budget.max_length
+            told = f"{text + of_images} tokens ({of_images} of them its images'), max_length is {most}"
+            remedy = "raise max_length or lower max_tiles" if of_images else "raise max_length or shorten the record"
             raise RecordError("too_long", told, remedy, record.source)
-        return tiles[: fitted[1]], fitted[0], TRUNCATED
+        tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits])
+        sample = join_pieces(pieces, self.tokenizer, list(map(len, tiles)), self.budget.tokens_per_tile)
+        if fate == TRUNCATED:
+            sample = truncate(sample, self.budget.max_length)
+        return tiles[: len(sample.spans)], sample, fate
 
     def _open(self, media: Sequence[Medium], paths: Sequence[MediaSource], tilings: Sequence[DynamicTiling]) -> list:
         tiles, frames = [], []
@@ -254,45 +252,38 @@ class MultimodalDataset(Dataset):
                 tiles.append(open_tiles(path, tiling, self.fast_decoding))
         return tiles
 
-    def lengths(
-        self, number: int, *, num_workers: int | None = None, progress: Callable[[int], None] = lambda done: None
-    ) -> LengthIndex:
-        """Measured lengths of file `number`, from the cache or measured now (see `lengths`)."""
+    def lengths(self, number: int, *, num_workers: int | None = None) -> LengthIndex:
+        """Measured lengths of file `number`, from the cache or measured now; arguments and errors as `measure`."""
         if number not in self._lengths:
-            task = self.measuring(number)
-            self._lengths[number] = measure(task, num_workers=num_workers, progress=progress)
+            self._lengths[number] = measure(self.measuring(number), num_workers=num_workers)
         return self._lengths[number]
 
     def is_measured(self) -> bool:
         """Whether the lengths of every file are in the cache."""
         tasks = map(self.measuring, range(len(self.sources)))
-        return all(LengthIndex.open(get_cache_dir() / task.key()) for task in tasks)
+        return all(LengthIndex.open(task.directory) for task in tasks)
 
     def measuring(self, number: int) -> Measure:
         """What measures the lengths of file `number`."""
         source = self.sources[number]
         return Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.parse)
 
-    def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `sizes`; every sample that is read from then on is compared with them: packs and groups rely on them."""
-        self._plan = self.sizes(**options)
-        lengths = map(self.lengths, range(len(self.sources)))
-        self._plan_files = [(each.path, each.stamp) for each in lengths]
-        return self._plan
-
-    def sizes(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def layout(self, num_workers: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, tiles (int32) and fate (uint8, see `lengths.FATES`) of every sample, in the order of indices.
 
+        Every sample that is read from then on is compared with them: packs and groups rely on them.
+
         Args:
-            options: `num_workers` and `progress` of `lengths`.
+            num_workers: as `lengths`, whose errors it raises.
         """
         columns = []
         for number, (source, pick) in enumerate(zip(self.sources, self.picks, strict=True)):
-            part = self.lengths(number, **options).lay_out(source.tiling, self.budget)
+            part = self.lengths(number, num_workers=num_workers).lay_out(source.tiling, self.budget)
             part, gone = [column[pick] for column in part], np.isin(pick, list(self.rejected[number]))
             part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
             columns.append(part)
-        return tuple(map(np.concatenate, zip(*columns, strict=True)))
+        self._plan = tuple(map(np.concatenate, zip(*columns, strict=True)))
+        return self._plan
 
     def usable(self, fates: np.ndarray) -> np.ndarray:
         """Indices of the samples that a plan contains, by the fates of `layout`.

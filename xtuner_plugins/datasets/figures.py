@@ -1,7 +1,7 @@
 """Tokens, tiles and supervised tokens of an average sample, file by file."""
 
 from .dataset import MultimodalDataset
-from .plan.lengths import DROPPED
+from .plan.budget import DROPPED
 
 
 def file_figures(dataset: MultimodalDataset) -> list[dict]:

@@ -13,7 +13,7 @@ import torch
 from ..errors import DataError, RecordError, SettingError
 from ..files import HIDDEN, is_url, shown
 from ..hub.constants import IGNORE_INDEX
-from .plan.lengths import BROKEN, DROPPED, FATES, FITS
+from .plan.budget import BROKEN, DROPPED, FATES, FITS
 
 if TYPE_CHECKING:
     from .dataset import MultimodalDataset

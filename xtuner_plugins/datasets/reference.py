@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import RecordError, SettingError
 from ..files import array_hash, save, text_hash
-from .plan.lengths import DROPPED
+from .plan.budget import DROPPED
 from .preference import PreferenceDataset
 
+SETTING = "default_hooks.reference.folder"  # that names the folder
 CHUNK = 256  # records of a file: what a crash can lose on each rank
 
 
@@ -58,34 +58,20 @@ class ReferenceLogProbs:
 
     def begin(self) -> None:
         """Notes the records, which tells whether the folder can be written; raises `SettingError` where it can't."""
-        self._write(self.folder / "records.npz", {"rows": np.concatenate(self._rows), "starts": self._starts})
+        save(self.folder / "records.npz", {"rows": np.concatenate(self._rows), "starts": self._starts}, SETTING)
 
     def save(self, chunk: int, values: Sequence[np.ndarray]) -> None:
         """Writes the log probabilities of a chunk's records, float32; raises `SettingError` where it can't."""
         ends = np.cumsum([len(each) for each in values])
-        self._write(self._file(chunk), {"ends": ends, "values": np.concatenate(values)})
-
-    def _write(self, path: Path, content: dict[str, np.ndarray]) -> None:
-        try:
-            save(path, content)
-        except SettingError as error:  # it names the setting of the data cache
-            remedy = "make room and give write permission there, or name another folder: default_hooks.reference.folder"
-            raise SettingError("reference_folder", error.problem, remedy, error.place) from None
+        save(self._file(chunk), {"ends": ends, "values": np.concatenate(values)}, SETTING)
 
     def of(self, number: int, row: int, count: int, source: str) -> np.ndarray:
-        """Those of a record, float32 ``[count]``.
-
-        Raises:
-            RecordError: There are none, or another number.
-        """
+        """Those of a record, float32 ``[count]``."""
         position = self._starts[number] + np.searchsorted(self._rows[number], row)
         chunk, place = divmod(int(position), CHUNK)
         ends, values = _read(self._file(chunk))
         values = values[ends[place - 1] if place else 0 : ends[place]]
-        if len(values) != count:
-            problem = f"{len(values)} log probabilities of the reference were computed, its answers have {count} tokens"
-            remedy = f"remove {self.folder} and start again: they are then computed again"
-            raise RecordError("plan_changed", problem, remedy, source)
+        assert len(values) == count, f"{source}: {len(values)} log probabilities, {count} tokens; remove {self.folder}"
         return values
 
     def _file(self, chunk: int) -> Path:

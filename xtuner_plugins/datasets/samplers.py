@@ -21,7 +21,6 @@ from mmengine.registry import DATA_SAMPLERS
 
 from ..errors import SettingError, check_choice
 from ..files import array_hash, text_hash
-from ..processes import progress_bar
 from ..settings import ConfigError
 from .dataset import MultimodalDataset
 from .left_out import FILLER_INDEX, describe, left_out
@@ -30,7 +29,6 @@ from .plan.plan import Plan, PlannedIndex
 
 GROUPS = (None, "length", "modality")
 FORMAT = "4"  # of plans, in the digest; to be raised when they are others, or in another order
-PROGRESS_FROM = 5000  # records; fewer are measured in no time
 
 
 @DATA_SAMPLERS.register_module()
@@ -67,7 +65,7 @@ class PlanSampler(Plan):
         self.seed = sync_random_seed() if seed is None else seed
         process, num_processes = get_dist_info() if ranks is None else ranks
         check_groups(num_processes, sequence_parallel)
-        self._shows_progress, self.copies = process == 0, sequence_parallel
+        self.copies = sequence_parallel
         self.rank, self.num_ranks = process // self.copies, num_processes // self.copies
         self.seek(0)
         self._layout: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
@@ -76,10 +74,7 @@ class PlanSampler(Plan):
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, tiles and fate of every sample of the dataset (measured now unless the cache has them)."""
         if self._layout is None:
-            total, options = sum(len(source.index) for source in self.dataset.sources), {}
-            if self._shows_progress and total >= PROGRESS_FROM:
-                options["progress"] = progress_bar(total=total, unit="record", desc="measuring lengths").update
-            self._layout = self.dataset.layout(**options)
+            self._layout = self.dataset.layout()
         return self._layout
 
     def usable(self) -> np.ndarray:

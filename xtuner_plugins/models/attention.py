@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .sequence_parallel import heads_to_tokens, tokens_to_heads
 
-SEGMENTS = "segments"  # attn_implementation
+SEGMENTS = "segments"  # attn_implementation: by segments where the LLM's forward gets ``segments``, else as ``sdpa``
 _FLASH_CAPABILITY = (8, 0)  # Ampere
 _FLASH_HEAD_DIM = 256
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}  # newer PyTorch
@@ -69,11 +69,6 @@ def branch_off(bounds: tuple[int, ...], follows: tuple[int, ...]) -> Branches:
         seen.append(torch.cat([spans[prompt], span]) if prompt >= 0 else span)
     cu_seqlens = torch.tensor([0, *map(len, seen)]).cumsum(0).int()
     return Branches(tuple(follows), torch.cat(seen), Segments(tuple(cu_seqlens.tolist()), cu_seqlens))
-
-
-def attend_to_segments(model: nn.Module) -> None:
-    """Makes an LLM of transformers attend by segments where its forward gets ``segments``, else as its own ``sdpa``."""
-    model.set_attn_implementation(SEGMENTS)
 
 
 def no_mask(device: torch.device) -> torch.Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 
 from mmengine.logging import print_log
 from torch import nn
@@ -13,9 +11,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..hub.modeling_intern_vit import num_used_layers
 from ..ranges import check
 from .attention import keep_out_of_graphs
-
-BACKEND = "inductor"  # of `torch.compile`
-COMPILERS = ("g++", "c++", "clang++")  # one of them it needs, for every device
 
 
 def used_blocks(encoder: nn.Module, select_layer: int) -> list[nn.Module]:
@@ -78,7 +73,7 @@ def _enable(part: nn.Module, reentrant: bool) -> None:
         part.disable_input_require_grads()  # embeddings that don't train would be kept, and have a gradient
 
 
-def compile_model_blocks(model: nn.Module, backend: str = BACKEND) -> int:
+def compile_model_blocks(model: nn.Module, backend: str = "inductor") -> int:
     """Compiles all blocks of an `InternVLChatModel` in place at their first use; returns their number.
 
     No name of a parameter changes, and recomputation stays around the compiled block. Attention over segments stays out
@@ -89,18 +84,15 @@ def compile_model_blocks(model: nn.Module, backend: str = BACKEND) -> int:
         backend: Of `torch.compile`.
 
     Raises:
-        ValueError: ZeRO-3, packed weights, stochastic depth, or no C++ compiler for ``inductor``.
+        ValueError: ZeRO-3, packed weights, or stochastic depth.
     """
     packed = [name for name, each in model.named_modules() if type(each).__module__.startswith("bitsandbytes")]
     blocks = used_blocks(model.vision_model, model.select_layer)
     drops, under_zero3 = any(getattr(each, "drop_path_rate", 0) for each in blocks), is_deepspeed_zero3_enabled()
-    compilers = filter(None, (os.environ.get("CXX"), *COMPILERS))
-    lacks_compiler = backend == BACKEND and not any(map(shutil.which, compilers))
     refused = {
         "ZeRO-3 gathers and releases weights inside of blocks; use --deepspeed deepspeed_zero2": under_zero3,
         f"packed weights ({', '.join(packed[:1])}) aren't compiled; set the quantization to None": packed,
         "stochastic depth would make each block of the encoder a graph of its own; set drop_path=0": drops,
-        "it needs a C++ compiler, and none is found; install g++, name one in the variable CXX": lacks_compiler,
     }
     for reason, is_so in refused.items():
         if is_so:

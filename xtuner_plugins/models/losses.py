@@ -24,8 +24,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..hub.constants import IGNORE_INDEX
 from ..ranges import CHUNK_LOGITS, SOFTMAX_LOGITS
+from .rows import make_row
 
 ALIGNMENT = 64  # elements
 
@@ -175,8 +175,7 @@ def batch_weight(batch: Mapping[str, torch.Tensor]) -> float:
     """The supervised weight of a collated batch, on the CPU: its number of labels, or the sum of their weights.
 
     Args:
-        batch: ``labels``, and optionally ``loss_weights`` and ``cu_seqlens``; or preference pairs (``follows`` and
-            ``num_tiles``).
+        batch: As for `make_row`; preference pairs have ``num_tiles``, too.
     """
     weights = batch.get("loss_weights")
     if weights is None:
@@ -188,16 +187,12 @@ def batch_weight(batch: Mapping[str, torch.Tensor]) -> float:
 def supervised_per_sample(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Labels of each sample that a token before them predicts, int64 ``[samples]``; a pack's padding is one more.
 
-    A preference pair counts as one, however long its answers are. The batch is as for `batch_weight`.
+    A preference pair counts as one, however long its answers are. The batch is as for `make_row`.
     """
     if "follows" in batch:
         return torch.ones_like(batch["num_tiles"])
-    supervised = batch["labels"][:, 1:] != IGNORE_INDEX
-    if "cu_seqlens" not in batch:
-        return supervised.sum(1)
-    ends = batch["cu_seqlens"][1:]
-    sample = torch.bucketize(supervised[0].nonzero().flatten() + 1, ends, right=True)
-    return torch.bincount(sample, minlength=len(ends))
+    row = make_row(batch, image_token=-1)
+    return torch.bincount(row.owners, minlength=len(row.segments.bounds) - 1)
 
 
 def mean_weight_of(weights: torch.Tensor, mean_weight: torch.Tensor | None) -> torch.Tensor:

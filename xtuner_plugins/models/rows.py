@@ -7,7 +7,6 @@ supervised, where samples begin. The model's forward and backward then have shap
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -68,17 +67,14 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
 
     Args:
         batch: ``input_ids`` int64 ``[B, S]``. Optionally ``labels`` int64 ``[B, S]``; ``attention_mask`` bool
-            ``[B, S]``, True at real tokens; ``cu_seqlens`` int32 ``[n + 1]`` of a packed row; with it ``follows`` int64
-            ``[n]``: the index of the earlier segment that a segment continues, or -1; ``loss_weights`` float32, one per
-            sample; ``reference`` float32 ``[K]``.
+            ``[B, S]``, True at real tokens; ``cu_seqlens`` int32 ``[n + 1]``, rising from 0, of a packed row (B is 1);
+            with it ``follows`` int64 ``[n]``: the index of the earlier segment that a segment continues, or -1;
+            ``loss_weights`` float32, one per sample; ``reference`` float32 ``[K]``.
         image_token: id that stands for one image feature.
-
-    Raises:
-        ValueError: Boundaries that don't fit the batch.
     """
     ids, kept = batch["input_ids"], torch.ones_like(batch["input_ids"], dtype=torch.bool)
-    if "cu_seqlens" in batch:
-        bounds = _bounds_of_pack(batch["cu_seqlens"], ids)
+    if "cu_seqlens" in batch:  # tokens behind the last are one segment more
+        bounds = torch.cat([batch["cu_seqlens"].long(), torch.tensor([ids.numel()])]).unique_consecutive()
     else:
         kept = batch.get("attention_mask", kept).bool()
         bounds = F.pad(kept.sum(1).cumsum(0), (1, 0))
@@ -145,16 +141,3 @@ def check_counts(row: Row, num_tiles: Sequence[int], tokens_per_tile: int, sourc
             f"{found} image tokens in the text, but {expected} image features "
             f"({sum(num_tiles)} tiles x {tokens_per_tile} tokens){'; at fault: ' * bool(wrong)}{', '.join(wrong)}"
         )
-
-
-def _bounds_of_pack(cu_seqlens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Boundaries of all segments of a packed row; tokens after the last are one more."""
-    bounds = cu_seqlens.tolist()
-    rising = all(a < b for a, b in pairwise(bounds))
-    if len(ids) != 1 or bounds[0] != 0 or not rising or bounds[-1] > ids.shape[1]:
-        raise ValueError(
-            f"a pack is one row with rising boundaries from 0 to at most its length; got {len(ids)} rows of "
-            f"{ids.shape[1]} tokens and boundaries {bounds[:4]}...{bounds[-1]}"
-        )
-    end = [ids.shape[1]] if bounds[-1] < ids.shape[1] else []
-    return torch.tensor([*bounds, *end])

@@ -50,14 +50,12 @@ class WhatTrains(NamedTuple):
                 raise ValueError(f"{name}_lora is set, so set freeze_{name}=True: LoRA trains beside frozen weights")
             if part.quantization is not None and not part.freeze:
                 raise ValueError(f"{name}_quantization is set, so set freeze_{name}=True: packed weights don't train")
-        usual, count = Part(True, None, None), self.visual_encoder_last_layers
-        for setting, value, needed in zip(Part._fields, self.visual_encoder, usual, strict=True):
-            if count is not None and value != needed:
-                name = "freeze_visual_encoder" if setting == "freeze" else f"visual_encoder_{setting}"
-                raise ValueError(
-                    f"visual_encoder_last_layers={count} trains whole blocks of an encoder that is frozen otherwise; "
-                    f"set {name}={needed}, or leave out visual_encoder_last_layers"
-                )
+        count = self.visual_encoder_last_layers
+        if count is not None and self.visual_encoder != Part(True, None, None):
+            raise ValueError(
+                f"visual_encoder_last_layers={count} trains whole blocks of an encoder that is frozen otherwise: set "
+                "freeze_visual_encoder=True, no visual_encoder_lora and no visual_encoder_quantization, or leave it out"
+            )
         if self.train_head and not self.llm.freeze:
             raise ValueError("train_head=True with freeze_llm=False, which trains it already; leave out train_head")
 

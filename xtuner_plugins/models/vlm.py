@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from ..hub.constants import IMAGE_CONTEXT
 from ..hub.modeling_flash import FLASH_PARTS
 from ..ranges import ROW_MULTIPLE, check
 from ..weights.loader import is_partitioned, load_model, load_tokenizer, over_ranks, partition_dtype, read_config
-from .attention import attend_to_segments, no_mask
+from .attention import SEGMENTS, no_mask
 from .blocks import compile_model_blocks, recompute_blocks, set_drop_path
 from .losses import LossHead, next_token_loss, sum_over_ranks, token_log_probs
 from .preprocessor import TilePreprocessor
@@ -114,14 +113,16 @@ class VisionLanguageModel(BaseModel):
         for name in FLASH_PARTS if self.model.flash_mode else ():
             getattr(self.model, name).requires_grad_(name in self.flash_parts)
         set_drop_path(self.model.vision_model, drop_path)
-        attend_to_segments(self.model.language_model)
+        self.model.language_model.set_attn_implementation(SEGMENTS)
         LossHead.take_over(self.model.language_model.get_output_embeddings())
 
-        trainable = [p for p in self.parameters() if p.requires_grad]
+        named = ((module, *each) for module in self.modules() for each in module.named_parameters(recurse=False))
+        trainable = [(module, name, p) for module, name, p in named if p.requires_grad]
         if not trainable:
             raise ValueError("nothing would train: every part of the model is frozen and no LoRA is set")
+        self._first_trained = trainable[0][:2]
         trained_dtype = partition_dtype(deepspeed_config()) if is_deepspeed_zero3_enabled() else torch.float32
-        for parameter in trainable:
+        for _, _, parameter in trainable:
             if not is_partitioned(parameter):
                 parameter.data = parameter.data.to(trained_dtype)
         self.visual_encoder_is_frozen = not any(p.requires_grad for p in self.model.vision_model.parameters())
@@ -230,16 +231,9 @@ class VisionLanguageModel(BaseModel):
 
     def computing(self, device: torch.device) -> torch.autocast:
         """A context in which parameters held in float32 compute in the model's dtype."""
-        return torch.autocast(device.type, self.dtype, enabled=self._needs_autocast)
-
-    @cached_property
-    def _needs_autocast(self) -> bool:
-        held = (p.dtype for p in self.parameters() if p.requires_grad)
-        return self.dtype != torch.float32 and torch.float32 in held
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> VisionLanguageModel:
-        self.__dict__.pop("_needs_autocast", None)  # DeepSpeed changes the dtype of parameters
-        return super()._apply(fn, recurse)
+        module, name = self._first_trained
+        held = getattr(module, name).dtype  # of all that trains; DeepSpeed changes it
+        return torch.autocast(device.type, self.dtype, enabled=held == torch.float32 != self.dtype)
 
     def _run_llm(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[1, S, D]`` of a row with the encoder's ``patches``."""

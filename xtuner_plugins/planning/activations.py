@@ -182,4 +182,4 @@ def _wide(job: Job, part: str) -> int:
 
 def _is_clip(job: Job) -> bool:
     """CLIP has a norm before its blocks, whose output is float32 under autocast, and so the residual stream is."""
-    return job.shape.encoder.kind == "clip_vision_model"
+    return job.shape.encoder.family.model_type == "clip_vision_model"

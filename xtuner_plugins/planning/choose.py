@@ -12,7 +12,7 @@ from ..settings import SETTINGS, ConfigError, labels_of, leaves, read_config, va
 from .hardware import GPU
 from .job import launched, plain
 from .memory import GIB, Plan, plan_memory
-from .plan import RunPlan, count_records, job_of, model_of, plan_config
+from .plan import RunPlan, count_records, gib, job_of, model_of, plan_config
 from .published import BASES, known_base
 
 SHARE = 0.9  # of the memory that a plan may fill: it is computed, not measured
@@ -46,18 +46,22 @@ def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
     Raises:
         ConfigError: Nothing fits; names the nearest recipe or base that does.
     """
-    settings = read_config(recipe, given)._to_lazy_dict()
-    chosen, memory = _largest(recipe, settings, given, gpu)
+    settings = _read(recipe, given)
+    chosen, memory = _largest(recipe, given, gpu)
     if not _fits(memory, gpu):
-        raise ConfigError(_refusal(recipe, settings, memory, gpu))
+        raise ConfigError(_refusal(recipe, settings["model"], memory, gpu))
     records = count_records(settings["train_dataloader"]["dataset"])
     if records and records < FEW_RECORDS and not settings["model"].get("objectives"):
         chosen |= _keys(max_epochs=EPOCHS)
-    plan = plan_config(read_config(recipe, {**chosen, **given})._to_lazy_dict(), plain(1, gpu.is_cpu), records)
+    plan = plan_config(_read(recipe, chosen | given), plain(1, gpu.is_cpu), records)
     for key, times in _keys(**TIMES).items():
         if plan.steps and value_at(settings, key):
             chosen[key] = min(-(-plan.steps // times), value_at(settings, key))
     return OneGPU({**given, **chosen, **given}, memory, plan)
+
+
+def _read(recipe: str, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    return read_config(recipe, changes)._to_lazy_dict()
 
 
 def _keys(**values: Any) -> dict[str, Any]:
@@ -68,22 +72,18 @@ def _fits(memory: Plan, gpu: GPU) -> bool:
     return memory.fits(SHARE * gpu.memory * GIB)
 
 
-def _largest(
-    recipe: str, settings: Mapping[str, Any], given: Mapping[str, Any], gpu: GPU
-) -> tuple[dict[str, Any], Plan]:
+def _largest(recipe: str, given: Mapping[str, Any], gpu: GPU) -> tuple[dict[str, Any], Plan]:
     """Keys that aren't given with values that fit, and the memory of a step; the smallest where nothing fits."""
-    leaf, shape = read_config(recipe)._to_lazy_dict(), model_of(settings["model"]["base"])
+    leaf, shape = _read(recipe, {}), model_of(_read(recipe, given)["model"]["base"])
     loader, processes = leaf["train_dataloader"], launched(labels_of(leaves()[recipe])["launch"])[0]
     step = loader["batch_size"] * leaf["optim_wrapper"]["accumulative_counts"] * processes
-    least, most = 1, 1 if "batch_sampler" in loader else min(max(LARGEST_BATCH, loader["batch_size"]), step)
-    if _BATCH in given:
-        least = most = given[_BATCH]
+    most = 1 if "batch_sampler" in loader else min(max(LARGEST_BATCH, loader["batch_size"]), step)
+    least, most = (given.get(_BATCH, each) for each in (1, most))
 
     def planned(values: Mapping[str, Any], size: int) -> tuple[dict[str, Any], Plan]:
         keys = _keys(**values, batch_size=size, accumulative_counts=max(step // size, 1))
         keys = {key: value for key, value in keys.items() if key not in given}
-        changed = read_config(recipe, {**keys, **given})._to_lazy_dict()
-        return keys, plan_memory(job_of(changed, shape), plain(1, gpu.is_cpu))
+        return keys, plan_memory(job_of(_read(recipe, {**keys, **given}), shape), plain(1, gpu.is_cpu))
 
     for values in _resolutions(leaf, gpu):
         found, size = planned(values, least), 2 * least
@@ -106,20 +106,18 @@ def _resolutions(leaf: Mapping[str, Any], gpu: GPU) -> Iterator[dict[str, Any]]:
         yield from ({"max_tiles": tiles, "max_length": length, **packed, **each, **machine} for each in optimizers)
 
 
-def _refusal(recipe: str, settings: Mapping[str, Any], memory: Plan, gpu: GPU) -> str:
+def _refusal(recipe: str, model: Mapping[str, Any], memory: Plan, gpu: GPU) -> str:
     """That nothing fits, and the nearest that does: the same base with less that trains, then smaller ones."""
-    model, base = settings["model"], settings["model"]["base"]
-    lighter = ["lora", "qlora"] * (not model.get("freeze_llm", True))
+    base, lighter = model["base"], ["lora", "qlora"] * (not model.get("freeze_llm", True))
     lighter = ["qlora"] if model.get("llm_lora") and not model.get("llm_quantization") else lighter
     recipes = [recipe, *(f"finetune_{'dpo_' * bool(model.get('objectives'))}{each}" for each in lighter)]
-    said = f"{recipe} with {base} takes {memory.total / GIB:.1f} GiB at least, and a plan may fill {SHARE:.0%} of "
+    said = f"{recipe} with {base} takes {gib(memory.total)} GiB at least, and a plan may fill {SHARE:.0%} of "
     said += f"{gpu.memory:g} GiB ({gpu.name})"
     for start, each in itertools.product([base, *_smaller(base)], recipes):
-        keys = _keys(base=start)
-        needed = _largest(each, read_config(each, keys)._to_lazy_dict(), keys, gpu)[1]
+        needed = _largest(each, _keys(base=start), gpu)[1]
         if _fits(needed, gpu):
             same = "the same without the values of --set" if (each, start) == (recipe, base) else f"{each} with {start}"
-            return f"{said}; the nearest that fits: {same} ({needed.total / GIB:.1f} GiB)"
+            return f"{said}; the nearest that fits: {same} ({gib(needed.total)} GiB)"
     return f"{said}; nothing of this release fits"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..families import PARTS, families_of
+from ..families import PARTS
 from ..files import is_url, names_data
 from ..ranges import OBJECTIVES, check_tiles
 from ..settings import ConfigError, value_at
@@ -55,8 +55,7 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
         ConfigError: Nothing would train, or a key is missing.
     """
     ours, wrapper = settings["model"], settings.get("optim_wrapper") or {}
-    towers = {"vision_config": shape.encoder, "llm_config": shape.llm}
-    families = families_of({section: {"model_type": stack.kind} for section, stack in towers.items()})
+    families = {"visual_encoder": shape.encoder.family, "llm": shape.llm.family}
     lora = {part: ours[f"{part}_lora"] for part in families if ours.get(f"{part}_lora")}
     flash = next((part for kind, part in FLASH.items() if kind in str(ours.get("type"))), None)
     whole = {part for part, row in PARTS.items() if not ours.get(f"freeze_{part}", row.is_frozen)}
@@ -111,8 +110,8 @@ def largest_batches(settings: Mapping[str, Any], shape: Shape) -> tuple[Batch, B
         raise ConfigError("train_dataloader: the plan needs batch_size and dataset.max_length; add them to the config")
     tokens, tiles = (loader["batch_size"] * each for each in (data["max_length"], _tiles_of_sample(data, shape)))
     if "max_tokens" in packs:
-        tokens, tiles = packs["max_tokens"], packs.get("max_tiles") or packs["max_tokens"]
-    tiles = min(tiles, tokens // shape.tokens_per_tile)
+        tokens = packs["max_tokens"]
+        tiles = min(packs.get("max_tiles") or tokens, tokens // shape.tokens_per_tile)
     return Batch(tokens, tiles, tokens - tiles * shape.tokens_per_tile), Batch(tokens, 0, tokens)
 
 
@@ -162,7 +161,7 @@ def _measured(data: Mapping[str, Any], paths: Sequence[str], pairs: bool) -> lis
     import numpy as np
 
     from ..datasets import MultimodalDataset, PreferenceDataset
-    from ..datasets.plan.lengths import DROPPED
+    from ..datasets.plan.budget import DROPPED
     from ..errors import DataError, SourceError
 
     kind = PreferenceDataset if pairs else MultimodalDataset
@@ -200,7 +199,7 @@ def count_records(data: Mapping[str, Any]) -> int | None:
 class RunPlan:
     """A planned run."""
 
-    model: str  # the base
+    base: str  # as the config names it
     job: Job
     strategy: Strategy
     lengths: Lengths
@@ -234,7 +233,6 @@ def plan_config(settings: Mapping[str, Any], strategy: Strategy, samples: int | 
     job = job_of(settings, shape, lengths.batches)
     if problem := obstacle(job, strategy):
         raise ConfigError(problem)
-    name = base if Path(base, "config.json").is_file() else known_base(base).name
     loader, train = settings["train_dataloader"], settings.get("train_cfg") or {}
     packs = value_at(loader, "batch_sampler.max_tokens")
     rows = packs / lengths.mean.tokens if packs else loader["batch_size"]
@@ -246,7 +244,7 @@ def plan_config(settings: Mapping[str, Any], strategy: Strategy, samples: int | 
     # A precomputed reference reads each sample once before the run.
     before = (lengths.samples or 0) * work.forward * (_needs_reference(settings["model"]) and not job.reference)
     operations = steps and steps * per_step * work.total + before
-    return RunPlan(name, job, strategy, lengths, plan_memory(job, strategy), work, per_step, steps, operations)
+    return RunPlan(base, job, strategy, lengths, plan_memory(job, strategy), work, per_step, steps, operations)
 
 
 def advise(
@@ -264,34 +262,35 @@ def advise(
     for change in _changes(settings, saves=plan.total > 0.9 * available):
         pairs = [f"{name}={value}" for name, value in change.items()]
         other = replan(pairs).total
-        result = f"{other / GIB:.1f} of {available / GIB:.1f} GiB"
+        result = f"{gib(other)} of {gib(available)} GiB"
         if plan.total < other <= available:
             lines.append(f"{' '.join(pairs)} fits too: {result}")
         elif plan.total - other > 0.05 * GIB:
             enough = "" if other <= available else ", which is not enough"
-            lines.append(f"{' '.join(pairs)} saves {(plan.total - other) / GIB:.1f} GiB: {result}{enough}")
+            lines.append(f"{' '.join(pairs)} saves {gib(plan.total - other)} GiB: {result}{enough}")
     return lines
 
 
 def _changes(settings: Mapping[str, Any], saves: bool) -> Iterator[dict[str, Any]]:
-    """Changes that need less memory, the cheapest for the result first; or that need more and make a run faster."""
+    """Changes that need less memory, the cheapest for the result first; or that need more and make a run faster.
+
+    Some may change nothing.
+    """
     batch, accumulation = settings.get("batch_size") or 1, settings.get("accumulative_counts") or 1
-    if settings.get("sequence_parallel", 1) > 1 and not saves:
+    rows = "pack_tokens" not in settings
+    if not saves:
         yield {"sequence_parallel": 1}  # where one GPU holds a row, nothing need be exchanged
-    if saves and settings.get("gradient_checkpointing", True) and not settings.get("offload_activations"):
-        yield {"offload_activations": True}
-    if settings.get("gradient_checkpointing", True) is not saves:
-        yield {"gradient_checkpointing": saves}
-    if "pack_tokens" in settings:
-        halves = {name: settings[name] // 2 for name in ("pack_tokens", "pack_tiles")}
-        yield from [halves] * saves
-    elif not saves:
-        yield from [{"batch_size": 2 * batch, "accumulative_counts": accumulation // 2}] * (accumulation % 2 == 0)
-    else:
-        for smaller in sorted({batch // 2, 1} - {0, batch}, reverse=True):
-            yield {"batch_size": smaller, "accumulative_counts": batch // smaller * accumulation}
-        if (settings.get("max_tiles") or 1) > 1:
-            yield {name: settings[name] // 2 for name in ("max_tiles", "max_length")}
+        yield {"gradient_checkpointing": False}
+        if rows and accumulation % 2 == 0:
+            yield {"batch_size": 2 * batch, "accumulative_counts": accumulation // 2}
+        return
+    recomputes = settings.get("gradient_checkpointing", True)
+    yield {"offload_activations": True} if recomputes else {"gradient_checkpointing": True}
+    for smaller in sorted({batch // 2, 1} - {0}, reverse=True) if rows else ():
+        yield {"batch_size": smaller, "accumulative_counts": batch // smaller * accumulation}
+    halved = ("max_tiles", "max_length") if rows else ("pack_tiles", "pack_tokens")
+    if (settings.get(halved[0]) or 1) > 1:
+        yield {name: settings[name] // 2 for name in halved}
 
 
 def gib(amount: float) -> str:
@@ -322,24 +321,18 @@ def verdict(plan: Plan, available: int) -> str:
 
 
 def memory_table(plan: Plan, strategy: Strategy, device: str, available: int) -> str:
-    """Part by part, the sum, what is free, and the verdict."""
-    rows = [(part, gib(amount)) for part, amount in plan.parts.items() if gib(amount) != "0.0"]
-    rows += [(f"sum, most at: {plan.moment}", gib(plan.total))]
-    rows += [(f"free of {gib(available)}: {verdict(plan, available)}", gib(available - plan.total))]
-    rows += [("beside it, in the CPU's memory", gib(plan.host))] if plan.host else []
-    return _table(f"Memory of one rank, {strategy.name} on {strategy.gpus} x {device}, GiB", rows)
+    """Part by part, the sum, what is free, and the verdict, in GiB."""
+    rows = {part: amount for part, amount in plan.parts.items() if gib(amount) != "0.0"}
+    rows |= {f"sum, most at: {plan.moment}": plan.total, "in the CPU's memory": plan.host}
+    rows |= {f"free of {gib(available)}: {verdict(plan, available)}": available - plan.total}
+    lines = [f"{part:36}{gib(amount):>8}" for part, amount in rows.items()]
+    return "\n".join([f"Memory of one rank, {strategy.name} on {strategy.gpus} x {device}, GiB", *lines, ""])
 
 
 def strategies_table(plans: Iterable[tuple[Strategy, Plan]], available: int) -> str:
     """All strategies, one row each."""
-    rows = [("strategy", "GPU, GiB", "CPU, GiB", "")]
-    for strategy, plan in plans:
-        rows.append((strategy.name, gib(plan.total), gib(plan.host) if plan.host else "", verdict(plan, available)))
-    return _table("All strategies", rows)
-
-
-def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, each column as wide as its widest cell; those behind the first are set to the right."""
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    cells = ((row[0].ljust(first), *map(str.rjust, row[1:], others)) for row in rows)
-    return "\n".join([title, *map("  ".join, cells), ""])
+    lines = [
+        f"{strategy.name:26}{gib(plan.total):>10}{gib(plan.host):>10}  {verdict(plan, available)}"
+        for strategy, plan in plans
+    ]
+    return "\n".join(["All strategies              GPU, GiB  CPU, GiB", *lines, ""])

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..families import FLASH
 from ..hub.constants import PROJECTOR_TYPES
+from ..settings import leaves, read_config
 
 
 @dataclass(frozen=True)
@@ -18,36 +19,67 @@ class Base:
     name: str  # of the directory
     encoder: str  # key of `ENCODERS`
     llm: str  # key of `LLMS`
-    vocab_size: int  # token rows of the directory, the nine image tokens included
-    hub: str | None = None  # `org/model` of a published whole model; None for one that is assembled from its parts
     projector_type: str | None = None  # of `build_base_model.py --projector-type`; None takes the encoder's own
+    hub: str | None = None  # `org/model` of a published whole model; None for one that is assembled from its parts
     template: str = "internvl2_5"  # conversation template of the published directory
-    select_layer: int = -1
     flash: bool = False  # it has the second projector and the router of a Flash model
 
     @property
     def config(self) -> dict[str, Any]:
         """Fields of its `config.json` that decide its shape."""
+        fewer = {"vocab_size": 151655} if self.name == "InternVL2-1B" else {}  # later ones have more special tokens
         return dict(
             vision_config=dict(ENCODERS[self.encoder]),
-            llm_config={**LLMS[self.llm], "vocab_size": self.vocab_size},
+            llm_config={**LLMS[self.llm], **fewer},
             downsample_ratio=1.0 if self.projector_type == "mlp" else 0.5,
             projector_type=self.projector_type or PROJECTOR_TYPES[0],
-            select_layer=self.select_layer,
+            select_layer=-2 if self.projector_type else -1,
             **(FLASH if self.flash else {}),
         )
 
 
-_SIZES = "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
+# One row per LLM, smaller ones first: its sizes (the last: token rows of a base, the nine image tokens included); then
+# the encoder and the names of the models that OpenGVLab has published with both. InternLM2's LLMs are read here in the
+# form of Llama (InternLM2.5 has the same sizes), Qwen's first in the form of Qwen2.
+_TABLE = """
+Qwen2.5-0.5B   qwen2      896  4864 24 14  2 151674 300M InternVL2-1B InternVL2_5-1B InternVL3-1B
+Qwen3-0.6B     qwen3     1024  3072 28 16  8 151936 300M InternVL3_5-1B
+Qwen2.5-1.5B   qwen2     1536  8960 28 12  2 151674 300M InternVL3-2B
+Qwen3-1.7B     qwen3     2048  6144 28 16  8 151936 300M InternVL3_5-2B
+InternLM2-1.8B llama     2048  8192 24 16  8  92553 300M Mini-InternVL-Chat-2B-V1-5 InternVL2-2B InternVL2_5-2B
+Qwen2.5-3B     qwen2     2048 11008 36 16  2 151674 300M InternVL2_5-4B
+Phi-3-mini     phi3      3072  8192 32 32 32  32020 300M Mini-InternVL-Chat-4B-V1-5 InternVL2-4B
+Qwen3-4B       qwen3     2560  9728 36 32  8 151936 300M InternVL3_5-4B
+Qwen-7B        qwen2     4096 11008 32 32 32 151860
+Qwen2.5-7B     qwen2     3584 18944 28 28  4 151674 300M InternVL3-8B
+InternLM2.5-7B llama     4096 14336 32 32  8  92553 300M InternVL2-8B InternVL2_5-8B
+Qwen3-8B       qwen3     4096 12288 36 32  8 151936 300M InternVL3_5-8B
+Qwen2.5-14B    qwen2     5120 13824 48 40  8 151674 300M InternVL3-14B
+Qwen3-14B      qwen3     5120 17408 40 40  8 151936 300M InternVL3_5-14B
+InternLM2-20B  llama     6144 16384 48 48  8  92553 6B   InternVL-Chat-V1-5 InternVL2-26B InternVL2_5-26B
+Qwen3-30B-A3B  qwen3_moe 2048  6144 48 32  4 151936 300M InternVL3_5-30B-A3B
+Qwen2.5-32B    qwen2     5120 27648 64 40  8 151674 6B   InternVL3-38B
+"""
+_ROWS = [row.split() for row in _TABLE.strip().splitlines()]
+_SIZES = """model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+    vocab_size""".split()
+_QWEN3, _EXPERTS = dict(head_dim=128), dict(num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768)
+_OTHERS = {"qwen3": _QWEN3, "qwen3_moe": {**_QWEN3, **_EXPERTS}}
+_OWN_TEMPLATES = {"qwen2": "Hermes-2", "llama": "internlm2-chat", "phi3": "phi3-chat"}  # up to InternVL2
 
 
 def _config(*sizes: str | int, **others: Any) -> dict[str, Any]:
     return dict(zip(_SIZES, sizes, strict=False), **others)
 
 
+def _released(name: str, encoder: str, llm: str) -> Base:
+    is_early = name.startswith("InternVL2-") or name.endswith("V1-5")
+    own = {"template": _OWN_TEMPLATES[LLMS[llm]["model_type"]]} if is_early else {}
+    return Base(name, encoder, llm, hub=f"OpenGVLab/{name}", **own)
+
+
 _VIT = dict(norm_type="layer_norm", qkv_bias=True, qk_normalization=False)
 _VIT_6B = dict(norm_type="rms_norm", qkv_bias=False, qk_normalization=True)
-_EXPERTS = dict(num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768)
 ENCODERS: dict[str, dict[str, Any]] = {
     "300M": _config("intern_vit_6b", 1024, 4096, 24, 16, image_size=448, patch_size=14, **_VIT),
     "6B": _config("intern_vit_6b", 3200, 12800, 45, 25, image_size=448, patch_size=14, **_VIT_6B),
@@ -56,90 +88,23 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "SigLIP-so400m": _config("siglip_vision_model", 1152, 4304, 27, 16, image_size=384, patch_size=14),
 }
 LLMS: dict[str, dict[str, Any]] = {
-    "Qwen2.5-0.5B": _config("qwen2", 896, 4864, 24, 14, 2),
-    "Qwen2.5-1.5B": _config("qwen2", 1536, 8960, 28, 12, 2),
-    "Qwen2.5-3B": _config("qwen2", 2048, 11008, 36, 16, 2),
-    "Qwen2.5-7B": _config("qwen2", 3584, 18944, 28, 28, 4),
-    "Qwen2.5-14B": _config("qwen2", 5120, 13824, 48, 40, 8),
-    "Qwen2.5-32B": _config("qwen2", 5120, 27648, 64, 40, 8),
-    "Qwen-7B": _config("qwen2", 4096, 11008, 32, 32, 32),  # as read here: Qwen2's form
-    "Qwen3-0.6B": _config("qwen3", 1024, 3072, 28, 16, 8, head_dim=128),
-    "Qwen3-1.7B": _config("qwen3", 2048, 6144, 28, 16, 8, head_dim=128),
-    "Qwen3-4B": _config("qwen3", 2560, 9728, 36, 32, 8, head_dim=128),
-    "Qwen3-8B": _config("qwen3", 4096, 12288, 36, 32, 8, head_dim=128),
-    "Qwen3-14B": _config("qwen3", 5120, 17408, 40, 40, 8, head_dim=128),
-    "Qwen3-30B-A3B": _config("qwen3_moe", 2048, 6144, 48, 32, 4, head_dim=128, **_EXPERTS),
-    # As read here: in the form of Llama. InternLM2.5 has the same sizes.
-    "InternLM2-1.8B": _config("llama", 2048, 8192, 24, 16, 8),
-    "InternLM2.5-7B": _config("llama", 4096, 14336, 32, 32, 8),
-    "InternLM2-20B": _config("llama", 6144, 16384, 48, 48, 8),
-    "Phi-3-mini": _config("phi3", 3072, 8192, 32, 32, 32),
+    row[0]: _config(row[1], *map(int, row[2:8]), **_OTHERS.get(row[1], {})) for row in _ROWS
 }
-
-
-_QWEN2, _QWEN2_5, _QWEN3, _INTERNLM2, _PHI3 = 151655, 151674, 151936, 92553, 32020
-
-
-def _siglip(name: str) -> Base:
-    return Base(name, "SigLIP-so400m", "Qwen2.5-0.5B", _QWEN2_5, None, "bilinear_mlp", select_layer=-2)
-
-
-def _llava(name: str, encoder: str, llm: str, vocab_size: int = _QWEN2_5) -> Base:
-    return Base(name, encoder, llm, vocab_size, projector_type="mlp", select_layer=-2)
-
-
-def _official(name: str, encoder: str, llm: str, vocab_size: int, template: str = "internvl2_5") -> Base:
-    return Base(name, encoder, llm, vocab_size, f"OpenGVLab/{name}", template=template)
-
-
 BASES: dict[str, Base] = {
     base.name: base
     for base in (
-        Base("InternViT-300M-Qwen2.5-1.5B", "300M", "Qwen2.5-1.5B", _QWEN2_5),
-        _siglip("SigLIP-Qwen2.5-0.5B"),
-        _siglip("SigLIP-Qwen2.5-0.5B-tiled"),  # built with --max-tiles 6
-        _llava("CLIP-Qwen-7B", "CLIP-L", "Qwen-7B", 151860),
-        _llava("CLIP-Qwen2.5-7B", "CLIP-L", "Qwen2.5-7B"),
-        _llava("SigLIP-Qwen2.5-7B", "SigLIP-so400m", "Qwen2.5-7B"),
-        _llava("SigLIP-Qwen-7B", "SigLIP-so400m", "Qwen-7B", 151860),
-        _llava("LLaVA-Qwen2.5-3B", "CLIP-L-336", "Qwen2.5-3B"),
-        _llava("LLaVA-Qwen2.5-7B", "CLIP-L-336", "Qwen2.5-7B"),
-        _official("Mini-InternVL-Chat-2B-V1-5", "300M", "InternLM2-1.8B", _INTERNLM2, "internlm2-chat"),
-        _official("Mini-InternVL-Chat-4B-V1-5", "300M", "Phi-3-mini", _PHI3, "phi3-chat"),
-        _official("InternVL-Chat-V1-5", "6B", "InternLM2-20B", _INTERNLM2, "internlm2-chat"),
-        _official("InternVL2-1B", "300M", "Qwen2.5-0.5B", _QWEN2, "Hermes-2"),
-        _official("InternVL2-2B", "300M", "InternLM2-1.8B", _INTERNLM2, "internlm2-chat"),
-        _official("InternVL2-4B", "300M", "Phi-3-mini", _PHI3, "phi3-chat"),
-        _official("InternVL2-8B", "300M", "InternLM2.5-7B", _INTERNLM2, "internlm2-chat"),
-        _official("InternVL2-26B", "6B", "InternLM2-20B", _INTERNLM2, "internlm2-chat"),
-        _official("InternVL2_5-1B", "300M", "Qwen2.5-0.5B", _QWEN2_5),
-        _official("InternVL2_5-2B", "300M", "InternLM2-1.8B", _INTERNLM2),
-        _official("InternVL2_5-4B", "300M", "Qwen2.5-3B", _QWEN2_5),
-        _official("InternVL2_5-8B", "300M", "InternLM2.5-7B", _INTERNLM2),
-        _official("InternVL2_5-26B", "6B", "InternLM2-20B", _INTERNLM2),
-        _official("InternVL3-1B", "300M", "Qwen2.5-0.5B", _QWEN2_5),
-        _official("InternVL3-2B", "300M", "Qwen2.5-1.5B", _QWEN2_5),
-        _official("InternVL3-8B", "300M", "Qwen2.5-7B", _QWEN2_5),
-        _official("InternVL3-14B", "300M", "Qwen2.5-14B", _QWEN2_5),
-        _official("InternVL3-38B", "6B", "Qwen2.5-32B", _QWEN2_5),
-        _official("InternVL3_5-1B", "300M", "Qwen3-0.6B", _QWEN3),
-        _official("InternVL3_5-2B", "300M", "Qwen3-1.7B", _QWEN3),
-        _official("InternVL3_5-4B", "300M", "Qwen3-4B", _QWEN3),
-        _official("InternVL3_5-8B", "300M", "Qwen3-8B", _QWEN3),
-        Base("InternVL3_5-8B-Flash-base", "300M", "Qwen3-8B", _QWEN3, flash=True),
-        _official("InternVL3_5-14B", "300M", "Qwen3-14B", _QWEN3),
-        _official("InternVL3_5-30B-A3B", "300M", "Qwen3-30B-A3B", _QWEN3),
+        Base("InternViT-300M-Qwen2.5-1.5B", "300M", "Qwen2.5-1.5B"),
+        Base("SigLIP-Qwen2.5-0.5B", "SigLIP-so400m", "Qwen2.5-0.5B", "bilinear_mlp"),
+        Base("SigLIP-Qwen2.5-0.5B-tiled", "SigLIP-so400m", "Qwen2.5-0.5B", "bilinear_mlp"),  # with --max-tiles 6
+        Base("CLIP-Qwen-7B", "CLIP-L", "Qwen-7B", "mlp"),
+        Base("CLIP-Qwen2.5-7B", "CLIP-L", "Qwen2.5-7B", "mlp"),
+        Base("SigLIP-Qwen2.5-7B", "SigLIP-so400m", "Qwen2.5-7B", "mlp"),
+        Base("SigLIP-Qwen-7B", "SigLIP-so400m", "Qwen-7B", "mlp"),
+        Base("LLaVA-Qwen2.5-3B", "CLIP-L-336", "Qwen2.5-3B", "mlp"),
+        Base("LLaVA-Qwen2.5-7B", "CLIP-L-336", "Qwen2.5-7B", "mlp"),
+        Base("InternVL3_5-8B-Flash-base", "300M", "Qwen3-8B", flash=True),
+        *(_released(name, row[8], row[0]) for row in _ROWS for name in row[9:]),
     )
-}
-_SIGLIP = "SigLIP-Qwen2.5-0.5B"
-# Directories that configs start from and other configs export: the base whose shapes they have.
-EXPORTS = {
-    "exports/pretrain_mlp": "InternViT-300M-Qwen2.5-1.5B",
-    "exports/mine": "InternVL3_5-2B",
-    "exports/siglip_pretrain": _SIGLIP,
-    "exports/siglip_sft_lora": _SIGLIP,
-    "exports/llava_pretrain": "LLaVA-Qwen2.5-3B",
-    "exports/flash_consistency": "InternVL3_5-8B-Flash-base",
 }
 # Records of annotation files as published, rounded.
 NUM_SAMPLES = {
@@ -179,6 +144,12 @@ def other_rate(model: Mapping[str, Any], rate: float) -> float | None:
 
 
 def known_base(path: str) -> Base | None:
-    """The row of `BASES` that a config's `model.base` means by its name, wherever the directory will lie, or None."""
-    name = EXPORTS.get(path, Path(path).name)
+    """The row of `BASES` that a config's `model.base` means by its name, wherever the directory will lie, or None.
+
+    ``exports/NAME`` is what the shipped config NAME exports, ``exports/mine`` the 2B that the README trains.
+    """
+    name = Path(path).name
+    if path.startswith("exports/") and name in leaves():
+        return known_base(read_config(name).model.base)
+    name = "InternVL3_5-2B" if path == "exports/mine" else name
     return BASES.get(name) or BASES.get(name.removesuffix("-Instruct").removesuffix("-Pretrained"))  # of one release

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..families import encoder_family, llm_family, target_matcher
+from ..families import Family, encoder_family, llm_family, target_matcher
 from ..hub.constants import PROJECTOR_TYPES, projector_input_width, token_grid
 
 
@@ -40,7 +40,7 @@ class Linear:
 class Stack:
     """A transformer: the blocks of an encoder or an LLM."""
 
-    kind: str  # `model_type`
+    family: Family  # its row
     prefix: str  # what stands before the index of a block in the names of its layers
     width: int  # D
     inner: int  # width inside the feed-forward part (of all active experts together)
@@ -119,15 +119,14 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     """
     vision, llm, ratio = config["vision_config"], config["llm_config"], config["downsample_ratio"]
     projector_type, select_layer = config.get("projector_type") or PROJECTOR_TYPES[0], config.get("select_layer", -1)
-    tile_size, family = config.get("force_image_size") or vision["image_size"], encoder_family(vision)
-    encoder = _encoder(vision)
+    tile_size, encoder = config.get("force_image_size") or vision["image_size"], _encoder(vision)
     used = select_layer if select_layer >= 0 else encoder.layers + 1 + select_layer
-    other_tokens = vision.get("num_register_tokens", 0) + (family.model_type != "siglip_vision_model")  # and the class
+    other_tokens = vision.get("num_register_tokens", 0) + (not _is_siglip(encoder.family))  # and the class
     return Shape(
         encoder=encoder,
         llm=_llm(llm),
         used_layers=used,
-        unused=0 if family.is_intern_vit else (encoder.layers - used) * encoder.block + 2 * encoder.width,
+        unused=0 if encoder.family.is_intern_vit else (encoder.layers - used) * encoder.block + 2 * encoder.width,
         vocab_size=llm["vocab_size"],
         tile_size=tile_size,
         positions=(tile_size // vision["patch_size"]) ** 2 + other_tokens,
@@ -138,59 +137,61 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     )
 
 
-_SIZES = ("model_type", "hidden_size", "intermediate_size")
-
-
-def _stack(fields: Mapping[str, Any], prefix: str, linears: Mapping[str, tuple], **others: Any) -> Stack:
-    kind, width, inner = (fields[key] for key in _SIZES)
-    heads = fields["num_attention_heads"]
-    sizes = dict(kind=kind, prefix=prefix, width=width, inner=inner, heads=heads)
-    sizes |= dict(kv_heads=fields.get("num_key_value_heads") or heads, layers=fields["num_hidden_layers"])
-    layers = tuple(Linear(name, *each) for name, each in linears.items())
-    return Stack(head_dim=fields.get("head_dim") or width // heads, linears=layers, **{**sizes, **others})
+def _sizes(fields: Mapping[str, Any]) -> dict[str, int]:
+    """Fields of `Stack` that a config names."""
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    kv_heads, head_dim = fields.get("num_key_value_heads") or heads, fields.get("head_dim") or width // heads
+    sizes = dict(width=width, inner=fields["intermediate_size"], layers=fields["num_hidden_layers"])
+    return sizes | dict(heads=heads, kv_heads=kv_heads, head_dim=head_dim)
 
 
 def _encoder(fields: Mapping[str, Any]) -> Stack:
-    kind, width, inner, patch = (fields[key] for key in (*_SIZES, "patch_size"))
-    rms, normalized = fields.get("norm_type") == "rms_norm", fields.get("qk_normalization", False)
+    """The encoder of a ``vision_config``; `norms` and `outside` count vectors of its width."""
+    family, sizes, patch = encoder_family(fields), _sizes(fields), fields["patch_size"]
+    width, inner, prefix = sizes["width"], sizes["inner"], "vision_model.encoder.layers"
+    rms, qk_norm = fields.get("norm_type") == "rms_norm", fields.get("qk_normalization", False)
     pixels, positions = 3 * patch**2, (fields["image_size"] // patch) ** 2  # of a patch embedding without bias
-    prefix, mlp = "vision_model.encoder.layers", {"mlp.fc1": (width, inner, True), "mlp.fc2": (inner, width, True)}
-    # In widths: what stands outside the blocks, and a block's norms and layer scales.
-    if encoder_family(fields).is_intern_vit:
+    linears = [Linear("mlp.fc1", width, inner, True), Linear("mlp.fc2", inner, width, True)]
+    if family.is_intern_vit:
         prefix, outside = "encoder.layers", pixels + positions + 3  # bias; the class token and its position
-        norms = 2 * (1 if rms else 2) + 2 * (1 + normalized)
-        attention = {"attn.qkv": (width, 3 * width, fields.get("qkv_bias", True)), "attn.proj": (width, width, True)}
-    elif kind == "dinov3_vit":
+        norms = 2 * (1 if rms else 2) + 2 * (1 + qk_norm)  # and layer scales
+        linears.append(Linear("attn.qkv", width, 3 * width, fields.get("qkv_bias", True)))
+        linears.append(Linear("attn.proj", width, width, True))
+    elif family.model_type == "dinov3_vit":
         outside, norms = pixels + 4 + fields["num_register_tokens"], 6  # bias, class token, the norm behind the blocks
+        into, bias = ("gate", "up") if fields["use_gated_mlp"] else ("up",), fields["mlp_bias"]
+        linears = [Linear(f"mlp.{name}_proj", width, inner, bias) for name in into]
+        linears.append(Linear("mlp.down_proj", inner, width, bias))
         names = {"q": "query_bias", "k": "key_bias", "v": "value_bias", "o": "proj_bias"}
-        attention = {f"attention.{name}_proj": (width, width, fields[bias]) for name, bias in names.items()}
-        into = ("gate", "up") if fields["use_gated_mlp"] else ("up",)
-        mlp = {f"mlp.{name}_proj": (width, inner, fields["mlp_bias"]) for name in into}
-        mlp["mlp.down_proj"] = (inner, width, fields["mlp_bias"])
+        linears += [Linear(f"attention.{name}_proj", width, width, fields[bias]) for name, bias in names.items()]
     else:  # the norm behind the blocks; SigLIP's bias, or CLIP's norm before them, class token and its position
-        outside, norms = pixels + positions + (6 if "clip" in kind else 3), 4
-        attention = {f"self_attn.{name}_proj": (width, width, True) for name in ("q", "k", "v", "out")}
-    sizes = dict(block_norms=norms * width, outside=outside * width, rms_norm=rms, qk_norm=normalized)
-    return _stack(fields, prefix, {**attention, **mlp}, **sizes)
+        outside, norms = pixels + positions + (3 if _is_siglip(family) else 6), 4
+        linears += [Linear(f"self_attn.{name}_proj", width, width, True) for name in ("q", "k", "v", "out")]
+    sizes |= dict(block_norms=norms * width, outside=outside * width, rms_norm=rms, qk_norm=qk_norm)
+    return Stack(family, prefix, linears=tuple(linears), **sizes)
 
 
 def _llm(fields: Mapping[str, Any]) -> Stack:
-    _, width, inner = (fields[key] for key in _SIZES)
-    kind, heads = llm_family(fields).model_type, fields["num_attention_heads"]
-    head_dim, qk_norm = fields.get("head_dim") or width // heads, "qwen3" in kind
-    queries, keys = heads * head_dim, (fields.get("num_key_value_heads") or heads) * head_dim
-    bias = kind == "qwen2" or bool(fields.get("attention_bias"))
-    path, copies, active, attention = "mlp", 1, 1, {"q": queries, "k": keys, "v": keys}
-    into = {"gate": inner, "up": inner}
+    family, sizes = llm_family(fields), _sizes(fields)
+    kind, width, inner, head_dim = family.model_type, sizes["width"], sizes["inner"], sizes["head_dim"]
+    queries, keys, qk_norm = sizes["heads"] * head_dim, sizes["kv_heads"] * head_dim, "qwen3" in kind
+    bias, path, copies = kind == "qwen2" or bool(fields.get("attention_bias")), "mlp", (1, 1)
+    if kind == "qwen3_moe":
+        inner, path = fields["moe_intermediate_size"], "mlp.experts.0"
+        copies = fields["num_experts"], fields["num_experts_per_tok"]
+    attention, into = {"q": queries, "k": keys, "v": keys}, {"gate": inner, "up": inner}
     if kind == "phi3":
         attention, into = {"qkv": queries + 2 * keys}, {"gate_up": 2 * inner}
-    linears = {f"self_attn.{name}_proj": (width, size, bias) for name, size in attention.items()}
-    linears["self_attn.o_proj"] = (queries, width, bias and kind != "qwen2")
-    if kind == "qwen3_moe":
-        inner, copies, active = fields["moe_intermediate_size"], fields["num_experts"], fields["num_experts_per_tok"]
-        linears["mlp.gate"], path, into = (width, copies), "mlp.experts.0", {"gate": inner, "up": inner}
-    linears |= {f"{path}.{name}_proj": (width, size, False, copies, active) for name, size in into.items()}
-    linears[f"{path}.down_proj"] = (inner, width, False, copies, active)
+    linears = [Linear(f"self_attn.{name}_proj", width, size, bias) for name, size in attention.items()]
+    linears.append(Linear("self_attn.o_proj", queries, width, bias and kind != "qwen2"))
+    linears += [Linear("mlp.gate", width, copies[0])] * (kind == "qwen3_moe")
+    linears += [Linear(f"{path}.{name}_proj", width, size, False, *copies) for name, size in into.items()]
+    linears.append(Linear(f"{path}.down_proj", inner, width, False, *copies))
     tables = 1 if fields.get("tie_word_embeddings") else 2
-    sizes = dict(block_norms=2 * width + 2 * head_dim * qk_norm, outside=(tables * fields["vocab_size"] + 1) * width)
-    return _stack(fields, "model.layers", linears, inner=inner * active, rms_norm=True, qk_norm=qk_norm, **sizes)
+    sizes |= dict(inner=inner * copies[1], block_norms=2 * width + 2 * head_dim * qk_norm, rms_norm=True)
+    outside = (tables * fields["vocab_size"] + 1) * width
+    return Stack(family, "model.layers", linears=tuple(linears), outside=outside, qk_norm=qk_norm, **sizes)
+
+
+def _is_siglip(family: Family) -> bool:
+    return family.model_type == "siglip_vision_model"

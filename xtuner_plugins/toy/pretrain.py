@@ -40,18 +40,16 @@ VISION_STEPS, LLM_STEPS = 800, 800
 VISION_BATCH, LLM_BATCH = 32, 24
 VISION_LR, LLM_LR = 2e-3, 3e-3
 
-Log = Callable[[str], None]
 LossOf = Callable[[float], tuple[torch.Tensor, float]]
 
 
-def pretrain_vision(out_dir: str | Path, *, steps: int = VISION_STEPS, seed: int = 0, log: Log = print) -> Path:
+def pretrain_vision(out_dir: str | Path, *, steps: int = VISION_STEPS, seed: int = 0) -> Path:
     """Trains the tiny InternViT to tell what each cell shows, and writes its standalone directory.
 
     Args:
         out_dir: Gets `config.json` and `model.safetensors`.
         steps: Optimizer steps, of `VISION_BATCH` tiles each.
         seed: Random seed of weights and images.
-        log: Called with a line of progress every 100 steps.
     """
     torch.manual_seed(seed)
     config = {**VISION_CONFIG, **VISION}
@@ -72,7 +70,7 @@ def pretrain_vision(out_dir: str | Path, *, steps: int = VISION_STEPS, seed: int
         found = logits[0].argmax(-1)[labels[:, 0] > 0] == labels[:, 0][labels[:, 0] > 0]
         return sum(losses), found.float().mean().item()
 
-    _optimize([*model.parameters(), *head.parameters()], loss_of, steps, VISION_LR, log)
+    _optimize([*model.parameters(), *head.parameters()], loss_of, steps, VISION_LR, "vision")
     return write_dir(out_dir, config, model.state_dict())
 
 
@@ -123,7 +121,7 @@ def _crowded(rng: random.Random) -> Scene:
     return Scene(TILE, TILE, tuple(signs), (), rng.getrandbits(32))
 
 
-def pretrain_llm(out_dir: str | Path, *, steps: int = LLM_STEPS, seed: int = 0, log: Log = print) -> Path:
+def pretrain_llm(out_dir: str | Path, *, steps: int = LLM_STEPS, seed: int = 0) -> Path:
     """Trains the tiny Qwen2 on scenes in words with questions and answers, and writes its directory.
 
     For the first 60 % of the steps the texts are short, nearly without empty cells; then they are up to as long as an
@@ -133,7 +131,6 @@ def pretrain_llm(out_dir: str | Path, *, steps: int = LLM_STEPS, seed: int = 0, 
         out_dir: Gets tokenizer, configs and weights.
         steps: Optimizer steps, of `LLM_BATCH` texts each, half as many towards the end.
         seed: Random seed of weights and texts.
-        log: Called with a line of progress every 100 steps.
     """
     torch.manual_seed(seed)
     build_tokenizer(out_dir)
@@ -159,7 +156,7 @@ def pretrain_llm(out_dir: str | Path, *, steps: int = LLM_STEPS, seed: int = 0, 
         right = (logits.argmax(-1) == targets)[is_digit]
         return F.cross_entropy(logits, targets), right.float().mean().item()
 
-    _optimize(list(model.parameters()), loss_of, steps, LLM_LR, log)
+    _optimize(list(model.parameters()), loss_of, steps, LLM_LR, "llm")
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     return write_llm_dir(out_dir, config, tensors)
 
@@ -192,8 +189,16 @@ def _encode(
     return [token for ids, _ in found for token in ids], [label for part in labels for label in part]
 
 
-def _optimize(parameters: list[nn.Parameter], loss_of: LossOf, steps: int, lr: float, log: Log) -> None:
-    """AdamW with warm-up and cosine; `loss_of(progress)` draws a batch and returns (loss, share of right digits)."""
+def _optimize(parameters: list[nn.Parameter], loss_of: LossOf, steps: int, lr: float, name: str) -> None:
+    """AdamW with warm-up and cosine; prints a line of progress after `name` every 100 steps.
+
+    Args:
+        parameters: What trains.
+        loss_of: Draws a batch for a progress from 0 to 1; returns its loss and the share of digits that are right.
+        steps: Of the optimizer.
+        lr: The highest learning rate, after 50 steps.
+        name: Of the part.
+    """
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.95))
     begin, shares = time.perf_counter(), []
     for step in range(1, steps + 1):
@@ -208,7 +213,8 @@ def _optimize(parameters: list[nn.Parameter], loss_of: LossOf, steps: int, lr: f
         if step % 100 == 0 or step == steps:
             recent = sum(shares[-50:]) / len(shares[-50:])
             spent = time.perf_counter() - begin
-            log(f"step {step}/{steps}  loss {loss.item():.3f}  digits right {recent:.1%}  {spent:.0f} s")
+            said = f"step {step}/{steps}  loss {loss.item():.3f}  digits right {recent:.1%}  {spent:.0f} s"
+            print(f"[{name}] {said}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -217,8 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("part", choices=["vision", "llm"])
     args = parser.parse_args(argv)
     train, steps = {"vision": (pretrain_vision, VISION_STEPS), "llm": (pretrain_llm, LLM_STEPS)}[args.part]
-    steps = max(2, round(steps * args.scale))
-    path = train(args.out, steps=steps, seed=args.seed, log=lambda line: print(f"[{args.part}] {line}", flush=True))
+    path = train(args.out, steps=max(2, round(steps * args.scale)), seed=args.seed)
     print(f"[{args.part}] wrote {path}", flush=True)
     return 0
 

@@ -13,7 +13,6 @@ already, so the model has seen them; they are asked about the color only.
 
 import json
 import random
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ WAYS = ("down", "across")
 QUESTIONS = {"colour": "What colour is the square?", "stripes": "Which way do the stripes run?"}
 SIDE, STRIPE = 2 * TILE, 2  # px: of the image; of one stripe
 SMALL_SHARE = 0.2
-COUNTS = {"train": 400, "test": 40}  # images
+COUNT = 400  # images
 
 
 def draw(color: str, way: str, rng: random.Random) -> Image.Image:
@@ -48,44 +47,31 @@ def draw(color: str, way: str, rng: random.Random) -> Image.Image:
     return image
 
 
-def write_data(root: str | Path, counts: Mapping[str, int] = COUNTS, *, seed: int = 0) -> dict[str, Path]:
-    """Writes images and annotation files in LLaVA format; the same seed gives the same files.
+def write_data(root: str | Path, count: int = COUNT, *, seed: int = 0) -> Path:
+    """Writes images and an annotation file in LLaVA format; the same seed gives the same files.
 
     Args:
-        root: Gets `train.jsonl`, one conversation per image; `test.jsonl`, one record per question, with its kind, as
-            `evaluate.read_questions` reads it; and `images/`.
-        counts: Images per split.
+        root: Gets `train.jsonl`, one conversation per image, and `images/`.
+        count: Images.
         seed: Random seed.
 
     Returns:
-        The annotation file of each split.
+        The annotation file.
     """
-    root = Path(root)
-    (root / "images").mkdir(parents=True, exist_ok=True)
-    files = {}
-    for split, count in counts.items():
-        rng = random.Random(f"{split}-{seed}")
-        records = [record for index in range(count) for record in _records(root / "images", split, index, rng)]
-        files[split] = root / f"{split}.jsonl"
-        files[split].write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return files
-
-
-def _records(images: Path, split: str, index: int, rng: random.Random) -> list[dict]:
-    answers = {"colour": rng.choice(COLORS), "stripes": rng.choice(WAYS)}
-    image, kinds = draw(answers["colour"], answers["stripes"], rng), list(answers)
-    rng.shuffle(kinds)
-    if split == "train" and rng.random() < SMALL_SHARE:
-        image, kinds = image.resize((TILE, TILE), Image.Resampling.BICUBIC), ["colour"]
-    name = f"{split}_{index:03d}.png"
-    image.save(images / name)
-    turns = [(QUESTIONS[kind], answers[kind]) for kind in kinds]
-    if split == "train":
-        return [{"image": name, "conversations": messages(turns)}]
-    return [
-        {"image": name, "conversations": messages([turn]), "id": f"{split}-{index}-{kind}", "kind": kind}
-        for kind, turn in zip(kinds, turns, strict=True)
-    ]
+    images, path = Path(root) / "images", Path(root) / "train.jsonl"
+    images.mkdir(parents=True, exist_ok=True)
+    rng, lines = random.Random(f"train-{seed}"), []
+    for index in range(count):
+        answers = {"colour": rng.choice(COLORS), "stripes": rng.choice(WAYS)}
+        image, kinds, name = draw(answers["colour"], answers["stripes"], rng), list(answers), f"train_{index:03d}.png"
+        rng.shuffle(kinds)
+        if rng.random() < SMALL_SHARE:
+            image, kinds = image.resize((TILE, TILE), Image.Resampling.BICUBIC), ["colour"]
+        image.save(images / name)
+        turns = messages([(QUESTIONS[kind], answers[kind]) for kind in kinds])
+        lines.append(json.dumps({"image": name, "conversations": turns}) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 def write_trained_base(root: str | Path, *, steps: int = 100, seed: int = 0) -> Path:
@@ -103,8 +89,8 @@ def write_trained_base(root: str | Path, *, steps: int = 100, seed: int = 0) -> 
     base, float32 = root / "base", {"torch_dtype": "float32"}
     parts = write_random_parts(root / "parts", seed=seed, vision_overrides=float32, llm_overrides=float32)
     build_base(*parts, base, max_tiles=4, dtype="float32", force=True)
-    data = write_data(root / "data", {"train": COUNTS["train"]}, seed=seed)
-    dataset = MultimodalDataset(str(base), [str(data["train"])], [str(root / "data/images")], max_length=512)
+    data = str(write_data(root / "data", seed=seed))
+    dataset = MultimodalDataset(str(base), [data], [str(root / "data/images")], max_length=512)
     torch.manual_seed(seed)
     model = VisionLanguageModel(str(base), freeze_llm=False, dtype="float32", gradient_checkpointing=False).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

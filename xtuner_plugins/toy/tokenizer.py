@@ -46,20 +46,13 @@ def build_tokenizer(out_dir: str | Path, *, vocab_size: int = 2048, texts: Itera
     """
     tokenizer = Tokenizer(BPE(fuse_unk=False, byte_fallback=False))
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated", invert=False)
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
+    single = {"initial_alphabet": sorted(pre_tokenizers.ByteLevel.alphabet())}
+    trainer = BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False, **single)
     tokenizer.train_from_iterator(corpus() if texts is None else texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
 
@@ -79,30 +72,13 @@ def _write_files(state: dict, out_dir: Path) -> None:
     model["vocab"] = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
     added = {token["id"]: {k: v for k, v in token.items() if k != "id"} for token in state["added_tokens"]}
     end, pad = "<|im_end|>", "<|endoftext|>"
+    special = {"additional_special_tokens": ["<|im_start|>", end], "eos_token": end, "pad_token": pad}
+    config = dict.fromkeys(("add_bos_token", "add_prefix_space", "clean_up_tokenization_spaces"), False)
+    config |= {**special, "bos_token": None, "unk_token": None, "split_special_tokens": False}
+    config |= {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 4096, "errors": "replace"}
+    config |= {"chat_template": CHAT_TEMPLATE, "added_tokens_decoder": {str(key): added[key] for key in sorted(added)}}
 
-    write_json(out_dir / "tokenizer.json", state)
-    write_json(out_dir / "vocab.json", model["vocab"])
+    files = {"tokenizer": state, "vocab": model["vocab"], "tokenizer_config": config, "special_tokens_map": special}
+    for name, content in files.items():
+        write_json(out_dir / f"{name}.json", content)
     (out_dir / "merges.txt").write_text("#version: 0.2\n" + "\n".join(model["merges"]) + "\n", encoding="utf-8")
-    write_json(
-        out_dir / "tokenizer_config.json",
-        {
-            "add_bos_token": False,
-            "add_prefix_space": False,
-            "added_tokens_decoder": {str(token_id): added[token_id] for token_id in sorted(added)},
-            "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
-            "bos_token": None,
-            "chat_template": CHAT_TEMPLATE,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": end,
-            "errors": "replace",
-            "model_max_length": 4096,
-            "pad_token": pad,
-            "split_special_tokens": False,
-            "tokenizer_class": "Qwen2Tokenizer",
-            "unk_token": None,
-        },
-    )
-    write_json(
-        out_dir / "special_tokens_map.json",
-        {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "eos_token": end, "pad_token": pad},
-    )

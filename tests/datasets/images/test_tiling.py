@@ -85,7 +85,5 @@ def test_limits():
     for limits in [(0, 12), (3, 2), (1, 0), (1, 10**6), (1.0, 12), (1, "12")]:
         with pytest.raises(SettingError, match="min_tiles"):
             DynamicTiling(*limits)
-    with pytest.raises(SettingError, match="0x5"):
-        DynamicTiling().grid(0, 5)
     assert [DynamicTiling(max_tiles=6).limited(limit).max_tiles for limit in (9, 6, 2, 0)] == [6, 6, 2, 1]
     assert DynamicTiling(min_tiles=4).limited(2).min_tiles == 2

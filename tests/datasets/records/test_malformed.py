@@ -11,6 +11,7 @@ from PIL import Image
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 
 H, G, S = "human", "gpt", "system"
+DATA = "data:image/png,ab"  # isn't base64
 PIXELS = {"boxes": "pixel", "width": 40, "height": 30}
 BAD_BOXES = [None, "[[1, 2, 3, 4]]", [[1, 2, 3]], [[[1, 2, 3, 4]]], [[True, 2, 3, 4]], [[1, 2, 41, 4]], []]
 BAD_OBJECTS = [{"bbox": box} for box in (*BAD_BOXES, [[float("nan"), 2, 3, 4]], [[10**400, 2, 3, 4]])]
@@ -86,10 +87,7 @@ LINES = [
     ("turn_part", [parts([{"type": "audio"}]), parts([{"type": "text"}]), parts([{"type": "text", "text": 3}])]),
     ("turn_part", [parts([None]), parts([{"image": "ok.png"}])]),
     # images and placeholders
-    (
-        "media_name",
-        [image(name) for name in (3, [None], "", "  ", "data:image/png;base64,AAA", "data:", "data:image/png,ab")],
-    ),
+    ("media_name", [image(name) for name in (3, [None], "", "  ", "data:image/png;base64,AAA", "data:", DATA)]),
     ("media_name", [parts([{"type": "image", "image": ["ok.png"]}])]),
     ("image_count", [parts([{"type": "image"}]), asked("<image>"), image("ok.png", "<image><image>")]),
     ("image_count", [image([], "<image>"), *(image(["ok.png"] * 2, text, "<image>") for text in ("a", "<image>"))]),
@@ -101,10 +99,7 @@ LINES = [
     ("image_outside", [image("dangling.png"), asked("<video>", video="../a.mp4")]),
     ("image_name", [image("a\x00b.png"), image("http://host/a.png"), image("file:///ok.png")]),
     ("image_unreadable", [image(f"{name}.png") for name in ("loop", "x" * 300, "empty", "zeros", "archive")]),
-    (
-        "image_unreadable",
-        [image("page.png"), image("data:image/png;base64,AAAA")],
-    ),
+    ("image_unreadable", [image("page.png"), image("data:image/png;base64,AAAA")]),
     ("image_pixels", [image("bomb.png")]),
     ("video_missing", [asked("<video>", video="none.mp4")]),
     ("video_unreadable", [asked("<video>", video="sub")]),
@@ -141,12 +136,8 @@ def make_zoo(folder):
     wrong = whole.index(b"IDAT") + 4  # the compressed stream's own checks fail, too
     (folder / "checksum.png").write_bytes(whole[:wrong] + bytes([whole[wrong] ^ 255]) + whole[wrong + 1 :])
     (folder / "head.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:30])
-    for name, data in {
-        "empty": b"",
-        "zeros": bytes(1000),
-        "archive": b"PK\x03\x04" + bytes(100),
-        "page": b"<html>",
-    }.items():
+    other = {"empty": b"", "zeros": bytes(1000), "archive": b"PK\x03\x04" + bytes(100), "page": b"<html>"}
+    for name, data in other.items():
         (folder / f"{name}.png").write_bytes(data)
     Image.new("1", (14_000, 14_000)).save(folder / "bomb.png")
     Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tiff")

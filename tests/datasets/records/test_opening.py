@@ -43,7 +43,7 @@ def test_every_source_is_equal(kind, data_base, tmp_path):
     assert [facts(sample) for sample in loader] == expected
     source = found.sources[0]
     assert len(pickle.dumps((source.index, source.folder))) < 4000  # it crosses to workers
-    for mine, theirs in zip(found.sizes(num_workers=0), plain.sizes(num_workers=0), strict=True):
+    for mine, theirs in zip(found.layout(num_workers=0), plain.layout(num_workers=0), strict=True):
         assert mine.tolist() == theirs.tolist()
     assert {row: each.reason for row, each in found.lengths(0).complaints.items()} == COMPLAINTS
     again, said = opened[0](), []

@@ -104,4 +104,4 @@ def test_the_table_of_reasons_has_all_of_the_code_and_is_that_of_the_pages():
         assert reasons_table() in (ROOT / page).read_text(encoding="utf-8"), "python -m ...records.record_checks"
     code = "".join(path.read_text("utf-8") for path in (ROOT / "xtuner_plugins/datasets/records").glob("*.py"))
     found = set(re.findall(r'\b(?:fail|warn|RecordError)\((?:[\w.]+, )*"(\w+)"', code))
-    assert len(found) > 30 and found <= {*REASONS, "open_files", "image_size", "image_unreadable"}
+    assert len(found) > 30 and found <= {*REASONS, "open_files", "image_unreadable"}

@@ -1,8 +1,6 @@
 """Ids and labels: what is supervised, what can't be forged, and agreement with tokenizing the whole prompt."""
 
 import copy
-import gc
-import os
 import unicodedata
 from dataclasses import replace
 
@@ -16,7 +14,7 @@ from xtuner_plugins.datasets.records.record_checks import FORMS
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import join_pieces, tokenize
 from xtuner_plugins.datasets.text.templates import Template, get_template
-from xtuner_plugins.datasets.text.tokens import TextTokenizer, no_garbage_collection, single_threaded_tokenizer
+from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.errors import RecordError, SettingError
 from xtuner_plugins.hub.conversation import TEMPLATES
 from xtuner_plugins.toy.tokenizer import build_tokenizer
@@ -102,11 +100,3 @@ def test_tokenizers_and_templates_that_can_not_be_used_are_refused(tmp_path):
     assert bare.segments(record_of([("q", "a")]))[0] == ("<|im_start|>user\n", False, True, False)
     with pytest.raises(RecordError, match="no place"):
         bare.segments(record_of([("q", "a")], system="S"))
-
-
-def test_switches_are_as_before_afterwards(monkeypatch):
-    for before in ({}, {"TOKENIZERS_PARALLELISM": "true"}):
-        monkeypatch.setattr(os, "environ", dict(before))
-        with single_threaded_tokenizer(), no_garbage_collection():
-            assert os.environ["TOKENIZERS_PARALLELISM"] == "false" and not gc.isenabled()
-        assert os.environ == before and gc.isenabled()

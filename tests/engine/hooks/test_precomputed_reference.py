@@ -66,7 +66,7 @@ def test_the_loss_is_that_with_a_live_reference_and_nothing_is_computed_twice(tr
         (
             "file",
             {"own": {FOLDER: f"{run.work_dir}/last_checkpoint"}},
-            "name another folder: default_hooks.reference.f",
+            "name another directory by default_hooks.reference.f",
         ),
     ):
         assert re.search(says, trained(name, codes=(1,), **once, **more).errors[0])

@@ -15,9 +15,9 @@ import posixpath
 import re
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,20 @@ IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's 
 
 @dataclass(eq=False)
 class Blob:
-    """An image or video that isn't a file of its own: a member of an archive, or part of a row of a table."""
+    """An image or video that isn't a file of its own: part of a row of a table, or an object of a store.
 
-    name: str  # what messages call it
-    data: bytes  # encoded
+    Args:
+        name: what messages call it.
+        content: its encoded bytes, or what reads them.
+    """
+
+    name: str
+    content: bytes | Callable[[], bytes]
+
+    @cached_property
+    def data(self) -> bytes:
+        """The encoded bytes, which a store is asked for once, when they are needed; errors as `Store.read`."""
+        return self.content() if callable(self.content) else self.content
 
     def __str__(self) -> str:
         return self.name
@@ -125,22 +135,6 @@ class ImageFolder:
         return path
 
 
-class StoredImage(Blob):
-    """An image or video in a store; its bytes are read when they are asked for, once; errors as `Store.read`.
-
-    Args:
-        key: its name below the prefix.
-    """
-
-    def __init__(self, store: Store, key: str):
-        self.name, self.key, self.store = store.place(key), key, store
-
-    @cached_property
-    def data(self) -> bytes:
-        """The bytes."""
-        return self.store.read(self.key)
-
-
 class StoreImages(Store):
     """Turns names in records into images below the prefix of a store."""
 
@@ -154,7 +148,8 @@ class StoreImages(Store):
         if isinstance(name, Blob):
             return name
         check_name(name := name.replace("\\", "/"), self.shown)  # no object's name holds the one of Windows
-        return StoredImage(self, posixpath.normpath(name))
+        key = posixpath.normpath(name)
+        return Blob(self.place(key), partial(self.read, key))
 
 
 def open_images(

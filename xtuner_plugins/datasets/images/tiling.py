@@ -123,13 +123,7 @@ class DynamicTiling:
 
         The grid whose aspect ratio is closest wins. Of equally close ones the later (larger) wins if the image has
         more than half as many pixels as that grid's tiles together.
-
-        Raises:
-            SettingError: an image without pixels.
         """
-        if width < 1 or height < 1 or self.tile_size < 1:
-            problem = f"an image of {width}x{height} in tiles of {self.tile_size} has no grid"
-            raise SettingError("tile_limits", problem, "all three must be at least 1")
         aspect, area, half_tile = width / height, width * height, 0.5 * self.tile_size * self.tile_size
         best, best_difference = (1, 1), math.inf
         for columns, rows, ratio in candidate_grids(self.min_tiles, self.max_tiles):

@@ -13,14 +13,13 @@ All of this depends on sizes and lengths alone, so the plan of an epoch and the 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ...errors import check_whole
-from ...hub.constants import IGNORE_INDEX
 from ...ranges import image_tokens
 from ..images.tiling import DynamicTiling
 from ..text.conversation import Encoded
 
+FITS, SHRUNK, TRUNCATED, DROPPED, BROKEN, REJECTED = range(6)  # fates; from `DROPPED` on a sample is left out
+FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken", "rejected")  # their names
 FRAME = (0, 0)  # the size that stands for a video frame, which is always one tile
 
 
@@ -55,21 +54,28 @@ class TileBudget:
         """Tokens of all images' spans: those of their tiles between a start and an end token."""
         return image_tokens(num_tiles, self.tokens_per_tile)
 
-    def first_limits(self, tiling: DynamicTiling, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """The tile limit of each image before anything is shrunk; arguments as `fit`."""
-        frames = [tuple(size) == FRAME for size in sizes]
-        share = first_limit(tiling.max_tiles, frames.count(False))
-        return [1 if frame else share for frame in frames]
-
-    def fit(self, tiling: DynamicTiling, sizes: Sequence[tuple[int, int]], text_tokens: int) -> list[int]:
-        """The tile limit of each image so that the sample fits, or comes as near as it can.
+    def fit(
+        self,
+        tiling: DynamicTiling,
+        sizes: Sequence[tuple[int, int]],
+        text_tokens: int,
+        before: Sequence[int] = (0, 0),
+    ) -> tuple[list[int], list[int], int]:
+        """What becomes of a sample.
 
         Args:
             tiling: its limits are those of the sample.
             sizes: (width, height) of each image, `FRAME` for a frame.
             text_tokens: tokens besides the images' spans.
+            before: text tokens and images before the first supervised token.
+
+        Returns:
+            The tile limit of each image, its tiles under this limit (thumbnail included), and the fate of the sample:
+            `FITS`, `SHRUNK`, `TRUNCATED` (its end has to be cut off) or `DROPPED`.
         """
-        limits = self.first_limits(tiling, sizes)
+        frames, fate = [tuple(size) == FRAME for size in sizes], FITS
+        share = first_limit(tiling.max_tiles, frames.count(False))
+        limits = [1 if frame else share for frame in frames]
         counts = [self.count(tiling, size, limit) for size, limit in zip(sizes, limits, strict=True)]
         while self.tokens(counts) > self.max_length - text_tokens and max(counts, default=1) > 1:
             # the image with the fewest source pixels per tile loses least; of equal ones the first with most tiles
@@ -79,25 +85,15 @@ class TileBudget:
             )
             grid = tiling.limited(limits[number]).grid(*map(int, sizes[number]))
             limits[number] = grid.columns * grid.rows - 1
-            counts[number] = self.count(tiling, sizes[number], limits[number])
-        return limits
+            counts[number], fate = self.count(tiling, sizes[number], limits[number]), SHRUNK
+        if text_tokens + self.tokens(counts) > self.max_length:
+            learns = before[0] + self.tokens(counts[: before[1]]) < self.max_length  # also when its end is cut off
+            fate = TRUNCATED if self.may_cut and learns else DROPPED
+        return limits, counts, fate
 
 
-def truncate(sample: Encoded, max_length: int) -> tuple[Encoded, int] | None:
-    """Cut off the end of a sample.
-
-    Returns:
-        The sample with at most `max_length` tokens and the number of its images; None when no supervised token would
-        be left.
-    """
-    end = max_length
-    kept = 0
-    for first, length in sample.spans:
-        if first + length > end:
-            end = min(end, first)
-            break
-        kept += 1
-    labels = sample.labels[:end]
-    if not np.any(labels != IGNORE_INDEX):
-        return None
-    return Encoded(sample.input_ids[:end], labels, sample.spans[:kept]), kept
+def truncate(sample: Encoded, max_length: int) -> Encoded:
+    """The sample with its end cut off: at most `max_length` tokens, and only whole spans of images."""
+    spans = tuple(span for span in sample.spans if sum(span) <= max_length)
+    end = min([max_length, *(first for first, length in sample.spans if first + length > max_length)])
+    return Encoded(sample.input_ids[:end], sample.labels[:end], spans)

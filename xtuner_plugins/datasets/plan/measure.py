@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ...errors import DataError, MediaError, RecordError
-from ...files import text_hash
+from ...files import get_cache_dir, text_hash
 from ..images.media import ImageFolder, MediaSource, StoreImages, image_size
 from ..images.video import probe_video
 from ..records.boxes import normalize_boxes
@@ -15,7 +16,7 @@ from ..records.opening import RecordSource
 from ..records.records import Record, expand_videos, parse_record
 from ..text.conversation import Piece, split_pieces
 from ..text.templates import Template
-from ..text.tokens import TextTokenizer, no_garbage_collection
+from ..text.tokens import TextTokenizer
 from .budget import FRAME
 
 FORMAT = "8"  # part of the key; to be raised when counts or files change
@@ -66,6 +67,11 @@ class Measure:
             self.parse.__qualname__,
         )
 
+    @property
+    def directory(self) -> Path:
+        """Where what is measured is kept."""
+        return get_cache_dir() / self.key()
+
     def rows(self, rows: Sequence[int], look: Callable[[int, Record], None] = lambda row, record: None) -> dict:
         """Measure records.
 
@@ -77,19 +83,18 @@ class Measure:
             image or frame; complaints: list of `Complaint`.
         """
         pieces, sizes, complaints = [], [], []
-        with no_garbage_collection():
-            for row in rows:
-                try:
-                    record, found, _ = self.open(row)
-                    pieces.append(split_pieces(record, self.template, self.tokenizer) if self.tokenizer else [])
-                    sizes.append(found)
-                except DataError as error:
-                    complaints.append(Complaint.of(row, error))
-                    pieces.append([])
-                    sizes.append([])
-                else:
-                    look(row, record)
-            counts = count_pieces(pieces, self.tokenizer)
+        for row in rows:
+            try:
+                record, found, _ = self.open(row)
+                pieces.append(split_pieces(record, self.template, self.tokenizer) if self.tokenizer else [])
+                sizes.append(found)
+            except DataError as error:
+                complaints.append(Complaint.of(row, error))
+                pieces.append([])
+                sizes.append([])
+            else:
+                look(row, record)
+        counts = count_pieces(pieces, self.tokenizer)
         return {
             "text_tokens": counts[:, 0],
             "supervised": counts[:, 1],

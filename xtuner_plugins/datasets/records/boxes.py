@@ -35,7 +35,6 @@ PLACEHOLDER = re.compile("<(ref-object|bbox)>")
 FRAME_SIZE = 1000
 COLOR = "#00c853"  # of outlines in drawings
 FRAMES = {"real": None, "norm1": 1, "norm_1000": FRAME_SIZE}  # side of an image in the units of `bbox_type`
-SIZES_DIFFER = "the record says {}x{}, the image is {}x{}"
 Size = tuple[int, int]
 
 
@@ -53,8 +52,6 @@ def normalize_boxes(record: Record, real_size: Callable[[int], Size] | None = No
     if kind not in (None, "normalized", "pixel"):
         fail(record.source, "boxes", f"'boxes' is {kind!r}", 'write "boxes": "pixel" or leave it out')
     size = _pixel_size(record, real_size) if kind == "pixel" else None
-    if not record.has_markup:
-        return record
     warnings = list(record.warnings)
     for text in record.texts:
         _check_tags(text, record, warnings)
@@ -66,21 +63,6 @@ def normalize_boxes(record: Record, real_size: Callable[[int], Size] | None = No
 def find_boxes(text: str) -> list[tuple[float, ...]]:
     """The boxes of a text, four numbers each in whatever frame it uses; what isn't a box is left out."""
     return [box for match in BOX.finditer(text) for box in _corners(match[1]) if len(box) == 4]
-
-
-def compare_size(record: Record, size: Size) -> RecordError | None:
-    """A warning where a record with one image states another size than the image has.
-
-    With pixel boxes that is an error; elsewhere the record may be about another version of the image.
-
-    Args:
-        size: (width, height) of the upright image.
-    """
-    said = record.extra.get("width"), record.extra.get("height")
-    if len(record.media) != 1 or not all(isinstance(side, int) for side in said) or said == size:
-        return None
-    remedy = "check that it is the image that was annotated"
-    return RecordError("image_size", SIZES_DIFFER.format(*said, *size), remedy, record.source)
 
 
 def _corners(text: str) -> list[tuple[float, ...]]:
@@ -113,7 +95,7 @@ def _pixel_size(record: Record, real_size: Callable[[int], Size] | None) -> Size
         problem = f"pixel boxes with {len(images)} images, of {size[0]!r} x {size[1]!r}"
         fail(record.source, "boxes", problem, "give one image with its width and height, or boxes in the 0-1000 frame")
     if real_size is not None and (real := real_size(images[0])) != size:
-        problem = SIZES_DIFFER.format(*size, *real)
+        problem = "the record says {}x{}, the image is {}x{}".format(*size, *real)
         fail(record.source, "boxes", problem, "correct width and height (of the upright image)")
     return size
 

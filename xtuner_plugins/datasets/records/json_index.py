@@ -43,11 +43,7 @@ class OffsetIndex:
 
     def source(self, row: int) -> str:
         """`file:line` of a record."""
-        return f"{self.path}:{self.line(row)}"
-
-    def line(self, row: int) -> int:
-        """The line on which a record starts, counted from 1."""
-        return int(self.spans[2, row])
+        return f"{self.path}:{self.spans[2, row]}"
 
     def fingerprint(self) -> str:
         """Hash of the content."""

@@ -16,14 +16,12 @@ from dataclasses import dataclass
 
 from .boxes import PLACEHOLDER
 from .foreign import KEYS, RawTurn, history, joined, turns_of
-from .record_checks import fail, fills_texts, shorten, warn
+from .record_checks import fail, fills_texts, shorten
 from .records import Record, parse_record, parse_turns
 
 PROMPTS = ("prompt", "question", "instruction", "query")
 CHOSEN, REJECTED = ("chosen", "response"), ("rejected", "rejected_response", "rejected_messages")
 PAIR_KEYS = KEYS | {*PROMPTS, *CHOSEN, *REJECTED}
-FAR_APART = 8  # an answer this many times as long as the other, both beyond `SHORT`
-SHORT = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class PairRecord(Record):
 
     def sides(self) -> tuple[Record, Record]:
         """The conversation with the chosen answer, and with the rejected one."""
-        prompt, facts = self.turns[:-2], (self.source, self.system, self.extra, self.has_markup)
+        prompt, facts = self.turns[:-2], (self.source, self.system, self.extra)
         return tuple(Record((*prompt, answer), *facts) for answer in self.turns[-2:])
 
 
@@ -47,15 +45,12 @@ def parse_pair(raw: object, source: str) -> PairRecord:
         fail(source, "equal_answers", f"both answers are {shorten(texts[0])}")
     record, other = (parse_turns(shared, [*prompt, RawTurn("assistant", text)], source) for text in texts)
     warnings = list({str(warning): warning for each in (record, other) for warning in each.warnings}.values())
-    shorter, longer = sorted(map(len, texts))
-    if longer > SHORT and longer > FAR_APART * shorter:
-        warn(warnings, source, "far_apart", f"the answers have {len(texts[0])} and {len(texts[1])} characters")
     if fills_texts(record.extra.get("objects")) and PLACEHOLDER.search("".join((*record.texts, texts[1]))):
         problem = "'objects' of a pair: it isn't said which of them belong to which answer"
         fail(source, "objects", problem, "write the boxes into the texts, as <box>[[x1, y1, x2, y2]]</box>")
     context = tuple(turn._replace(supervised=False) for turn in record.turns[:-1])
     changed = {"turns": (*context, record.turns[-1], other.turns[-1]), "warnings": tuple(warnings)}
-    return PairRecord(**vars(record) | changed | {"has_markup": record.has_markup or other.has_markup})
+    return PairRecord(**vars(record) | changed)
 
 
 def _sides(raw: dict, source: str) -> tuple[list[RawTurn], object, object]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ...errors import RecordError
 
+TAGS = "<image> (or <video>, or <ref>...</ref><box>[[x1, y1, x2, y2]]</box>)"
 # Reasons with their meanings and remedies. `~` before one: it may also be a warning; `~~`: it is only a warning.
 _TABLE = {
     "json": ("not JSON, nested too deeply, or a comma after the object", "write one JSON object per line, or an array"),
@@ -43,26 +44,16 @@ _TABLE = {
     "~media_role": ("an image outside the user's turns", "images stand in the user's turns"),
     "image_count": ("placeholders and images that differ in number", "name one image for each <image>"),
     "video_count": ("placeholders and videos that differ in number", "name one video for each <video>"),
-    "~foreign_form": (
-        "other projects' placeholders: `<Image>`, `<image_1>`, `<|image_pad|>`, `<img>a.jpg</img>`, `<bbox>` ...",
-        "write <image> (or <video>, or <ref>...</ref><box>[[x1, y1, x2, y2]]</box>), unless it is meant as text",
-    ),
+    "~foreign_form": ("others' `<Image>`, `<|image_pad|>`, `<bbox>` ...", f"write {TAGS}, unless it is meant as text"),
     "~objects": ("ms-swift's `objects` that don't fit its placeholders", "give one for each <ref-object> and <bbox>"),
-    "boxes": (
-        "a box out of range, inverted or not closed, or a size that isn't the image's",
-        'correct the box, or write "boxes": "pixel" with width and height if it is in pixels',
-    ),
-    "~~grounding": (
-        "`<box>` without numbers or in fractions, or a tag without its other half",
-        "write <box>[[x1, y1, x2, y2]]</box> in the frame of 0 to 1000, and close every tag",
-    ),
+    "boxes": ("a box out of range, inverted or not closed, or a size that isn't the image's", "correct the box"),
+    "~~grounding": ("a `<box>` without numbers or in fractions, or a tag alone", "close it, and write 0 to 1000"),
     "~~unread_key:NAME": ("an unread key (`reasoning_content`, `tools` ...)", "remove it, or name it in columns"),
     "no_pair": ("a pair without a chosen or a rejected answer", 'give "chosen": "..." and "rejected": "..."'),
     "no_prompt": ("a pair without a prompt", 'give "prompt": "..."'),
     "two_prompts": ("a pair whose answers follow different messages", "let only the last message differ"),
     "equal_answers": ("a pair of equal answers", "remove the record: it prefers nothing"),
     "pair_answer": ("an answer of a pair that is no text and no message", 'write "chosen": "..."'),
-    "~~far_apart": ("an answer 8 times as long as the other", "check the pair: models learn to prefer the length"),
     "sample": ("a sample of a tar without .json and .txt", "write the record beside the image"),
     "table_unreadable": ("a row that can't be decoded", "fetch the file again"),
 }
@@ -82,11 +73,7 @@ FORMS = re.compile(  # `<` comes first and alone, so that the search jumps from 
 )
 FILLED = ("<bbox>", "<ref-object>")  # placeholders of ms-swift
 # Other names for media and sound, which are an error where no other medium is given
-MEDIA_KEYS = frozenset(
-    "Image Images IMAGE img imgs image_path image_paths image_file image_files image_name image_list image_url"
-    " image_urls img_path img_paths img_url img_file pic photo photos Video Videos video_path video_paths video_file"
-    " video_list video_url video_urls media audio audios audio_path audio_paths audio_url audio_file".split()
-)
+MEDIA_KEYS = re.compile(r"(?i)(image|img|pic|picture|photo|video|media|audio)s?(_(path|file|name|list|url)s?)?")
 LOSS_KEYS = ("loss", "weight", "loss_scale", "train", "training", "train_detail")  # obeyed
 OTHER_LOSS_KEYS = frozenset("trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight".split())
 # Facts about a record or a turn that change nothing
@@ -151,7 +138,7 @@ def check_keys(
     learned = role in (None, "assistant")
     for key in sorted(keys.keys() - FACTS):
         value = keys[key]
-        if value and not has_media and (key in MEDIA_KEYS or key in ("image", "images", "video", "videos")):
+        if value and not has_media and MEDIA_KEYS.fullmatch(key):
             fail(source, "media_key", f"{where} names media by {key!r}, which isn't read there")
         if role is None and _is_bad(key, value):
             fail(source, "bad_answer", f"{where} has {key!r}: {shorten(str(value), 30)}")

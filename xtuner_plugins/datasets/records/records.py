@@ -67,7 +67,6 @@ class Record:
     source: str  # 'file:line'
     system: str | None = None  # replaces the template's system message
     extra: dict = field(default_factory=dict)  # the record's other keys, unchanged
-    has_markup: bool = False  # a text holds `<` other than in placeholders; only such texts are examined
     warnings: tuple[RecordError, ...] = ()  # what its author may not have meant; it is learned unchanged
 
     @property
@@ -118,13 +117,10 @@ def parse_turns(raw: dict, written: list[RawTurn], source: str) -> Record:
         turns = [turn._replace(supervised=False) for turn in turns]
     turns, in_front = _fill_placeholders(turns, given, source)
     turns = _without_empty_answers(turns, source, warnings)
-    has_markup = False
     for number, turn in enumerate(turns, 1):
-        for part in turn.parts:
-            if isinstance(part, str) and "<" in part:
-                has_markup = True
-                check_text(part, turn.role, number, in_front, extra.get("objects"), source, warnings)
-    return Record(tuple(turns), source, system, extra, has_markup, tuple(warnings))
+        for text in (part for part in turn.parts if isinstance(part, str)):
+            check_text(text, turn.role, number, in_front, extra.get("objects"), source, warnings)
+    return Record(tuple(turns), source, system, extra, tuple(warnings))
 
 
 def _turn(turn: RawTurn, number: int, pattern: re.Pattern, source: str, warnings: list[RecordError]) -> Turn:

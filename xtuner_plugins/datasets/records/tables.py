@@ -88,10 +88,6 @@ class TableRecords:
         """`entry:row`, counted from 1 over all files of the entry."""
         return f"{self.path}:{row + 1}"
 
-    def line(self, row: int) -> int:
-        """The number in `source`."""
-        return row + 1
-
     def fingerprint(self) -> str:
         """Hash of the files' paths, sizes and times."""
         return text_hash(json.dumps([sorted(self.stamps.items()), self.columns]))

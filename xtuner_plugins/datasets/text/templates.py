@@ -9,7 +9,7 @@ text that it will be prompted with. With `internvl2_5` (supervised parts underli
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ...errors import RecordError, SettingError
@@ -31,7 +31,6 @@ class Template:
     """A template of the table, as training reads it."""
 
     conversation: Conversation  # without turns
-    _arounds: dict[tuple, list[Segment]] = field(default_factory=dict, repr=False, compare=False)  # see `_around`
 
     @property
     def name(self) -> str:
@@ -64,18 +63,16 @@ class Template:
 
     def _around(self, has_system: bool, num_turns: int) -> list[Segment]:
         """The template's own texts: before each message, without the token that ends an answer, and after the last."""
-        if (has_system, num_turns) not in self._arounds:
-            empty, texts, skipped = self.conversation, [""], 0
-            messages = [(empty.roles[number % 2], "") for number in range(num_turns)]
-            bare = replace(empty, system_message="" if has_system else None, messages=messages)
-            for kind, text in bare.get_parts():
-                if kind == "template":
-                    texts[-1] += text[skipped:]
-                else:
-                    texts.append("")
-                skipped = len(empty.stop_token) if kind == "answer" else 0
-            self._arounds[has_system, num_turns] = [Segment(text, literal=True) for text in texts]
-        return self._arounds[has_system, num_turns]
+        empty, texts, skipped = self.conversation, [""], 0
+        messages = [(empty.roles[number % 2], "") for number in range(num_turns)]
+        bare = replace(empty, system_message="" if has_system else None, messages=messages)
+        for kind, text in bare.get_parts():
+            if kind == "template":
+                texts[-1] += text[skipped:]
+            else:
+                texts.append("")
+            skipped = len(empty.stop_token) if kind == "answer" else 0
+        return [Segment(text, literal=True) for text in texts]
 
 
 def get_template(name: str, own: Mapping[str, str | None] | None = None) -> Template:
@@ -86,13 +83,9 @@ def get_template(name: str, own: Mapping[str, str | None] | None = None) -> Temp
         own: a model's system message (see `own_system`).
 
     Raises:
-        SettingError: no such template, or its separator doesn't begin with the token that ends an answer.
+        SettingError: no such template.
     """
     try:
-        conversation = get_conv_template(name, **(own or {}))
+        return Template(get_conv_template(name, **(own or {})))
     except ValueError as error:
         raise SettingError("template", str(error), "correct 'template'") from None
-    if not conversation.stop_token or not conversation.sep.startswith(conversation.stop_token):
-        problem = f"template {name!r} doesn't end answers with {conversation.stop_token!r}"
-        raise SettingError("template", problem, "choose another one")
-    return Template(conversation)

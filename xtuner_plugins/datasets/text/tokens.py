@@ -4,41 +4,13 @@
 tokens (`<ref>`, `<box>`, ...), which belong into texts.
 """
 
-import contextlib
-import gc
 import json
 import os
-from collections.abc import Iterator
 
 from ...errors import SettingError, one_line
 from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
 from ...weights.fast_tokenizers import load_fast_tokenizer
-
-SHORT, MOST_FREQUENT = 256, 1024  # characters of a text whose ids are kept; how many are
-PARALLEL = "TOKENIZERS_PARALLELISM"
-
-
-@contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Switch off Python's garbage collector, which took a third of the time of measuring lengths."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-@contextlib.contextmanager
-def single_threaded_tokenizer() -> Iterator[None]:
-    """Switch the tokenizer's own threads off: a process that has used them warns at every later fork."""
-    before = os.environ.get(PARALLEL)
-    os.environ[PARALLEL] = "false"
-    try:
-        yield
-    finally:
-        os.environ.pop(PARALLEL)
-        os.environ.update({} if before is None else {PARALLEL: before})
 
 
 class TextTokenizer(TextRules):
@@ -59,8 +31,8 @@ class TextTokenizer(TextRules):
     def __init__(self, tokenizer, name: str = "the tokenizer"):
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
-        self._frequent: dict[str, list[int]] = {}
-        self._literals: dict[str, list[str | int]] = {}
+        # Its own threads wouldn't survive a fork, and it would warn at each one.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         super().__init__(tokenizer)
         missing = [token for token in IMAGE_TOKENS if token not in self.ids]
         if missing:
@@ -83,21 +55,6 @@ class TextTokenizer(TextRules):
             problem = f"the tokenizer in {directory!r} can't be loaded ({one_line(error, 300)})"
             remedy = "the directory needs tokenizer.json and tokenizer_config.json"
             raise SettingError("tokenizer", problem, remedy) from None
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a plain text, never of added tokens; not to be changed. Short ones, such as a template's, are kept."""
-        ids = self._frequent.get(text)
-        if ids is None:
-            ids = super().encode(text)
-            if len(text) <= SHORT and len(self._frequent) < MOST_FREQUENT:
-                self._frequent[text] = ids
-        return ids
-
-    def split_literal(self, text: str) -> list[str | int]:
-        """As `TextRules.split_literal`, which is asked for the few texts of a template again and again."""
-        if text not in self._literals:
-            self._literals[text] = super().split_literal(text)
-        return self._literals[text]
 
     def count_batch(self, texts: list[str]) -> list[int]:
         """The number of ids that `encode` gives for each text."""

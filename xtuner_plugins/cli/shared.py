@@ -92,8 +92,7 @@ def finish(work: Callable[[], int | None], *, smaller: str = "--max-tiles", so_f
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
-        said = str(error) if "--processes" in str(error) else f"out of memory; try a smaller {smaller}"
-        lines = [f"{said}{so_far}"]
+        lines = [f"out of memory; try a smaller {smaller}{so_far}"]
     except KeyboardInterrupt:
         print(f"\nstopped{so_far}", file=sys.stderr)
         return 130

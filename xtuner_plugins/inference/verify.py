@@ -271,12 +271,14 @@ def _case(model, tokenizer, work: Path, name: str, question: str, images: list[s
     tiling = tiling_of(model.config, {})
     paths = [_image(work / f"{each}.png", each, tiling.tile_size) for each in images]
     tiles = [normalize(tiling(load_image(path))) for path in paths]
-    prompt = model.build_prompt(question, [len(part) for part in tiles])
+    num_tiles, tokens = [len(part) for part in tiles], model.num_image_token
+    parts = model.prompt_parts(question, num_tiles)
+    prompt = "".join(f"<img>{'<IMG_CONTEXT>' * tokens * n}</img>" if kind == "image" else n for kind, n in parts)
     task = {
         "name": name,
         "question": question,
         "images": [path.name for path in paths],
-        "num_tiles": [len(part) for part in tiles],
+        "num_tiles": num_tiles,
         "prompt": prompt,
         "ids": tokenizer(prompt).input_ids,
         "context": tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),

@@ -33,7 +33,8 @@ def holds_internlm2(fields: Mapping) -> bool:
 
 def read_config(fields: Mapping, directory: str | Path) -> dict:
     """See ``model_view.py``; missing fields get the defaults of the config classes, which are the official ones."""
-    from ..hub import InternVisionConfig, InternVLChatConfig
+    from ..hub.configuration_intern_vit import InternVisionConfig
+    from ..hub.configuration_internvl_chat import InternVLChatConfig
 
     vision = dict(fields["vision_config"])
     if vision.get("model_type") in (None, InternVisionConfig.model_type):

@@ -129,7 +129,7 @@ def test_a_base_prompts_as_its_language_model_does(toy_parts, tmp_path):
         base, hf = tmp_path / f"base-{number}", tmp_path / f"hf-{number}"
         summary = build_base(toy_parts[0], llm, base, dtype="float32", **options)
         convert(base, hf, format="hf")
-        prompt = load_model(base, dtype=torch.float32).build_prompt("Hi")
+        prompt = "".join(text for _, text in load_model(base, dtype=torch.float32).prompt_parts("Hi"))
         for folder in (base, hf):
             rendered = load_tokenizer(folder).apply_chat_template(HI, tokenize=False, add_generation_prompt=True)
             assert rendered == prompt and prompt.startswith(begins)

@@ -196,7 +196,7 @@ def _vision_config(family: EncoderFamily, fields: Mapping) -> dict:
     """The `vision_config` to write: what a directory names, completed by the encoder's config class."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from ...hub import InternVisionConfig
+    from ...hub.configuration_intern_vit import InternVisionConfig
 
     make = InternVisionConfig if family.is_intern_vit else CONFIG_MAPPING[family.model_type]
     own = {key: value for key, value in fields.items() if key not in ("model_type", "torch_dtype", "dtype")}

@@ -87,7 +87,7 @@ def write_base(folder: Path, size: str) -> None:
         for name, shape in our_shapes(size).items()
     }
     stored = model_view.keys_of(official, official_config(size)).to_theirs(tensors)
-    writer.write_weights(folder, stored, max_shard_size=4 * 10**9)
+    writer.write_weights(folder, stored)
     writer.write_json(folder / "config.json", official_config(size))
 
 

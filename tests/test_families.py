@@ -14,7 +14,9 @@ from xtuner_plugins.families import (
     encoder_family,
     llm_family,
 )
-from xtuner_plugins.hub import InternVisionConfig, InternVLChatConfig, get_conv_template
+from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
+from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
+from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.models import VisionLanguageModel
 
 

@@ -34,9 +34,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     layer = "vision layer to use (default -1, CLIP and SigLIP -2); InternViT's layers after it are left out"
     parser.add_argument("--select-layer", type=int, help=layer)
     parser.add_argument("--tile-size", type=int, help="side of a tile in pixels, for DINOv2 and DINOv3 (default 448)")
-    rgb = dict(type=float, nargs=3, metavar=("R", "G", "B"))
-    parser.add_argument("--image-mean", **rgb, help="that the tower was trained with, if not known; folded in")
-    parser.add_argument("--image-std", **rgb, help="likewise")
     parser.add_argument("--flash", action="store_true", help="add InternVL3.5-Flash's projector and router, fresh")
     parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
     add_weights(parser, dtype="bfloat16")
@@ -45,10 +42,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def build(args: argparse.Namespace) -> None:
     from xtuner_plugins.export.base.build import build_base
-    from xtuner_plugins.processes import progress_bar
 
-    with progress_bar(unit="B", unit_scale=True, desc="writing weights") as bar:
-        done = build_base(**vars(args), progress=bar.update)
+    done = build_base(**vars(args))
     print(
         f"wrote {done['out']}: {done['num_parameters']:,} parameters, {done['num_bytes'] / 1e9:.2f} GB, "
         f"vocabulary {done['vocab_size']} ({done['num_new_tokens']} tokens added), {done['num_image_token']} tokens "

@@ -14,8 +14,7 @@ Without --question it converses: a line is a question, Ctrl-C stops an answer, a
     /help         say this
     /quit         leave (so does the end of the input)
 
-Boxes in an answer are drawn on the latest image and saved as NAME.boxes-1.png in the current folder. Control codes in
-an answer are shown, not obeyed.
+Control codes in an answer are shown, not obeyed. tools/web_demo.py draws boxes.
 
 Exit status: 0; 1 when a line of a piped conversation failed; 2 when the model, an image or the command line can't be
 used.

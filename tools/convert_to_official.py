@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
 from xtuner_plugins.cli.shared import add_weights, command, make_parser  # noqa: E402
-from xtuner_plugins.processes import progress_bar, quiet_imports  # noqa: E402
+from xtuner_plugins.processes import quiet_imports  # noqa: E402
 from xtuner_plugins.settings import add_config_options, parse_words, read_config  # noqa: E402
 from xtuner_plugins.weights.work_dir import newest_checkpoint  # noqa: E402
 
@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         choice = dict(template=args.template, max_tiles=args.max_tiles)
         job = export.prepare(config, checkpoint, format=args.format, dtype=dtype, **choice)
-    with progress_bar(total=job.draft.num_bytes, unit="B", unit_scale=True, desc="exporting") as bar:
-        done = export.write(job, out, max_shard_size=args.max_shard_size, force=args.force, progress=bar.update)
+    done = export.write(job, out, force=args.force)
     trained = "" if args.source else f" ({done['num_replaced']} trained, {done['num_merged']} adapters merged)"
     text = f"wrote {done['out']}: {done['num_tensors']} tensors{trained}, {done['num_bytes'] / 1e9:.2f} GB in "
     notes = (f"note: {note}" for note in done["notes"])

@@ -13,7 +13,8 @@ stopped or killed, and asks nothing twice; a folder that other weights, data or 
 OUT holds results.json, items.jsonl (each question with its answer and score) and report.html.
 
 --compare takes two folders of results on the same questions: both scores, the difference with its 95 % interval and its
-p-value, how many questions each answers better, a verdict (B is better, equal or worse), and which settings differ.
+p-value, how many questions each answers better, a verdict (better, worse, no difference seen), and which settings
+differ.
 --card writes the scores before (A) and after (B) into the README.md of the export that B measured.
 
 Exit status: 0 when every question was answered; 1 when some could not be asked or measured; 2 when the model, the data
@@ -43,7 +44,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", help="folder of answers and results")
     parser.add_argument("--limit", type=at_least(1), help="only the first questions of each file, for a quick look")
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="questions per batch (default 8)")
-    parser.add_argument("--processes", type=at_least(1), default=1, help="each with a model of its own (default 1)")
     add_answers(parser, longest=None, told="128; 512 where an answer may be long")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two folders of results instead")
     group = parser.add_argument_group("with --compare")
@@ -113,8 +113,7 @@ def evaluate(args: argparse.Namespace) -> int:
         for each in data_set.left_out:
             leave_out(data_set.name, each)
     longest = args.max_new_tokens or max(each.longest_answer for each in data_sets)
-    sizes = ({"max_new_tokens": longest}, args.batch_size, args.processes)
-    job = Job(args.model, args.checkpoint, opening_of(args), *sizes)
+    job = Job(args.model, args.checkpoint, opening_of(args), {"max_new_tokens": longest}, args.batch_size)
     with closing(Evaluation(source, job, data_sets, args.out, limit=args.limit)) as evaluation:
         print(f"computing in {evaluation.computes_in}", file=sys.stderr)
         with progress_bar(total=len(evaluation.unanswered), unit="question", desc="answering") as bar:

@@ -33,8 +33,7 @@ NO_SHARING = 'button:has(path[d^="M23,20a5,5"]) {display: none !important}'
 # Gradio's page names scripts and fonts of other sites: browsers don't load them.
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 CHINESE = {
-    "System prompt": "系统提示词",
-    "empty: the model's own": "留空则用模型自带的",
+    "System prompt (empty: the model's own)": "系统提示词（留空则用模型自带的）",
     "Temperature (0: the likeliest word)": "温度（0 表示总取最可能的词）",
     "Most tiles of a question's images, thumbnails not counted": "每次提问的图块上限（不含缩略图）",
     "Longest answer in tokens": "回答的最大 token 数",
@@ -110,18 +109,17 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
             raise gr.Error("Type a question, too. 请输入问题。", print_exception=False)
         options = {"do_sample": True, "temperature": temperature} if temperature else {}
         options |= {"system": system, "max_tiles": int(max_tiles), "max_new_tokens": int(max_tokens)}
-        files = [file if isinstance(file, str) else file["path"] for file in message["files"]]
         answer = ""
         try:
-            turn = turn_of(message["text"], files, int(frames))
+            turn = turn_of(message["text"], message["files"], int(frames))
             shown = [tile.permute(1, 2, 0).numpy() for image in session.tiles(turn.images, max_tiles) for tile in image]
             yield "", shown  # once: the page would load the same tiles again with every word
             for piece in session.reply([*past_turns(history, int(frames)), turn], **options):
                 answer += piece
                 yield answer.lstrip(), gr.skip()
         except (ValueError, torch.cuda.OutOfMemoryError) as error:
-            is_wrong = isinstance(error, ValueError)
-            said = str(error) if is_wrong else "out of memory; lower the tile limit, or begin a new conversation"
+            too_large = "out of memory; lower the tile limit, or begin a new conversation"
+            said = str(error) if isinstance(error, ValueError) else too_large
             raise gr.Error(said, duration=None, print_exception=False) from None
         stills = [image for image in turn.images if not isinstance(image, Frame)]
         whole = answer.strip()
@@ -130,18 +128,18 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
             whole = [whole, gr.Image(drawn, format="png", buttons=["fullscreen"])]
         yield whole, shown  # programs get the last values
 
-    # Least, most, at first and step of the numbers, which are the third to sixth of the words.
+    # Least, most, at first and step of the numbers, which are the second to fifth of the words.
     ranges = (0, 2, 0, 0.1), (1, max(24, most), most, 1), (1, 4096, 512, 1), (1, 32, 8, 1)
     with gr.Blocks(title=name, analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)) as page:
         shape = {"columns": 8, "height": 220, "format": "png", "buttons": ["fullscreen"]}
         tiles = gr.Gallery(label=i18n("What the model sees"), **shape, render=False)
-        hint = i18n("empty: the model's own")
-        system = gr.Textbox(label=i18n("System prompt"), placeholder=hint, lines=2, render=False)
-        rows = zip(ranges, list(CHINESE)[2:6], strict=True)
+        system = gr.Textbox(label=i18n("System prompt (empty: the model's own)"), lines=2, render=False)
+        rows = zip(ranges, list(CHINESE)[1:5], strict=True)
         numbers = [gr.Slider(*values, step=step, label=i18n(label), render=False) for (*values, step), label in rows]
-        upload = {"file_count": "multiple", "max_plain_text_length": 100_000}
         chatbot = gr.Chatbot(height=460, show_label=False, buttons=["copy"], render=False)
-        textbox = gr.MultimodalTextbox(show_label=False, render=False, **upload)
+        textbox = gr.MultimodalTextbox(
+            file_count="multiple", max_plain_text_length=100_000, show_label=False, render=False
+        )
         accordion = gr.Accordion(i18n("Settings"), open=False, render=False)
         shown = {"title": name, "chatbot": chatbot, "textbox": textbox, "additional_inputs_accordion": accordion}
         given = {"additional_inputs": [system, *numbers], "additional_outputs": [tiles]}

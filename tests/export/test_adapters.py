@@ -51,14 +51,14 @@ def test_what_is_refused(toy_base, case, tmp_path, refused):
     """An adapter on another base, a part of it, a changed one; and a checkpoint that holds none."""
     base = shutil.copytree(toy_base, tmp_path / "base")
     write_json(base / "config.json", {**read_json(base / "config.json"), "select_layer": -2})
-    config = training.write_config(tmp_path / "c.py", base, **BOTH)
-    table = [(config, case[2], "belongs to another base: config.json")]
-    table.append((None, case[2] / "language_model", "give the directory above it .*merge_and_unload"))
-    for name in ("record.json", "language_model/adapter_config.json"):
-        adapter = shutil.copytree(case[2], tmp_path / name[:6])
-        (adapter / name).write_text((adapter / name).read_text() + " ")
-        table.append((None, adapter, f"not as it was exported: {name} changed"))
-    for config, adapter, words in table:
+    other, changed = training.write_config(tmp_path / "c.py", base, **BOTH), tmp_path / "changed"
+    shutil.copytree(case[2], changed)
+    (changed / "language_model/adapter_config.json").write_text("{}")
+    for config, adapter, words in (
+        (other, case[2], "belongs to another base: config.json"),
+        (None, case[2] / "language_model", "give the directory above it .*merge_and_unload"),
+        (None, changed, "not as it was exported: language_model/adapter_config.json changed"),
+    ):
         refused(words, lay_over, config, adapter)
     checkpoint = save_pth(make_model(toy_base), tmp_path / "p.pth")
     refused("holds no LoRA tensors", export_adapter, None, checkpoint, tmp_path / "none")

@@ -3,7 +3,6 @@
 import json
 from types import SimpleNamespace
 
-import pytest
 from markdown_it import MarkdownIt
 
 from xtuner_plugins.export import card
@@ -31,7 +30,7 @@ MARKDOWN = MarkdownIt("gfm-like", {"linkify": False}).enable("table")
 
 
 def plan_of(record=RECORD, gain=GAIN):
-    checkpoint = SimpleNamespace(path="iter_40.pth", image_gain=gain)
+    checkpoint = SimpleNamespace(path="iter_40.pth", run={"image_gain": gain})
     return SimpleNamespace(record=record, checkpoint=checkpoint, replaced=["a"] * 3, adapters=["b"] * 4)
 
 
@@ -89,7 +88,7 @@ def test_values_stay_text(tmp_path):
     assert card.escaped("x" * 500) == "x" * card.LONG + "..."
 
 
-def test_sections_are_filled_in_again_and_the_rest_stays(tmp_path):
+def test_sections_are_filled_in_again_and_the_rest_stays(tmp_path, refused):
     path = tmp_path / card.FILE
     path.write_text(before := card.make(plan_of()).replace("| the base | fill in |", "| the base | MIT |"))
     card.fill(tmp_path, "tensors", changed={"mlp1": (6, 7)})
@@ -100,8 +99,6 @@ def test_sections_are_filled_in_again_and_the_rest_stays(tmp_path):
     row = r"| own | exact\_match: accuracy | 40.0 | 60.0 | +20.0 | 9.0 to 31.0 | better | 200 |"
     assert row in text and "| old |" not in text and "Before is models/base." in text
     path.write_text(text.replace("<!-- end scores -->", ""))
+    words = "README.md isn't there or lacks <!-- begin scores --> ... <!-- end scores"
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(
-            ValueError, match="README.md isn't there or lacks <!-- begin scores --> ... <!-- end scores"
-        ):
-            card.fill(folder, "scores", scores=[SCORES], before="b")
+        refused(words, card.fill, folder, "scores", scores=[SCORES], before="b", error=ValueError)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.weights.training import make_model, save_pth
 from xtuner_plugins.export.export import export
+from xtuner_plugins.weights import writer
 from xtuner_plugins.weights.model_view import open_model
 
 NUM_POINTS = 20
@@ -30,7 +31,7 @@ def forked(checkpoint: Path, out: Path, kill_at: int) -> int:
     if (child := os.fork()) == 0:
         try:
             sys.addaudithook(hook)
-            export(None, checkpoint, out, max_shard_size="200KB", force=True)
+            export(None, checkpoint, out, force=True)
         finally:
             os._exit(0)
     assert os.waitpid(child, 0)[1] == (signal.SIGKILL if kill_at else 0)
@@ -53,10 +54,11 @@ def loads(path: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replaces", [False, True])
-def test_killed_anywhere(toy_base, tmp_path, replaces):
+def test_killed_anywhere(toy_base, tmp_path, monkeypatch, replaces):
     """Where an older export stands, it stays whole until the new one is."""
     checkpoint = save_pth(make_model(toy_base), tmp_path / "iter_1.pth")
-    export(None, checkpoint, tmp_path / "new", max_shard_size="200KB")
+    monkeypatch.setattr(writer, "SHARD_BYTES", 200_000)
+    export(None, checkpoint, tmp_path / "new")
     export(None, save_pth(make_model(toy_base, seed=9), tmp_path / "old.pth"), tmp_path / "old")
     whole = [contents(tmp_path / name) for name in ("new", "old")]
 

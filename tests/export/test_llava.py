@@ -80,7 +80,7 @@ def test_what_it_cannot_say(base, toy_base, toy_parts, tmp_path, refused):
         (tmp_path / "shuffled", "llava", "can't express pixel shuffle and the projector's LayerNorm"),
         (tmp_path / "tiled", "llava", "can't express up to 6 tiles per image"),
         (base, "hf", "can't express CLIP, SigLIP or another projector"),
-        (tmp_path / "llava", "official", "read by other programs only"),
+        (tmp_path / "llava", "official", "give the directory that a llava export was made from"),
     ):
         refused(words, convert, source, tmp_path / "out", format=format)
     assert not (tmp_path / "out").exists()

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from xtuner_plugins.hub import InternVLChatConfig, InternVLChatModel
+from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
+from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 
 TILE = 112  # 8 x 8 patches of 14 pixels, 4 x 4 = 16 image tokens
 SIZES = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4)

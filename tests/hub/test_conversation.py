@@ -4,15 +4,13 @@ import pytest
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from xtuner_plugins.hub import constants, get_conv_template
-from xtuner_plugins.hub.conversation import TEMPLATES
+from xtuner_plugins.hub import constants
+from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 
 V2 = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 V2_5 = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
-VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the user's questions."
-)
+VICUNA = "A chat between a curious user and an artificial intelligence assistant. "
+VICUNA += "The assistant gives helpful, detailed, and polite answers to the user's questions."
 
 
 def chat(system, end, *, before="<|im_start|>", behind="\n"):

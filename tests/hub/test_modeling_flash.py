@@ -72,7 +72,6 @@ def test_each_row_is_a_request_that_is_read_as_described():
 
 def test_which_tiles_are_chosen():
     for probabilities, relative, absolute, expected in (
-        ([0.9, 0.2, 0.8, 0.7], 0.3, 0.5, [1, 0, 1, 1]),
         ([0.9, 0.2, 0.8, 0.7], 0.3, 0.75, [1, 0, 1, 0]),  # the absolute threshold
         ([0.875, 0.2, 0.8, 0.7], 0.3, 0.875, [1, 0, 0, 0]),  # which may be reached
         ([0.9, 0.2, 0.8, 0.7], 0.0, 0.0, [1, 0, 1, 1]),  # never all: one is the lowest

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
-from xtuner_plugins.hub import InternVisionConfig, InternVisionModel
-from xtuner_plugins.hub.modeling_intern_vit import drop_path, resize_positions
+from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
+from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel, drop_path
 
 from .cases import VISION, make_config, make_model, make_pixels
 
@@ -42,13 +43,13 @@ def test_drop_path_grows_over_the_blocks_and_rests_in_evaluation():
 
 @torch.no_grad()
 def test_another_tile_side_interpolates_positions():
-    vision, tiles = make_model().vision_model, make_pixels(side=168)
-    stored = vision.embeddings.position_embedding.detach()
-    interpolated = vision(tiles).last_hidden_state
-    vision.embeddings.position_embedding = torch.nn.Parameter(resize_positions(stored, 8, 12, 12))
-    vision.embeddings.image_size = 168
-    assert torch.equal(vision(tiles).last_hidden_state, interpolated)
-    torch.testing.assert_close(resize_positions(stored, 8, 8, 8), stored, atol=1e-6, rtol=0)
+    """As pictures of 8 x 8 pixels, a channel each; the class token's stays."""
+    vision = make_model().vision_model
+    stored, found = vision.embeddings.position_embedding[0], vision.embeddings.positions_for(12, 16)[0]
+    pictures = [stored[1:, channel].reshape(1, 1, 8, 8) for channel in range(48)]
+    resized = [functional.interpolate(each, size=(12, 16), mode="bicubic").flatten() for each in pictures]
+    torch.testing.assert_close(found[1:], torch.stack(resized, dim=1))
+    assert found[0].equal(stored[0]) and vision(make_pixels(side=168)).last_hidden_state.shape == (2, 145, 48)
 
 
 def test_what_does_not_fit():

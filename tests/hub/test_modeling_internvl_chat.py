@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from xtuner_plugins.hub import InternVLChatConfig, InternVLChatModel
+from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
 from xtuner_plugins.hub.constants import token_grid
+from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 from xtuner_plugins.weights import hf
 from xtuner_plugins.weights.lazy import MemoryTensor
 
@@ -156,13 +157,11 @@ def test_generate_is_greedy_decoding_and_returns_new_ids_only():
 
 def test_embeddings_and_head_are_the_llms():
     model = make_model()
-    llm = model.language_model
-    assert model.get_input_embeddings() is llm.model.embed_tokens
-    assert model.get_output_embeddings() is model.lm_head is llm.lm_head
-    assert llm.lm_head.weight is not llm.model.embed_tokens.weight
+    llm, config = model.language_model, model.config.llm_config
     model.resize_token_embeddings(330)
-    assert model.lm_head.weight.shape == model.get_input_embeddings().weight.shape == (330, 32)
-    assert model.config.llm_config.vocab_size == 330
+    assert model.get_input_embeddings() is llm.model.embed_tokens and model.lm_head is llm.lm_head
+    assert llm.lm_head.weight is not llm.model.embed_tokens.weight
+    assert llm.lm_head.weight.shape == llm.model.embed_tokens.weight.shape == (330, 32) == (config.vocab_size, 32)
 
 
 @torch.no_grad()

@@ -59,9 +59,9 @@ def test_gradients_reach_what_is_used():
     for tower in TOWERS:
         model, runs = llava_model(tower).vision_model.train(), []
         model.layers[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
-        for switch in (lambda: None, model.gradient_checkpointing_enable, model.gradient_checkpointing_disable):
+        for switch in (lambda: None, model.gradient_checkpointing_enable):
             switch()
             model.patch_features(make_pixels(1), -2).square().sum().backward()
         unused = {id(p) for module in model.unused_modules(-2) for p in module.parameters()}
-        assert len(runs) == 4 and unused
+        assert len(runs) == 3 and unused
         assert all((p.grad is None) == (id(p) in unused) for p in model.parameters())

@@ -1,14 +1,10 @@
-"""Many questions: batched answers equal single ones, one bad image takes out its question, processes agree."""
+"""Many questions: batched answers equal single ones, one bad image takes out its question."""
 
 from dataclasses import replace
-from multiprocessing import Value, active_children
-from unittest import mock
 
 import pytest
-import torch
 from PIL import Image
 
-from xtuner_plugins.inference import batch_answers as module
 from xtuner_plugins.inference.batch_answers import Job, answer_all, plan_batches
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.questions import Question, Unusable
@@ -71,28 +67,3 @@ def test_the_longest_come_first_and_those_about_an_image_together(questions, ses
     mixed = [replace(each, id=f"{each.id} {text}", text=text) for text in texts for each in (asked[2], other)]
     ((batch,), _) = plan_batches(mixed, session.lengths, 4)
     assert [each.id for each in batch] == ["b.png Who is that?", "b.png Why?", "d.png Who is that?", "d.png Why?"]
-
-
-def test_each_process_takes_the_next_gpu(monkeypatch):
-    for owner, name in ((module, "die_with_parent"), (module, "quiet_imports"), (module.signal, "signal")):
-        monkeypatch.setattr(owner, name, mock.Mock())
-    monkeypatch.setattr(torch, "set_num_threads", mock.Mock())
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    counter = Value("i", 1)
-    for opening, device in (({}, "cuda:1"), ({"device": "auto"}, "cuda:0"), ({"device": "cpu"}, "cpu")):
-        module._begin(Job("model", opening=opening), counter)
-        assert module._job.opening == {"device": device}
-    assert counter.value == 4
-
-
-@pytest.mark.slow
-def test_processes_answer_as_one_and_say_what_stops_them(toy_base, questions, session):
-    asked, lengths = questions[0], session.lengths
-    one = results(list(answer_all(job(toy_base), asked, lengths)))
-    assert results(list(answer_all(job(toy_base, processes=2), asked, lengths))) == one
-    with pytest.raises(ValueError, match="device 'tpu' can't be used"):
-        list(answer_all(replace(job(toy_base, processes=2), opening={"device": "tpu"}), asked, lengths))
-    with pytest.raises(RuntimeError, match="a process was killed or could not start .out of memory"):
-        for _ in answer_all(job(toy_base, processes=2), asked * 9, lengths):
-            for child in active_children():
-                child.kill()

@@ -14,7 +14,6 @@ from xtuner_plugins.inference.opening import Source, describe, find_source, open
 LOCK = {
     "tile_size": 112,
     "datasets": [{"name": "train", "template": "Hermes-2", "min_tiles": 1, "max_tiles": 3, "use_thumbnail": True}],
-    "tile_sharing": "need",
     "image_mean": list(IMAGENET_MEAN),
     "image_std": list(IMAGENET_STD),
 }
@@ -49,7 +48,7 @@ def test_a_checkpoint_answers_as_its_export_and_its_adapter(run, tmp_path):
     assert live.keys() == exported.keys() and all(torch.equal(live[name], exported[name]) for name in live)
     for session in opened:
         assert session.tiling == opened[0].tiling and session.tiling.max_tiles == 3
-        assert session.tile_sharing == "need" and session.model.template == "Hermes-2"
+        assert session.model.template == "Hermes-2"
         assert session.model.stop_token_ids() == opened[0].model.stop_token_ids() != []
         assert answer(session) == answer(opened[0])
     limited = open_session(run, max_tiles=2, dtype="bfloat16", device="cpu")
@@ -87,7 +86,7 @@ def test_a_description_is_what_a_session_does(toy_base, run, tmp_path):
 
 
 def test_what_cannot_be_opened_is_named(run, toy_base, tmp_path):
-    for name in ("adapter/adapter_config.json", "llm/config.json", "model.gguf", "photo.jpg", "weights.pth", "my.py"):
+    for name in ("adapter/adapter_config.json", "llm/config.json", "weights.pth", "my.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"model_type": "qwen2"}')
     (tmp_path / "empty").mkdir()
@@ -96,9 +95,10 @@ def test_what_cannot_be_opened_is_named(run, toy_base, tmp_path):
         ((tmp_path / "empty",), "neither a model directory .it has no config.json. nor a work directory"),
         ((tmp_path / "llm",), "is not an official InternVL directory .model_type 'qwen2'"),
         ((tmp_path / "adapter",), "is a PEFT adapter; give the directory above it"),
-        ((tmp_path / "weights.pth",), "holds weights alone; give its training config first"),
-        ((tmp_path / "model.gguf",), "is for llama.cpp"),
-        ((tmp_path / "photo.jpg",), "is a file, not a model directory"),
+        (
+            (tmp_path / "weights.pth",),
+            "is a file, which holds no .*for weights their config first: CONFIG .*weights.pth",
+        ),
         ((tmp_path / "my.py",), "is a training config; give a checkpoint after it"),
         (("finetune_lora",), "is a training config; give a checkpoint after it"),
         (("finetune_lorra", run / "iter_4.pth"), "did you mean finetune_lora"),

@@ -15,7 +15,7 @@ from tests.weights.training import LORA, SETTINGS, make_model, save_pth
 from xtuner_plugins.export import export, trained
 from xtuner_plugins.inference import verify as module
 from xtuner_plugins.inference.verify import compare_tensors, verify
-from xtuner_plugins.weights import manifest, model_view
+from xtuner_plugins.weights import manifest, model_view, writer
 from xtuner_plugins.weights.lazy import cast
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 from xtuner_plugins.weights.writer import write_json
@@ -44,7 +44,8 @@ def written(job, tmp_path_factory):
     """A job with both LoRAs and its export in bfloat16, in shards."""
     out = tmp_path_factory.mktemp("written") / "out"
     held = job(SETTINGS["both_loras"], dtype="bfloat16")
-    export.write(held, out, max_shard_size="300KB")
+    with mock.patch.object(writer, "SHARD_BYTES", 300_000):
+        export.write(held, out)
     return held, out
 
 
@@ -82,11 +83,12 @@ def renewed(out):
     write_json(out / manifest.FILE, told)
 
 
+@mock.patch.object(writer, "SHARD_BYTES", 300_000)
 def test_every_file_that_ships(job, tmp_path):
     """One change each, the manifest renewed: all are seen, and so is a file too many or too few."""
     for format in ("official", "hf"):
         held, out = job(SETTINGS["both_loras"], format=format), tmp_path / format
-        export.write(held, out, max_shard_size="300KB")
+        export.write(held, out)
         module.compare_files(held, out)
         small = {path: path.read_bytes() for path in out.iterdir() if path.suffix != ".safetensors"}
         wanted = {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors.index.json"}

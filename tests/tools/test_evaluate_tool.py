@@ -129,7 +129,7 @@ def test_killed_at_any_moment(toy, trained, tmp_path):
     """What remains of runs that are killed after some answers more is complete, without doubles."""
     out, number = tmp_path / "out" / "answers.jsonl", len(toy[-1].read_text().splitlines())
     words = [sys.executable, ROOT / "tools/evaluate.py", trained[2], *toy, "--out", out.parent, *SHORT]
-    command = list(map(str, [*words, "--batch-size", "1", "--processes", "2"]))
+    command = list(map(str, [*words, "--batch-size", "1"]))
 
     def count():
         return out.read_bytes().count(b"\n") if out.is_file() else 0

@@ -81,8 +81,7 @@ def corpus() -> list[str]:
     files = ("README.md", "README_zh-CN.md", "xtuner_plugins/families.py")
     lines = [line for name in files for line in (ROOT / name).read_text().splitlines()]
     letters = " ".join(map(chr, range(33, 127)))  # every character of ASCII is a piece
-    repeated = [letters, *SAMPLES[:20], "a  b    c        d", "\n\n"] * 20
-    return [*lines, *repeated, *[" ".join(ADVERSE[:4]) * 3] * 200]
+    return lines + [letters, *SAMPLES, "a  b    c        d", "\n\n"] * 20 + [" ".join(ADVERSE[:4]) * 3] * 200
 
 
 def sentencepiece_model(vocab_size=1200, **settings) -> bytes:

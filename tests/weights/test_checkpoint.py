@@ -9,7 +9,6 @@ from tests.engine.forked import train_forked
 from tests.small_data import write_dataset
 from xtuner_plugins.export.export import export
 from xtuner_plugins.weights.checkpoint import open_checkpoint
-from xtuner_plugins.weights.loader import partition_dtype
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.weights.writer import write_json
 from xtuner_plugins.weights.zero import open_optimizer
@@ -70,7 +69,7 @@ def test_real_directories(toy_base, tmp_path, stage, leaf):
     assert run.ok, run.output[-3000:]
     opened = open_checkpoint(run.work_dir / "iter_4.pth")
     theirs = get_fp32_state_dict_from_zero_checkpoint(run.work_dir, "iter_4.pth", exclude_frozen_parameters=True)
-    assert opened.kind == "deepspeed" and opened.record is not None and theirs
+    assert opened.kind == "deepspeed" and opened.run["record"] and theirs
     for name, value in theirs.items():
         read = opened.tensors[name].read()
         assert read.dtype == torch.float32 and torch.equal(read, value), name
@@ -147,9 +146,3 @@ def test_what_is_no_whole_save(tmp_path, refused):
     refused(r"ZeRO-3 checkpoint without \*_optim_states.pt", open_checkpoint, whole)
     torch.save({"module": {}}, tmp_path / "mp_rank_00_model_states.pt")
     refused("holds no ZeRO optimizer state", open_optimizer, tmp_path)
-
-
-def test_the_dtype_that_deepspeed_computes_in():
-    on, off = {"enabled": True}, {"enabled": False}
-    configs = {"bf16": on}, {"fp16": on, "bf16": off}, {"bf16": off}
-    assert [*map(partition_dtype, configs)] == [torch.bfloat16, torch.float16, torch.float32]

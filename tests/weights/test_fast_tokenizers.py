@@ -120,15 +120,13 @@ def test_refused_in_one_line(model, ranks, tmp_path, refused):
 
 def test_llama_without_tokenizer_json(tmp_path):
     """As Vicuna's releases are."""
-    content = language_models.sentencepiece_model(add_dummy_prefix=True)
+    content, names = language_models.sentencepiece_model(add_dummy_prefix=True), ("<s>", "</s>", "<unk>")
     (tmp_path / "tokenizer.model").write_bytes(content)
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "legacy": True, **names})
-    tokenizer = load_tokenizer(tmp_path, complete=False)
-    processor = SentencePieceProcessor(model_proto=content)
-    for text in TEXTS:
-        if not any(name in text for name in (*names.values(), *SPARE)):
-            assert tokenizer(text).input_ids == [1, *processor.encode(text)], text
+    named = dict(zip(("bos_token", "eos_token", "unk_token"), names, strict=True))
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "legacy": True, **named})
+    tokenizer, processor = load_tokenizer(tmp_path, complete=False), SentencePieceProcessor(model_proto=content)
+    for text in (text for text in TEXTS if not any(name in text for name in (*names, *SPARE))):
+        assert tokenizer(text).input_ids == [1, *processor.encode(text)], text
 
 
 def test_tokenizer_json_counts_whatever_the_class(toy_base, tmp_path):

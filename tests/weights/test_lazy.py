@@ -45,7 +45,7 @@ def test_any_tree_reads_as_an_eager_tensor(tmp_path_factory, steps, block, span)
         spans = list(lazy.spans())
     row = math.prod(eager.shape[1:]) * eager.element_size()
     assert all(stop - start == 1 or (stop - start) * row <= block for start, stop in spans)
-    assert [n for start, stop in spans for n in range(start, stop)] == list(range(eager.shape[0]))
+    assert [n for span in spans for n in range(*span)] == list(range(eager.shape[0]))
 
 
 def test_single_numbers_and_what_is_refused(tmp_path, refused):

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xtuner_plugins.weights import official
-from xtuner_plugins.weights.loader import load_model, load_tokenizer, read_config
+from xtuner_plugins.weights.loader import load_model, load_tokenizer, partition_dtype, read_config
 from xtuner_plugins.weights.model_view import keys_of
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
@@ -80,3 +80,10 @@ def test_configs_are_complete():
     limits = {"dynamic_image_size": False, "min_dynamic_patch": 3, "max_dynamic_patch": 12}
     assert official.tile_limits(limits) == (1, 1)
     assert official.tile_limits({**limits, "dynamic_image_size": True}) == (3, 12)
+    # DeepSpeed computes in it
+    configs = [{"bf16": {"enabled": True}}, {"fp16": {"enabled": True}, "bf16": {"enabled": False}}, {"bf16": {}}]
+    assert [*map(partition_dtype, configs)] == [
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+    ]  # what DeepSpeed computes in

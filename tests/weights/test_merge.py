@@ -57,7 +57,7 @@ def test_what_is_not_merged(refused):
     a, b, size = merge.A, merge.B, merge.SIZE
     for says, (shapes, base) in {
         r"adapter is {.lora_A.weight.: \[2, 3\]}; the base float32 \[4, 3\]": ({a: (2, 3)}, (4, 3)),
-        "so checkpoint, settings and base don't belong": ({a: (2, 5), b: (4, 2)}, (4, 3)),
+        "checkpoint, settings and base don't fit": ({a: (2, 5), b: (4, 2)}, (4, 3)),
         r"\[3, 3\].*, r=2 and use_dora=False need": ({a: (3, 3), b: (4, 3)}, (4, 3)),
         "magnitude_vector.*, r=2 and use_dora=False need": ({a: (2, 3), b: (4, 2), size: (4,)}, (4, 3)),
         "proj is no linear layer": ({a: (2, 3, 2, 2), b: (4, 2, 1, 1)}, (4, 3, 2, 2)),

@@ -4,17 +4,15 @@ import json
 import shutil
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
-from tests.weights.training import SETTINGS, load_trained, make_model, save_pth
+from tests.weights.training import SETTINGS, make_model, save_pth
 from xtuner_plugins.datasets import MultimodalDataset, lock
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.inference.opening import open_session
-from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.toy.tokenizer import CHAT_TEMPLATE
 from xtuner_plugins.weights import preprocessing
 from xtuner_plugins.weights.reading import read_json
@@ -41,7 +39,8 @@ def trained(toy_base, tmp_path):
 @pytest.fixture
 def save(tmp_path):
     """Saves a checkpoint over a base, with a lock."""
-    return lambda base, lock, **settings: save_pth(make_model(base, **settings), tmp_path / "a.pth", preprocessing=lock)
+    path = tmp_path / "iter_1.pth"
+    return lambda base, lock, **settings: save_pth(make_model(base, **settings), path, preprocessing=lock)
 
 
 def test_all_files_of_an_export_say_what_was_trained(trained, save, toy_base, tmp_path):
@@ -52,10 +51,9 @@ def test_all_files_of_an_export_say_what_was_trained(trained, save, toy_base, tm
     assert read_json(out / "config.json").items() >= {"dynamic_image_size": True, **RULE}.items()
     written = read_json(out / preprocessing.FILE)
     assert written.items() >= trained.items() and written["exported"]["max_tiles"] == 3
-    session = open_session(out, device="cpu")
-    live = load_trained(None, checkpoint, dtype=torch.float32)  # what evaluation asks
-    assert ChatSession(live, session.tokenizer).tiling == session.tiling and session.tiling.max_tiles == 3
-    assert live.template == session.model.template == "Hermes-2"
+    live, session = (open_session(path, device="cpu") for path in (checkpoint, out))
+    assert live.tiling == session.tiling and session.tiling.max_tiles == 3
+    assert live.model.template == session.model.template == "Hermes-2"
 
     trained["datasets"][0]["use_thumbnail"] = True
     export(None, save(toy_base, trained), tmp_path / "hf", format="hf")
@@ -97,7 +95,7 @@ def test_a_mixture_needs_a_choice(trained, refused):
         ({}, r"several templates \(Hermes-2 \(b\), internvl2_5 \(a\), .*--template"),
         ({"template": "phi3-chat"}, r"--template phi3-chat: trained with Hermes-2 \(b\), internvl2_5 \(a\), .* only"),
         ({"template": "internvl2_5", "max_tiles": 3}, "--max-tiles 3: trained with 1 to 2 tiles.* and 1 to 4 tiles"),
-        ({"template": "phi3-chat", "trained": gray}, r"image mean \[0.5, 0.5, 0.5\].*--image-mean"),
+        ({"template": "phi3-chat", "trained": gray}, r"image mean \[0.5, 0.5, 0.5\].*preprocessor_config"),
     ):
         refused(words, preprocessing.choose, **{"trained": trained, **choice})
     chosen, note = preprocessing.choose(trained, template="internvl2_5")
@@ -111,9 +109,9 @@ def test_what_says_nothing_or_was_made_otherwise(trained, save, toy_base, tmp_pa
     """Another Pillow is told. Other token ids were given where a tokenizer writes a space before texts."""
     done, none = export(None, save(toy_base, None), tmp_path / "base"), tmp_path / "none"
     assert "doesn't say how images and text were prepared" in done["notes"][0]
-    refused("names none to choose from", export, None, tmp_path / "a.pth", none, max_tiles=2, error=ValueError)
+    refused("names none to choose from", export, None, tmp_path / "iter_1.pth", none, max_tiles=2, error=ValueError)
     for datasets in ("x", [], [{}]):
-        refused("a.pth holds a prepr", preprocessing.check_form, {"datasets": datasets}, "a.pth", error=ValueError)
+        refused("a.pth: its preprocessing holds", preprocessing.checked, {"datasets": datasets}, None, "a.pth")
 
     spaced, out = shutil.copytree(toy_base, tmp_path / "spaced"), tmp_path / "out"
     state = read_json(spaced / "tokenizer.json")
@@ -127,7 +125,7 @@ def test_what_says_nothing_or_was_made_otherwise(trained, save, toy_base, tmp_pa
     del trained["token_rules"]  # before rule 2 there was none
     save(spaced, trained)
     for step in (
-        lambda: export(None, tmp_path / "a.pth", none),
+        lambda: export(None, tmp_path / "iter_1.pth", none),
         lambda: convert(out, none, format="hf"),
         lambda: open_session(out, device="cpu"),
     ):

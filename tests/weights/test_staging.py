@@ -57,7 +57,7 @@ def test_a_broken_change_of_places_hides_nothing(tmp_path, monkeypatch, caplog, 
         assert (out / "weights").read_text() == "old" and (out / "config.json").exists()
 
 
-def test_what_is_found_beside_a_directory(tmp_path):
+def test_what_is_found_beside_a_directory(tmp_path, refused):
     """A replaced one comes back where it is whole and the other isn't; what a killed run had begun is removed."""
     out, hidden, other = (tmp_path / name for name in ("out", ".out.replaced-1-x", f".out.partial-{os.getpid()}-x"))
     for state, expected in (("whole", "new"), ("torn", "old"), (None, "old")):
@@ -72,6 +72,9 @@ def test_what_is_found_beside_a_directory(tmp_path):
     staging.recover(out)
     assert names(tmp_path) == []
 
+    refused("out needs 1000000000.* GB but only .* are free on", write, out, act=kill, num_bytes=10**18)
+    refused("out can't be written: the disk is full", write, out, act=full)  # met on the way
+    assert names(tmp_path) == []
     killed(out, act=kill)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".out.partial-") and not (left / "config.json").exists()
@@ -120,10 +123,3 @@ def test_what_must_never_be_replaced(tmp_path, monkeypatch, refused):
     assert names(tmp_path / "home") == ["letters.txt"]
     for out in ("models/base2", "models/bas", "out"):
         assert staging.check_target(out, force=True, inputs={"base": "models/base"}) == tmp_path / out
-
-
-def test_too_little_space_leaves_nothing(tmp_path, refused):
-    """Said before anything is written; or met on the way, by a device that is always full."""
-    refused("out needs 1000000000.* GB but only .* are free on", write, tmp_path / "out", act=kill, num_bytes=10**18)
-    refused("out can't be written: the disk is full", write, tmp_path / "out", act=full)
-    assert names(tmp_path) == []

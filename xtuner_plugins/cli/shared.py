@@ -49,7 +49,6 @@ def add_weights(parser: argparse.ArgumentParser, dtype: str | None = None) -> No
     kinds = ["bfloat16", "float16", "float32"]
     told = f"of the stored weights (default: {dtype or 'as they are stored'})"
     parser.add_argument("--dtype", choices=kinds, default=dtype, help=told)
-    parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
     parser.add_argument("--force", action="store_true", help="replace an existing output directory")
 
 
@@ -93,8 +92,7 @@ def finish(work: Callable[[], int | None], *, smaller: str = "--max-tiles", so_f
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
-        said = str(error) if "--processes" in str(error) else f"out of memory; try a smaller {smaller}"
-        lines = [f"{said}{so_far}"]
+        lines = [f"out of memory; try a smaller {smaller}{so_far}"]
     except KeyboardInterrupt:
         print(f"\nstopped{so_far}", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ from ..weights.reading import CheckpointError
 from .images.tiling import DynamicTiling
 
 if TYPE_CHECKING:
-    from ..hub import InternVLChatConfig
+    from ..hub.configuration_internvl_chat import InternVLChatConfig
 
 REMEDY = "build it with tools/build_base_model.py or correct 'base'"
 

@@ -20,7 +20,7 @@ from .records.opening import RecordSource, folder_of, open_records, stem_of
 from .text.templates import Template, get_template
 
 if TYPE_CHECKING:
-    from ..hub import InternVLChatConfig
+    from ..hub.configuration_internvl_chat import InternVLChatConfig
 
 OWN_SETTINGS = {  # that a file may have: their types
     "name": (str, "a text"),

@@ -13,6 +13,7 @@ from .results import Interval, Measured, Row, are_trials, between, draw, middle,
 
 COLUMNS = ("data set", "metric", "A", "B", "B - A", "95 % interval", "p", "A better", "B better", "questions", "B is")
 OF_CARD = "name metric before after gain interval p better_a better_b questions verdict".split()
+UNSEEN = "no difference seen"
 SURE = 0.05  # a larger p-value is no difference
 MUST_AGREE = {
     "hash": "asks other questions or expects other answers than A; measure both on the same file",
@@ -30,14 +31,12 @@ class Comparison:
         other: B's, to the same questions in the same order.
         interval: Of B's headline minus A's, at 95 %; None for a single cluster of questions.
         p_value: That this difference is 0; None for a single cluster.
-        test: `mcnemar` where every cluster is right or wrong, else `bootstrap`.
     """
 
     one: Measured
     other: Measured
     interval: Interval | None
     p_value: float | None
-    test: str
 
     @property
     def pairs(self) -> list[tuple[Row, Row]]:
@@ -51,12 +50,12 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """B is `better` or `worse` where interval and p-value say so, else `equal`; `unknown` for a single cluster."""
+        """B is `better` or `worse` where interval and p-value say so, else `UNSEEN`; `unknown` for a single cluster."""
         if self.interval is None:
             return "unknown"
         low, high = self.interval
         if self.p_value >= SURE or low <= 0 <= high:
-            return "equal"
+            return UNSEEN
         return "better" if (low > 0) == self.one.metric.higher_is_better else "worse"
 
     def sentence(self) -> str:
@@ -65,8 +64,8 @@ class Comparison:
         if verdict == "unknown":
             return f"nothing can be said: all {questions} are about one image or of one group"
         points = f"{self.gain:+.1f} points ({between(self.interval)}, {questions})"
-        if verdict == "equal":
-            return f"no difference between A and B can be seen: {points}"
+        if verdict == UNSEEN:
+            return f"{UNSEEN} between A and B: {points}"
         forgot = verdict == "worse" and not any(question.paths for question in self.one.questions)
         return f"B is {verdict} than A: {points}" + (", so it has forgotten what A knows without images" * forgot)
 
@@ -75,7 +74,7 @@ class Comparison:
         metric, scores = self.one.metric, list(zip(self.one.scores, self.other.scores, strict=True))
         values = {"metric": metric.name, "headline": metric.headline, "higher_is_better": metric.higher_is_better}
         values |= {"a": self.one.headline, "b": self.other.headline, "gain": self.gain}
-        values |= {"interval": self.interval, "p_value": self.p_value, "test": self.test, "num_common": len(scores)}
+        values |= {"interval": self.interval, "p_value": self.p_value, "num_common": len(scores)}
         values |= {"better_a": sum(a > b for a, b in scores), "better_b": sum(b > a for a, b in scores)}
         return {**values, "verdict": self.verdict, "sentence": self.sentence()}
 
@@ -114,14 +113,14 @@ def _compare_one(name: str, metric: str, one: Sequence[Row], other: Sequence[Row
     a = Measured(name, measure, questions, [row.answer for row in mine])
     b = Measured(name, measure, questions, [theirs[question.id] for question in questions])
     if len(a.sums) < 2:
-        return Comparison(a, b, None, None, "bootstrap")
+        return Comparison(a, b, None, None)
     drawn, limit = np.subtract(*draw(b.sums, a.sums)), 100 if measure.higher_is_better else np.inf
     interval = middle(drawn, len(a.sums), -limit, limit)
     if are_trials(a.sums) and are_trials(b.sums):
         only = [int((left > right).sum()) for left, right in ((a.sums, b.sums), (b.sums, a.sums))]
-        return Comparison(a, b, interval, float(binomtest(only[0], sum(only)).pvalue) if any(only) else 1.0, "mcnemar")
+        return Comparison(a, b, interval, float(binomtest(only[0], sum(only)).pvalue) if any(only) else 1.0)
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return Comparison(a, b, interval, float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))), "bootstrap")
+    return Comparison(a, b, interval, float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

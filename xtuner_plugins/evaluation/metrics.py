@@ -51,17 +51,20 @@ def share(sums: np.ndarray) -> np.ndarray:
 
 
 class Metric:
-    """A measure of answers whose headline is a share in percent: the mean of the scores, unless `tally` says otherwise.
+    """A measure of answers, in figures that are shares in percent.
 
     Attributes:
         name: As on the command line and in results.json.
         headline: The key of `figures` by which models are compared.
         higher_is_better: Whether more of the headline is better; False for error rates.
+        averages_categories: Whether a figure is computed within each category and averaged over them; questions
+            without a category are a further one.
     """
 
     name: str
     headline = "accuracy"
     higher_is_better = True
+    averages_categories = False
 
     def score(self, answer: str, question: Question) -> float:
         """How good one answer is, in [0, 1]."""
@@ -73,23 +76,37 @@ class Metric:
             return "no right answer", "give one: 'answer', or a list 'answers'"
         return None
 
+    def measure(self, answer: str, question: Question) -> dict[str, tuple[float, float]]:
+        """What one answer adds to each figure, as part and whole: a figure is the sum of parts over that of wholes."""
+        return {self.headline: (self.score(answer, question), 1)}
+
+    def parts(self, answers: Sequence[str], questions: Sequence[Question]) -> dict[str, np.ndarray]:
+        """Parts and wholes of one question or more, float64 `[questions, 2]`, by figure."""
+        each = [self.measure(*pair) for pair in zip(answers, questions, strict=True)]
+        return {name: np.array([one[name] for one in each], dtype=float) for name in each[0]}
+
     def tally(self, answers: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
         """Parts and wholes, float64 `[questions, C, 2]`: the headline is `share` of their sum over the questions."""
-        scores = [[[self.score(*pair), 1.0]] for pair in zip(answers, questions, strict=True)]
-        return np.array(scores, dtype=float).reshape(-1, 1, 2)
-
-    def further(self, pairs: Sequence[tuple[str, Question]]) -> dict[str, Sequence[bool | float]]:
-        """Figures beside the headline, each a value per answer or so, whose mean it is."""
-        return {}
+        return self._columns(self.parts(answers, questions)[self.headline], questions)
 
     def figures(self, answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
         """The figures of one question or more in percent; those of a category end in `/category`."""
-        rows = self.tally(answers, questions)
-        parts = {self.headline: slice(None)}
-        parts |= {f"{self.headline}/{name}": places for name, places in by_category(questions).items()}
-        further = self.further(list(zip(answers, questions, strict=True)))
-        found = {name: float(share(rows[places].sum(axis=0))) for name, places in parts.items()}
-        return found | {name: 100 * float(np.mean(values)) for name, values in further.items()}
+        found = {}
+        for name, rows in self.parts(answers, questions).items():
+            found[name] = float(share(self._columns(rows, questions).sum(axis=0)))
+            for category, places in by_category(questions).items():
+                found[f"{name}/{category}"] = float(share(rows[places].sum(axis=0, keepdims=True)))
+        return found
+
+    def _columns(self, rows: np.ndarray, questions: Sequence[Question]) -> np.ndarray:
+        """Rows `[questions, 2]` as `[questions, C, 2]`, a column for each part whose shares are averaged."""
+        columns = list(by_category(questions).values()) if self.averages_categories else []
+        if rest := sorted(set(range(len(questions))).difference(*columns)):
+            columns.append(rest)
+        found = np.zeros((len(rows), len(columns), 2))
+        for column, places in enumerate(columns):
+            found[places, column] = rows[places]
+        return found
 
 
 class ExactMatch(Metric):
@@ -245,18 +262,19 @@ class MultipleChoice(Metric):
             return f"the answer {list(question.expected)} is none of the letters {', '.join(choices)}", "correct it"
         return None
 
-    def tally(self, answers: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
-        """A row of (right, 1) per group, which stands at its first question."""
-        single, rows = super().tally(answers, questions), np.zeros((len(questions), 1, 2))
-        for group in by_group(questions):
-            rows[group[0]] = single[group].min(axis=0)
-        return rows
+    def measure(self, answer: str, question: Question) -> dict[str, tuple[float, float]]:
+        unclear = chosen_letter(answer, question.facts["choices"]) is None
+        return {**super().measure(answer, question), "unclear": (unclear, 1)}
 
-    def further(self, pairs: Sequence[tuple[str, Question]]) -> dict[str, Sequence[bool | float]]:
-        unclear = [chosen_letter(answer, question.facts["choices"]) is None for answer, question in pairs]
-        single = {"accuracy_single": [self.score(*pair) for pair in pairs]}
-        is_grouped = len(by_group([question for _, question in pairs])) < len(pairs)
-        return {"unclear": unclear, **(single if is_grouped else {})}
+    def parts(self, answers: Sequence[str], questions: Sequence[Question]) -> dict[str, np.ndarray]:
+        """The parts of a group stand at its first question."""
+        found, groups = super().parts(answers, questions), by_group(questions)
+        if len(groups) < len(questions):
+            single = found["accuracy_single"] = found["accuracy"]
+            found["accuracy"] = np.zeros_like(single)
+            for group in groups:
+                found["accuracy"][group[0]] = single[group].min(axis=0)
+        return found
 
 
 def says_no(answer: str) -> bool:
@@ -268,56 +286,32 @@ _YES_OR_NO = re.compile(r"(?<![^\s,.])(yes|no|not)(?![^\s,.])", re.IGNORECASE)
 
 
 class YesNo(Metric):
-    """F1 of "yes", accuracy, precision, recall and the share of "yes".
+    """F1 of "yes", accuracy, precision, recall and the share of "yes", averaged over random, popular and adversarial.
 
-    Each is computed within a category and averaged over them, as POPE's are over random, popular and adversarial;
-    items without a category are one more.
     POPE takes an answer that says neither for "yes"; `unclear` is the share of answers without any such word.
     """
 
-    name, headline = "yes_no", "f1"
+    name, headline, averages_categories = "yes_no", "f1", True
 
     def score(self, answer: str, question: Question) -> float:
-        return says_no(answer) == self._is_no(question)
+        return says_no(answer) == (question.expected[0].strip().lower() == "no")
 
     def problem(self, question: Question) -> tuple[str, str] | None:
         if len(question.expected) != 1 or question.expected[0].strip().lower() not in ("yes", "no"):
             return f"the right answer {list(question.expected)} is neither yes nor no", "correct it"
         return None
 
-    @staticmethod
-    def _is_no(question: Question) -> bool:
-        return question.expected[0].strip().lower() == "no"
-
-    def tally(self, answers: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
-        """Twice the hits, and that with all errors, for each category."""
-        return self._tallies(answers, questions)["f1"]
-
-    def _tallies(self, answers: Sequence[str], questions: Sequence[Question]) -> dict[str, np.ndarray]:
-        """Parts and wholes `[questions, categories, 2]` of each figure."""
-        columns = list(by_category(questions).values())
-        if rest := sorted(set(range(len(questions))).difference(*columns)):
-            columns.append(rest)
-        cells = np.zeros((4, len(questions), len(columns)))
-        for column, places in enumerate(columns):
-            cells[[2 * says_no(answers[n]) + self._is_no(questions[n]) for n in places], places, column] = 1
-        hits, false, missed, rejected = cells
-        pairs = {
-            "f1": (2 * hits, 2 * hits + false + missed),
-            "accuracy": (hits + rejected, cells.sum(axis=0)),
-            "precision": (hits, hits + false),
-            "recall": (hits, hits + missed),
-            "yes_ratio": (hits + false, cells.sum(axis=0)),
+    def measure(self, answer: str, question: Question) -> dict[str, tuple[float, float]]:
+        yes, is_yes = not says_no(answer), question.expected[0].strip().lower() == "yes"
+        hit = yes and is_yes
+        return {
+            "f1": (2 * hit, yes + is_yes),
+            "accuracy": (yes == is_yes, 1),
+            "precision": (hit, yes),
+            "recall": (hit, is_yes),
+            "yes_ratio": (yes, 1),
+            "unclear": (not _YES_OR_NO.search(answer), 1),
         }
-        return {name: np.stack(pair, axis=-1) for name, pair in pairs.items()}
-
-    def figures(self, answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
-        sums = {name: rows.sum(axis=0) for name, rows in self._tallies(answers, questions).items()}
-        parts = {"": slice(None)} | {f"/{name}": [column] for column, name in enumerate(by_category(questions))}
-        found = {
-            f"{name}{end}": float(share(rows[place])) for end, place in parts.items() for name, rows in sums.items()
-        }
-        return found | {"unclear": 100 * float(np.mean([not _YES_OR_NO.search(answer) for answer in answers]))}
 
 
 _NUMBER = r"(-?(?:\d+(?:\.\d*)?|\.\d+))"
@@ -367,9 +361,9 @@ class Iou(Metric):
         given, right = find_box(answer), find_box(question.expected[0])
         return overlap(given, right) if given and right else 0.0
 
-    def further(self, pairs: Sequence[tuple[str, Question]]) -> dict[str, Sequence[bool | float]]:
-        unclear = [find_box(answer) is None for answer, _ in pairs]
-        return {"mean_iou": [self._iou(*pair) for pair in pairs], "unclear": unclear}
+    def measure(self, answer: str, question: Question) -> dict[str, tuple[float, float]]:
+        further = {"mean_iou": (self._iou(answer, question), 1), "unclear": (find_box(answer) is None, 1)}
+        return super().measure(answer, question) | further
 
 
 class Cer(Metric):
@@ -383,21 +377,16 @@ class Cer(Metric):
     higher_is_better = False
 
     def score(self, answer: str, question: Question) -> float:
-        edits, length = self._edits(answer, question)
+        edits, length = self.measure(answer, question)["cer"]
         return max(0.0, 1 - edits / length)
 
-    def tally(self, answers: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
-        """Rows of (edits, length of the right text)."""
-        edits = [[self._edits(*pair)] for pair in zip(answers, questions, strict=True)]
-        return np.array(edits, dtype=float).reshape(-1, 1, 2)
-
-    @staticmethod
-    def _edits(answer: str, question: Question) -> tuple[int, int]:
+    def measure(self, answer: str, question: Question) -> dict[str, tuple[float, float]]:
+        """Edits, and the length of the right text."""
         from rapidfuzz.distance import Levenshtein
 
         texts = [text.strip() for text in question.expected if text.strip()]
         counts = [(Levenshtein.distance(text, answer.strip()), len(text)) for text in texts]
-        return min(counts, key=lambda count: count[0] / count[1])
+        return {"cer": min(counts, key=lambda count: count[0] / count[1])}
 
 
 _KINDS = (ExactMatch, Mentions, VqaAccuracy, Anls, RelaxedAccuracy, MultipleChoice, YesNo, Iou, Cer)

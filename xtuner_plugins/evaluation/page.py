@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,37 +53,34 @@ def write_comparison(path: str | Path, models: Sequence[Mapping[str, Any]], comp
 
 
 def _write(path: str | Path, by_name: Mapping[str, Sequence[tuple[Row, ...]]], **values: Any) -> None:
-    data: list[str] = []  # JPEGs in base64; the cards name them by their index
-
-    @cache
-    def image_of(path: str, boxes: str, name: str) -> dict[str, Any]:
-        try:
-            image = load_image(path)
-        except MediaError as error:  # it was there when the question was answered
-            return {"label": str(error), "data": None, "width": 0, "height": 0}
-        label, buffer = f"{name}, {image.width}x{image.height}", io.BytesIO()
-        image = with_boxes(image, boxes) or image.copy()
-        image.thumbnail((SIDE, SIDE))
-        image.save(buffer, "JPEG", quality=82)
-        data.append(base64.b64encode(buffer.getvalue()).decode())
-        return {"label": label, "data": len(data) - 1, "width": image.width, "height": image.height}
-
     most = max(1, MOST_CARDS // len(by_name))
-    cards = [_card(pair, image_of) for pairs in by_name.values() for pair in pairs[:most]]
-    values |= {"cards": cards, "images": data, "num_all": sum(map(len, by_name.values()))}
+    cards = [_card(pair) for pairs in by_name.values() for pair in pairs[:most]]
+    values |= {"cards": cards, "num_all": sum(map(len, by_name.values()))}
     Path(path).write_text(render(Path(__file__).parent, "page.html.jinja", **values), encoding="utf-8")
 
 
-def _card(pair: tuple[Row, ...], image_of) -> dict[str, Any]:
+def _image(path: str, boxes: str, name: str) -> dict[str, str]:
+    """The label of an image, and a small JPEG of it in base64 with the boxes of an answer."""
+    try:
+        image = load_image(path)
+    except MediaError as error:  # it was there when the question was answered
+        return {"label": str(error), "data": ""}
+    label, buffer = f"{name}, {image.width}x{image.height}", io.BytesIO()
+    image = with_boxes(image, boxes) or image.copy()
+    image.thumbnail((SIDE, SIDE))
+    image.save(buffer, "JPEG", quality=82)
+    return {"label": label, "data": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def _card(pair: tuple[Row, ...]) -> dict[str, Any]:
     """What the page shows of a question: the answer of one model, or those of two."""
     row, scores, question = pair[0], [each.score for each in pair], pair[0].question
-    kind, names = ("partly" if scores[0] else "0", ("",)) if len(pair) == 1 else ("ab"[scores[0] < scores[1]], "AB")
     # The boxes of an answer are drawn where its image is the only one.
     boxes = row.answer if len(question.paths) == 1 and "[" in row.answer else ""
     answers = [
         (name, "" if each.score is None else f"{100 * each.score:.0f} %", each.answer, each.score == min(scores))
-        for name, each in zip(names, pair, strict=True)
+        for name, each in zip("AB" if len(pair) > 1 else [""], pair, strict=True)
     ]
-    facts = {"dataset": row.dataset, "id": question.id, "kind": kind, "question": question.text, "answers": answers}
-    images = [image_of(path, boxes, name) for path, name in zip(question.paths, question.images, strict=True)]
+    facts = {"dataset": row.dataset, "id": question.id, "question": question.text, "answers": answers}
+    images = [_image(path, boxes, name) for path, name in zip(question.paths, question.images, strict=True)]
     return {**facts, "expected": " | ".join(dict.fromkeys(question.expected)), "images": images}

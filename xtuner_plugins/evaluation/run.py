@@ -106,7 +106,7 @@ class Evaluation:
 
         Raises:
             ValueError: The model can't be opened.
-            RuntimeError: Out of memory, or a process was killed.
+            RuntimeError: Out of memory.
         """
         homes = {each.name: each for each in self._data_sets}
         for question, answer in answer_all(self._job, self.unanswered, self._described.lengths):
@@ -131,11 +131,10 @@ class Evaluation:
             known = {question.id: self._answers.get(each.asked(question).id) for question in each.questions}
             measured.append(measure(each, {name: answer for name, answer in known.items() if answer is not None}))
         rows = [row for each in measured for row in each.rows]
-        asked = {"batch_size": self._job.batch_size, "processes": self._job.processes, "limit": self._limit}
         results = {
             "model": self._model,
             "preprocessing": {"hash": text_hash(json.dumps(preprocessing, sort_keys=True)), **preprocessing},
-            "settings": {**self._settings, **asked},
+            "settings": {**self._settings, "batch_size": self._job.batch_size, "limit": self._limit},
             "versions": versions(),
             "datasets": {pair[1].name: summary(*pair) for pair in zip(measured, self._data_sets, strict=True)},
         }

@@ -49,12 +49,10 @@ def export_adapter(
     base = plan.view.directory
     inputs = {"base": base, "checkpoint": checkpoint, "config": trained.config_file(config_path)}
     out = check_target(out, force=force, inputs=inputs)
-    parts, held, files = sorted(plan.lora_configs), plan.live_tensors(), {}
-    for part in parts:
-        inside = trained.inside(held, part).items()
-        files[f"{part}/{ADAPTER}"] = {f"base_model.model.{name}": tensor for name, tensor in inside}
-    if plan.replaced:
-        files[REPLACED] = plan.replaced
+    parts, held = sorted(plan.lora_configs), plan.live_tensors()
+    files = {f"{part}/{ADAPTER}": trained.inside(held, part) for part in parts}
+    files = {file: {f"base_model.model.{name}": each for name, each in own.items()} for file, own in files.items()}
+    files |= {REPLACED: plan.replaced} if plan.replaced else {}
     tensors = [tensor for each in files.values() for tensor in each.values()]
     config = {"base": str(base), "adapters": parts, "replaced": sorted(plan.replaced)}
     with staged_directory(out, config, sum(tensor.nbytes for tensor in tensors)) as stage:
@@ -66,9 +64,7 @@ def export_adapter(
         write_json(stage / record.FILE, plan.record)
         if plan.preprocessing is not None:
             write_json(stage / preprocessing.FILE, plan.preprocessing)
-        written = sorted(path for path in stage.rglob("*") if path.is_file())
-        digests = {str(path.relative_to(stage)): manifest.digest(path) for path in written}
-        write_json(stage / manifest.FILE, {"base": plan.record["base"], "files": digests})
+        write_json(stage / manifest.FILE, {"base": plan.record["base"], "files": manifest.digests(stage)})
     return {"out": str(out), "parts": parts, "num_tensors": len(tensors)}
 
 

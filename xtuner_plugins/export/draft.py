@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,13 +24,7 @@ from . import llava
 FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (official, hf, llava)}
 _GENERATION = "generation_config.json"
 # Files of a model directory that an export copies, besides weights, config and code.
-_KEPT_FILES = (
-    _GENERATION,
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    *tokenizer_files.FILES,
-)
+_KEPT_FILES = {*allowed.FILES, *tokenizer_files.FILES}
 
 
 @dataclass
@@ -78,13 +73,10 @@ def make_draft(
     """
     to = FORMATS[format] if format else view.format
     # The hf form describes preprocessing in several files, which are rewritten if the training changed it.
-    if to is not view.format or (to is not official and view.settled):
-        draft = _rewritten(view, tensors, to, template)
-    else:
-        draft = _as_stored(view, tensors)
-    if dtype is not None:
-        parts = ("llm_config", "text_config", "vision_config")
-        for fields in (draft.config, *(draft.config[part] for part in parts if part in draft.config)):
+    is_new = to is not view.format or (to is not official and view.settled)
+    draft = _rewritten(view, tensors, to, template) if is_new else _as_stored(view, tensors)
+    for fields in (draft.config, *draft.config.values()) if dtype else ():
+        if isinstance(fields, dict) and "model_type" in fields:  # the whole, and its parts
             fields["torch_dtype"] = dtype
             fields.pop("dtype", None)
     return draft
@@ -92,21 +84,18 @@ def make_draft(
 
 def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
     """The directory's own names and config, with our code; InternLM2 with its own."""
-    config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.stored_config.items()}
-    other = view.format is official and official.holds_internlm2(config)
+    config, is_official = copy.deepcopy(view.stored_config), view.format is official
+    other = is_official and official.holds_internlm2(config)
     if other:
         _check_code(config, view.directory)
-    if view.format is official:
-        config.update(view.settled, **({} if other else {"auto_map": dict(official.AUTO_MAP)}))
-    keys = keys_of(view.format, view.stored_config)
+    config |= view.settled if is_official else {}
+    config |= {"auto_map": dict(official.AUTO_MAP)} if is_official and not other else {}
+    keys, names = keys_of(view.format, view.stored_config), view.stored_tensors
     if keys:
-        tensors = keys.to_theirs(tensors)
-    names = map(keys.listed, view.stored_tensors) if keys else view.stored_tensors
+        tensors, names = keys.to_theirs(tensors), map(keys.listed, names)
 
     def write_files(stage: Path) -> None:
-        code = hub_code() if view.format is official else []
-        if other:
-            code = view.directory.glob("*.py")
+        code = view.directory.glob("*.py") if other else hub_code() if is_official else ()
         for path in filter(Path.is_file, (*(view.directory / name for name in _KEPT_FILES), *code)):
             if path.name in allowed.FILES:
                 write_json(stage / path.name, allowed.file_fields(path.name, read_json(path), str(path)))

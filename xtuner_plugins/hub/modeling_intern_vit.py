@@ -62,11 +62,13 @@ class InternVisionEmbeddings(nn.Module):
         self.position_embedding = nn.Parameter(torch.randn(1, (self.image_size // self.patch_size) ** 2 + 1, width))
 
     def positions_for(self, rows, columns):
-        """Positions [1, 1 + rows * columns, D] for a patch grid."""
-        stored = self.image_size // self.patch_size
+        """Positions [1, 1 + rows * columns, D] for a patch grid, interpolated unless it is the stored one."""
+        embedding, stored = self.position_embedding, self.image_size // self.patch_size
         if (rows, columns) == (stored, stored):
-            return self.position_embedding
-        return resize_positions(self.position_embedding, stored, rows, columns)
+            return embedding
+        grid = embedding[:, 1:].float().reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
 
     def forward(self, pixel_values):
         """Pixels [T, C, S, S], normalized -> embeddings [T, 1 + P, D], class token first."""
@@ -75,15 +77,6 @@ class InternVisionEmbeddings(nn.Module):
         patches = patches.flatten(2).transpose(1, 2)
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], -1, -1)
         return torch.cat([class_token, patches], dim=1) + self.positions_for(rows, columns).to(patches.dtype)
-
-
-def resize_positions(embedding, stored, rows, columns):
-    """Interpolates positions [1, 1 + stored ** 2, D] to [1, 1 + rows * columns, D], class token untouched."""
-    class_position, grid = embedding[:, :1], embedding[:, 1:]
-    grid = grid.float().reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
-    grid = grid.flatten(2).transpose(1, 2).to(embedding.dtype)
-    return torch.cat([class_position, grid], dim=1)
 
 
 class InternAttention(nn.Module):
@@ -276,9 +269,8 @@ class InternVisionModel(PreTrainedModel):
                 found = None if pixel_values is None else tuple(pixel_values.shape)
                 raise ValueError(f"pixel_values must be [tiles, channels, height, width], not {found}")
             pixel_embeds = self.embeddings(pixel_values)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        encoded = self.encoder(pixel_embeds, output_hidden_states=bool(output_hidden_states))
+        every = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        encoded = self.encoder(pixel_embeds, output_hidden_states=bool(every))
         last = encoded.last_hidden_state
         found = BaseModelOutputWithPooling(last, pooler_output=last[:, 0], hidden_states=encoded.hidden_states)
         return found.to_tuple() if return_dict is False else found

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from .chat_methods import ChatMethods
 from .configuration_intern_vit import InternVisionConfig
@@ -21,7 +21,7 @@ from .constants import IGNORE_INDEX, PROJECTOR_TYPES, projector_input_width
 from .conversation import get_conv_template, own_system
 from .modeling_flash import FlashMethods
 from .modeling_intern_vit import InternVisionModel
-from .modeling_vision_tower import TransformersTower, vision_model_class
+from .modeling_vision_tower import TransformersTower
 from .prompts import PromptEncoder  # noqa: F401  transformers fetches only the files that this one itself imports
 
 
@@ -75,7 +75,9 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         self.num_image_token = num_image_tokens(config)
         self.img_context_token_id = None
 
-        self.vision_model = make_vision_model(config.vision_config) if vision_model is None else vision_model
+        is_own = config.vision_config.model_type == InternVisionConfig.model_type
+        vision_class = InternVisionModel if is_own else TransformersTower
+        self.vision_model = vision_class(config.vision_config) if vision_model is None else vision_model
         self.language_model = make_language_model(config.llm_config) if language_model is None else language_model
         self.mlp1 = make_projector(config)
         self.flash_mode = bool(getattr(config, "flash_mode", False))
@@ -90,17 +92,9 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         """The LLM's token embeddings."""
         return self.language_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value):
-        """Replaces the LLM's token embeddings."""
-        self.language_model.set_input_embeddings(value)
-
     def get_output_embeddings(self):
         """The LLM's head."""
         return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings):
-        """Replaces the LLM's head."""
-        self.language_model.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, *args, **kwargs):
         """Resizes the LLM's embeddings and head, and `llm_config.vocab_size` with them."""
@@ -311,20 +305,12 @@ def share_attention(config):
     A part without SDPA in the installed release (Phi-3 in 4.44, CLIP in 4.37) keeps its own default.
     """
     attention = config._attn_implementation
-    vision_class = InternVisionModel
-    if config.vision_config.model_type != InternVisionConfig.model_type:
-        vision_class = vision_model_class(config.vision_config)
+    is_own = config.vision_config.model_type == InternVisionConfig.model_type
+    vision_class = InternVisionModel if is_own else MODEL_MAPPING[type(config.vision_config)]
     llm_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.llm_config)]
     for part, part_class in ((config.vision_config, vision_class), (config.llm_config, llm_class)):
         if attention != "sdpa" or getattr(part_class, "_supports_sdpa", False):
             part._attn_implementation = attention
-
-
-def make_vision_model(config):
-    """The encoder for a vision config: InternViT, or a tower of transformers."""
-    if config.model_type == InternVisionConfig.model_type:
-        return InternVisionModel(config)
-    return TransformersTower(config)
 
 
 def make_projector(config):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
 
 import torch
 from torch import nn
@@ -30,7 +29,7 @@ class TransformersTower(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        model = vision_model_class(config)(config)
+        model = MODEL_MAPPING[type(config)](config)
         parts = dict(getattr(model, "vision_model", model).named_children())
         if config.model_type == "dinov3_vit":
             blocks = parts.pop("layer", None) or parts.pop("model").layer  # transformers 5: in an encoder
@@ -61,10 +60,6 @@ class TransformersTower(nn.Module):
         """Recomputes blocks in the backward pass, always in the non-reentrant way."""
         self.gradient_checkpointing = True
 
-    def gradient_checkpointing_disable(self):
-        """Keeps activations again."""
-        self.gradient_checkpointing = False
-
     def unused_modules(self, select_layer):
         """Modules that features of `select_layer` don't depend on: later blocks and the final norm."""
         unused = list(self.layers[num_used_layers(select_layer, len(self.layers)) :])
@@ -92,18 +87,14 @@ class TransformersTower(nn.Module):
         if hasattr(self.vision_model, "pre_layrnorm"):
             x = self.vision_model.pre_layrnorm(x)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+
+        def run(layer, x):
+            x = layer(x, **options)
+            return x[0] if isinstance(x, tuple) else x
+
         for layer in self.layers[:num_layers]:
             again = recompute and not getattr(layer, "gradient_checkpointing", False)
-            x = run_block(layer, x, again, partial(self._run_layer, options))
+            x = run_block(layer, x, again, run)
         return x[:, x.shape[1] - (side // self.config.patch_size) ** 2 :]
 
-    def _run_layer(self, options, layer, x):
-        x = layer(x, **options)
-        return x[0] if isinstance(x, tuple) else x
-
     forward = patch_features
-
-
-def vision_model_class(config):
-    """The transformers class of a CLIP, SigLIP or DINOv3 vision config."""
-    return MODEL_MAPPING[type(config)]

@@ -72,7 +72,6 @@ class TextRules:
 
     Args:
         tokenizer: A tokenizer of transformers, fast or slow.
-        image_tokens: What an image is written with; no text may write these.
 
     Attributes:
         ids: Name to id of each added token.
@@ -82,19 +81,19 @@ class TextRules:
             their ids, which are cut off. None where the tokenizer itself writes the text's ids.
     """
 
-    def __init__(self, tokenizer, image_tokens=IMAGE_TOKENS):
+    def __init__(self, tokenizer):
         self._tokenizer, self._plain = tokenizer, _without_added_tokens(tokenizer)
         self.ids = {name: int(index) for name, index in tokenizer.get_added_vocab().items()}
         bos = tokenizer.bos_token_id
         self.start_ids = (int(bos),) if bos is not None and tokenizer("a").input_ids[:1] == [bos] else ()
         decoder = getattr(tokenizer, "added_tokens_decoder", {})
         ordinary = {str(token) for token in decoder.values() if str(token)[:1] == "<" and not token.special}
-        writable = ordinary.union(GROUNDING_TOKENS).difference(image_tokens)
+        writable = ordinary.union(GROUNDING_TOKENS).difference(IMAGE_TOKENS)
         self._any, self._writable = _any_of(self.ids), _any_of(name for name in self.ids if name in writable)
         self._strippers = {int(index) for index, token in decoder.items() if getattr(token, "rstrip", False)}
         none, anchor = ("", 0), (_ANCHOR, len(self.encode(_ANCHOR)))
         alone, continued = self.encode("a"), self.encode(_ANCHOR + "a")
-        after_token = list(tokenizer(image_tokens[0] + "a", add_special_tokens=False).input_ids)[1:]
+        after_token = list(tokenizer(IMAGE_TOKENS[0] + "a", add_special_tokens=False).input_ids)[1:]
         self.anchors = {
             "start": none,
             "token": none if after_token == alone else anchor,
@@ -138,12 +137,14 @@ class PromptEncoder:
     Args:
         tokenizer: The model's tokenizer, fast or slow.
         num_image_token: Image tokens per tile.
-        image_tokens: Start, end and the token of a feature; `ValueError` where the tokenizer lacks one.
+
+    Raises:
+        ValueError: The tokenizer lacks one of `IMAGE_TOKENS`.
     """
 
-    def __init__(self, tokenizer, num_image_token, image_tokens):
-        self.start_id, self.end_id, self.context_id = (token_id(tokenizer, token) for token in image_tokens)
-        self.num_image_token, self.rules = num_image_token, TextRules(tokenizer, image_tokens)
+    def __init__(self, tokenizer, num_image_token):
+        self.start_id, self.end_id, self.context_id = (token_id(tokenizer, token) for token in IMAGE_TOKENS)
+        self.num_image_token, self.rules = num_image_token, TextRules(tokenizer)
 
     def encode(self, parts):
         """Ids of a prompt of `prompt_parts`, start token included."""

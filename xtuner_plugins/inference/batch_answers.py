@@ -1,4 +1,4 @@
-"""Answers many questions, in batches of like length, in one process or several.
+"""Answers many questions, in batches of like length.
 
 Questions are sorted by their planned length, counted from the headers of their images, longest first: a batch has
 little padding, and a batch that is too large for the memory shows at once. Among questions of about the same length,
@@ -9,17 +9,11 @@ question, not the batch.
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
-from functools import cache
-from multiprocessing import get_context
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MediaError
-from ..processes import die_with_parent, num_cores, quiet_imports
 from .opening import open_session
 from .questions import Lengths, Question, Unusable
 
@@ -32,7 +26,7 @@ Answered = tuple[Question, "str | Unusable"]
 
 @dataclass(frozen=True)
 class Job:
-    """How questions are answered; crosses to other processes.
+    """How questions are answered.
 
     Attributes:
         model: As for `open_session`.
@@ -40,7 +34,6 @@ class Job:
         opening: Options of `open_session`.
         generation: Options of `ChatSession.answers`.
         batch_size: Most questions per batch.
-        processes: Each holds a model of its own; of several GPUs each takes the next.
     """
 
     model: str
@@ -48,7 +41,6 @@ class Job:
     opening: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 1
-    processes: int = 1
 
     def open(self) -> ChatSession:
         """Its session; errors as for `open_session`."""
@@ -63,32 +55,13 @@ def answer_all(job: Job, questions: Sequence[Question], lengths: Lengths) -> Ite
 
     Raises:
         ValueError: The model can't be opened, or a setting is impossible.
-        RuntimeError: Out of memory, or a process was killed.
+        RuntimeError: Out of memory.
     """
     batches, unusable = plan_batches(questions, lengths, job.batch_size)
     yield from unusable
-    if job.processes == 1 and batches:
-        session = job.open()
-        for batch in batches:
-            yield from answer_batch(session, batch, job.generation)
-    elif batches:
-        yield from _answer_in_processes(job, batches)
-
-
-def _answer_in_processes(job: Job, batches: Sequence[Sequence[Question]]) -> Iterator[Answered]:
-    context = get_context("spawn")  # a forked process can't use CUDA
-    pool = ProcessPoolExecutor(job.processes, context, initializer=_begin, initargs=(job, context.Value("i", 0)))
-    try:
-        for done in as_completed([pool.submit(_answer, batch) for batch in batches]):
-            yield from done.result()
-    except BrokenProcessPool:
-        told = "out of memory?); try fewer --processes or a smaller --batch-size"
-        raise RuntimeError(f"a process was killed or could not start ({told}") from None
-    finally:
-        workers = list(pool._processes.values())  # the pool itself would wait for batches that nobody wants any more
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.terminate()
+    session = job.open() if batches else None
+    for batch in batches:
+        yield from answer_batch(session, batch, job.generation)
 
 
 def plan_batches(
@@ -117,23 +90,3 @@ def answer_batch(session: ChatSession, batch: Sequence[Question], generation: Ma
             return [found for part in (batch[:half], batch[half:]) for found in answer_batch(session, part, generation)]
         where = "" if isinstance(error, MediaError) else f"question {batch[0].id}: "  # others name no file
         return [(batch[0], Unusable(batch[0].id, f"{where}{error}"))]
-
-
-def _begin(job: Job, counter) -> None:
-    """Readies a process; the first batch opens the model, because a pool hides what goes wrong here."""
-    global _job, _session
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the process that waits for this one
-    quiet_imports()
-    import torch
-
-    with counter.get_lock():
-        number, counter.value = counter.value, counter.value + 1
-    if job.opening.get("device", "auto") == "auto" and torch.cuda.device_count() > 1:
-        job = replace(job, opening={**job.opening, "device": f"cuda:{number % torch.cuda.device_count()}"})
-    torch.set_num_threads(max(1, num_cores() // job.processes))
-    _job, _session = job, cache(job.open)
-
-
-def _answer(batch: Sequence[Question]) -> list[Answered]:
-    return answer_batch(_session(), batch, _job.generation)

@@ -9,12 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..datasets.images.media import image_size, load_image
-from .drawing import with_boxes
+from ..datasets.images.media import image_size
 
 if TYPE_CHECKING:
     from .session import ChatSession, Turn
@@ -40,7 +38,7 @@ def printable(text: str) -> str:
 
 
 class TerminalChat:
-    """What is typed, on one side, and the session, on the other; drawn boxes are saved in the current folder.
+    """What is typed, on one side, and the session, on the other.
 
     Args:
         session: Answers.
@@ -85,7 +83,6 @@ class TerminalChat:
 
         Raises:
             ValueError: An unknown command, an image that can't be read, or a question that can't be asked.
-            OSError: Boxes can't be drawn into a file.
         """
         name, _, rest = line.partition(" ")
         match name, rest.strip():
@@ -114,7 +111,7 @@ class TerminalChat:
         return True
 
     def ask(self, question: str) -> None:
-        """Prints the answer while it comes; boxes in it are drawn on the conversation's latest image, into a new file.
+        """Prints the answer while it comes.
 
         Raises:
             ValueError: The question's placeholders don't fit its images.
@@ -128,9 +125,3 @@ class TerminalChat:
         print(flush=True)
         self.turns.append(replace(turn, answer=answer.strip()))
         self.pending = []
-        shown = [path for turn in self.turns for path in turn.images]
-        if shown and (drawn := with_boxes(load_image(shown[-1]), answer)):
-            names = (Path(f"{Path(shown[-1]).stem}.boxes-{number}.png") for number in count(1))
-            path = next(path for path in names if not path.exists())
-            drawn.save(path)
-            print(printable(f"(boxes drawn on {shown[-1]}: {path})"))

@@ -41,11 +41,6 @@ from .questions import Lengths
 if TYPE_CHECKING:
     from .session import ChatSession
 
-_ALONE = "holds weights alone; give its training config first: CONFIG {}"
-_FILES = {  # that hold no model, by suffix
-    **dict.fromkeys((".pth", ".pt", ".bin", ".safetensors"), _ALONE),
-    ".gguf": "is for llama.cpp; give the directory that it was converted from",
-}
 _READ = (".json", ".jinja", ".model", ".tiktoken", ".txt")  # config, tokenizer, template, stop tokens
 _logger = logging.getLogger(__name__)
 
@@ -97,8 +92,10 @@ def find_source(model: str | Path, checkpoint: str | Path | None = None) -> Sour
         open_config(path)
         return Source(path)
     if path.is_file() and not is_config:
-        said = _FILES.get(path.suffix, "is a file, not a model directory, a training config or a work directory")
-        raise CheckpointError(f"{path} {said.format(path)}")
+        told = (
+            f"give the model directory (of a .gguf file its source), or for weights their config first: CONFIG {path}"
+        )
+        raise CheckpointError(f"{path} is a file, which holds no whole model; {told}")
     if checkpoint is not None:
         found = path / checkpoint if (path / checkpoint).exists() else Path(checkpoint)
         config = None if path.is_dir() else Path(find_config(str(model)))
@@ -106,20 +103,16 @@ def find_source(model: str | Path, checkpoint: str | Path | None = None) -> Sour
             raise CheckpointError(f"checkpoint {checkpoint} does not exist")
         return Source(config, found)
     if path.is_dir():
-        return Source(None, _newest(path))
+        if (path / "adapter_config.json").is_file():
+            open_checkpoint(path)  # raises: it is one part, or another program's
+        if newest := newest_checkpoint(path):
+            return Source(None, newest)
+        told = "a model directory (it has no config.json) nor a work directory with a whole checkpoint (iter_N.pth)"
+        raise CheckpointError(f"{path} is neither {told}")
     if not is_config:
         open_config(path)  # raises: there is no such directory
     told = "give a checkpoint after it, or the run's work directory"
     raise CheckpointError(f"{find_config(str(model))} is a training config; {told}")
-
-
-def _newest(path: Path) -> Path:
-    if (path / "adapter_config.json").is_file():
-        open_checkpoint(path)  # raises: it is one part, or another program's
-    if newest := newest_checkpoint(path):
-        return newest
-    told = "a model directory (it has no config.json) nor a work directory with a whole checkpoint (iter_N.pth)"
-    raise CheckpointError(f"{path} is neither {told}")
 
 
 def describe(source: Source, *, template: str | None = None, max_tiles: int | None = None) -> Description:
@@ -137,20 +130,18 @@ def describe(source: Source, *, template: str | None = None, max_tiles: int | No
 
     if source.checkpoint is None:
         view, files = open_model(source.path), []
-        lock = read_json(source.path / preprocessing.FILE, missing={})
     else:
         from ..export import trained
 
         plan = trained.lay_over(source.path, source.checkpoint).settle(template)
-        view, files, lock = plan.view, plan.checkpoint.files, plan.preprocessing or {}
+        view, files = plan.view, plan.checkpoint.files
     config, weights = config_from_fields(view.config, view.directory), weight_files(view.directory)
     others = [path for path in sorted(view.directory.iterdir()) if path.suffix in _READ and path.name != manifest.FILE]
     files = [*files, *weights, *(path for path in others if path not in weights and ".index." not in path.name)]
-    tiling, sharing = tiling_of(config, {"max_tiles": max_tiles}), lock.get("tile_sharing", "equal")
-    facts = {**asdict(tiling), "tile_sharing": sharing, "template": config.template}
-    facts |= {**own_system(vars(config)), **resize_facts()}
+    tiling = tiling_of(config, {"max_tiles": max_tiles})
+    facts = {**asdict(tiling), "template": config.template, **own_system(vars(config)), **resize_facts()}
     hashed = text_hash(*(f"{path.name} {content_hash(path)}" for path in files))
-    return Description(hashed, Lengths(tiling, sharing, num_image_tokens(config)), facts)
+    return Description(hashed, Lengths(tiling, num_image_tokens(config)), facts)
 
 
 def open_session(
@@ -172,7 +163,7 @@ def open_session(
         device: ``'auto'`` (CUDA if available), or a torch device.
         dtype: ``'auto'`` (bfloat16 on CUDA, float16 on GPUs without it, float32 on the CPU), or a name.
         template: Conversation template, for a checkpoint that was trained with several.
-        **limits: ``min_tiles``, ``max_tiles``, ``use_thumbnail`` and ``tile_sharing`` of the session.
+        **limits: ``min_tiles``, ``max_tiles`` and ``use_thumbnail`` of the session.
 
     Raises:
         ValueError: Nothing that can be opened, parts that don't belong together, or an impossible setting.
@@ -189,8 +180,7 @@ def open_session(
             raise CheckpointError(f"{source} has one template of its own; a template is chosen for checkpoints only")
         network, tokenizer, lock = load_model(source.path, **options), load_tokenizer(source.path), None
         if (path := source.path / preprocessing.FILE).is_file():
-            lock = preprocessing.check_form(read_json(path), str(path))
-            preprocessing.check_token_rules(lock, tokenizer, str(source))
+            lock = preprocessing.checked(read_json(path), tokenizer, str(path))
         return ChatSession(network, tokenizer, lock=lock, **limits)
     from ..export import trained
 

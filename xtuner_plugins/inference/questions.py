@@ -50,11 +50,10 @@ class Lengths:
     """What the length of a model's prompts is counted by."""
 
     tiling: DynamicTiling
-    tile_sharing: str
     tokens_per_tile: int
 
     def planned(self, question: Question) -> int:
         """Tokens of a question, about, from the headers of its images; `MediaError` where one can't be opened."""
-        tiling = self.tiling.limited(first_limit(self.tiling.max_tiles, len(question.paths), self.tile_sharing))
+        tiling = self.tiling.limited(first_limit(self.tiling.max_tiles, len(question.paths)))
         num_tiles = sum(tiling.grid(*image_size(path)).num_tiles for path in question.paths)
         return num_tiles * self.tokens_per_tile + len(question.text) // CHARACTERS_PER_TOKEN

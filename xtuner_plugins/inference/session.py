@@ -24,8 +24,8 @@ from ..datasets.images.media import load_image, to_rgb
 from ..datasets.images.resize_rules import compare_resize_facts
 from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import first_limit
-from ..hub import InternVLChatModel
 from ..hub.constants import IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
+from ..hub.modeling_internvl_chat import InternVLChatModel
 from .questions import Lengths
 
 
@@ -64,34 +64,25 @@ class ChatSession:
         model: The hub code's model, on the device and in the dtype to compute in.
         tokenizer: Its tokenizer.
         lock: The preprocessing of its training; a warning tells of a Pillow that resizes otherwise.
-        tile_sharing: How the images of one question share the tile limit: `'equal'`, as in the official training, or
-            `'each'` and `'need'` (each may have all of it); None takes the training's, else `'equal'`.
         **limits: `min_tiles`, `max_tiles` (without thumbnail) and `use_thumbnail`; None takes the model's setting.
 
     Raises:
         SettingError: Impossible limits of tiles.
     """
 
-    def __init__(
-        self,
-        model: InternVLChatModel,
-        tokenizer,
-        *,
-        lock: Mapping[str, Any] | None = None,
-        tile_sharing: str | None = None,
-        **limits: Any,
-    ):
+    def __init__(self, model: InternVLChatModel, tokenizer, *, lock: Mapping[str, Any] | None = None, **limits: Any):
         self.model, self.tokenizer, self._limits = model.eval(), tokenizer, limits
         self.tiling = self._tiling()
-        self.tile_sharing = tile_sharing or (lock or {}).get("tile_sharing", "equal")
         self._lock = threading.Lock()
         if warning := compare_resize_facts(dict(lock or {})):
             _logger.warning(warning)
+        if (lock or {}).get("tile_sharing", "equal") != "equal":  # of an earlier version
+            _logger.warning("in its training each image of a question had a tile limit of its own; here they share one")
 
     @property
     def lengths(self) -> Lengths:
         """What the length of its prompts is counted by."""
-        return Lengths(self.tiling, self.tile_sharing, self.model.num_image_token)
+        return Lengths(self.tiling, self.model.num_image_token)
 
     def tiles(self, images: Sequence[ImageLike], max_tiles: int | None = None) -> list[torch.Tensor]:
         """Tiles uint8 `[T, 3, S, S]` of each image and frame of one question.
@@ -197,7 +188,7 @@ class ChatSession:
         """Tiles of one of a question's `num_images` images, or of a frame beside them."""
         if isinstance(image, Frame):
             return tiling.limited(1)(to_rgb(image.image))
-        limit = first_limit(tiling.max_tiles, num_images, self.tile_sharing)
+        limit = first_limit(tiling.max_tiles, num_images)
         return tiling.limited(limit)(to_rgb(image) if isinstance(image, Image.Image) else load_image(image))
 
     def _ids(self, question: str, counts: Sequence[int], past: Sequence[tuple[str, str]] = ()) -> list[int]:

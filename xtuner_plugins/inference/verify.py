@@ -146,7 +146,7 @@ def compare_files(job: Job, out: Path) -> None:
         want = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     files = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
     held = {name: path.read_bytes() for name, path in files.items() if path.suffix != ".safetensors"}
-    digests = {name: manifest.digest(path) for name, path in files.items() if name not in (manifest.FILE, card.FILE)}
+    digests = {name: found for name, found in manifest.digests(out).items() if name not in (manifest.FILE, card.FILE)}
     told = {"config.json": job.draft.config, manifest.FILE: {**job.manifest(), "files": dict(sorted(digests.items()))}}
     if (index := "model.safetensors.index.json") in held:
         size = sum(tensor.nbytes for tensor in open_weights(out).values())
@@ -271,12 +271,14 @@ def _case(model, tokenizer, work: Path, name: str, question: str, images: list[s
     tiling = tiling_of(model.config, {})
     paths = [_image(work / f"{each}.png", each, tiling.tile_size) for each in images]
     tiles = [normalize(tiling(load_image(path))) for path in paths]
-    prompt = model.build_prompt(question, [len(part) for part in tiles])
+    num_tiles, tokens = [len(part) for part in tiles], model.num_image_token
+    parts = model.prompt_parts(question, num_tiles)
+    prompt = "".join(f"<img>{'<IMG_CONTEXT>' * tokens * n}</img>" if kind == "image" else n for kind, n in parts)
     task = {
         "name": name,
         "question": question,
         "images": [path.name for path in paths],
-        "num_tiles": [len(part) for part in tiles],
+        "num_tiles": num_tiles,
         "prompt": prompt,
         "ids": tokenizer(prompt).input_ids,
         "context": tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),

@@ -11,9 +11,9 @@
 from pathlib import Path
 
 from . import manifest, preprocessing, record, zero
+from .errors import CheckpointError
 from .reading import (
     Checkpoint,
-    CheckpointError,
     listing,
     load_pickle,
     open_safetensors,
@@ -33,17 +33,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         if path.suffix == ".safetensors":
             return Checkpoint(path, "weights", open_safetensors(path), [path])
         content = load_pickle(path)
-        tensors = state_dict(path, content)
-        return Checkpoint.of_run(path, "mmengine", tensors, [path], content if "state_dict" in content else {})
+        run = content if isinstance(content, dict) and "state_dict" in content else {}
+        return Checkpoint(path, "mmengine", state_dict(path, content), [path], run)
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist")
     if (path / record.FILE).is_file():
         return _open_adapters(path)
     if (path / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{path} is a PEFT adapter; give the directory above it if this project wrote it. Any other is merged by "
-            "PEFT: PeftModel.from_pretrained(model, path).merge_and_unload()"
-        )
+        told = "Any other is merged by PEFT: PeftModel.from_pretrained(model, path).merge_and_unload()"
+        raise CheckpointError(f"{path} is a PEFT adapter; give the directory above it if this project wrote it. {told}")
     if tagged := zero.checkpoint_directory(path):
         return zero.open_deepspeed(tagged)
     if weight_files(path):
@@ -55,13 +53,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _open_adapters(path: Path) -> Checkpoint:
     """An adapter of ours under the names of a training checkpoint: those of each part, and the tensors that replace."""
     manifest.check(path, weights=False)
-    parts, whole = sorted(path.glob(f"*/{ADAPTER}")), list(path.glob(REPLACED))
-    tensors = {
-        f"{file.parent.name}.{name.removeprefix('base_model.model.')}": tensor
-        for file in parts
-        for name, tensor in open_safetensors(file).items()
-    }
-    for file in whole:
-        tensors |= open_safetensors(file)
-    lock, files = read_json(path / preprocessing.FILE, missing={}) or None, [path / record.FILE, *parts, *whole]
-    return Checkpoint(path, "adapter", tensors, files, lock, read_json(path / record.FILE))
+    tensors, files = {}, [*sorted(path.glob(f"*/{ADAPTER}")), *path.glob(REPLACED)]
+    for file in files:
+        part = "" if file.name == REPLACED else f"{file.parent.name}."
+        tensors |= {part + key.removeprefix("base_model.model."): each for key, each in open_safetensors(file).items()}
+    run = {record.KEY: read_json(path / record.FILE), preprocessing.KEY: read_json(path / preprocessing.FILE, {})}
+    return Checkpoint(path, "adapter", tensors, [path / record.FILE, *files], run)

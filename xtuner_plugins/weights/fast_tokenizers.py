@@ -172,9 +172,7 @@ def _internlm2_converter(path: Path, names: Mapping[int, str]):
         if number < len(pieces) and name != pieces[number].piece:
             pieces[number].piece, pieces[number].type = name, _CONTROL
     if len({piece.piece for piece in pieces} - {""}) != len(pieces):
-        raise CheckpointError(
-            f"{path}: two tokens have one name, or one has none: the directory's files contradict each other"
-        )
+        raise CheckpointError(f"{path}: two tokens have one name, or one has none: its files contradict each other")
     return converter
 
 
@@ -188,10 +186,8 @@ def _check(tokenizer, reference: Callable[[str], list[int]], path: Path) -> None
     for text in SAMPLES:
         ids, expected = tokenizer.encode(text, add_special_tokens=False).ids, reference(text)
         if ids != expected:
-            raise CheckpointError(
-                f"{path} can't become a fast tokenizer exactly: {text!r} would give {ids[:20]} instead of "
-                f"{expected[:20]}; put a tokenizer.json beside it"
-            )
+            told = f"can't become a fast tokenizer exactly: {text!r} would give {ids[:20]} instead of {expected[:20]}"
+            raise CheckpointError(f"{path} {told}; put a tokenizer.json beside it")
 
 
 CONVERTERS = {"InternLM2Tokenizer": _from_sentencepiece, "QWenTokenizer": _from_tiktoken}

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import CheckpointError
@@ -25,6 +26,13 @@ def digest(path: str | Path) -> str:
         while size := file.readinto(buffer):
             found.update(buffer[:size])
     return found.hexdigest()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in a folder and below it, by its name there; a few at a time."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip((str(path.relative_to(folder)) for path in files), pool.map(digest, files), strict=True))
 
 
 def check(directory: Path, *, weights: bool) -> None:

@@ -69,9 +69,8 @@ class Row:
             return parts
         alike = len({(each.dtype, each.shape[1:]) for each in tensors}) == 1
         if not alike or [each.shape[0] for each in tensors] != [self.groups * rows for rows in counts]:
-            raise CheckpointError(
-                f"tensors that belong together differ in dtype, width or shares ({self.sizes}): {list(tensors)}"
-            )
+            told = "tensors that belong together differ in dtype, width or shares"
+            raise CheckpointError(f"{told} ({self.sizes}): {list(tensors)}")
         dealt = list(zip(tensors, counts, strict=True))
         return [Joined([each.rows(n * rows, (n + 1) * rows) for n in groups for each, rows in dealt])]
 

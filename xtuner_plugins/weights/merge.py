@@ -107,10 +107,8 @@ def merged_weight(base: LazyTensor, parts: Mapping[str, LazyTensor], config: Lor
     (rows, columns), held = base.shape, {name: list(tensor.shape) for name, tensor in parts.items()}
     needed = {A: [config.r, columns], B: [rows, config.r], **({SIZE: [rows]} if config.use_dora else {})}
     if held != needed:
-        raise CheckpointError(
-            f"{layer}: its adapter is {held}; the base {base}, r={config.r} and use_dora={config.use_dora} need "
-            f"{needed}, so checkpoint, settings and base don't belong together"
-        )
+        told = f"the base {base}, r={config.r} and use_dora={config.use_dora} need {needed}"
+        raise CheckpointError(f"{layer}: its adapter is {held}; {told}: checkpoint, settings and base don't fit")
 
     def make(start: int, stop: int) -> torch.Tensor:
         rows, b, a = base.read(start, stop), parts[B].read(start, stop), parts[A].read()
@@ -128,9 +126,8 @@ def token_indices(config: Lora | None, layer: str, where: str) -> list[int]:
     by_layer = named if isinstance(named, Mapping) else dict.fromkeys(_EMBEDDINGS, named)
     found = next((rows for name, rows in by_layer.items() if f".{layer}".endswith(f".{name}")), None)
     if found is None:
-        raise CheckpointError(
-            f"{where} holds trained rows of {layer}, but the LoRA settings name none (trainable_token_indices={named})"
-        )
+        told = f"but the LoRA settings name none (trainable_token_indices={named})"
+        raise CheckpointError(f"{where} holds trained rows of {layer}, {told}")
     return [int(row) for row in found]
 
 

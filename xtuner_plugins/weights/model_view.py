@@ -74,15 +74,13 @@ def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
     fields = read_json(directory / "config.json")
     found = official if all(isinstance(fields.get(part), dict) for part in ("vision_config", "llm_config")) else hf
     if found is hf and (fields.get("model_type") != "internvl" or "text_config" not in fields):
-        raise CheckpointError(
-            f"{directory} is not an official InternVL directory (model_type {fields.get('model_type')!r}, without "
-            "vision_config and llm_config); make one with tools/build_base_model.py. A llava export is read by other "
-            "programs only; give the directory that it was made from"
-        )
+        told = f"(model_type {fields.get('model_type')!r}, without vision_config and llm_config)"
+        remedy = "make one with tools/build_base_model.py, or give the directory that a llava export was made from"
+        raise CheckpointError(f"{directory} is not an official InternVL directory {told}; {remedy}")
     fields = allowed.config_fields(fields, f"{directory}/config.json")
     config, path = found.read_config(fields, directory), directory / preprocessing.FILE
     if found is hf and path.is_file():  # template and thumbnail, for which it has no fields
-        config.update(preprocessing.exported(read_json(path), str(path)).config_fields(config))
+        config.update(preprocessing.Choice.of(read_json(path)["exported"]).config_fields(config))
     return found, fields, config
 
 

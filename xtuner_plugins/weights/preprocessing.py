@@ -14,14 +14,13 @@ Only exports have ``exported``, the settings in their ``config.json``, which `ch
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from ..hub.conversation import Conversation, get_conv_template, own_system
-from .errors import CheckpointError
+from .errors import CheckpointError, from_outside
 
 KEY = "preprocessing"  # in a training checkpoint
 FILE = "preprocessing.json"  # in an export
@@ -57,14 +56,9 @@ class Choice:
 
     def config_fields(self, base: Mapping) -> dict[str, Any]:
         """The fields of an official ``config.json``, laid over those of ``base``."""
-        return {
-            **system_fields(self.conversation, base),
-            "dynamic_image_size": True,
-            "min_dynamic_patch": self.min_tiles,
-            "max_dynamic_patch": self.max_tiles,
-            "use_thumbnail": self.use_thumbnail,
-            "template": self.template,
-        }
+        limits = dict(dynamic_image_size=True, min_dynamic_patch=self.min_tiles, max_dynamic_patch=self.max_tiles)
+        others = dict(use_thumbnail=self.use_thumbnail, template=self.template)
+        return {**system_fields(self.conversation, base), **limits, **others}
 
 
 def system_fields(conversation: Conversation, base: Mapping | None = None) -> dict[str, Any]:
@@ -77,18 +71,27 @@ def system_fields(conversation: Conversation, base: Mapping | None = None) -> di
     return {"system_message": own} | ({"no_system_message": False} if base.get("no_system_message") else {})
 
 
-def check_token_rules(trained: Mapping, tokenizer, where: str) -> None:
-    """Raises `CheckpointError` where a training's texts had other ids than this version gives them.
+def checked(lock: Any, tokenizer, where: str) -> dict[str, Any]:
+    """A lock read from a file whose training's texts had the ids that this version gives them.
 
     Before rule 2, each piece of text was encoded as the start of a text, which gives other ids where the tokenizer
     writes a space before a text, and Vicuna's answers had no space in front.
+
+    Args:
+        lock: what the file holds.
+        tokenizer: of the model.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: no lock, or one of other ids.
     """
-    is_vicuna = any(dataset["template"].startswith("vicuna") for dataset in trained["datasets"])
-    if trained.get("token_rules", 1) != TOKEN_RULES and (is_vicuna or tokenizer.tokenize("a") != ["a"]):
-        raise CheckpointError(
-            f"{where} was trained by an older version, which gave its prompts other token ids; go on with the version "
-            "that wrote it, or train anew"
-        )
+    with from_outside(f"{where}: its preprocessing"):
+        first, *others = _rules(lock)
+        is_vicuna = any(rule.template.startswith("vicuna") for rule in (first, *others))
+    if lock.get("token_rules", 1) != TOKEN_RULES and (is_vicuna or tokenizer.tokenize("a") != ["a"]):
+        told = "was trained by an older version, which gave its prompts other token ids"
+        raise CheckpointError(f"{where} {told}; go on with the version that wrote it, or train anew")
+    return dict(lock)
 
 
 def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | None = None) -> tuple[Choice, str | None]:
@@ -106,10 +109,8 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
     """
     for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
         if list(trained.get(key, usual)) != list(usual):
-            raise CheckpointError(
-                f"trained with {key.replace('_', ' ')} {trained[key]}, but every consumer of a model directory uses "
-                f"{list(usual)}; train without one of your own, on a base built with --image-mean and --image-std"
-            )
+            told = f"trained with {key.replace('_', ' ')} {trained[key]}, but every program uses {list(usual)}"
+            raise CheckpointError(f"{told}; name it in the encoder's preprocessor_config.json and build the base anew")
     rules, files = _rules(trained), [(each["template"], str(each.get("name"))) for each in trained["datasets"]]
     said = ", ".join(f"{used} ({name})" for used, name in sorted(files))
     if template is None and len({rule.template for rule in rules}) > 1:
@@ -123,21 +124,6 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
     chosen = max(fitting, key=lambda rule: rule.max_tiles)
     note = f"trained with several rules of tiles ({said}); the export has the one with most: {chosen}; --max-tiles "
     return chosen, f"{note}chooses another" if len(fitting) > 1 else None
-
-
-def exported(lock: Mapping, where: str) -> Choice:
-    """The settings that an export's ``preprocessing.json`` says its config has; `CheckpointError` without them."""
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        return Choice.of(lock["exported"])
-    raise CheckpointError(f"{where} does not say what was exported")
-
-
-def check_form(lock: Any, where: str) -> dict:
-    """A lock read from a file, as a dict; `CheckpointError` where it isn't one."""
-    with contextlib.suppress(KeyError, TypeError, AttributeError):
-        if _rules(lock):
-            return dict(lock)
-    raise CheckpointError(f"{where} holds a preprocessing that can't be read")
 
 
 def _rules(lock: Mapping) -> list[Choice]:

@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 from .errors import CheckpointError
 from .lazy import FileTensor, LazyTensor, MemoryTensor
 
-_NAMED = "F64 float64,F32 float32,F16 float16,BF16 bfloat16,I64 int64,I32 int32,I16 int16,I8 int8,U8 uint8,BOOL bool"
-_DTYPES = {name: getattr(torch, dtype) for name, dtype in map(str.split, _NAMED.split(","))}
+_DTYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, BOOL=torch.bool)
+_DTYPES |= dict(I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8)
 DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # Packages whose objects sit beside the tensors of a training checkpoint. Nothing of them is imported here.
 _STAND_IN_PACKAGES = (
@@ -34,7 +35,6 @@ _STAND_IN_PACKAGES = (
     "addict enum"
 ).split()
 _STAND_IN_BUILTINS = {"builtins." + n for n in ("set", "frozenset", "slice", "complex", "range", "getattr", "object")}
-_OF_RUN = ("preprocessing", "record", "image_gain", "plan", "meta")
 STEMS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -47,30 +47,16 @@ class Checkpoint:
         kind: ``mmengine``, ``deepspeed``, ``adapter`` or ``weights``.
         tensors: name to lazy tensor, names as stored.
         files: the files that hold it, for hashing.
-        preprocessing: see ``preprocessing.py``; None, as all that follow, if it holds no such thing.
-        record: of the run that wrote it, see ``record.py``.
-        image_gain: what ``ImageGainHook`` measured last.
-        plan: the position in the data.
-        meta: MMEngine's, with ``iter``.
-        has_optimizer: whether the optimizer's state is there, too.
+        run: what it says of the run that wrote it, if there was one: ``record`` and ``preprocessing`` (see the modules
+            of these names), ``image_gain`` (what ``ImageGainHook`` measured last), ``plan`` (the position in the data),
+            MMEngine's ``meta`` with ``iter``, and the optimizer's state.
     """
 
     path: Path
     kind: str
     tensors: dict[str, LazyTensor]
     files: list[Path]
-    preprocessing: dict | None = None
-    record: dict | None = None
-    image_gain: dict | None = None
-    plan: dict | None = None
-    meta: dict | None = None
-    has_optimizer: bool = False
-
-    @classmethod
-    def of_run(cls, path: Path, kind: str, tensors: dict, files: list[Path], content: Mapping) -> Checkpoint:
-        """With what a training's file says of its run in ``content``."""
-        has_optimizer = "optimizer" in content or "optim_states" in files[-1].name
-        return cls(path, kind, tensors, files, *map(content.get, _OF_RUN), has_optimizer)
+    run: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _StandIn:
@@ -79,10 +65,7 @@ class _StandIn:
     def __init__(self, *args, **kwargs):
         self.args = args
 
-    def append(self, *args):
-        """Ignores what it is given."""
-
-    __setstate__ = __setitem__ = extend = append
+    append = extend = __setitem__ = __setstate__ = lambda self, *args: None
 
 
 def read_json(path: str | Path, missing: dict | None = None) -> dict:
@@ -94,9 +77,9 @@ def read_json(path: str | Path, missing: dict | None = None) -> dict:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        if missing is not None and isinstance(error, FileNotFoundError):
-            return missing
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from None
+        if missing is None or not isinstance(error, FileNotFoundError):
+            raise CheckpointError(f"{path} is not readable JSON: {error}") from None
+        return missing
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
@@ -112,10 +95,10 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
         with safe_open(path, "pt"), open(path, "rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))
-        header.pop("__metadata__", None)
         return {
             name: FileTensor(path, start + entry["data_offsets"][0], _DTYPES[entry["dtype"]], entry["shape"])
             for name, entry in header.items()
+            if name != "__metadata__"
         }
     except (OSError, KeyError, SafetensorError, RecursionError) as error:
         raise CheckpointError(
@@ -155,12 +138,13 @@ def _lazy(value, path: Path):
             return FileTensor(path, start, value.dtype, value.shape)
         # saved as a transposed or sliced view: read now, with its whole span
         span = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True))
-        held = FileTensor(path, start, value.dtype, (span,)).read()
-        return MemoryTensor(held.as_strided(value.shape, value.stride()))
+        return MemoryTensor(
+            FileTensor(path, start, value.dtype, (span,)).read().as_strided(value.shape, value.stride())
+        )
     if isinstance(value, Mapping):
         return {k: _lazy(v, path) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(value) if isinstance(value, torch.Size) else [_lazy(v, path) for v in value]
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return [_lazy(v, path) for v in value]
     return value
 
 

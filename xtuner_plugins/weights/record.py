@@ -31,7 +31,7 @@ from typing import Any
 
 from ..files import write_whole
 from . import manifest, preprocessing
-from .errors import CheckpointError
+from .errors import CheckpointError, from_outside
 
 KEY = "record"  # in a training checkpoint
 FILE = "record.json"  # in an adapter directory
@@ -88,21 +88,14 @@ def base_facts(directory: str | Path) -> dict[str, Any]:
 
 def data_facts(dataset: Any) -> list[dict[str, Any]]:
     """The annotation files of a live `MultimodalDataset`: their content, and what counts for their samples."""
-    return [
-        {
-            "name": source.name,
-            "sha256": " ".join(map(file_hash, sorted(getattr(source.index, "stamps", None) or [source.index.file]))),
-            "columns": plain(source.index.columns),
-            "rejected": sorted(map(int, rejected)),
-            "repeat": source.repeat,
-            "loss_weight": source.loss_weight,
-            "records": len(source.index),
-            "template": source.template.name,
-            "tiling": repr(source.tiling),
-            "jpeg_quality": repr(source.jpeg_quality),
-        }
-        for source, rejected in zip(dataset.sources, dataset.rejected, strict=True)
-    ]
+    facts = []
+    for source, rejected in zip(dataset.sources, dataset.rejected, strict=True):
+        files = sorted(getattr(source.index, "stamps", None) or [source.index.file])
+        own = {"name": source.name, "sha256": " ".join(map(file_hash, files)), "columns": plain(source.index.columns)}
+        own |= dict(rejected=sorted(map(int, rejected)), repeat=source.repeat, loss_weight=source.loss_weight)
+        own |= dict(records=len(source.index), template=source.template.name)
+        facts.append({**own, "tiling": repr(source.tiling), "jpeg_quality": repr(source.jpeg_quality)})
+    return facts
 
 
 def plain(value: Any, *, fill: bool = False) -> Any:
@@ -156,12 +149,9 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
     clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
     wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
     parts = {key: _counting(loader[key], f"train_dataloader.{key}") for key in LOADER if loader.get(key)}
-    return {
-        "model": _counting(cfg["model"], "model"),
-        "train_dataloader": parts,
-        "optim_wrapper": {key: wrapper[key] for key in WRAPPER if wrapper.get(key)},
-        "param_scheduler": cfg.get("param_scheduler"),
-    }
+    found = {"model": _counting(cfg["model"], "model"), "train_dataloader": parts}
+    found["optim_wrapper"] = {key: wrapper[key] for key in WRAPPER if wrapper.get(key)}
+    return {**found, "param_scheduler": cfg.get("param_scheduler")}
 
 
 def _counting(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -197,13 +187,10 @@ def make(
     settings["model"]["dtype"] = dtype
     settings |= {"seed": seed, "resize_rule": resize_rule, "token_rules": preprocessing.TOKEN_RULES}
     shares = batch_size * accumulative * ranks, ranks, batch_size, accumulative
-    return {
-        "base": base_facts(cfg["model"]["base"]),
-        "data": data_facts(dataset) if hasattr(dataset, "sources") else [],
-        "settings": settings,
-        "steps": dict(zip(STEPS, [*shares, *(cfg["train_cfg"].get(key) for key in LENGTHS)], strict=True)),
-        "versions": {name: version(name) for name in VERSIONS},
-    }
+    steps = dict(zip(STEPS, [*shares, *(cfg["train_cfg"].get(key) for key in LENGTHS)], strict=True))
+    data = data_facts(dataset) if hasattr(dataset, "sources") else []
+    made = {"base": base_facts(cfg["model"]["base"]), "data": data, "settings": settings, "steps": steps}
+    return {**made, "versions": {name: version(name) for name in VERSIONS}}
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -260,18 +247,6 @@ def _compare(then: Mapping, now: Mapping, defaults: Mapping) -> tuple[list[str],
     return [each for each in other if each], notes + differing(then["versions"], now["versions"])
 
 
-def check_form(record: Any, where: str) -> dict[str, Any]:
-    """A record read from a file, as a dict; raises `CheckpointError` where it isn't one."""
-    with contextlib.suppress(KeyError, TypeError, AttributeError):
-        files, steps = record["base"]["files"], record["steps"]
-        parts = files, record["settings"]["model"], steps, record["versions"], *record["data"]
-        texts = record["base"]["path"], *files.values()
-        has_form = all(isinstance(each, Mapping) for each in parts) and all(isinstance(each, str) for each in texts)
-        if has_form and steps.keys() >= set(STEPS):
-            return dict(record)
-    raise CheckpointError(f"{where} holds a record of its run that can't be read")
-
-
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:
     """What has changed since a checkpoint's run without making it another one.
 
@@ -286,11 +261,10 @@ def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, A
     """
     anew = f"begin a new run from its weights with --cfg-options load_from={path}"
     if then is None:
-        raise CheckpointError(
-            f"--resume {path}: holds no record of its run (saved up to 0.1.0, or the record was removed); go on with "
-            f"the version that wrote it, or {anew}"
-        )
-    other, notes = _compare(check_form(then, path), now, defaults)
+        told = "holds no record of its run (saved up to 0.1.0, or the record was removed)"
+        raise CheckpointError(f"--resume {path}: {told}; go on with the version that wrote it, or {anew}")
+    with from_outside(f"{path}: the record of its run"):
+        other, notes = _compare(then, now, defaults)
     if other:
         more = f" (and {len(other) - SHOWN} more)" if len(other) > SHOWN else ""
         said = f"{'; '.join(other[:SHOWN])}{more}"

@@ -53,10 +53,8 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
     if not tokenizer.is_fast:
         raise CheckpointError(f"{directory} offers only a slow tokenizer; a tokenizer.json is needed")
     if complete and (unknown := [token for token in ADDED_TOKENS if token_id(tokenizer, token) is None]):
-        raise CheckpointError(
-            f"{directory}: the tokenizer lacks {' '.join(unknown)}; give an official InternVL directory or one made by "
-            "tools/build_base_model.py"
-        )
+        remedy = "give an official InternVL directory or one made by tools/build_base_model.py"
+        raise CheckpointError(f"{directory}: the tokenizer lacks {' '.join(unknown)}; {remedy}")
     return tokenizer
 
 

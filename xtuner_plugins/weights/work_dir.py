@@ -52,7 +52,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     from .checkpoint import open_checkpoint
 
     opened = open_checkpoint(path)
-    if not isinstance(opened.meta, Mapping) or "iter" not in opened.meta:
+    run, has_state = opened.run, "optim_states" in opened.files[-1].name
+    if not isinstance(meta := run.get("meta"), Mapping) or "iter" not in meta:
         raise CheckpointError(f"{path} was not written by a training run: it holds no weights with meta.iter")
-    step = int(opened.meta["iter"])
-    return {"iter": step, "has_optimizer": opened.has_optimizer, "plan": opened.plan, "record": opened.record}
+    said = {"iter": int(meta["iter"]), "has_optimizer": "optimizer" in run or has_state}
+    return {**said, "plan": run.get("plan"), "record": run.get("record")}

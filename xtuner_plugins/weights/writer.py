@@ -3,73 +3,65 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-from .errors import CheckpointError
+from ..processes import progress_bar
 from .lazy import LazyTensor
 from .reading import DTYPE_NAMES
 
-
-def parse_size(text: str | int) -> int:
-    """Bytes of ``4GB``, ``0.5GB``, ``2GiB`` or a plain number, in any case; `CheckpointError` for anything else."""
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(?:([KMGT])(I?)B|B?)", str(text).strip().upper())
-    unit = (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ") if match else 0
-    if not match or (size := int(float(match[1]) * unit)) < 1:
-        raise CheckpointError(f"--max-shard-size {text} is no size; write 4GB, 500MB or 2GiB")
-    return size
+SHARD_BYTES = 4 * 10**9  # the most data in a file; a larger tensor gets a file of its own
 
 
-def json_text(value: Mapping, default: Callable | None = None) -> str:
-    """Indented JSON; ``default`` turns other objects into plain values."""
-    return json.dumps(value, ensure_ascii=False, indent=2, default=default) + "\n"
+def json_text(value: Mapping) -> str:
+    """Indented JSON."""
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
-def write_json(path: Path, value: Mapping, default: Callable | None = None) -> None:
+def write_json(path: Path, value: Mapping) -> None:
     """Writes ``json_text`` as UTF-8."""
-    path.write_text(json_text(value, default), encoding="utf-8")
+    path.write_text(json_text(value), encoding="utf-8")
 
 
-def write_weights(
-    stage: Path,
-    tensors: Mapping[str, LazyTensor],
-    *,
-    max_shard_size: int,
-    advance: Callable[[int], None] = lambda num_bytes: None,
-) -> int:
-    """Streams tensors into ``model.safetensors`` or shards, the index last; returns how many.
+def write_weights(stage: Path, tensors: Mapping[str, LazyTensor]) -> int:
+    """Streams tensors into ``model.safetensors`` or shards, the index last, and shows how far it is.
 
     Args:
         stage: directory to write into.
         tensors: by name, in the dtypes to write.
-        max_shard_size: most bytes of data per shard; a tensor larger than that gets a shard of its own.
-        advance: called with the number of bytes after each block, for a progress bar.
+
+    Returns:
+        How many files they fill, of `SHARD_BYTES` at most.
     """
-    shards = [{}]
+    shards, size = [{}], sum(tensor.nbytes for tensor in tensors.values())
     for name, tensor in tensors.items():
-        if shards[-1] and sum(each.nbytes for each in shards[-1].values()) + tensor.nbytes > max_shard_size:
+        if shards[-1] and sum(each.nbytes for each in shards[-1].values()) + tensor.nbytes > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = tensor
-    if len(shards) == 1:
-        write_single(stage / "model.safetensors", shards[0], advance)
-        return 1
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_single(stage / file, shard, advance)
-        weight_map |= dict.fromkeys(sorted(shard), file)
-    total = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
-    write_json(stage / "model.safetensors.index.json", {"metadata": total, "weight_map": weight_map})
-    return len(shards)
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    names, weight_map = names if len(names) > 1 else ["model.safetensors"], {}
+    with progress_bar(total=size, unit="B", unit_scale=True, desc="writing weights") as bar:
+        for file, shard in zip(names, shards, strict=True):
+            write_single(stage / file, shard, bar.update)
+            weight_map |= dict.fromkeys(sorted(shard), file)
+    if len(names) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        write_json(stage / "model.safetensors.index.json", index)
+    return len(names)
 
 
 def write_single(
-    path: Path, tensors: Mapping[str, LazyTensor], advance: Callable[[int], None] = lambda num_bytes: None
+    path: Path, tensors: Mapping[str, LazyTensor], advance: Callable[[int], object] = lambda num_bytes: None
 ) -> None:
-    """Streams tensors into one safetensors file; arguments as for ``write_weights``."""
+    """Streams tensors into one safetensors file.
+
+    Args:
+        path: of the file.
+        tensors: by name, in the dtypes to write.
+        advance: called with the number of bytes after each block.
+    """
     # Widest dtype first keeps every tensor aligned to its width. Older transformers die without {"format": "pt"}.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     header, end = {"__metadata__": {"format": "pt"}}, 0

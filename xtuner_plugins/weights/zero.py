@@ -61,11 +61,6 @@ class Shards:
     world_size: int = 1
     groups: list[dict] = field(default_factory=list)
 
-    @property
-    def in_bfloat16(self) -> bool:
-        """Whether DeepSpeed's bfloat16 optimizer wrote it, whose files are ZeRO-1's without saying so."""
-        return bool(self.optims) and "zero_stage" not in self.optims[0]
-
     def unflatten(self, flat: list[list[LazyTensor]]) -> dict[str, LazyTensor]:
         """Parameters by name. Args: ``flat[rank][group]``, a 1-D share of the weights or of one moment."""
         if self.stage == 3:
@@ -97,10 +92,8 @@ def read_shards(path: Path) -> Shards:
     world_size = max(world_size) if isinstance(world_size, list) else world_size
     for kind, number in (("optim", len(optims)), ("model", len(states) if stage == 3 else world_size)):
         if number != world_size:
-            raise CheckpointError(
-                f"{path} was saved by {world_size} ranks but holds {number} *_{kind}_states.pt; copy those of every "
-                "node into one folder"
-            )
+            told = f"{path} was saved by {world_size} ranks but holds {number} *_{kind}_states.pt"
+            raise CheckpointError(f"{told}; copy those of every node into one folder")
     groups = states[0]["param_shapes"]
     return Shards(path, files, states, optims, stage, world_size, [groups] if isinstance(groups, dict) else groups)
 
@@ -120,7 +113,7 @@ def open_deepspeed(path: Path) -> Checkpoint:
         tensors = held | _frozen(shards) | shards.unflatten([optim[key] for optim in shards.optims])
         shared = dict(state.get("shared_params") or {})
         tensors |= {alias: tensors[name] for alias, name in shared.items() if name in tensors}
-    return Checkpoint.of_run(path, "deepspeed", tensors, shards.files, state)
+    return Checkpoint(path, "deepspeed", tensors, shards.files, state)
 
 
 @refusing

@@ -9,14 +9,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from xtuner_plugins.datasets import (
-    DynamicTiling,
-    MultimodalDataset,
-    PackBatchSampler,
-    PlanSampler,
-    RecordError,
-    collate_packed,
-)
+from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, PackBatchSampler, PlanSampler, RecordError
+from xtuner_plugins.datasets.collate import collate_packed
 from xtuner_plugins.datasets.plan import lengths as lengths_module
 from xtuner_plugins.datasets.plan.budget import DROPPED, FATES, FRAME, TileBudget, first_limit, truncate
 from xtuner_plugins.datasets.text.conversation import Encoded
@@ -38,12 +32,10 @@ def settings(data_base, write_data, make_image, qa):
     texts = ["user", "Two words.", "\u00e9 <|im_end|>\n\n e\u0301?", " 2 ", "", "中文 words."]
     records += [{"conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]}]
     records += [qa("S?", "S.", system="Be <|im_end|> brief."), qa(image="missing.png"), {"text": 3}]
-    records += [
-        qa("<video> then <image>", "Both.", video="clip", image="b.png"),
-        qa("word " * 300, "No.", video="clip"),
-    ]
-    paths = dict(data_paths=write_data(records), image_folders=folder)
-    return dict(base=data_base, **paths, max_length=300, on_bad_sample="skip")
+    clip = {"video": "clip"}
+    records += [qa("<video> then <image>", "Both.", image="b.png", **clip), qa("word " * 300, "No.", **clip)]
+    settings = dict(max_length=300, on_bad_sample="skip")
+    return dict(base=data_base, data_paths=write_data(records), image_folders=folder, **settings)
 
 
 EXTRA = [{}, {"max_length": 60}, {"max_length": 97, "max_tiles": 12}, {"max_length": 2000, "num_frames": 2}]
@@ -156,7 +148,7 @@ WIDE, SQUARE, SMALL = (360, 120), (700, 700), (50, 50)  # 3, 4 and 1 tiles of at
 def test_images_share_the_limit_as_the_official_code_says_and_frames_are_one_tile():
     assert [first_limit(12, number) for number in (0, 1, 2, 5, 13)] == [12, 12, 6, 2, 1]
     budget = TileBudget(16, 10_000)
-    assert first_limit(12, 13, "each") == 12 and budget.fit(TILING, [FRAME, WIDE, FRAME, SQUARE], 0)[0] == [1, 3, 1, 3]
+    assert budget.fit(TILING, [FRAME, WIDE, FRAME, SQUARE], 0)[0] == [1, 3, 1, 3]
     assert [budget.count(TILING, size, 6) for size in (FRAME, WIDE, SMALL)] == [1, 4, 1]  # thumbnail included
     assert budget.tokens([]) == 0 and budget.tokens([4, 1]) == 5 * 16 + 2 * 2
 

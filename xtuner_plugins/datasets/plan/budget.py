@@ -23,12 +23,12 @@ FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken", "rejecte
 FRAME = (0, 0)  # the size that stands for a video frame, which is always one tile
 
 
-def first_limit(max_tiles: int, num_images: int, sharing: str = "equal") -> int:
-    """The tile limit of each image of a sample before anything is shrunk, at least 1; video frames aren't counted.
+def first_limit(max_tiles: int, num_images: int) -> int:
+    """The tile limit of each image of a sample before anything is shrunk, at least 1: they share the sample's limit.
 
-    With `sharing` 'equal', as in training, images share the sample's limit; otherwise each may have all, as in engines.
+    Video frames aren't counted.
     """
-    return max(1, max_tiles // max(1, num_images)) if sharing == "equal" else max_tiles
+    return max(1, max_tiles // max(1, num_images))
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,7 @@ class TileBudget:
         return image_tokens(num_tiles, self.tokens_per_tile)
 
     def fit(
-        self,
-        tiling: DynamicTiling,
-        sizes: Sequence[tuple[int, int]],
-        text_tokens: int,
-        before: Sequence[int] = (0, 0),
+        self, tiling: DynamicTiling, sizes: Sequence[tuple[int, int]], text_tokens: int, before: Sequence[int] = (0, 0)
     ) -> tuple[list[int], list[int], int]:
         """What becomes of a sample.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ...weights.lazy import Joined, LazyTensor, MemoryTensor, cast
 from ...weights.loader import check_model
 from ...weights.reading import CheckpointError, read_json
 from ...weights.staging import check_target, staged_directory
-from ...weights.writer import parse_size, write_weights
+from ...weights.writer import write_weights
 from ..draft import write_files
 from . import projectors, towers
 
@@ -61,13 +60,9 @@ def build_base(
     projector_type: str | None = None,
     select_layer: int | None = None,
     tile_size: int | None = None,
-    image_mean: Sequence[float] | None = None,
-    image_std: Sequence[float] | None = None,
-    max_shard_size: str | int = "4GB",
     flash: bool = False,
     seed: int = 0,
     force: bool = False,
-    progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> dict:
     """Writes an official-format directory from a vision tower, a language model and a projector.
 
@@ -91,14 +86,9 @@ def build_base(
             ``bilinear_mlp`` (the patch grid halved bilinearly); None takes that of the tower's family.
         select_layer: as for `read_vision`, like ``tile_size``.
         tile_size: side of a tile in pixels, for DINOv2 and DINOv3.
-        image_mean: per channel, that the tower was trained with; folded into its first layer, like ``image_std``. None
-            is what its directory says, or ImageNet's (InternViT).
-        image_std: per channel, likewise.
-        max_shard_size: such as ``4GB``.
         flash: add the second projector and the router of InternVL3.5-Flash, fresh.
         seed: of what is fresh.
         force: replace an existing ``out``.
-        progress: called with the number of bytes after each block.
 
     Returns:
         A summary: ``out``, ``num_parameters``, ``num_bytes``, ``vocab_size``, ``num_new_tokens``, ``num_image_token``,
@@ -109,17 +99,12 @@ def build_base(
         CheckpointError: a part is missing, of the wrong kind or incomplete; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
-    stored_dtype, shard_bytes = resolve_dtype(dtype), parse_size(max_shard_size)
+    stored_dtype = resolve_dtype(dtype)
     if max_tiles is not None and not 1 <= max_tiles <= 128:
         raise ValueError(f"max_tiles = {max_tiles} makes no sense; choose 1 to 128 (released models: 12)")
-    if (image_mean is None) != (image_std is None):
-        raise ValueError("image_mean and image_std go together; give both or none")
     out = check_target(out, force=force, inputs={"vision tower": vision, "language model": llm, "projector": projector})
     tower = local_directory(vision, "vision tower")
     vision_part = towers.read_vision(tower, select_layer=select_layer, tile_size=tile_size)
-    own = (image_mean, image_std) if image_mean is not None else vision_part.normalization
-    if own is not None:
-        vision_part.tensors = towers.fold(vision_part.tensors, *own)
     llm_part = read_llm(local_directory(llm, "language model"))
     conversation = _choose_conversation(llm_part, template, system)
     config = make_config(vision_part, llm_part, conversation, max_tiles, dtype, projector_type)
@@ -128,59 +113,44 @@ def build_base(
     if flash:
         config |= FLASH
         tensors |= projectors.flash_tensors(config, seed)
-    tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
+    tensors |= {f"language_model.{name}": tensor for name, tensor in resized_llm(llm_part, num_rows).items()}
     check_model(config, tensors, "the assembled model")
-
     tensors = {name: cast(tensor, stored_dtype, finite=name) for name, tensor in tensors.items()}
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     with staged_directory(out, config, num_bytes) as stage:
         write_files(official, stage, config, llm_part.tokenizer)
-        write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress)
-    counts = {name: sum(_sizes(tensors, f"{part.attribute}.")) for name, part in PARTS.items()}
-    return {
-        "out": str(out),
-        "num_parameters": sum(_sizes(tensors)),
-        "num_bytes": num_bytes,
-        "vocab_size": num_rows,
-        "num_new_tokens": llm_part.num_new_tokens,
-        "num_image_token": official.num_image_tokens(config),
-        "projector": str(projector) if projector else f"fresh, seed {seed}",
-        "template": conversation.name,
-        "parts": counts,
-        "notes": _notes(config, llm_part, conversation),
+        write_weights(stage, tensors)
+    counts = {name: tensor.numel for name, tensor in tensors.items()}
+    parts = {
+        key: sum(count for name, count in counts.items() if name.startswith(part.attribute))
+        for key, part in PARTS.items()
     }
-
-
-def _sizes(tensors: dict[str, LazyTensor], prefix: str = "") -> Iterator[int]:
-    """Parameters of each tensor whose name begins with a prefix."""
-    return (tensor.numel for name, tensor in tensors.items() if name.startswith(prefix))
+    done = {"out": str(out), "num_parameters": sum(counts.values()), "num_bytes": num_bytes, "vocab_size": num_rows}
+    done |= {"num_new_tokens": llm_part.num_new_tokens, "num_image_token": official.num_image_tokens(config)}
+    done |= {"projector": str(projector) if projector else f"fresh, seed {seed}", "template": conversation.name}
+    return {**done, "parts": parts, "notes": _notes(config, llm_part, conversation)}
 
 
 def _notes(config: dict, llm: LLMPart, conversation: Conversation) -> list[str]:
     """Lines on the prompt, the head, and who runs the directory, if not all."""
-    notes = tokenizer_files.describe_prompt(llm.tokenizer, conversation)
-    if llm.is_tied:
-        size = config["llm_config"]["vocab_size"] * config["llm_config"]["hidden_size"]
-        notes.append(f"the format stores a head beside the tied embedding: {size / 1e6:,.1f} M parameters more")
-    encoder, projector_type = encoder_family(config["vision_config"]), config.get("projector_type")
-    if projector_type or not encoder.is_intern_vit:
-        what = f"projector type {projector_type}" if encoder.is_intern_vit else encoder.architecture
-        llava = encoder.llava and projector_type == "mlp"
-        elsewhere = "; --format llava exports it for other programs" if llava else ""
-        notes.append(
-            f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"
-        )
-    if preprocessing.system_fields(conversation):
-        notes.append(
-            "the system message is this model's own; programs with an own table of templates (the official repository, "
-            f"LMDeploy) prompt with that of {conversation.name}"
-        )
-    if config.get("flash_mode"):
-        most = 1 - config["flash_relative_threshold"]
-        notes.append(
-            f"Flash compresses about {most:.0%} of the tiles of a request at most, and never a tile that is alone"
-        )
-    return notes
+    llm_config, projector_type = config["llm_config"], config.get("projector_type")
+    size, encoder = llm_config["vocab_size"] * llm_config["hidden_size"], encoder_family(config["vision_config"])
+    what = f"projector type {projector_type}" if encoder.is_intern_vit else encoder.architecture
+    elsewhere = "; --format llava exports it for other programs" if encoder.llava and projector_type == "mlp" else ""
+    others = {
+        f"the format stores a head beside the tied embedding: {size / 1e6:,.1f} M parameters more": llm.is_tied,
+        f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}": (
+            projector_type or not encoder.is_intern_vit
+        ),
+        "the system message is this model's own; programs with an own table of templates (the official repository, "
+        f"LMDeploy) prompt with that of {conversation.name}": preprocessing.system_fields(conversation),
+        f"Flash compresses about {1 - config.get('flash_relative_threshold', 0):.0%} of the tiles of a request at "
+        "most, and never a tile that is alone": config.get("flash_mode"),
+    }
+    return [
+        *tokenizer_files.describe_prompt(llm.tokenizer, conversation),
+        *(note for note, is_so in others.items() if is_so),
+    ]
 
 
 def local_directory(name: str | Path, role: str) -> Path:
@@ -199,10 +169,8 @@ def local_directory(name: str | Path, role: str) -> Path:
     try:
         return Path(snapshot_download(text, allow_patterns=HUB_PATTERNS))
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise CheckpointError(
-            f"{role}: there is no directory {text}, and no hub model of that name can be fetched ({reason})"
-        ) from None
+        told = f"{role}: there is no directory {text}, and no hub model of that name can be fetched"
+        raise CheckpointError(f"{told} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
 
 
 def read_llm(directory: Path) -> LLMPart:
@@ -218,10 +186,7 @@ def read_llm(directory: Path) -> LLMPart:
     if EMBEDDING not in tensors:
         raise CheckpointError(f"language model: {directory} has no {EMBEDDING}")
     if config.get("tie_word_embeddings") or HEAD not in tensors:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        ties_by_default = CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings
-        if not config.get("tie_word_embeddings", ties_by_default):
+        if not config.get("tie_word_embeddings", True):
             raise CheckpointError(f"language model: {directory} has no {HEAD}, but its config says that it isn't tied")
         tensors[HEAD] = tensors[EMBEDDING]
     tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)
@@ -237,10 +202,10 @@ def _choose_conversation(llm: LLMPart, template: str | None, system: str | None)
     if tokenizer_files.token_id(llm.tokenizer, found.stop_token) is None:
         stops = {name: get_conv_template(name).stop_token for name in TEMPLATES}
         fitting = [name for name, stop in stops.items() if tokenizer_files.token_id(llm.tokenizer, stop) is not None]
-        raise CheckpointError(
-            f"template {found.name} ends answers with {found.stop_token}, which is no token of this language model's "
-            f"tokenizer; its tokens fit --template {' or '.join(fitting) or '(none)'}"
+        told = (
+            f"template {found.name} ends answers with {found.stop_token}, no token of this language model's tokenizer"
         )
+        raise CheckpointError(f"{told}; its tokens fit --template {' or '.join(fitting) or '(none)'}")
     return found if system is None else replace(found, system_message=system or None)
 
 
@@ -251,10 +216,8 @@ def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
     for name in (EMBEDDING,) if llm.is_tied else (EMBEDDING, HEAD):
         matrix = tensors[name]
         if matrix.shape[0] < num_old:
-            raise CheckpointError(
-                f"{name} has {matrix.shape[0]} rows, fewer than the {num_old} tokens of the tokenizer: it belongs to "
-                "another model"
-            )
+            told = f"{name} has {matrix.shape[0]} rows, fewer than the {num_old} tokens of the tokenizer"
+            raise CheckpointError(f"{told}: it belongs to another model")
         old = matrix.rows(0, num_old)
         total = sum(old.read(*span).double().sum(0, keepdim=True) for span in old.spans())
         new = MemoryTensor((total / num_old).to(matrix.dtype).expand(llm.num_new_tokens, -1))
@@ -272,32 +235,30 @@ def make_config(
     projector_type: str | None,
 ) -> dict:
     """The official config of the two parts; arguments as for ``build_base``."""
-    from ...hub.configuration_internvl_chat import InternVLChatConfig
-
     projector_type = projector_type or encoder_family(part.config).projector_type
     if projector_type not in PROJECTOR_TYPES:
         raise ValueError(f"projector_type {projector_type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}")
+    most = max_tiles or (12 if projector_type == PROJECTOR_TYPES[0] else 1)
+    named = {"template": conversation.name, "projector_type": projector_type, "select_layer": part.select_layer}
+    fields = _llm_fields(part, llm, dtype)
+    config = official.make_config(part.config, fields, dtype=dtype, max_tiles=most, **named)
+    config |= preprocessing.system_fields(conversation)
+    return official.write_config(config, llm.tokenizer, fields["vocab_size"])
+
+
+def _llm_fields(part: towers.VisionPart, llm: LLMPart, dtype: str) -> dict:
+    """The ``llm_config`` of a new base: its own fields, completed by transformers, with the rows that it gets."""
+    from ...hub.configuration_internvl_chat import InternVLChatConfig
+
     rows = tokenizer_files.num_token_rows(llm.tokenizer)
     if llm.family.keeps_padding:
         rows = max(rows, llm.tensors[EMBEDDING].shape[0])
     dropped = ("auto_map", "_name_or_path", "transformers_version", "dtype")
-    source = {k: v for k, v in llm.config.items() if k not in dropped}
-    source.update(architectures=[llm.family.architecture], vocab_size=rows, torch_dtype=dtype)
+    fixed = {"architectures": [llm.family.architecture], "vocab_size": rows, "torch_dtype": dtype}
+    source = {key: value for key, value in llm.config.items() if key not in dropped} | fixed
     whole = InternVLChatConfig(vision_config=part.config, llm_config=source, torch_dtype=dtype)
     complete = whole.to_dict()["llm_config"]
-    fields = {k: complete.get(k) for k in [*llm.family.fields, *source]}
-    fields.update(architectures=[llm.family.architecture], model_type=llm.family.model_type, use_cache=True)
+    fields = {key: complete.get(key) for key in (*llm.family.fields, *source)} | fixed
     for key in ("bos_token_id", "eos_token_id"):
-        if fields.get(key) is None:
-            fields[key] = getattr(llm.tokenizer, key)
-    config = official.make_config(
-        part.config,
-        fields,
-        dtype=dtype,
-        template=conversation.name,
-        projector_type=projector_type,
-        select_layer=part.select_layer,
-        max_tiles=max_tiles or (12 if projector_type == PROJECTOR_TYPES[0] else 1),
-    )
-    config |= preprocessing.system_fields(conversation)
-    return official.write_config(config, llm.tokenizer, rows)
+        fields[key] = getattr(llm.tokenizer, key) if fields.get(key) is None else fields[key]
+    return {**fields, "model_type": llm.family.model_type, "use_cache": True}

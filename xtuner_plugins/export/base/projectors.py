@@ -7,29 +7,31 @@ from pathlib import Path
 
 import torch
 
-from ...hub.constants import PROJECTOR_TYPES, projector_input_width
+from ...hub.constants import projector_input_width
 from ...hub.modeling_flash import TileGate, TilePooling, make_mlp2
 from ...weights import model_view
 from ...weights.checkpoint import open_checkpoint
 from ...weights.lazy import LazyTensor, MemoryTensor
+from ...weights.loader import config_from_fields
 from ...weights.reading import CheckpointError
 
 
-def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of ``mlp1``: LayerNorm (of ``pixel_shuffle_mlp`` alone), Linear, (GELU), Linear."""
-    kind = config.get("projector_type", PROJECTOR_TYPES[0])
-    wide = projector_input_width(config["vision_config"]["hidden_size"], config["downsample_ratio"], kind)
-    llm = config["llm_config"]["hidden_size"]
-    plain = kind != "pixel_shuffle_mlp"
-    norm = {} if plain else {"mlp1.0.weight": (wide,), "mlp1.0.bias": (wide,)}
-    for layer, width in zip((0, 2) if plain else (1, 3), (wide, llm), strict=True):
-        norm |= {f"mlp1.{layer}.weight": (llm, width), f"mlp1.{layer}.bias": (llm,)}
-    return norm
-
-
 def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dict[str, LazyTensor]:
-    """``mlp1.*`` from a model directory or a file (names may lack ``mlp1.``), or freshly drawn for None."""
-    shapes = projector_shapes(config)
+    """``mlp1.*`` of a new base.
+
+    Args:
+        config: official fields.
+        source: model directory, or file whose names may lack ``mlp1.``; None for a fresh one.
+        seed: of a fresh one: LayerNorm at ones and zeros, linear layers uniform in 1/sqrt(fan_in).
+
+    Raises:
+        CheckpointError: no such source, or tensors of other names or shapes.
+    """
+    from ...hub.modeling_internvl_chat import make_projector  # takes in transformers
+
+    with torch.device("meta"):
+        own = make_projector(config_from_fields(config, "the base")).state_dict()
+    shapes = {f"mlp1.{name}": tuple(tensor.shape) for name, tensor in own.items()}
     if source is None:
         return _fresh_projector(shapes, seed)
     is_model = Path(source, "config.json").is_file()

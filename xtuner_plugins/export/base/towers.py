@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -54,28 +54,26 @@ _DINOV2 = KeyMapping(
 )
 
 
-@dataclass
-class VisionPart:
+class VisionPart(NamedTuple):
     """A vision tower, read but not loaded.
 
     Attributes:
         config: its ``vision_config``.
-        tensors: under ``vision_model.*``.
+        tensors: under ``vision_model.*``, for pixels normalized with ImageNet's mean and std.
         select_layer: layer whose output is used, relative to the layers in ``tensors``.
-        normalization: (mean, std) that it was trained with, not folded in yet; None for ImageNet's.
     """
 
     config: dict
     tensors: dict[str, LazyTensor]
-    select_layer: int = -1
-    normalization: tuple[Sequence[float], Sequence[float]] | None = None
+    select_layer: int
 
 
 def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: int | None = None) -> VisionPart:
     """A vision tower from a standalone tower, a whole CLIP or SigLIP model, or an official directory.
 
     Of a whole model the text encoder, the projections and SigLIP's pooling head are left out. InternViT is cut after
-    ``select_layer``; the others keep all layers and the final norm, as the llava format holds the whole tower.
+    ``select_layer``; the others keep all layers and the final norm, as the llava format holds the whole tower. The mean
+    and std that the directory's ``preprocessor_config.json`` names, or else its family's, are folded in.
 
     Args:
         directory: of the tower.
@@ -86,42 +84,47 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
     Raises:
         UnknownFamilyError: an encoder without a row in ``families``.
         CheckpointError: incomplete weights.
-        ValueError: ``select_layer`` is outside, or ``tile_size`` isn't the tower's.
+        ValueError: ``select_layer`` is outside, ``tile_size`` isn't the tower's, or as for `fold`.
     """
     stored, where = read_json(directory / "config.json"), f"vision tower {directory}"
-    is_official, normalization = "llm_config" in stored, None
-    if stored.get("model_type") == "dinov2":
-        fields, held = _read_dinov2(directory, tile_size or TILE_SIZE)
-        family, normalization = encoder_family(fields), _normalization(directory, IMAGENET_MEAN, IMAGENET_STD)
-    else:
-        fields, held = stored["vision_config"] if is_official else stored, open_weights(directory)
-        family = encoder_family(fields, where)
-        if fields.get("model_type") == family.whole_type:
-            fields = {**(fields.get("vision_config") or fields), "model_type": family.model_type}
-        fields = allowed.vision_fields(fields, where)
-        if family.model_type == "dinov3_vit" and not is_official:
-            fields["image_size"] = tile_size or TILE_SIZE
-            _check_tile_size(fields["image_size"], fields.get("patch_size", 16), directory)
-        elif tile_size not in (None, fields.get("image_size")):
-            own = fields.get("image_size")
-            raise ValueError(f"tile_size = {tile_size}: this tower takes {own} pixels; DINOv2 and DINOv3 take any")
-    tensors = {name: tensor for name, tensor in held.items() if name.startswith(PREFIX)}
-    tensors = tensors or {PREFIX + name: tensor for name, tensor in held.items()}  # the newest transformers' names
-    tensors = {_DINOV3_LAYER.sub("vision_model.encoder.layers.", name): tensor for name, tensor in tensors.items()}
-    if not (family.is_intern_vit or is_official):
-        tensors = {PREFIX + name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_STORED)}
-        normalization = _normalization(directory, family.image_mean, family.image_std)
+    read = _read_dinov2 if stored.get("model_type") == "dinov2" else _read_tower
+    fields, tensors = read(directory, stored, tile_size)
+    family = encoder_family(fields, where)
     if not any(f"{each}.weight" in tensors for each in _CONVOLUTIONS):
         raise CheckpointError(f"{where} says {family.model_type}, but holds no such weights")
+    if "llm_config" not in stored:  # an official directory's tower has ImageNet's
+        pixels = read_json(directory / "preprocessor_config.json", missing={})
+        own = pixels.get("image_mean"), pixels.get("image_std")
+        tensors = fold(tensors, *((family.image_mean, family.image_std) if None in own else own))
     config = _vision_config(family, fields)
     select_layer, layers = family.select_layer if select_layer is None else select_layer, config["num_hidden_layers"]
     if not -layers <= select_layer <= -1:
         raise ValueError(f"select_layer = {select_layer} is outside -1 .. -{layers} for the tower {directory}")
-    if family.is_intern_vit:
-        config["num_hidden_layers"] = layers + 1 + select_layer
-        tensors = {name: each for name, each in tensors.items() if _layer_of(name) < config["num_hidden_layers"]}
-        select_layer = -1
-    return VisionPart(config, tensors, select_layer, normalization)
+    if not family.is_intern_vit:
+        return VisionPart(config, tensors, select_layer)
+    config["num_hidden_layers"] = kept = layers + 1 + select_layer
+    return VisionPart(config, {name: each for name, each in tensors.items() if _layer_of(name) < kept}, -1)
+
+
+def _read_tower(directory: Path, stored: Mapping, tile_size: int | None) -> tuple[dict, dict[str, LazyTensor]]:
+    """Config fields and tensors of a directory with this config; arguments and errors as for `read_vision`."""
+    where, is_official = f"vision tower {directory}", "llm_config" in stored
+    fields = stored["vision_config"] if is_official else stored
+    family = encoder_family(fields, where)
+    if fields.get("model_type") == family.whole_type:
+        fields = {**(fields.get("vision_config") or fields), "model_type": family.model_type}
+    fields = allowed.vision_fields(fields, where)
+    if family.model_type == "dinov3_vit" and not is_official:
+        fields["image_size"] = _tile_size(tile_size, fields.get("patch_size", 16), directory)
+    elif tile_size not in (None, own := fields.get("image_size")):
+        raise ValueError(f"tile_size = {tile_size}: this tower takes {own} pixels; DINOv2 and DINOv3 take any")
+    held = open_weights(directory)
+    tensors = {name: tensor for name, tensor in held.items() if name.startswith(PREFIX)}
+    tensors = tensors or {PREFIX + name: tensor for name, tensor in held.items()}  # the newest transformers' names
+    tensors = {_DINOV3_LAYER.sub("vision_model.encoder.layers.", name): tensor for name, tensor in tensors.items()}
+    if family.is_intern_vit or is_official:
+        return fields, tensors
+    return fields, {PREFIX + name: each for name, each in tensors.items() if not name.startswith(_NOT_STORED)}
 
 
 def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, LazyTensor]:
@@ -135,6 +138,8 @@ def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence
     Raises:
         ValueError: not three channels, or numbers out of range.
     """
+    if (tuple(mean), tuple(std)) == (IMAGENET_MEAN, IMAGENET_STD):
+        return dict(tensors)
     if len(mean) != 3 or len(std) != 3 or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
         raise ValueError(f"image mean {list(mean)} and std {list(std)} must be three numbers, in [0, 1] and (0, 1]")
     own_mean, own_std, given_mean, given_std = (
@@ -152,37 +157,31 @@ def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence
     return {**tensors, **{name: MemoryTensor(tensor.float()) for name, tensor in result.items()}}
 
 
-def _check_tile_size(size: int, patch_size: int, directory: Path) -> None:
-    """Raises `ValueError` where a tile isn't a whole number of two patches, which the projector joins."""
-    if size % (2 * patch_size):
+def _tile_size(size: int | None, patch_size: int, directory: Path) -> int:
+    """Side of a tile where a tower takes any; `ValueError` for no multiple of two patches, which are joined."""
+    if (size := size or TILE_SIZE) % (2 * patch_size):
         raise ValueError(f"tile_size = {size} must be a multiple of {2 * patch_size}: two patches of {directory}")
+    return size
 
 
-def _read_dinov2(directory: Path, size: int) -> tuple[dict, dict[str, LazyTensor]]:
-    """Fields of InternViT's config, and tensors by its names (without prefix), for tiles of ``size`` pixels a side."""
+def _read_dinov2(directory: Path, stored: Mapping, tile_size: int | None) -> tuple[dict, dict[str, LazyTensor]]:
+    """Fields of InternViT's config, and tensors by its names; arguments and errors as for `read_vision`."""
     from transformers import Dinov2Config
 
-    stored = read_json(directory / "config.json")
     config = Dinov2Config(**{name: value for name, value in stored.items() if name in Dinov2Config().to_dict()})
     if config.use_swiglu_ffn:
         raise CheckpointError(f"vision tower: {directory} has SwiGLU layers, unlike InternViT; take a smaller DINOv2")
-    _check_tile_size(size, config.patch_size, directory)
+    size = _tile_size(tile_size, config.patch_size, directory)
     held = {name.removeprefix("dinov2."): tensor for name, tensor in open_weights(directory).items()}
     held.pop("embeddings.mask_token", None)  # of its training; the final norm and a classifier stay behind, too
     tensors = _DINOV2.to_ours({name: held[name] for name in held if name.startswith(("embeddings.", "encoder."))})
     if _POSITIONS in tensors:
         tensors[_POSITIONS] = MemoryTensor(_resized(tensors[_POSITIONS].read().float(), size // config.patch_size))
-    fields = {
-        "model_type": "intern_vit_6b",
-        "intermediate_size": int(config.hidden_size * config.mlp_ratio),
-        "image_size": size,
-        "norm_type": "layer_norm",
-        "qk_normalization": False,
-        "use_flash_attn": True,
-    }
+    fields = dict(model_type="intern_vit_6b", intermediate_size=int(config.hidden_size * config.mlp_ratio))
+    fields |= dict(image_size=size, norm_type="layer_norm", qk_normalization=False, use_flash_attn=True)
     same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size", "qkv_bias")
     fields |= {name: getattr(config, name) for name in (*same, "hidden_act", "layer_norm_eps", "initializer_range")}
-    return fields, tensors
+    return fields, {PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
 def _resized(positions: torch.Tensor, side: int) -> torch.Tensor:
@@ -199,20 +198,13 @@ def _vision_config(family: EncoderFamily, fields: Mapping) -> dict:
     """The `vision_config` to write: what a directory names, completed by the encoder's config class."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from ...hub import InternVisionConfig
+    from ...hub.configuration_intern_vit import InternVisionConfig
 
     make = InternVisionConfig if family.is_intern_vit else CONFIG_MAPPING[family.model_type]
     own = {key: value for key, value in fields.items() if key not in ("model_type", "torch_dtype", "dtype")}
     complete = make(**own).to_dict()
     names = {"architectures": [family.architecture], "model_type": family.model_type}
     return {**names, **{name: complete[name] for name in family.fields}, **dict(family.fixed)}
-
-
-def _normalization(directory: Path, *default: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    """The image mean and std that a directory names, or the default."""
-    fields = read_json(directory / "preprocessor_config.json", missing={})
-    own = fields.get("image_mean"), fields.get("image_std")
-    return default if None in own else own
 
 
 def _layer_of(name: str) -> int:

@@ -76,7 +76,8 @@ def _settle(check, module: types.ModuleType, cfg: Config, args: argparse.Namespa
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    module.get_seed_from_checkpoint = lambda path: open_checkpoint(path).meta["seed"]  # XTuner's own reads all of it
+    # XTuner's own reads the whole file.
+    module.get_seed_from_checkpoint = lambda path: open_checkpoint(path).run["meta"]["seed"]
     if wants_to_resume and os.environ.get("RANK", "0") == "0":
         said = f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew"
         print_log(said, "current")

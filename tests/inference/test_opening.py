@@ -11,12 +11,8 @@ from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.opening import Source, describe, find_source, open_session
 
-LOCK = {
-    "tile_size": 112,
-    "datasets": [{"name": "train", "template": "Hermes-2", "min_tiles": 1, "max_tiles": 3, "use_thumbnail": True}],
-    "image_mean": list(IMAGENET_MEAN),
-    "image_std": list(IMAGENET_STD),
-}
+DATA = {"name": "train", "template": "Hermes-2", "min_tiles": 1, "max_tiles": 3, "use_thumbnail": True}
+LOCK = {"datasets": [DATA], "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
 
 
 def of(model, **options):

@@ -41,13 +41,16 @@ def test_one_result_and_two(tmp_path, monkeypatch):
     assert "own.jsonl:9: no answer" in text and "10.0 to 40.0" in text and "(--limit 4)" in text
     assert text.count(" 0 %<") == text.count(" 40 %<") == 1, "none of what is only asked"
     assert len(set(re.findall('src="data:image/jpeg;base64,(.*?)"', text))) == 2, "with boxes, and without"
+    assert len(text) < 30_000, "images of 360 pixels"
     assert "<script>alert" not in text and "http" not in text.replace("data:image", ""), "loads nothing"
 
     other = {**RESULTS, "settings": {"dtype": "bfloat16", "limit": 4}, "datasets": {"own": OWN}}
     answers = zip(rows[:3], ("red", "<i>", "x"), strict=True)
     better = [Row("own", each.question, answer, float(answer == "red")) for each, answer in answers]
     text = shown(page.write_comparison, [RESULTS, other], compare((RESULTS, rows), (other, better)))
-    assert re.findall(CARD, text) == ["own / a", "own / b"] and "A 0 %<" in text and "B 100 %<" in text
+    assert re.findall(CARD, text) == ["own / a", "own / b"] and re.search(
+        'A 0 %</span><span class="bad">.*B 100 %</span><span>', text
+    )
     assert "&lt;i&gt;" in text and "<i>" not in text and "settings dtype: A float32, B bfloat16" in text
     assert "每图最多 6 个图块" in text and "无法判断" in text and "nothing can be said" in text
 

@@ -110,6 +110,7 @@ def test_what_is_refused(model, tokenizer, tmp_path):
         ("chat", tokenizer, 2, {**ask, "num_patches_list": [1, 1]}, "16 image tokens .*, but 32 image feat"),
         ("batch_chat", tokenizer, 1, {**two, "num_patches_list": [1]}, "1 entries for 2 questions"),
         ("batch_chat", tokenizer, 0, {**two, "visual_features": features}, "1 tiles, but num_patches"),
+        ("batch_chat", tokenizer, 2, two, "2 tiles, but .* adds up to 0"),
         ("batch_chat", tokenizer, 0, {**two, "history": []}, "keeps no history"),
         ("batch_chat", tokenizer, 0, {**two, "return_history": True}, "keeps no history"),
         ("chat", bare, 1, ask, "the tokenizer has no token '<img>'"),

@@ -72,7 +72,8 @@ def test_a_description_is_what_a_session_does(toy_base, run, tmp_path):
     copy = shutil.copytree(toy_base, tmp_path / "copy")
     own, trained = of(toy_base).weights, of(run).weights
     assert of(copy).weights == own != trained != of(run / "iter_2.pth").weights
-    (copy / "export_manifest.json").write_text("{}")  # says where it came from
+    for name in ("export_manifest.json", "README.md"):  # say where it came from
+        (copy / name).write_text("{}")
     for name, tail in (("tokenizer_config.json", b"} "), ("config.json", b"} "), ("model.safetensors", b"\1")):
         kept = (copy / name).read_bytes()
         (copy / name).write_bytes(kept.rstrip()[:-1] + tail)

@@ -14,8 +14,8 @@ A config's val_data_paths and val_benchmarks are checked after its training data
 training data alone.
 
 --step shows what a step of a run trains on instead: its batches or packs, as the model gets them, by the run's own
-loader, plan and seed; no weights are read. A resumed run goes on with the same steps, so --checkpoint is only needed
-where the number of GPUs or the batch size has changed there. Learned tokens stand in brackets.
+loader, plan and seed; no weights are read. A resumed run goes on with the same steps, unless the number of GPUs or the
+batch size has changed there. Learned tokens stand in brackets.
 
 Each complaint begins with `file:line:`. Warnings are about records that train, but perhaps not what their author meant;
 of each kind the first few are shown. The exit status is 0 when training can start, 1 when a record is unusable or an
@@ -34,7 +34,7 @@ from xtuner_plugins.cli import check_data as cli  # noqa: E402
 from xtuner_plugins.cli.shared import at_least, command, make_parser  # noqa: E402
 from xtuner_plugins.settings import add_config_options  # noqa: E402
 
-OF_STEP = ("ranks", "rank", "seed", "checkpoint")
+OF_STEP = ("ranks", "rank", "seed")
 OF_FILES = ("image_folder", "base", "pairs", "val", "val_image_folder")
 
 
@@ -59,7 +59,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     of_step.add_argument("--ranks", type=at_least(1), metavar="N", help="processes of the run (default: 1)")
     of_step.add_argument("--rank", type=at_least(0), metavar="R", help="which of them, from 0 (default: 0)")
     of_step.add_argument("--seed", type=int, help="--seed of the run (default: the config's)")
-    of_step.add_argument("--checkpoint", metavar="FILE", help="that the run was resumed from")
     args = parser.parse_args(argv)
     has_config, theirs = any(map(cli.is_config, args.inputs)), ("a config", "annotation files; a config names its own")
     strays = [name for name in (OF_FILES if has_config else ("set", "cfg_options")) if getattr(args, name)]

@@ -181,9 +181,16 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
 
 
 def target_matcher(targets: str | Sequence[str]) -> Callable[[str], bool]:
-    """Whether a layer's name is one of LoRA's ``target_modules``, by PEFT's rules: endings, or a regular expression."""
+    """Whether a layer's name is one of LoRA's ``target_modules``, by PEFT's rules: endings, or a regular expression.
+
+    Raises:
+        ValueError: It is no regular expression.
+    """
     if isinstance(targets, str):
-        whole = re.compile(targets)
+        try:
+            whole = re.compile(targets)
+        except re.error as error:
+            raise ValueError(f"target_modules={targets!r} is no regular expression: {error}") from None
         return lambda name: whole.fullmatch(name) is not None
     ends = tuple(f".{target}" for target in targets)
     return lambda name: f".{name}".endswith(ends)

@@ -77,7 +77,7 @@ RANGES = {
     **dict.fromkeys(("lr", "weight_decay", "simpo_margin"), Range()),
     **dict.fromkeys(("visual_encoder_lr", "projector_lr", "llm_lr", "lora_lr"), _ABOVE._replace(below=1)),
     "num_workers": Range(kinds=(int,)),
-    "beta": _ABOVE,
+    **dict.fromkeys(("beta", "loraplus_lr_ratio"), _ABOVE),
     "flash_percentile": _ABOVE._replace(below=1),
     "label_smoothing": Range(0, 0.5),  # from 0.5 on, the rejected answer would win
     "max_grad_norm": _ABOVE._replace(others=(math.inf,)),  # below 0 PyTorch would reverse the gradient

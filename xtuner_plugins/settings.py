@@ -106,7 +106,6 @@ projector_lr optim_wrapper.paramwise_cfg.part_lr.projector None: lr
 llm_lr optim_wrapper.paramwise_cfg.part_lr.llm None: lr
 lora_lr optim_wrapper.paramwise_cfg.part_lr.lora None: lr
 loraplus_lr_ratio optim_wrapper.paramwise_cfg.loraplus_lr_ratio 16: B matrices learn so many times as fast as A
-visual_encoder_layer_decay optim_wrapper.paramwise_cfg.visual_encoder_layer_decay factor on lr per block, from the last
 betas optim_wrapper.optimizer.betas of AdamW
 weight_decay optim_wrapper.optimizer.weight_decay not on norms and biases
 max_grad_norm optim_wrapper.clip_grad.max_norm gradients are clipped to

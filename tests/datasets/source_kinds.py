@@ -108,9 +108,9 @@ def write_tar(path: Path, files: dict[str, bytes]) -> None:
             archive.addfile(info, io.BytesIO(data))
 
 
-def write_webdataset(records, images: Path, out: Path, shards: int = 2) -> dict:
+def write_webdataset(records, images: Path, out: Path) -> dict:
     """Each sample with its images beside it, under names that its record doesn't know."""
-    for number, own in enumerate(np.array_split(np.arange(len(records)), shards)):
+    for number, own in enumerate(np.array_split(np.arange(len(records)), 2)):
         files = {}
         for row in own.tolist():
             inside = {key: value for key, value in records[row].items() if key != "image"}
@@ -118,7 +118,7 @@ def write_webdataset(records, images: Path, out: Path, shards: int = 2) -> dict:
             for at, name in enumerate(records[row].get("image", [])):
                 files[f"{row:04}.{at}.jpg"] = (images / name).read_bytes()
         write_tar(out / f"{number:06}.tar", files)
-    return {"data_paths": str(out / "000000.tar" if shards == 1 else out)}
+    return {"data_paths": str(out)}
 
 
 KINDS = {

@@ -19,11 +19,9 @@ ABSENT = [  # keys that are missing; least and most tiles, and whether there is 
     (ALL, (1, 1, False)),
 ]
 REFUSED = [
-    ({"downsample_ratio": 0.3}, "config.json' has sizes of no grid"),
     ({"vision_config": {"model_type": "intern_vit_6b", "patch_size": 0}}, "vision_config: patch_size is 0"),
     ({"downsample_ratio": "x"}, "has sizes of no grid"),
     ({"llm_config": {"model_type": "nothing"}}, "model_type 'nothing'"),
-    ({"llm_config": None}, "llm_config"),
     ({"template": None}, "names no 'template'"),
 ]
 

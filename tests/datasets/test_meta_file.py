@@ -51,7 +51,6 @@ BAD = [
     ('{"a": {"annotation": "a.jsonl", "repeat_time": -1}}', "repeat_time is -1"),
     ('{"a": {"annotation": "a.jsonl", "repeat_time": 0}}', "every repeat_time is 0"),
     ('{"a": {"annotation": "a.jsonl"}', "meta.json is no meta file: not JSON"),
-    ('{"a": {"annotation": "a.jsonl"}, "a": {"annotation": "b.jsonl"}}', "the key 'a' occurs twice"),
     ('{"a": {"annotation": "a.jsonl", "root": ""}, "b": []}', "b is no object"),
 ]
 

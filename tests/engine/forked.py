@@ -58,17 +58,15 @@ def run_forked(arguments, env, work_dir, *, processes: int = 1, prepare: Callabl
     """
     command, ranks = training_processes(arguments, {"NPROC_PER_NODE": str(processes)}, None)
     work_dir.parent.mkdir(parents=True, exist_ok=True)
-    logs = [work_dir.parent / f"{work_dir.name}.rank{rank}.log" for rank in range(processes)]
-    children = []
-    for rank, log in zip(ranks, logs, strict=True):
-        child = fork_server().Process(
-            target=_train, args=(["train", *command[3:]], env | rank | {SHARE_CORES: "1"}, log, prepare)
-        )
+    children, said = [], []
+    for number, rank in enumerate(ranks):
+        (log := Path(f"{work_dir}.rank{number}.log")).touch()
+        arguments = ["train", *command[3:]], env | rank | {SHARE_CORES: "1"}, log, prepare
+        children.append((fork_server().Process(target=_train, args=arguments), log))
         with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # the first start starts the server
-            child.start()
-        children.append(child)
-    codes = _wait(children)
-    said = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
+            children[-1][0].start()
+    codes = _wait([child for child, _ in children])
+    said = [log.read_text(errors="replace") for _, log in children]
     return Run(work_dir, codes, said[0], "".join(said[1:])[-3000:])
 
 
@@ -134,7 +132,7 @@ def send(number: int, *_) -> None:
 def fork_server():
     """The context whose children come from the server."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.engine.preloaded"])
+    server.set_forkserver_preload(["deepspeed", "xtuner.tools.train", "xtuner_plugins.engine.launch.train_process"])
     return server
 
 

@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from tests.conftest import HANGS_AFTER, ROOT
+from tests.conftest import ROOT
 from tests.small_data import write_dataset  # noqa: F401
 from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: F401
 from xtuner_plugins.settings import SETTINGS
@@ -42,10 +41,8 @@ def edited_config(folder: Path, name: str, **settings) -> str:
 
 def contents(path: Path) -> dict[str, torch.Tensor]:
     """Weights and the optimizer's state of a checkpoint that any strategy wrote, by kind and parameter."""
-    from xtuner_plugins.engine.run.runtime import allow_checkpoint_types
     from xtuner_plugins.engine.run.transfer import read_state
 
-    allow_checkpoint_types()
     state = read_state(path)
     found = {f"weight {name}": tensor.read() for name, tensor in state.weights.items()}
     for name, entries in state.states.items():
@@ -58,13 +55,6 @@ def require_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor])
     """Fails where two sets of tensors differ in a name or a bit."""
     assert left.keys() == right.keys() and left
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
-
-
-def train(*place, command=(sys.executable, "tools/train.py"), **case) -> subprocess.CompletedProcess:
-    """Runs the command on a global batch of 4 and returns the finished process; arguments as `training`."""
-    arguments, env = training(*place, **case)
-    options = dict(cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
-    return subprocess.run([*command, *arguments], **options)
 
 
 def training(

@@ -1,6 +1,5 @@
 """The model card: what it shows, that values stay text, and that later steps fill in their sections alone."""
 
-import json
 from types import SimpleNamespace
 
 from markdown_it import MarkdownIt
@@ -41,8 +40,11 @@ def outside(text):
 
 def replaced(value, by):
     """The same with another text in place of each."""
-    texts = lambda fields: {key: by if isinstance(each, str) else each for key, each in fields.items()}  # noqa: E731
-    return json.loads(json.dumps(value), object_hook=texts)
+    if isinstance(value, dict):
+        return {key: replaced(each, by) for key, each in value.items()}
+    return (
+        [replaced(each, by) for each in value] if isinstance(value, list) else by if isinstance(value, str) else value
+    )
 
 
 def test_what_it_shows(refused):

@@ -82,9 +82,6 @@ def test_normalization_equals_totensor_and_normalize():
     assert preprocessor(batch_of(tiles[:0]))["pixel_values"].shape == (0, 3, 28, 28)
     with pytest.raises(ValueError, match="uint8"):
         preprocessor(batch_of(theirs))
-    for std in ((0, 1, 1), (1, 1)):
-        with pytest.raises(ValueError, match="std"):
-            TilePreprocessor(std=std)
     preprocessor.image_token, preprocessor.tokens_per_tile = 7, 4
     with pytest.raises(ValueError, match=r"0 image tokens in the text, but 8 image features .* at fault: a.jsonl:1$"):
         preprocessor(batch)

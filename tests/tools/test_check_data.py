@@ -69,7 +69,6 @@ REFUSED = [
     ("{config} --step 1 --ranks 2 --rank 2", "--rank 2 counts from 0 to --ranks - 1"),
     ("{config} --seed 1", "--seed goes with --step"),
     ("{config} --step 1 --json x", "--step prints a step of a config; it writes nothing"),
-    ("toy_finetune_full --step 1 --checkpoint none.pth", "none.pth"),
     ("{leaf} --step 9999", "there is no step 9,999"),
 ]
 

@@ -2,16 +2,24 @@
 
 import json
 
+from PIL import Image
+
 from tests.weights.training import make_model, save_pth, write_config
 from xtuner_plugins.export.export import export
 from xtuner_plugins.inference.opening import open_session
-from xtuner_plugins.toy.data import write_data
+from xtuner_plugins.toy.data import messages, write_data
 from xtuner_plugins.toy.evaluate import answer, read_questions
 from xtuner_plugins.toy.quickstart import CLEAN_PROCESS
 
 
 def test_an_export_answers_as_the_trained_model(toy_base, run_tool, tmp_path):
-    write_data(tmp_path, {"pretrain": 0, "train": 0, "test": 2}, workers=1)
+    write_data(tmp_path, {"test": 2}, workers=1)
+    with open(tmp_path / "test.jsonl", "a") as file:  # images of other shapes are cut by the published recipe, too
+        for size in ((300, 100), (90, 90), (400, 900), (250, 240), (113, 500)):
+            Image.effect_noise(size, 90).save(tmp_path / f"images/{size[0]}.png")
+            turns = messages([("What number is on the sign?", "47")])
+            record = {"id": str(size), "image": f"{size[0]}.png", "kind": "number", "conversations": turns}
+            file.write(json.dumps(record) + "\n")
     config = write_config(tmp_path / "c.py", toy_base)
     checkpoint = save_pth(make_model(toy_base), tmp_path / "iter_1.pth")
     export(config, checkpoint, tmp_path / "out", dtype="float32")

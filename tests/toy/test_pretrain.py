@@ -1,5 +1,6 @@
 """The pre-training of the toy parts: it learns, and what it writes is the layout of the releases."""
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2ForCausalLM
@@ -13,17 +14,23 @@ def test_the_parts_have_the_layouts_of_the_releases_and_depend_on_the_seed(tmp_p
     monkeypatch.setattr(pretrain, "LLM_BATCH", 2)
     held = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        pretrain.pretrain_vision(tmp_path / name, steps=2, seed=seed)
+        pretrain.pretrain_vision(tmp_path / name, steps=4, seed=seed)
         held.append(load_file(tmp_path / name / "model.safetensors"))
     shapes = shapes_of({**VISION_CONFIG, **pretrain.VISION})
     assert {name: tuple(tensor.shape) for name, tensor in held[0].items()} == shapes
     same = [all(torch.equal(held[0][name], other[name]) for name in shapes) for other in held[1:]]
-    said = capsys.readouterr().out.splitlines()
-    assert same == [True, False] and len(said) == 3 and said[0].startswith("[vision] step 2/2  loss "), said
+    assert same == [True, False]
 
-    pretrain.pretrain_llm(tmp_path / "llm", steps=2)
+    pretrain.pretrain_llm(tmp_path / "llm", steps=8)
     model, info = Qwen2ForCausalLM.from_pretrained(tmp_path / "llm", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    said = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert [said[at][::2] for at in (0, 3)] == [
+        ["[vision] step 4/4", "digits right 2.8%"],
+        ["[llm] step 8/8", "digits right 3.1%"],
+    ]
+    losses = [float(line[1].removeprefix("loss ")) for line in said]
+    assert losses == pytest.approx([4.377, 4.377, losses[2], 6.325], abs=2e-3) and losses[2] != losses[0]
     assert len(AutoTokenizer.from_pretrained(tmp_path / "llm")) <= model.config.vocab_size
 
 

@@ -5,12 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import HANGS_AFTER, ROOT
-from xtuner_plugins.toy import quickstart
+from xtuner_plugins.toy import preference, quickstart
 from xtuner_plugins.toy.quickstart import StageError, keep_earlier, summarize, verdict
+
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "47"}]
+ASKED = {"id": "a", "image": "a.jpg", "kind": "number", "conversations": TURNS}
+WAYS = {quickstart: ("tiling", "one tile", quickstart.CONTROL), preference: (preference.BEFORE, preference.AFTER)}
 
 
 def test_a_failing_command_ends_the_chain_with_its_last_words(tmp_path, capfd):
@@ -40,6 +45,56 @@ def test_verdict_sees_a_wrong_number_and_a_differing_export():
         assert result["num_answers_that_differ"] == (exported is differing)
     number, colour = (line.split() for line in result["table"].splitlines()[1:])
     assert number[:4] == ["number", "yes", "9", "100.0%"] and colour[:5] == ["colour", "no", "1", "100.0%", "100.0%"]
+
+
+# Commands with some words shortened: W is a demo's folder, Q that of the quick start.
+SHORT = {f"{quickstart.CLEAN_PROCESS.parent}/": "", "tools/train.py": "TRAIN", "tools/convert_to_official.py": "EXPORT"}
+SHORT |= {"data/test.jsonl W/data/images": "ASKED", "configs/toy/toy_": "C/", "xtuner_plugins.toy": "TOY"}
+TYPED = {
+    quickstart: """-m TOY.data --out W/data --scale 0.5 --seed 3
+-m TOY.pretrain vision --out W/parts/vision --scale 0.5 --seed 3
+-m TOY.pretrain llm --out W/parts/llm --scale 0.5 --seed 3
+tools/build_base_model.py --vision W/parts/vision --llm W/parts/llm --out W/base --max-tiles 6 --dtype float32
+tools/check_data.py C/pretrain_mlp.py
+TRAIN C/pretrain_mlp.py --seed 3 --work-dir W/runs/pretrain_mlp
+TRAIN C/pretrain_mlp.py --seed 3 --work-dir W/control/runs/pretrain_mlp --set max_tiles=1
+EXPORT C/pretrain_mlp.py W/runs/pretrain_mlp W/pretrain_mlp
+EXPORT W/control/runs/pretrain_mlp/toy_pretrain_mlp.py W/control/runs/pretrain_mlp W/control/pretrain_mlp
+TRAIN C/finetune_full.py --seed 3 --work-dir W/runs/finetune_full
+TRAIN C/finetune_full.py --seed 3 --work-dir W/control/runs/finetune_full --set max_tiles=1 base=W/control/pretrain_mlp
+EXPORT C/finetune_full.py W/runs/finetune_full W/model
+-m TOY.evaluate W/runs/finetune_full W/ASKED --out W/answers_trained.json
+-I clean_process.py W/model W/ASKED W/answers_exported.json
+-m TOY.evaluate W/control/runs/finetune_full W/ASKED --modes one tile --out W/answers_control.json""",
+    preference: """-m TOY.data --pairs --out W/data --scale 0.5 --seed 3
+tools/check_data.py C/finetune_mpo_full.py
+TRAIN C/finetune_mpo_full.py --seed 3 --work-dir W/runs/finetune_mpo_full
+EXPORT C/finetune_mpo_full.py W/runs/finetune_mpo_full W/model
+-m TOY.evaluate Q/model W/ASKED --modes tiling --out W/answers_before.json
+-m TOY.evaluate W/model W/ASKED --modes tiling --out W/answers_after.json""",
+}
+
+
+def test_the_commands_of_the_demos_and_what_becomes_of_their_answers(tmp_path, monkeypatch):
+    drawn, typed = [], []
+    monkeypatch.setattr("xtuner_plugins.engine.hooks.losses_png.draw_losses", lambda runs, path: drawn.append(path))
+
+    def run(name, *commands):
+        typed.extend(" ".join(map(str, command)) for command in commands)
+        for path in (tmp_path / command[-1] for command in commands if str(command[-1]).endswith(".json")):
+            path.write_text(json.dumps(dict.fromkeys(("tiling", "one tile"), {"a": path.name})))
+
+    for demo, expected in TYPED.items():
+        out = tmp_path / demo.OUT
+        (out / "data").mkdir(parents=True)
+        (out / "data/test.jsonl").write_text(json.dumps(ASKED) + "\n")
+        chain = SimpleNamespace(root=tmp_path, out=out, run=run, keep=lambda result: result)
+        result, text = demo.run_chain(chain, 0.5, 3), "\n".join(typed).replace(f"{tmp_path}/", "")
+        typed.clear()
+        for path, short in {str(quickstart.OUT): "Q", str(demo.OUT): "W", **SHORT}.items():
+            text = text.replace(path, short)
+        assert text == expected and drawn.pop() == out / "losses.png" and result["num_asked"] == {"number": 1}
+        assert tuple(result["accuracy"]) == WAYS[demo] and result.get("num_answers_that_differ", 2) == 2
 
 
 def test_earlier_results_are_kept_each_under_its_own_name(tmp_path):

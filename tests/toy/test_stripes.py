@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from xtuner_plugins.toy import stripes
 from xtuner_plugins.toy.images import RGB, TILE
@@ -19,3 +20,9 @@ def test_stripes_run_as_said_and_vanish_in_one_tile():
         small = image.resize((TILE, TILE), Image.Resampling.BICUBIC)
         middle = small.getpixel((int(columns.mean() / 2), int(rows.mean() / 2)))
         assert middle == pytest.approx([(color + 255) / 2 for color in RGB["red"]], abs=4)  # rounding of bicubic
+
+
+def test_the_base_is_trained(tmp_path):
+    base = stripes.write_trained_base(tmp_path, steps=2)
+    trained = load_file(base / "model.safetensors")["mlp1.3.weight"]
+    assert trained.float().norm().item() == pytest.approx(4.5743213, rel=1e-5)

@@ -24,14 +24,11 @@ def test_refusals(tmp_path, refused):
     for name, content in STRANGE.items():
         torch.save(content, tmp_path / f"{name}.pth")
     for call, name, words in (
-        (open_checkpoint, "adapter", "is a PEFT adapter; .*merge_and_unload"),
-        (open_checkpoint, "nowhere", "does not exist"),
-        (open_checkpoint, "x.pth", "x.pth holds no state dict, whose values are tensors"),
         (open_checkpoint, ".", r"it holds: adapter, u\.pth"),
-        (read_checkpoint, "nowhere", "does not exist"),
-        (read_checkpoint, "adapter", "is a PEFT adapter"),
+        *((call, "nowhere", "does not exist") for call in (open_checkpoint, read_checkpoint)),
+        (read_checkpoint, "adapter", "is a PEFT adapter; .*merge_and_unload"),
         (read_checkpoint, "u.pth", r"u.pth holds something else than it should \(TypeError: .*list"),
-        *((read_checkpoint, name, f"{name} holds no state dict") for name in ("x.pth", "z.pth")),
+        *((read_checkpoint, name, f"{name} holds no state dict, whose values are") for name in ("x.pth", "z.pth")),
         (read_checkpoint, "y.pth", "y.pth was not written by a training"),
     ):
         refused(words, call, tmp_path / name)

@@ -96,10 +96,8 @@ def test_refused_in_one_line(model, ranks, tmp_path, refused):
     ]
     made = [(model, {"added_tokens_decoder": each}) for each in (*decoders, {"7": "x"}, {"7": {}}, [1])]
     others = {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}
-    made += [(language_models.sentencepiece_model(**{key: value}), {}) for key, value in others.items()]
-    folders = [
-        write_internlm2(tmp_path / f"{n}", model=m, **fields) for n, (m, fields) in enumerate([*made, (b"", {})])
-    ]
+    made += [(language_models.sentencepiece_model(**{key: value}), {}) for key, value in others.items()] + [(b"", {})]
+    folders = [write_internlm2(tmp_path / f"{n}", model=each, **fields) for n, (each, fields) in enumerate(made)]
     lacking = {token: n for n, token in enumerate(token for token in ranks if token != b"a")}
     lines = (b"%%% 3", b"YQ==", b"YQ== x", b"YQ== 1 2", b"YWJj 999999", b"YWJj -1", b"YQ== 0")
     for n, (vocabulary, line) in enumerate([(lacking, b""), *((ranks, line) for line in lines)]):
@@ -108,7 +106,7 @@ def test_refused_in_one_line(model, ranks, tmp_path, refused):
             file.write(line)
     for folder in folders:
         refused(f"^{folder}.*$", load_tokenizer, folder, complete=False)
-    inexact = folders[len(made) - 1]
+    inexact = folders[len(made) - 2]
     refused("can't become a fast tokenizer exactly: ' leading and", load_tokenizer, inexact, complete=False)
     folder = write_internlm2(tmp_path / "llm", model=model)
     for at in range(0, len(model), len(model) // 40):

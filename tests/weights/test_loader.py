@@ -31,8 +31,7 @@ def test_numbers_come_module_by_module(toy_base, tmp_path):
     model = load_model(base, dtype=None, filled=filled)
     assert not held and all(p.is_meta for p in model.parameters()) and not model.training
     assert largest == max(p.numel() for p in model.parameters())
-    tensors = {name: (tensor.dtype, tensor.is_meta) for name, tensor in load_model(base).named_parameters()}
-    assert set(tensors.values()) == {(torch.bfloat16, False)}
+    assert {(tensor.dtype, tensor.is_meta) for tensor in load_model(base).parameters()} == {(torch.bfloat16, False)}
     load_tokenizer(base)
     assert not (tmp_path / "owned").exists()
 

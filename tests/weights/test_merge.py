@@ -92,9 +92,8 @@ def test_trained_rows_are_what_peft_opens(toy_base, tmp_path):
     export(None, checkpoint, tmp_path / "out")
     export_adapter(None, checkpoint, tmp_path / "adapter")
     export(None, tmp_path / "adapter", tmp_path / "again")
-    base, out, again = (
-        load_file(path / "model.safetensors") for path in (toy_base, tmp_path / "out", tmp_path / "again")
-    )
+    folders = toy_base, tmp_path / "out", tmp_path / "again"
+    base, out, again = (load_file(path / "model.safetensors") for path in folders)
     assert all(torch.equal(again[name], out[name]) for name in out)
     assert ((out[EMBEDDING] != base[EMBEDDING]).any(1).nonzero().flatten().tolist()) == sorted(ROWS)
     model = load_model(toy_base, dtype=None)

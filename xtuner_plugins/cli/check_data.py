@@ -170,7 +170,7 @@ def show_step(args: argparse.Namespace) -> int:
     """Prints what a step of a run trains on; returns the exit status.
 
     Raises:
-        ConfigError, DataError: the config, its data or the checkpoint can't be used.
+        ConfigError, DataError: the config or its data can't be used.
     """
     path = find_config(args.inputs[0])
     config = read_config(path, parse_words(args.set, args.cfg_options))
@@ -179,13 +179,10 @@ def show_step(args: argparse.Namespace) -> int:
 
     from ..audit.show_batch import describe_batch
     from ..engine.run.loops import take_step
-    from ..weights.work_dir import read_checkpoint
 
     rank, ranks = args.rank or 0, args.ranks or 1
-    checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
-    step = take_step(config, args.step, rank, ranks, args.seed, checkpoint)
-    print(f"step {step.number:,}, in epoch {step.epoch + 1}; rank {rank} of {ranks}")
-    for number, batch in enumerate(step.batches, 1):
-        lines = describe_batch(batch, step.dataset.tokenizer)
-        print(f"\nmicro-batch {number} of {len(step.batches)}:", *lines, sep="\n")
+    epoch, batches, dataset = take_step(config, args.step, rank, ranks, args.seed)
+    print(f"step {args.step:,}, in epoch {epoch + 1}; rank {rank} of {ranks}")
+    for number, batch in enumerate(batches, 1):
+        print(f"\nmicro-batch {number} of {len(batches)}:", *describe_batch(batch, dataset.tokenizer), sep="\n")
     return 0

@@ -8,8 +8,8 @@ def file_figures(dataset: MultimodalDataset) -> list[dict]:
     """Each file as an epoch uses it, from the lengths in the cache.
 
     Returns:
-        dicts with name; samples of an epoch, unusable ones included; is_measured; seen, the usable samples that the
-        means are of, 0 without lengths; tokens, tiles and supervised, the means, None where nothing was seen.
+        dicts with name; samples of an epoch, unusable ones included; seen, the usable samples that the means are of, 0
+        without lengths; tokens, tiles and supervised, the means, None where nothing was seen.
     """
     files, is_measured = [], dataset.is_measured()
     for number, (source, pick) in enumerate(zip(dataset.sources, dataset.picks, strict=True)):
@@ -20,6 +20,5 @@ def file_figures(dataset: MultimodalDataset) -> list[dict]:
             rows = pick[fates[pick] < DROPPED]
             columns = zip(means, (tokens, tiles, lengths.supervised), strict=True)
             means = {name: float(column[rows].mean()) for name, column in columns} if len(rows) else means
-        counts = {"name": source.name, "samples": len(pick), "seen": len(rows), "is_measured": is_measured}
-        files.append(counts | means)
+        files.append({"name": source.name, "samples": len(pick), "seen": len(rows), **means})
     return files

@@ -47,7 +47,11 @@ def export_adapter(
     if not plan.lora_configs:
         raise CheckpointError(f"{checkpoint} holds no LoRA tensors for an adapter; export without --format peft")
     base = plan.view.directory
-    inputs = {"base": base, "checkpoint": checkpoint, "config": trained.config_file(config_path)}
+    inputs = {
+        "base": base,
+        "checkpoint": checkpoint,
+        "config": config_path and getattr(config_path, "filename", config_path),
+    }
     out = check_target(out, force=force, inputs=inputs)
     parts, held = sorted(plan.lora_configs), plan.live_tensors()
     files = {f"{part}/{ADAPTER}": trained.inside(held, part) for part in parts}

@@ -45,19 +45,9 @@ class Draft:
     format: ModuleType
     foreign_code: bool = False
 
-    @property
-    def num_bytes(self) -> int:
-        """Of all tensors as written."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
 
 def make_draft(
-    view: ModelView,
-    tensors: Mapping[str, LazyTensor],
-    *,
-    format: str | None,
-    dtype: str | None,
-    template: str | None = None,
+    view: ModelView, tensors: Mapping[str, LazyTensor], *, format: str | None, dtype: str | None, template=None
 ) -> Draft:
     """The draft of a directory of some format.
 
@@ -85,11 +75,10 @@ def make_draft(
 def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
     """The directory's own names and config, with our code; InternLM2 with its own."""
     config, is_official = copy.deepcopy(view.stored_config), view.format is official
-    other = is_official and official.holds_internlm2(config)
-    if other:
+    if other := is_official and official.holds_internlm2(config):
         _check_code(config, view.directory)
-    config |= view.settled if is_official else {}
-    config |= {"auto_map": dict(official.AUTO_MAP)} if is_official and not other else {}
+    if is_official:
+        config |= view.settled | ({} if other else {"auto_map": dict(official.AUTO_MAP)})
     keys, names = keys_of(view.format, view.stored_config), view.stored_tensors
     if keys:
         tensors, names = keys.to_theirs(tensors), map(keys.listed, names)

@@ -86,7 +86,7 @@ def prepare(
     """
     wanted = dtype and resolve_dtype(dtype)
     plan = trained.lay_over(config, checkpoint).settle(template, max_tiles)
-    view, opened, file = plan.view, plan.checkpoint, trained.config_file(config)
+    view, opened, file = plan.view, plan.checkpoint, config and Path(getattr(config, "filename", config))
     check_model(view.config, view.tensors, str(view.directory))
     own = view.tensors
     tensors = {
@@ -149,15 +149,15 @@ def write(job: Job, out: str | Path, *, force: bool = False) -> dict:
         CheckpointError: ``out`` exists; the disk is too full; a trained tensor holds NaN or infinity.
     """
     out = check_target(out, force=force, inputs={role: path for role, (path, _) in job.sources.items()})
-    draft = job.draft
-    with ThreadPoolExecutor(1) as pool, staged_directory(out, draft.config, draft.num_bytes) as stage:
+    draft, num_bytes = job.draft, sum(tensor.nbytes for tensor in job.draft.tensors.values())
+    with ThreadPoolExecutor(1) as pool, staged_directory(out, draft.config, num_bytes) as stage:
         content = pool.submit(job.manifest)  # hashes the sources while weights are written
         job.write_small(stage)
         num_shards = write_weights(stage, draft.tensors)
         own = manifest.digests(stage) | {"config.json": hashlib.sha256(json_text(draft.config).encode()).hexdigest()}
         files = {name: own[name] for name in sorted(own) if name != card.FILE}
         write_json(stage / manifest.FILE, {**content.result(), "files": files})
-    plan, done = job.plan, {"out": str(out), "num_tensors": len(draft.tensors), "num_bytes": draft.num_bytes}
+    plan, done = job.plan, {"out": str(out), "num_tensors": len(draft.tensors), "num_bytes": num_bytes}
     done |= {"num_replaced": len(plan.replaced), "num_merged": len(plan.adapters), "num_shards": num_shards}
     return {**done, "notes": plan.notes}
 

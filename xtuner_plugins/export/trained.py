@@ -104,16 +104,13 @@ class TrainedPlan:
 
     def peft_config(self, part: str, **changes):
         """The ``peft.LoraConfig`` of a part's adapters, which names the layers and rows that they are of."""
+        from peft import LoraConfig
+
         rows = {layer: indices for layer, (_, indices) in inside(self.token_rows, part).items()}
         # Whole tensors are replaced.
         unset = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"))
         named = {"target_modules": sorted(inside(self.adapters, part)), "trainable_token_indices": rows or None}
-        return self.lora_configs[part].peft(**unset, **named, **changes)
-
-
-def config_file(cfg) -> Path | None:
-    """The file of a config, which may be read already; None for None."""
-    return cfg and Path(getattr(cfg, "filename", cfg))
+        return LoraConfig(**{**self.lora_configs[part].options, **unset, **named, **changes})
 
 
 def read_training_config(cfg):
@@ -191,7 +188,7 @@ def _sort_tensors(plan: TrainedPlan) -> None:
         inner = name.replace(".modules_to_save.default.", ".").replace(merge.BASE_LAYER, ".")
         own = f"{layer}.weight" if layer else inner.replace(".base_layer.", ".")
         is_frozen = own != inner and (own not in base or not tensor.dtype.is_floating_point)  # maybe in 4 bits
-        if any(each in name for each in _REPEATED) or (is_frozen and not layer):
+        if any(each in name for each in _REPEATED) or is_frozen and not layer:
             continue
         if own not in base:
             wrong.append(f"{stored} (unknown to the base)")
@@ -204,9 +201,9 @@ def _sort_tensors(plan: TrainedPlan) -> None:
             plan.replaced[own] = tensor
             if tensor.shape != base[own].shape:
                 wrong.append(f"{stored} is {list(tensor.shape)}, the base has {list(base[own].shape)}")
-    if wrong:
-        said = f"{'; '.join(wrong[:3])} ({len(wrong)} in all)"
-        raise CheckpointError(f"{where} is a checkpoint of another model than {plan.view.directory}: {said}")
+    if said := "; ".join(wrong[:3]):
+        told = f"{where} is a checkpoint of another model than {plan.view.directory}"
+        raise CheckpointError(f"{told}: {said} ({len(wrong)} in all)")
 
 
 def _check_parts(plan: TrainedPlan, model: Mapping) -> None:

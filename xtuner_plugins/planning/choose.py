@@ -53,7 +53,7 @@ def choose(recipe: str, given: Mapping[str, Any], gpu: GPU) -> OneGPU:
     records = count_records(settings["train_dataloader"]["dataset"])
     if records and records < FEW_RECORDS and not settings["model"].get("objectives"):
         chosen |= _keys(max_epochs=EPOCHS)
-    plan = plan_config(_read(recipe, chosen | given), plain(1, gpu.is_cpu), records)
+    plan = plan_config(_read(recipe, {**chosen, **given}), plain(1, gpu.is_cpu), records)
     for key, times in _keys(**TIMES).items():
         if plan.steps and value_at(settings, key):
             chosen[key] = min(-(-plan.steps // times), value_at(settings, key))

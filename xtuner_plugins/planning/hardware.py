@@ -56,7 +56,10 @@ def gpu_of_device(name: str) -> GPU | None:
 
 
 def find_gpu(words: str) -> GPU:
-    """What `--gpu` names: a card, memory as `24GB` with the speed of the slowest such card; auto, cpu: this machine.
+    """The card that ``--gpu`` names.
+
+    Args:
+        words: A name of `GPUS`; memory as `24GB`, with the speed of the slowest such card; auto or cpu: this machine.
 
     Raises:
         ValueError: no such card; lists those that are known.

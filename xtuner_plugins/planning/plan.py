@@ -210,7 +210,12 @@ class RunPlan:
     operations: float | None  # of the whole run, a reference that is computed before it among them
 
     def seconds(self, teraflops: float, utilization: float) -> float | None:
-        """Time of the run on GPUs with such a peak, of which it reaches a share; recomputation counts as work."""
+        """Seconds that the run takes, None where nobody has counted the samples; recomputation counts as work.
+
+        Args:
+            teraflops: Peak of one of its GPUs, 10**12 operations a second.
+            utilization: Share of the peak that it reaches.
+        """
         return self.operations and self.operations / (self.strategy.gpus * teraflops * 1e12 * utilization)
 
 
@@ -304,7 +309,7 @@ def duration(seconds: float) -> str:
 
 
 def sentence(memory: Plan, plan: RunPlan, gpu: GPU) -> str:
-    """Memory, steps and time of a run on one GPU, in a line."""
+    """Memory, steps and time of a run on one GPU, in a line; ``memory`` is that of its largest batch."""
     said = f"{gpu.name}: {gib(memory.total)} of {gpu.memory:g} GiB planned"
     if plan.steps is None:
         return f"{said}; no time planned, since nobody has counted the records"
@@ -321,7 +326,14 @@ def verdict(plan: Plan, available: int) -> str:
 
 
 def memory_table(plan: Plan, strategy: Strategy, device: str, available: int) -> str:
-    """Part by part, the sum, what is free, and the verdict, in GiB."""
+    """Part by part, the sum, what is free, and the verdict, in GiB.
+
+    Args:
+        plan: of a rank.
+        strategy: that it is planned under.
+        device: name of the card.
+        available: its memory in bytes.
+    """
     rows = {part: amount for part, amount in plan.parts.items() if gib(amount) != "0.0"}
     rows |= {f"sum, most at: {plan.moment}": plan.total, "in the CPU's memory": plan.host}
     rows |= {f"free of {gib(available)}: {verdict(plan, available)}": available - plan.total}
@@ -330,7 +342,7 @@ def memory_table(plan: Plan, strategy: Strategy, device: str, available: int) ->
 
 
 def strategies_table(plans: Iterable[tuple[Strategy, Plan]], available: int) -> str:
-    """All strategies, one row each."""
+    """All strategies with their plans, one row each, for GPUs with ``available`` bytes."""
     lines = [
         f"{strategy.name:26}{gib(plan.total):>10}{gib(plan.host):>10}  {verdict(plan, available)}"
         for strategy, plan in plans

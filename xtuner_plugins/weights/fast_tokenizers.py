@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import unicodedata
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,23 +62,19 @@ def load_fast_tokenizer(directory: str | Path):
     path, kind = directory / "tokenizer.json", str(config.get("tokenizer_class")).removesuffix("Fast")
     if kind == "LlamaTokenizer" and not path.is_file() and builds_tokenizers_anew():
         return _from_sentencepiece(directory, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **config})
-    if kind in CONVERTERS and not path.is_file():
-        return CONVERTERS[kind](directory, config)
-    plain = dict(local_files_only=True)
+    plain = partial(PreTrainedTokenizerFast.from_pretrained, str(directory), local_files_only=True)
     if kind in CONVERTERS:
-        return PreTrainedTokenizerFast.from_pretrained(str(directory), **plain)
+        return plain() if path.is_file() else CONVERTERS[kind](directory, config)
     # If config.json names no release of transformers (official ones don't), 4.57 takes any tokenizer for Mistral's and
     # warns of wrong ids, unless this option is given.
-    options = dict(use_fast=True, trust_remote_code=False, fix_mistral_regex=False, **plain)
+    options = dict(use_fast=True, trust_remote_code=False, fix_mistral_regex=False, local_files_only=True)
     if read_json(directory / "config.json", missing={}).get("model_type") == "internvl_chat":
         options["config"] = PretrainedConfig()  # transformers 5 warns that it doesn't know the directory's own
     tokenizer = AutoTokenizer.from_pretrained(str(directory), **options)
     if not path.is_file() or not builds_tokenizers_anew():
         return tokenizer
     own, ids = Tokenizer.from_file(str(path)), tokenizer(list(SAMPLES), add_special_tokens=False).input_ids
-    if ids == [own.encode(text, add_special_tokens=False).ids for text in SAMPLES]:
-        return tokenizer
-    return PreTrainedTokenizerFast.from_pretrained(str(directory), **plain)
+    return tokenizer if ids == [own.encode(text, add_special_tokens=False).ids for text in SAMPLES] else plain()
 
 
 def _from_tiktoken(directory: Path, config: Mapping):

@@ -59,12 +59,6 @@ class Lora:
         """The factor of ``B A``."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
-    def peft(self, **changes):
-        """The ``peft.LoraConfig``, with other values for some arguments."""
-        from peft import LoraConfig
-
-        return LoraConfig(**{**self.options, **changes})
-
 
 def read_settings(settings: Mapping | None) -> Lora | None:
     """The settings in ``dict(type=LoraConfig, r=..., ...)``; None for None.

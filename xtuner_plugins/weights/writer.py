@@ -40,16 +40,15 @@ def write_weights(stage: Path, tensors: Mapping[str, LazyTensor]) -> int:
         if shards[-1] and sum(each.nbytes for each in shards[-1].values()) + tensor.nbytes > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = tensor
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    names, weight_map = names if len(names) > 1 else ["model.safetensors"], {}
+    count, where = len(shards), {}
     with progress_bar(total=size, unit="B", unit_scale=True, desc="writing weights") as bar:
-        for file, shard in zip(names, shards, strict=True):
+        for number, shard in enumerate(shards, 1):
+            file = f"model-{number:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
             write_single(stage / file, shard, bar.update)
-            weight_map |= dict.fromkeys(sorted(shard), file)
-    if len(names) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        write_json(stage / "model.safetensors.index.json", index)
-    return len(names)
+            where |= dict.fromkeys(sorted(shard), file)
+    if count > 1:
+        write_json(stage / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where})
+    return count
 
 
 def write_single(

@@ -61,11 +61,6 @@ class Shards:
     world_size: int = 1
     groups: list[dict] = field(default_factory=list)
 
-    @property
-    def in_bfloat16(self) -> bool:
-        """Whether DeepSpeed's bfloat16 optimizer wrote it, whose files are ZeRO-1's without saying so."""
-        return bool(self.optims) and "zero_stage" not in self.optims[0]
-
     def unflatten(self, flat: list[list[LazyTensor]]) -> dict[str, LazyTensor]:
         """Parameters by name. Args: ``flat[rank][group]``, a 1-D share of the weights or of one moment."""
         if self.stage == 3:

@@ -10,6 +10,7 @@ from skimage import data
 
 from xtuner_plugins.datasets import DynamicTiling
 from xtuner_plugins.datasets.images import tiles
+from xtuner_plugins.datasets.images.media import image_size, load_image
 from xtuner_plugins.datasets.images.tiles import decode_plain, open_tiles
 from xtuner_plugins.errors import MediaError
 
@@ -79,14 +80,14 @@ def test_every_kind_is_nearly_the_same_and_refused_alike(kinds):
 
 
 def test_turned_photographs(tmp_path):
-    """They are turned after they have become small, by passes in the order of the upright image."""
+    """By two tables of turns; the fast way turns when they have become small, in the order of the upright image."""
     image = Image.fromarray(data.coffee())
     for turn in range(1, 9):
         exif = image.getexif()
         exif[0x0112] = turn
         image.convert("L" if turn == 6 else "RGB").save(tmp_path / "turned.jpg", exif=exif)
-        share, _ = compare([tmp_path / "turned.jpg"], DynamicTiling(max_tiles=12, tile_size=112))
-        assert share < 0.02
+        share, _ = compare([path := tmp_path / "turned.jpg"], DynamicTiling(max_tiles=12, tile_size=112))
+        assert share < 0.02 and image_size(path) == load_image(path).size == image.size[:: -1 if turn > 4 else 1]
 
 
 def test_auto_is_exact_where_nothing_is_resized_or_the_processor_is_slow(tmp_path, monkeypatch):

@@ -9,14 +9,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from xtuner_plugins.datasets import (
-    DynamicTiling,
-    MultimodalDataset,
-    PackBatchSampler,
-    PlanSampler,
-    RecordError,
-    collate_packed,
-)
+from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, PackBatchSampler, PlanSampler, RecordError
+from xtuner_plugins.datasets.collate import collate_packed
 from xtuner_plugins.datasets.plan import lengths as lengths_module
 from xtuner_plugins.datasets.plan.budget import DROPPED, FATES, FRAME, TileBudget, first_limit, truncate
 from xtuner_plugins.datasets.text.conversation import Encoded
@@ -38,12 +32,10 @@ def settings(data_base, write_data, make_image, qa):
     texts = ["user", "Two words.", "\u00e9 <|im_end|>\n\n e\u0301?", " 2 ", "", "中文 words."]
     records += [{"conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]}]
     records += [qa("S?", "S.", system="Be <|im_end|> brief."), qa(image="missing.png"), {"text": 3}]
-    records += [
-        qa("<video> then <image>", "Both.", video="clip", image="b.png"),
-        qa("word " * 300, "No.", video="clip"),
-    ]
-    paths = dict(data_paths=write_data(records), image_folders=folder)
-    return dict(base=data_base, **paths, max_length=300, on_bad_sample="skip")
+    clip = {"video": "clip"}
+    records += [qa("<video> then <image>", "Both.", image="b.png", **clip), qa("word " * 300, "No.", **clip)]
+    settings = dict(max_length=300, on_bad_sample="skip")
+    return dict(base=data_base, data_paths=write_data(records), image_folders=folder, **settings)
 
 
 EXTRA = [{}, {"max_length": 60}, {"max_length": 97, "max_tiles": 12}, {"max_length": 2000, "num_frames": 2}]

@@ -93,7 +93,6 @@ def test_a_sample_that_fits_nowhere_is_named():
 
 WAYS = [BestFit(0.5, 0.2), BestFit(0, 0), Redeal()]
 ALIKE = [RandomFill(0), RandomFill(0.3)]  # for samples with the same number of tiles
-SAMPLE = st.tuples(st.integers(1, 100), st.integers(0, 9))
 
 
 @settings(max_examples=60, deadline=None)

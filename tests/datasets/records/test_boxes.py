@@ -3,17 +3,11 @@
 import pytest
 
 from xtuner_plugins.datasets import RecordError
-from xtuner_plugins.datasets.records.boxes import find_boxes, normalize_boxes
+from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.pairs import parse_pair
 from xtuner_plugins.datasets.records.records import parse_record
 
 SIZES = [(640, 480), (100, 200)]
-PIXELS = {"image": "a.jpg", "boxes": "pixel", "width": 640, "height": 480}
-
-
-def boxed(answer, **extra):
-    turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": answer}]
-    return parse_record(PIXELS | {"conversations": turns} | extra, "f:3")
 
 
 def grounded(answer, question="<image>Where is <ref-object>?", images=("a.jpg",), objects=(), **rest):
@@ -24,16 +18,6 @@ def grounded(answer, question="<image>Where is <ref-object>?", images=("a.jpg",)
 
 def filled(*args, **settings):
     return normalize_boxes(parse_record(grounded(*args, **settings), "f:3"), SIZES.__getitem__)
-
-
-def test_pixel_boxes_enter_the_frame():
-    answer = "<ref>bus</ref><box>[[64, 48, 320, 240]]</box> <box>[0,0,640,480]</box>"
-    text = normalize_boxes(boxed(answer)).turns[1].text
-    assert text == "<ref>bus</ref><box>[[100, 100, 500, 500]]</box> <box>[[0, 0, 1000, 1000]]</box>"
-    assert find_boxes(text) == [(100, 100, 500, 500), (0, 0, 1000, 1000)]
-    assert find_boxes("<box>[[1, 2, 3]]</box> <box>x</box> <box>{}</box> <box>[1, 2, 3, 4]</box>") == [(1, 2, 3, 4)]
-    plain = boxed("<box>[[1, 2, 3, 4]]</box>", boxes=None)
-    assert normalize_boxes(plain) == plain
 
 
 TWO = {"ref": ["a", "b"], "bbox": [[0, 0, 640, 480], [1, 2, 1.5, 2]]}
@@ -57,7 +41,7 @@ def test_objects_are_filled_in_reading_order_or_refused():
         assert record.turns[1].text == expected and not record.warnings
     assert filled("<bbox>").turns[0].text == "Where is <ref>the bus</ref>?"
     (warning,) = filled("<bbox>", objects={"bbox": [[1, 2, 3, 4], [1, 2, 3, 4]]}).warnings
-    other = boxed("a<b>", boxes=None, objects=[{"name": "bus"}])
+    other = parse_record({**grounded("a<b>", "<image>Q"), "objects": [{"name": "bus"}]}, "f:3")
     assert warning.reason == "objects" and normalize_boxes(other) == other and not other.warnings
     with pytest.raises(RecordError, match="f:3: a placeholder of 'objects' in the system message"):
         filled("<bbox>", system="Find <bbox>.")

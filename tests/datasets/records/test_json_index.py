@@ -50,11 +50,9 @@ def test_files_come_back_as_json_reads_them(records, newline, indent, ascii_only
 
 BROKEN = [
     *((nothing, "no records") for nothing in (b"", b" \n \n", b"[]")),
-    (b"hello", "neither a JSON array nor JSON lines"),
     (b"PK\x03\x04....", "neither .* begins with b'PK"),
     (b'[{"a": 1},\n{"a": "x', ":2: the JSON array is broken: Unterminated"),
     (b'[{"a": 1},\n{"a": 2}', ":2: .*isn't closed"),
-    (b'[{"a": 1},,{"a": 2}]', ":1: .*Expecting value"),
     (b'[{"a": 1},\n]', ":2: .*Expecting value"),
     (b'[{"a": 1}\n\n{"a": 2}]', ":3: .*no comma between records"),
     (b'[{"a": 1},\n{"a": tru}]', ":2: .*Expecting value"),

@@ -18,18 +18,15 @@ from xtuner_plugins.hub.conversation import TEMPLATES
 
 WARNED = [
     ("foreign_form", dict(question="Is <Image> a React component?")),
-    ("foreign_form", dict(question="How do I close <audio> in HTML?")),
     ("foreign_form", dict(question="<image>\nIs that <image_1>?", image="a.jpg")),
     ("foreign_form", dict(question="What is <bbox> in KITTI's XML?")),
     ("foreign_form", dict(answer="Write <img>a.jpg</img>.")),
-    ("foreign_form", dict(answer="<|image_pad|>")),
     ("foreign_form", dict(answer="<|box_start|>(1,2),(3,4)<|box_end|>")),
     ("grounding", dict(answer="<box>[[0.1, 0.2, 0.3, 0.4]]</box>", boxes="normalized")),
     *(("grounding", dict(answer=answer)) for answer in ("<box>a crate</box>", "<ref>it")),
     ("media_role", dict(question="<image>\nTag?", answer="Write <image> in RSS.", image="a.jpg")),
     ("unread_key:audio", dict(image="a.jpg", audio="a.wav")),
     (None, dict(question="<b>bold</b> <video controls> <img src='a.png'> <input> a < b > c <ref> </ref>")),
-    (None, dict(question="<image>\n<image>", image=["a.jpg", "b.jpg"], width=3, height=4)),
     (None, dict(answer="<ref>it</ref><box>[[0, 0, 1000, 1000]]</box><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>")),
     (None, dict(answer="<|im_end|> ends a turn", id="7", audio=None, loss=None)),
     (None, dict(system="", image_path="")),

@@ -111,11 +111,15 @@ def test_files_that_change_or_are_damaged(table, tmp_path):
     with pytest.raises(SettingError, match=r"several splits \(train, test\); name one of them: .*saved/train"):
         open_records(saved)
     write_tar(tar := tmp_path / "a.tar", {"1.txt": b"one", "2.txt": b"two"})
-    whole, cut = tar.read_bytes(), "a.tar: can't be read as tar .*damaged or cut off"
-    damaged = [(path, b"PAR1" + bytes(100), "a.parquet: can't be read as parquet"), (tar, whole[:2048], cut)]
-    for file, content, words in [*damaged, (tar, whole[:1024] + b"\xff" * 6 + whole[1030:], cut)]:
+    whole, (arrow,), cut = tar.read_bytes(), (saved / "test").glob("*.arrow"), "a.tar: can't be read as tar .*cut off"
+    for named, file, content, words in (
+        (path, path, b"PAR1" + bytes(100), "a.parquet: can't be read as parquet"),
+        (saved / "test", arrow, b"", "test: can't be read as arrow"),
+        (tar, tar, whole[:2048], cut),
+        (tar, tar, whole[:1024] + b"\xff" * 6 + whole[1030:], cut),
+    ):
         file.write_bytes(content)
         with pytest.raises(SettingError, match=words):
-            open_records(file)
+            open_records(named)
     with pytest.raises(SettingError, match="holds no rows"):
         open_records(table([]))

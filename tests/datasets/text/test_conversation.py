@@ -79,11 +79,8 @@ def test_tokens_of_images_and_tokens_in_texts(hf_tokenizer):
     assert (counts["<|secret|>"], counts["<IMG_CONTEXT>"]) == (0, 64)
     assert all(counts[name] == 1 for name in ("<think>", "<ref>", "</ref>", "<box>", "</box>"))
     assert sample.input_ids[sample.labels != -100][0] == tokenizer.convert_tokens_to_ids("<think>")
-    assert (
-        TextTokenizer(hf_tokenizer).fingerprint() == TextTokenizer(hf_tokenizer).fingerprint() != tokens.fingerprint()
-    )
-    ids = [tokens.image_start_id, *tokens.encode("a bus"), tokens.ids["<|im_end|>"]]
-    assert tokens.decode(ids) == "<img>a bus<|im_end|>" and tokens.decode([]) == ""
+    first, again = (TextTokenizer(hf_tokenizer).fingerprint() for _ in range(2))
+    assert first == again != tokens.fingerprint()
 
 
 def test_tokenizers_and_templates_that_can_not_be_used_are_refused(tmp_path):

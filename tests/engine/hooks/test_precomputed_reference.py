@@ -60,8 +60,8 @@ def test_the_loss_is_that_with_a_live_reference_and_nothing_is_computed_twice(tr
     assert len(list(kept.iterdir())) == 2
     shutil.rmtree(kept)
     for name, more, says in (
-        ("on", {"extra": ("--resume", str(run.saved(2)))}, "can only be computed before the first step"),
-        ("other", {"own": {"load_from": str(run.saved(2))}}, "begins with other weights .*Start once without"),
+        ("on", {"extra": ("--resume", str(run.saved(2)))}, "kept/.* isn't complete, and only a run that begins with"),
+        ("other", {"own": {"load_from": str(run.saved(2))}}, "Start once with max_steps=1, without --resume and load"),
         ("jpeg", {"jpeg_quality": (75, 100)}, "precompute_reference with jpeg_quality"),
         (
             "file",

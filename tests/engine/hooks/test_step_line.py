@@ -2,7 +2,6 @@
 
 import re
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,46 +9,35 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from xtuner_plugins.datasets.left_out import FILLER
 from xtuner_plugins.engine.hooks.run_contract import TITLE
-from xtuner_plugins.engine.hooks.step_line import _Window, learning_rates, step_line
+from xtuner_plugins.engine.hooks.step_line import _Window, step_line
 
 from ..forked import at_call
 from ..parallel_case import STEP_LINE
 
 
-def test_learning_rates_by_what_learns_with_them():
-    parts = {name: torch.nn.Linear(2, 2) for name in ("visual_encoder", "projector", "llm")}
-    parts["llm"].lora_A = torch.nn.Linear(2, 2)
-    (encoder, bias), adapter = parts["visual_encoder"].parameters(), parts["llm"].lora_A.weight
-    for rates, shown in (
-        ({bias: 1e-6, encoder: 1e-5, adapter: 1e-4}, {"encoder": (1e-6, 1e-5), "lora": (1e-4, 1e-4)}),
-        ({bias: 1e-3, adapter: 1e-3}, {"": (1e-3, 1e-3)}),
-    ):
-        optimizer = torch.optim.SGD([{"params": [parameter], "lr": lr} for parameter, lr in rates.items()])
-        assert learning_rates(optimizer, SimpleNamespace(parts=lambda: parts)) == shown
-
-
 def test_a_line_has_everything_in_one_order():
     figures = {"eta": 90061.2, "loss": 1.23456, "grad_norm": 0.98765, "tokens_per_second": 12345.6, "margin": 2}
     figures |= {"samples_per_second": 8.25, "padding": 0.0312, "peak_memory_gib": 61.234, "accuracy": 0.5}
-    line = step_line(40, 1200, figures, {"encoder": (1e-6, 2e-5), "llm": (1e-3, 1e-3)})
+    line = step_line(40, 1200, figures, [2e-5, 1e-6, 1e-3])
     assert STEP_LINE.search("INFO - " + line).groupdict() == {"step": "40", "last": "1200", "loss": "1.2346"}
     assert line == (
-        "step   40/1200  eta 1 day, 1:01:01  loss 1.2346  accuracy 50%  margin 2  grad norm 0.988  lr encoder "
-        "1.00e-06..2.00e-05, llm 1.00e-03  12,346 tokens/s  8.2 samples/s  padding 3.1%  memory 61.23 GiB"
+        "step   40/1200  eta 1 day, 1:01:01  loss 1.2346  accuracy 50%  margin 2  grad norm 0.988  "
+        "lr 1.00e-06..1.00e-03  12,346 tokens/s  8.2 samples/s  padding 3.1%  memory 61.23 GiB"
     )
 
 
 def test_padding_counts_no_token_and_fillers_no_sample():
     window, mask = _Window(), torch.tensor([[True, True, True, False], [True, False, False, False]])
     padded = {"input_ids": torch.zeros(2, 4), "attention_mask": mask, "sources": ["a:1", "a:2"]}
-    window.count([padded, {"input_ids": torch.zeros(1, 4), "sources": [FILLER]}])
-    window.seconds = 2.0
+    batches = [padded, {"input_ids": torch.zeros(1, 4), "sources": [FILLER]}]
+    learned = {"sample_losses": torch.zeros(2), "labels": torch.full((2, 4), -100), "num_tiles": torch.zeros(2)}
+    window.add([{**batch, **learned} for batch in batches], {"loss": 0.0, "supervised_tokens": 0}, 2.0)
     speeds = {"tokens_per_second": 4.0, "samples_per_second": 1.0, "padding": pytest.approx(1 / 3)}
     assert window.figures().items() >= speeds.items()
 
 
 LINE = re.compile(
-    r"step (?P<step>[ \d]+)/5  eta 0:\d\d:\d\d  loss \d\.\d{4}  grad norm \S+  lr (llm \S+|projector \S+|, ){3}  "
+    r"step (?P<step>[ \d]+)/5  eta 0:\d\d:\d\d  loss \d\.\d{4}  grad norm \S+  lr [\d.e-]+\.\.[\d.e-]+  "
     r"[\d,]+ tokens/s  [\d,.]+ samples/s  padding \d+\.\d%  memory \d\.\d\d GiB"
 )
 
@@ -78,7 +66,7 @@ def test_lines_of_a_run_and_trackers_have_the_same_numbers(train):
     assert [line for line in shown[shown.index(TITLE) :] if line not in text] == [] and "System environment" in text
     (events,) = run.work_dir.glob("*/vis_data/events.out.tfevents.*")
     events = EventAccumulator(str(events)).Reload()
-    for key in ("loss", "grad_norm", "lr/llm", "lr/projector", "tokens_per_second", "padding", "peak_memory_gib"):
+    for key in ("loss", "grad_norm", "lr", "tokens_per_second", "padding", "peak_memory_gib"):
         values = run.logged(key)
         assert [scalar.value for scalar in events.Scalars(key)] == pytest.approx(values, rel=1e-6)
         assert len(values) == 4, key

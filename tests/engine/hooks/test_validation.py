@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from tests.models.batches import build
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
-from xtuner_plugins.engine.hooks.validation import validation_dataset, validation_loss
+from xtuner_plugins.engine.hooks import validation
 from xtuner_plugins.evaluation.benchmarks import open_data_sets
 from xtuner_plugins.evaluation.results import measure
 from xtuner_plugins.inference.opening import open_session
@@ -65,36 +66,36 @@ def answers(run):
     return {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in written}
 
 
-def over(model, dataset, rank=0, ranks=1, batch_size=2, stop=lambda: False):
-    sampler = PlanSampler(dataset, seed=1, shuffle=False)
-    sampler.rank, sampler.num_ranks = rank, ranks
-    return validation_loss(model, DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate), stop)
-
-
-def test_each_supervised_token_counts_once_on_any_number_of_ranks(toy_base, files):
-    """As one sample at a time has them; with as many forward passes on each rank, also on more than samples."""
+def test_each_supervised_token_counts_once_on_any_number_of_ranks(toy_base, files, monkeypatch):
+    """As one sample at a time has them; with as many forward passes on each rank, also on more of them than samples."""
     model, dataset = build(toy_base).eval(), MultimodalDataset(str(toy_base), *files, max_length=512)
-    passes, sums, expected = [], {"five": 0.0, "two": 0.0}, {}
+    sums, tokens, passes, gathered, asked = Counter(), Counter(), [], [], []
+    for sample in (sample for sample in map(dataset.__getitem__, range(len(dataset))) if "dropped" not in sample):
+        count, batch = int((sample["labels"][1:] >= 0).sum()), collate([sample])
+        for key in ("val_loss", f"val_loss_by_dataset/{batch['datasets'][0]}"):
+            sums[key] += count * model(**model.data_preprocessor(batch), mode="loss")["loss"].item()
+            tokens[key] += count
     model.register_forward_hook(lambda *_: passes.append(1))
-    for rank in range(8):
-        part = over(model, dataset, rank, 8)
-        assert len(passes) == rank + 1 and ("too_long" in part.text) == (rank == 4)
-        count = int(re.search(r"over (\d+) ", part.text)[1])
-        for name in [name for name in sums if f"val_loss_by_dataset/{name}" in part.scalars]:
-            sums[name] += part.scalars["val_loss"] * count
-            expected[name] = expected.get(name, 0) + count
-    total = sum(expected.values())
-    means = {f"val_loss_by_dataset/{name}": sums[name] / expected[name] for name in sums}
-    for batch_size in (1, 2, 7):
-        whole = over(model, dataset, batch_size=batch_size)
-        assert whole.scalars == pytest.approx({**means, "val_loss": sum(sums.values()) / total}, rel=1e-6)
-        told = rf"loss \S+ \(five \S+, two \S+\) over {total} supervised tokens; left out: 1 too_long"
+    monkeypatch.setattr(validation, "all_gather_object", lambda own: gathered.append(own) or gathered)
+
+    def over(rank=0, ranks=1, batch_size=2, stop=lambda: False):
+        sampler = PlanSampler(dataset, seed=1, shuffle=False)
+        sampler.rank, sampler.num_ranks = rank, ranks
+        loader = DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate)
+        return validation.validation_loss(model, loader, stop)
+
+    for ranks, batch_size in ((1, 1), (1, 2), (1, 7), (3, 1), (8, 2)):
+        gathered.clear(), passes.clear()
+        found = [(over(rank, ranks, batch_size), len(passes)) for rank in range(ranks)]
+        whole, first = found[-1][0], found[0][1]
+        assert [number for _, number in found] == [first * rank for rank in range(1, ranks + 1)]
+        assert whole.scalars == pytest.approx({key: sums[key] / tokens[key] for key in sums}, rel=1e-6)
+        told = rf"loss \S+ \(five \S+, two \S+\) over {tokens['val_loss']} supervised tokens; left out: 1 too_long"
         assert re.fullmatch(told, whole.text), whole.text
-    asked = []
-    assert over(model, dataset, stop=lambda: asked.append(1) or len(asked) == 3) is None and len(asked) == 3
+    assert over(stop=lambda: asked.append(1) or len(asked) == 3) is None and len(asked) == 3
     own = dict(type="D", base="b", max_tiles=6, data_paths=["v"], image_folders=None)
     of_training = dict.fromkeys(("image_folders", "repeat_times", "dataset_settings", "reject_list", "jpeg_quality"))
-    assert validation_dataset({**own, **of_training, "data_paths": ["a"]}, ["v"]) == own
+    assert validation.validation_dataset({**own, **of_training, "data_paths": ["a"]}, ["v"]) == own
 
 
 @pytest.fixture(scope="module")
@@ -137,18 +138,21 @@ def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
     ]
 
 
-@pytest.mark.parametrize("place, call, saved", [("run.steps.batch_weight", 7, 3), ("hooks.validation.naming", 1, 2)])
-def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, settings, train, place, call, saved):
-    """A signal comes in the fourth step, or in the first validation, which is repeated; old answers are replaced."""
-    told = fault(f"engine.{place}", call, partial(send, signal.SIGTERM))
+def test_a_run_that_goes_on_repeats_nothing(validated, settings, train):
+    """A signal comes in the fourth step; an unfinished file of answers is replaced."""
+    told = fault("engine.run.steps.batch_weight", 7, partial(send, signal.SIGTERM))
     stopped = train("run", codes=(128 + signal.SIGTERM,), prepare=told, **settings)
-    assert [path.name for path in stopped.work_dir.glob("iter_*")] == [f"iter_{n}.pth" for n in {2, saved}]
-    assert list(answers(stopped)) == ["iter_2.jsonl"] * (saved - 2) and len(scalars(stopped, "val_loss")) == saved - 2
-    if saved == 3:
-        (stopped.work_dir / "validation/iter_4.jsonl").write_text('{"step": 4, "ima')
+    assert list(answers(stopped)) == ["iter_2.jsonl"] and len(scalars(stopped, "val_loss")) == 1
+    (stopped.work_dir / "validation/iter_4.jsonl").write_text('{"step": 4, "ima')
     again = train("run", extra=("--resume", "auto"), **settings)
     assert answers(again) == answers(validated) and scalars(again, "val_loss") == scalars(validated, "val_loss")
     require_equal(contents(again.saved(4)), contents(validated.saved(4)))
+
+
+def test_a_signal_ends_a_validation(settings, train):
+    told = fault("engine.hooks.validation.validation_loss", 1, partial(send, signal.SIGTERM))
+    stopped = train("run", codes=(128 + signal.SIGTERM,), prepare=told, **settings)
+    assert stopped.saved(2).exists() and answers(stopped) == {} and scalars(stopped, "val_loss") == []
 
 
 @pytest.mark.slow

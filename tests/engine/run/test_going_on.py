@@ -125,7 +125,7 @@ def test_signals_that_save_nothing_more(train):
     assert "another choice of trained parts: missing model.language_model" in other.errors[0]
     weights_only = {"options": {"default_hooks.checkpoint.save_optimizer": False}}
     run = train("weights", codes=(143,), prepare=fault(AGREE, 10, TERM), **recipe(**weights_only))
-    assert "not resumable" in run.output and "go on with" not in run.output
+    assert "go on with" not in run.output
     assert "stopped by SIGTERM after step 2; no checkpoint to resume from" in run.output
     assert "load_from=" in train("weights", codes=(2,), extra=("--resume", "auto"), **recipe()).errors[0]
 
@@ -142,17 +142,12 @@ def explode(hidden, *_):
     hidden.register_hook(lambda gradient: gradient * float("inf"))
 
 
-def ruin(hook, runner, *_):
-    [p for group in runner.optim_wrapper.param_groups for p in group["params"]][-1].data.view(-1)[0] = float("inf")
-
-
 def limit_files(*_):
     """No file may grow beyond a size, smaller than a checkpoint: the system refuses as it does on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
 NAMED, GRADIENT = "engine.run.steps.naming", "models.vlm.next_token_loss"
-SAVE = "engine.hooks.whole_checkpoint.WholeCheckpointHook.after_train_iter"
 PLAIN, DEEPSPEED = (f"engine.run.steps.{name}.backward" for name in ("_PlainDriver", "_DeepSpeedDriver"))
 MEMORY, GRADIENT_SAYS = "step 1: out of memory on rank 0 with 1 samples of ", "step 1: the gradient norm is "
 DISK = "checkpoint {run}/iter_6.pth could not be written: "
@@ -161,7 +156,6 @@ DISK = "checkpoint {run}/iter_6.pth could not be written: "
 ENDS = [
     ("plain", fault(PLAIN, 3 * 4 + 3, run_out), "step 4: out of memory on rank 0 with 1 samples of ", 1, True),
     ("plain", fault(NAMED, 4 * 5 + 3, poison), "step 5: the loss is nan, from the samples ", 1, True),
-    ("plain", fault(SAVE, 3, ruin), "iter_3.pth was not written: the last update made weights infinite", 0, False),
     *((layout, fault(GRADIENT, 1, explode), GRADIENT_SAYS, 4, False) for layout in ("plain", "zero2", "zero3")),
     *((layout, fault(STEP, 5, limit_files), DISK, 0, True) for layout in ("plain", "ddp", "zero2")),
     *((layout, fault(NAMED, 3 + 1, poison, 0), "step 2: the loss is nan", 1, False) for layout in ("ddp", "zero2")),

@@ -2,11 +2,15 @@ import itertools
 
 import numpy as np
 import pytest
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
 from xtuner_plugins.datasets import PlanSampler, SettingError
 from xtuner_plugins.datasets.plan.plan import Plan
-from xtuner_plugins.engine.run.loops import PlanChanged, PlanIterator
+from xtuner_plugins.engine.run.loops import PlanIterator, TrainingStopped, take_step
+from xtuner_plugins.settings import ConfigError, read_config
+
+from ..parallel_case import base_and_data
 
 
 class Numbers(Dataset):
@@ -80,7 +84,7 @@ def test_no_epoch_goes_on_with_other_data():
     start = (before := make()).position()
     take(before, 2)
     for changed in (make(size=13), make(seed=4)):
-        with pytest.raises(PlanChanged, match="stands after 4 samples .* of epoch 1: going on would train some"):
+        with pytest.raises(TrainingStopped, match="stands after 4 samples .* of epoch 1: going on would train some"):
             changed.skip_to(before.position())
         changed.skip_to(start)
         assert take(changed, 1)
@@ -107,3 +111,38 @@ def test_steps_of_an_epoch():
     loader = DataLoader(Numbers(10), batch_sampler=Packs())
     for micro_batches, steps in ((1, {2: 15, 3: 21, 0.5: 4, 1.5: 11}), (4, {1: 2, 2: 4, 3: 6, 1.5: 3})):
         assert {epochs: PlanIterator(loader, micro_batches).count_steps(epochs) for epochs in steps} == steps
+
+
+SETTINGS = {"train_dataloader.batch_size": 1, "train_cfg.max_epochs": 2, "optim_wrapper.accumulative_counts": 2}
+
+
+def steps_of_a_run(cfg, ranks):
+    """(epoch, sources) of each step to the end of the second epoch, by the iterator that trains."""
+    own = {"num_workers": 0, "persistent_workers": False, "sampler": {**cfg.train_dataloader.sampler, "ranks": ranks}}
+    iterator = PlanIterator(Runner.build_dataloader({**cfg.train_dataloader, **own}, seed=7), 2)
+    found = ((iterator.epoch, [batch["sources"] for batch in step]) for step in iterator)
+    return list(itertools.takewhile(lambda step: step[0] < 2, found))
+
+
+def shown(cfg, number, rank=0, num_ranks=1, seed=7):
+    epoch, batches, _ = take_step(cfg, number, rank, num_ranks, seed)
+    return epoch, [batch["sources"] for batch in batches]
+
+
+@pytest.mark.parametrize("leaf", ["toy_finetune_full", "toy_finetune_packed"])
+def test_every_step_is_that_of_a_run(toy_base, data, leaf):
+    cfg = read_config(leaf, {**base_and_data(toy_base, data), **SETTINGS})
+    for ranks in ((0, 1), (0, 2), (1, 2)):
+        steps = steps_of_a_run(cfg, ranks)
+        assert [shown(cfg, number, *ranks) for number in range(1, len(steps) + 1)] == steps
+        for number in (0, len(steps) + 1):
+            with pytest.raises(ConfigError, match=f"has the steps 1 to {len(steps)}; there is no step {number}"):
+                shown(cfg, number, *ranks)
+    cfg.randomness.seed = 3
+    assert shown(cfg, 1, seed=None) == shown(cfg, 1, seed=3) != shown(cfg, 1, seed=4)
+    cfg.train_cfg.max_iters, cfg.randomness.seed = 1, None
+    for number, seed, says in ((5, 7, "the run has the steps 1 to 1;"), (1, None, "randomness.seed isn't set")):
+        with pytest.raises(ConfigError, match=says):
+            shown(cfg, number, seed=seed)
+    cfg.strategy = {"config": {"gradient_accumulation_steps": 1}}  # as a run under DeepSpeed has written it
+    assert len(take_step(cfg, 1, 0, 1, 7)[1]) == 1

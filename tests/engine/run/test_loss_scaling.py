@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from deepspeed.accelerator import get_accelerator
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import OptimWrapper
 
 from tests.models.batches import build, make_batch
 from xtuner_plugins.engine.run.loss_scaling import LossScalingOptimWrapper, scaled_wrapper, settle_deepspeed_dtype
@@ -42,21 +41,15 @@ def test_an_overflow_repeats_the_step_at_a_lower_scale(toy_base):
     assert len(tried) == 4  # 8, 4, 2, 1
 
 
-def test_the_dtype_of_the_model_decides(monkeypatch):
+def test_the_dtype_of_the_model_decides():
     """About the wrapper, and DeepSpeed's settings."""
     assert scaled_wrapper(dict(type=OptimWrapper), torch.bfloat16)["type"] is OptimWrapper
     for kind in (OptimWrapper, "OptimWrapper", LossScalingOptimWrapper):
         assert scaled_wrapper(dict(type=kind), torch.float16)["type"] is LossScalingOptimWrapper
-    with pytest.raises(ValueError, match="set type=OptimWrapper in place of AmpOptimWrapper"):
-        scaled_wrapper(dict(type=AmpOptimWrapper), torch.float16)
     auto = dict(fp16=dict(enabled="auto", initial_scale_power=16), bf16=dict(enabled="auto"))
-    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)  # many CPUs have none
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         half, brain = dtype == torch.float16, dtype == torch.bfloat16
         own = dict(fp16=dict(enabled=half, initial_scale_power=16), bf16=dict(enabled=brain))
         assert settle_deepspeed_dtype(auto, dtype) == settle_deepspeed_dtype(own, dtype) == own
         with pytest.raises(ValueError, match=f"sets bf16.enabled={not brain}, but .* in {str(dtype)[6:]} "):
             settle_deepspeed_dtype({**auto, "bf16": dict(enabled=not brain)}, dtype)
-    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: None)
-    with pytest.raises(ValueError, match="leave out --deepspeed"):
-        settle_deepspeed_dtype(auto, torch.float16)

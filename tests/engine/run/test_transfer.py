@@ -71,7 +71,7 @@ def test_weights_alone(once, train, layout):
     options = {"default_hooks.checkpoint.save_optimizer": False}
     run, whole = train("run", options=options, **recipe("lora", layout)), once("lora plain", **recipe("lora", "plain"))
     saved = run.saved(STEPS)
-    assert "weights only (save_optimizer=False): not resumable" in run.output and saved.is_file()
+    assert saved.is_file()
     states = [read_state(each.saved(STEPS), with_optimizer=False).weights for each in (run, whole)]
     weights, expected = ({name: tensor.read() for name, tensor in state.items()} for state in states)
     torch.testing.assert_close(weights, expected, atol=TOLERANCE, rtol=1e-3)

@@ -23,20 +23,16 @@ HI = [{"role": "user", "content": "Hi"}]
 
 
 def test_files_tokens_and_config(toy_parts, toy_base):
-    files = {"config.json", "generation_config.json", "preprocessor_config.json", "model.safetensors", "tokenizer.json"}
-    files |= {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"}
-    assert {path.name for path in toy_base.iterdir()} == files | {path.name for path in hub_code()}
-    assert all((toy_base / path.name).read_bytes() == path.read_bytes() for path in hub_code())
-
+    files = "config.json generation_config.json preprocessor_config.json model.safetensors tokenizer.json vocab.json"
+    files += " tokenizer_config.json special_tokens_map.json added_tokens.json merges.txt"
+    assert {path.name for path in toy_base.iterdir()} == {*files.split(), *(path.name for path in hub_code())}
     tokenizer, config = load_tokenizer(toy_base), read_json(toy_base / "config.json")
     first = read_json(toy_parts[1] / "tokenizer.json")["added_tokens"][-1]["id"] + 1
     assert tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)) == list(range(first, first + 9))
     assert config["llm_config"]["vocab_size"] == first + 9 == len(tokenizer)
     assert tokenizer.encode("a<img>b") == [*tokenizer.encode("a"), first, *tokenizer.encode("b")]
-    assert all(isinstance(merge, str) for merge in read_json(toy_base / "tokenizer.json")["model"]["merges"])
     stops = read_json(toy_base / "generation_config.json")["eos_token_id"]
     assert tokenizer.convert_ids_to_tokens(stops) == ["<|im_end|>", "<|endoftext|>", "<|im_start|>"]
-
     assert (config["ps_version"], config["select_layer"], config["force_image_size"]) == ("v2", -1, 112)
     assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
     assert config["hidden_size"] == config["llm_config"]["hidden_size"] and "system_message" not in config

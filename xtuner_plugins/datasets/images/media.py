@@ -5,8 +5,7 @@
 - Pixels of unknown range (floats, integers beyond 16 bits) are refused.
 - An image with more than `MAX_PIXELS` pixels is refused before it is decoded.
 - A path stays inside its image folder, and only files are opened: a pipe would be waited for without end.
-- Only the formats of `FORMATS` are opened, whatever a name says: Pillow starts Ghostscript for EPS. HEIC is read where
-  the package pillow-heif is installed.
+- Only the formats of `FORMATS` are opened, whatever a name says: Pillow starts Ghostscript for EPS.
 """
 
 import io
@@ -17,7 +16,7 @@ import stat
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +190,7 @@ def open_image(source: MediaSource) -> Image.Image:
             raise MediaError("image_missing", "no file, but a folder, a pipe or a device", "name the image's file")
         with warnings.catch_warnings():  # the limit below replaces Pillow's warning
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=_formats())
+            image = Image.open(file, formats=FORMATS)
         width, height = image.size
         if not 0 < width * height <= MAX_PIXELS:
             image.close()
@@ -200,16 +199,6 @@ def open_image(source: MediaSource) -> Image.Image:
     except Exception as error:
         raise _media_error(source, error) from None
     return image
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    try:
-        import pillow_heif
-    except ImportError:
-        return FORMATS
-    pillow_heif.register_heif_opener()
-    return (*FORMATS, "HEIF")
 
 
 def orientation(image: Image.Image) -> int:
@@ -294,7 +283,6 @@ def _media_error(source: MediaSource, error: Exception) -> MediaError:
             return MediaError("image_pixels", text, "scale the image down", path)
         case UnidentifiedImageError():
             is_empty = not (source.data if isinstance(source, Blob) else os.path.getsize(path))
-            heic = "" if "HEIF" in _formats() else "; HEIC needs pip install pillow-heif"
-            text = "an empty file" if is_empty else f"it begins as no known image does{heic}"
+            text = "an empty file" if is_empty else "it begins as no known image does; convert HEIC to JPEG"
     problem = f"can't be decoded ({text})"
     return MediaError("image_unreadable", problem, "fetch the image again or remove the record", path)

@@ -46,6 +46,9 @@ def check_build(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None
     Raises:
         ConfigError: The key of the part and the error of its constructor, or a type that isn't known.
     """
+    from ..run.loops import PlannedTrainLoop
+    from ..run.schedulers import count_steps
+
     with refused("train_dataloader.dataset"):
         dataset = _build_data(cfg.train_dataloader.dataset)
     register_all()
@@ -62,8 +65,10 @@ def check_build(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None
         DataLoader([0], **{key: value for key, value in cfg.train_dataloader.items() if key not in LOADER_PARTS})
     with refused("optim_wrapper"):
         optimizer = _build_optimizer(cfg.optim_wrapper)
+    is_planned = resolve_type(cfg.train_cfg.get("type")) is PlannedTrainLoop
     for key_path, scheduler in _parts(cfg, "param_scheduler"):
         with refused(key_path):
+            scheduler = count_steps(scheduler) if is_planned else scheduler
             options = {key: value for key, value in scheduler.items() if key != "convert_to_iter_based"}
             PARAM_SCHEDULERS.build(dict(options, optimizer=optimizer))
     for key_path, hook in (*_parts(cfg, "default_hooks"), *_parts(cfg, "custom_hooks")):
@@ -102,25 +107,30 @@ def _build_optimizer(settings: Mapping[str, Any]) -> Any:
 def _build_model(cfg: Config, dataset: MultimodalDataset | None, deepspeed: Mapping[str, Any] | None) -> None:
     """Builds the model, its parameter groups, and what depends on model and data together."""
     from ..hooks.validation import validation_dataset
-    from ..run.loss_scaling import scaled_wrapper, settle_deepspeed_dtype
-    from ..run.param_groups import planned_groups
+    from ..run.loss_scaling import settle_deepspeed_dtype
+    from ..run.param_groups import GroupedOptimWrapperConstructor as Grouped
 
     with refused("model"):
         model = _build_ours(MODELS.build, cfg.model)
     if model is not None:
-        with refused("optim_wrapper"):
-            scaled_wrapper(cfg.optim_wrapper, model.dtype)
         if deepspeed is not None:
             with refused("--deepspeed"):
                 settle_deepspeed_dtype(deepspeed, model.dtype)
         with refused("optim_wrapper.paramwise_cfg"):
-            planned_groups(cfg, model)
+            settings = {"paramwise_cfg": {}, "constructor": Grouped, **cfg.optim_wrapper}
+            if resolve_type(settings["constructor"]) is Grouped:
+                wrapper = {"type": "OptimWrapper", "optimizer": settings["optimizer"]}
+                list(Grouped(wrapper, settings["paramwise_cfg"]).options_of(model))
     if model is not None and dataset is not None:
         _check_pairs(model, dataset, cfg.train_dataloader.get("collate_fn") or {})
     validation = value_at(cfg, VALIDATION) or {}
     if validation.get("data_paths"):
         with refused("val_data_paths"):
-            _check_reference(model)
+            if getattr(model, "precomputed_reference", False) and not model.reference_is_complete:
+                raise ValueError(
+                    "log probabilities of the reference are computed once for the training pairs only: leave "
+                    "val_data_paths empty, set precompute_reference = False, or train LoRA with a frozen projector"
+                )
             files = validation["data_paths"], validation.get("image_folders")
             _build_data(validation_dataset(cfg.train_dataloader.dataset, *files))
 
@@ -159,13 +169,4 @@ def _check_pairs(model: Any, dataset: MultimodalDataset, collate_fn: Mapping[str
         raise ConfigError(
             f"model and train_dataloader don't fit together: {found}. Preference tuning takes PreferenceModel, "
             "PreferenceDataset and collate_pairs; other training takes none of them"
-        )
-
-
-def _check_reference(model: Any) -> None:
-    """Raises where validation pairs would be compared with a reference that is no longer there."""
-    if getattr(model, "precomputed_reference", False) and not model.reference_is_complete:
-        raise ValueError(
-            "log probabilities of the reference are computed once for the training pairs only: leave val_data_paths "
-            "empty, set precompute_reference = False, or train LoRA with a frozen projector"
         )

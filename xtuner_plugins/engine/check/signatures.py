@@ -12,8 +12,6 @@ import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
-_MOST_STEPS = 8  # from a package's __init__ to the file of the class
-
 
 class Parameters(NamedTuple):
     """What a class or function takes.
@@ -36,14 +34,11 @@ def parameters(module: str, name: str) -> Parameters | None:
     module, node = found
     if isinstance(node, ast.FunctionDef):
         return _of_function(node)
-    methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
-    own = methods.get("__init__")
+    own = next((item for item in node.body if getattr(item, "name", "") == "__init__"), None)
     if own is not None:
         hints, takes_any = _of_function(own)
         if not takes_any:
             return Parameters(hints, False)
-    elif "__new__" in methods:
-        return None
     else:
         is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
         fields = [item for item in node.body if is_dataclass and isinstance(item, ast.AnnAssign)]
@@ -68,10 +63,10 @@ def _of_function(node: ast.FunctionDef) -> Parameters:
     return Parameters(hints, node.args.kwarg is not None)
 
 
-def _definition(module: str, name: str, steps: int = _MOST_STEPS) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
+def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
     """The module that defines a name which ``module`` gives, and its syntax tree."""
     path = _file(module)
-    if path is None or steps == 0:
+    if path is None:
         return None
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(_tree(path)):  # what stands at the top comes first
@@ -81,11 +76,11 @@ def _definition(module: str, name: str, steps: int = _MOST_STEPS) -> tuple[str, 
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-                    return _definition(origin, alias.name, steps - 1)
+                    return _definition(origin, alias.name)
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
             homes = ast.literal_eval(node.value)
             if name in homes:
-                return _definition(f"{module}.{homes[name]}", name, steps - 1)
+                return _definition(f"{module}.{homes[name]}", name)
     return None
 
 

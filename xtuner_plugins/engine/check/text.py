@@ -64,13 +64,6 @@ def step_note(cfg: Config, ranks: int) -> str:
     return f"{told}; change accumulative_counts or lr"
 
 
-def _check_targets(targets: Any) -> None:
-    try:
-        target_matcher(targets)
-    except re.error as error:
-        raise ValueError(f"target_modules={targets!r} is no regular expression: {error}") from None
-
-
 # Arguments that the runner adds when it builds these parts.
 BUILT_WITH = {
     "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg"},
@@ -94,8 +87,8 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     **{SETTINGS[name].key: partial(ranges.check, name) for name in ranges.RANGES},
     "model.visual_encoder_lora.r": partial(ranges.check, "lora_rank"),
     "model.visual_encoder_lora.lora_dropout": partial(ranges.check, "lora_dropout"),
-    "model.llm_lora.target_modules": _check_targets,
-    "model.visual_encoder_lora.target_modules": _check_targets,
+    "model.llm_lora.target_modules": target_matcher,
+    "model.visual_encoder_lora.target_modules": target_matcher,
     "model.objectives": ranges.check_objectives,
     "train_dataloader.dataset.storage_options": ranges.check_storage_options,
     "train_dataloader.dataset.template": get_conv_template,
@@ -256,10 +249,6 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
 
 def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:
     """Raises where a path isn't there, or a URL is of a kind that isn't read."""
-    of_files = node.get("dataset_settings")
-    for number, each in enumerate([of_files] if isinstance(of_files, Mapping) else of_files or ()):
-        with refused(f"{prefix}dataset_settings[{number}]"):
-            ranges.check_storage_options((each or {}).get("storage_options") or {})
     for setting, is_right, kind in (("data_paths", names_data, "file"), ("image_folders", names_images, "folder")):
         values = node.get(setting) or []
         for value in [values] if isinstance(values, str) else filter(None, values):

@@ -13,11 +13,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ...datasets import MultimodalDataset, PreferenceDataset, collate
-from ...models.losses import supervised_per_sample
 from ..run.loops import planned_loop
 from ..run.steps import unwrap
-from ..watch.errors import naming
-from .validation import ValidationHook, undisturbed
+from .validation import ValidationHook, losses_of_batch, undisturbed
 
 NUM_SAMPLES, FEWEST = 32, 8  # of all ranks, in a long and in a short run
 WHEN = (0.1, 0.5, 1.0)  # of the run; after a tenth the model has to have learned to look
@@ -178,9 +176,7 @@ def losses(network, samples: Sequence[dict], batch_size: int) -> tuple[np.ndarra
     """Sum of cross entropy (float64) and supervised tokens of each sample."""
     sums, tokens = [], []
     for start in range(0, len(samples), batch_size):
-        batch = collate(samples[start : start + batch_size])
-        tokens += supervised_per_sample(batch).tolist()
-        with naming([batch]):
-            found = network(**network.data_preprocessor(batch), mode="loss", mean_weight=None)["sample_losses"]
-        sums += found[: len(batch["num_tiles"])].tolist()
+        found, counts = losses_of_batch(network, collate(samples[start : start + batch_size]))
+        sums += found[: len(counts)]
+        tokens += counts
     return np.array(sums), np.array(tokens)

@@ -70,7 +70,7 @@ class PrecomputedReferenceHook(Hook):
         broadcast_object_list(found)
         if found[0]:
             if not network.reference_is_complete:
-                _check_is_reference(runner, reference.folder)
+                _require_reference(runner, reference.folder)
             if is_main_process():
                 reference.begin()
             _compute(network, dataset, reference, runner.cfg.train_dataloader, found[0])
@@ -79,14 +79,14 @@ class PrecomputedReferenceHook(Hook):
         print_log(f"log probabilities of the reference for {pairs}: {reference.folder}", "current")
 
 
-def _check_is_reference(runner, folder: Path) -> None:
+def _require_reference(runner, folder: Path) -> None:
     """Raises `TrainingStopped` where the model isn't the base that the config names (any more)."""
-    if runner.iter > 0:
-        told = f"the run resumes at step {runner.iter}, and {folder.absolute()} isn't whole: it can only be computed"
-        raise TrainingStopped(f"{told} before the first step. Restore the folder, or begin a new run")
-    if runner.cfg.get("load_from"):
-        told = f"the reference is the base, but the run begins with other weights (load_from={runner.cfg.load_from!r})"
-        raise TrainingStopped(f"{told}. Start once without load_from and with max_steps=1, or export them as a base")
+    if runner.iter > 0 or runner.cfg.get("load_from"):
+        raise TrainingStopped(
+            f"{folder.absolute()} isn't complete, and only a run that begins with the base computes the log "
+            "probabilities of the reference. Start once with max_steps=1, without --resume and load_from; or export "
+            "these weights as a base and begin with that"
+        )
 
 
 def _load(dataset: PreferenceDataset, records: Sequence[tuple[int, int]]) -> dict:

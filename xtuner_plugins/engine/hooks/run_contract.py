@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
 from mmengine.dist import barrier, is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
@@ -19,7 +19,7 @@ from ...datasets.figures import file_figures
 from ...dtypes import describe_dtype
 from ...files import write_whole
 from ..run.loops import planned_loop
-from ..run.param_groups import group_members, num_weights, planned_groups
+from ..run.param_groups import group_members, num_weights
 from ..run.steps import unwrap
 
 CONTRACT_FILE = "run_contract.json"  # in the work directory
@@ -31,16 +31,12 @@ class RunContractHook(Hook):
     """Shows before the first step what the run trains, as the model, the optimizer and the data hold it.
 
     The same is written as JSON to ``run_contract.json`` in the work directory.
-
-    Raises:
-        RuntimeError: The optimizer doesn't hold exactly the trainable parameters at the config's learning rates and
-            weight decays.
     """
 
     priority = "VERY_LOW"
 
     def before_train(self, runner) -> None:
-        """Shows and writes the contract, and checks the optimizer."""
+        """Shows and writes the contract."""
         contract = gather(runner)
         if is_main_process():
             runner.logger.info(show(contract))
@@ -48,10 +44,6 @@ class RunContractHook(Hook):
             path = Path(runner.work_dir, CONTRACT_FILE)
             write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
         barrier()
-        planned = planned_groups(runner.cfg, unwrap(runner.model))
-        if planned is not None:
-            live = [(row["lr"], row["weight_decay"], row["parameters"]) for row in contract["optimizer"]["groups"]]
-            compare_groups([(*rates, count) for rates, count in planned.items()], live)
 
 
 def gather(runner) -> dict[str, Any]:
@@ -80,28 +72,22 @@ def gather(runner) -> dict[str, Any]:
         "strategy": strategy,
         "computes_in": describe_dtype(*dtype, "--set dtype="),
         "data": {"samples": len(dataset), "summary": plan.describe_data(), "files": files},
-        "run": _describe_run(runner, files),
-        "resumable": all(hook.save_optimizer for hook in runner.hooks if isinstance(hook, CheckpointHook)),
+        "run": _describe_run(runner),
         "log": runner.logger.log_file,
     }
 
 
-def _describe_run(runner, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Steps, ranks and batches; tokens of all steps are estimated from the means of the files."""
+def _describe_run(runner) -> dict[str, Any]:
+    """Steps, ranks and batches."""
     loop, loader = planned_loop(runner), runner.train_dataloader
-    seen = [each for each in files if each["seen"]]
-    epochs = runner.max_iters * loop.micro_batches / max(len(loader), 1)
-    mean = sum(each["samples"] * each["tokens"] for each in seen) / max(sum(each["samples"] for each in seen), 1)
     return {
         "steps": runner.max_iters,
         "done": runner.iter,
-        "epochs": loop.planned_epochs,
         "ranks": runner.world_size // loop.dataloader_iterator.plan.copies,
         "micro_batches": loop.micro_batches,
         "micro_batches_per_epoch": len(loader),
         "batch_size": loader.batch_sampler.batch_size,
         "seed": runner.seed,
-        "tokens": round(mean * sum(each["samples"] for each in files) * epochs) if seen else None,
     }
 
 
@@ -142,13 +128,10 @@ def show(contract: Mapping[str, Any]) -> str:
     lines += [f"  strategy: {contract['strategy']}", f"  computes in: {contract['computes_in']}"]
     lines += _show_files(data["files"])
     lines += [f"  {line}" for line in data["summary"].splitlines()]
-    tokens = "" if run["tokens"] is None else f", about {run['tokens']:,} tokens"
-    lines.append(f"  run: {run['steps']:,} optimizer steps, {run['done']:,} of them done{tokens}")
+    lines.append(f"  run: {run['steps']:,} optimizer steps, {run['done']:,} of them done")
     step = "  step: {micro_batches} micro-batches of {batch_size} on each of {ranks} ranks; "
     step += "{micro_batches_per_epoch:,} micro-batches per rank and epoch; seed {seed}"
     lines.append(step.format(**run))
-    if not contract["resumable"]:
-        lines.append("  checkpoints: weights only (save_optimizer=False): not resumable")
     return "\n".join([*lines, f"  log file: {contract['log']}"])
 
 
@@ -158,18 +141,5 @@ def _show_files(files: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"  {'data':<{width}}{heads}"] if files else []
     for each in files:
         means = f"{each['tokens']:>10,.0f}{each['supervised']:>12,.0f}{each['tiles']:>8.1f}" if each["seen"] else ""
-        note = "" if each["is_measured"] else f"  seen: {each['seen']:,}, lengths aren't measured"
-        lines.append(f"  {each['name']:<{width}}{each['samples']:>12,}{means}{note}")
+        lines.append(f"  {each['name']:<{width}}{each['samples']:>12,}{means}")
     return lines
-
-
-def compare_groups(planned: Iterable[tuple[float, float, int]], live: Iterable[tuple[float, float, int]]) -> None:
-    """Raises `RuntimeError` where other weights have other (learning rate, weight decay) than the config asks for."""
-    found = []
-    for groups in (live, planned):
-        counts: Counter = Counter()
-        for lr, decay, count in groups:
-            counts[f"lr {lr:.6g}, weight decay {decay:.6g}"] += count
-        found.append("; ".join(f"{count:,} at {rates}" for rates, count in sorted(counts.items())))
-    if found[0] != found[1]:
-        raise RuntimeError(f"the optimizer isn't what the config asks for: it has {found[0]}; asks for {found[1]}")

@@ -59,11 +59,9 @@ class StateHook(Hook):
     def _describe(self, runner) -> dict[str, Any]:
         """The record of this run; rank 0 reads the files."""
         if self._record is None:
-            said: list[Any] = [None]
-            if is_main_process():
-                own = {"ranks": get_world_size(), "seed": runner.seed, "resize_rule": resize_facts()["resize_rule"]}
-                own["dtype"] = str(getattr(unwrap(runner.model), "dtype", None))
-                said = [record.make(runner.cfg, runner.train_dataloader.dataset, **own)]
+            own = {"ranks": get_world_size(), "seed": runner.seed, "resize_rule": resize_facts()["resize_rule"]}
+            own["dtype"] = str(getattr(unwrap(runner.model), "dtype", None))
+            said = [record.make(runner.cfg, runner.train_dataloader.dataset, **own) if is_main_process() else None]
             broadcast_object_list(said)
             self._record = said[0]
         return self._record

@@ -14,13 +14,11 @@ from mmengine.dist import all_gather_object, all_reduce, is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from torch import nn
 
 from ...datasets.left_out import FILLER
 from ...models.losses import supervised_per_sample
 from ..run.loops import planned_loop
-from ..run.param_groups import group_members
-from ..run.steps import progress, unwrap
+from ..run.steps import progress
 from ..watch.errors import peak_gib
 from .losses_png import draw_at_end
 
@@ -34,7 +32,7 @@ WORDS = {
     "accuracy": "accuracy {:.0%}",  # of preference pairs, as the margin
     "margin": "margin {:.3g}",
     "grad_norm": "grad norm {:.3g}",
-    "rates": "lr {}",
+    "lr": "lr {}",
     "tokens_per_second": "{:,.0f} tokens/s",
     "samples_per_second": "{:,.1f} samples/s",
     "padding": "padding {:.1%}",
@@ -74,24 +72,17 @@ class StepLineHook(LoggerHook):
         if is_main_process():
             threading.Thread(target=self._tell_progress, args=(runner,), daemon=True, name="heartbeat").start()
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch: Sequence[Mapping] = ()) -> None:
-        """Counts the micro-batches of the step."""
-        self._window.count(data_batch)
-
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Writes the line where one is due."""
-        self._window.learn(data_batch, outputs, time.perf_counter() - planned_loop(runner).fetching_since)
+        self._window.add(data_batch, outputs, time.perf_counter() - planned_loop(runner).fetching_since)
         step, last = runner.iter + 1, runner.max_iters
         if step % max(1, min(self.interval, last // LINES)) and step not in (self._first_step + 1, last):
             return
         values, _ = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
         values |= self._window.figures(planned_loop(runner).dataloader_iterator.plan.copies)
         values["eta"] = (time.perf_counter() - self._begun) / (step - self._first_step) * (last - step)
-        rates = learning_rates(runner.optim_wrapper.optimizer, unwrap(runner.model))
-        if len(rates) > 1:
-            values |= {f"lr/{name}": highest for name, (_, highest) in rates.items()}
         self._window = _Window()
-        shown = step_line(step, last, values, rates)
+        shown = step_line(step, last, values, [group["lr"] for group in runner.optim_wrapper.optimizer.param_groups])
         others = "  ".join(f"{name} {value:.6g}" for name, value in sorted(values.items()))
         runner.logger.info(f"{shown}  | {others}", extra={"terminal": shown})
         runner.visualizer.add_scalars(values, step=step, file_path=self.json_log_path)
@@ -113,41 +104,20 @@ class StepLineHook(LoggerHook):
                 self._said = now
 
 
-def step_line(step: int, last: int, figures: Mapping[str, float], rates: Mapping[str, tuple[float, float]]) -> str:
+def step_line(step: int, last: int, figures: Mapping[str, float], rates: Sequence[float]) -> str:
     """The line of a training step.
 
     Args:
         step: Optimizer steps done.
         last: Optimizer steps of the run.
         figures: Of the step, by the names in `WORDS`; ``eta`` in seconds, ``padding`` as a share of all positions.
-        rates: Of `learning_rates`.
+        rates: Learning rates of the optimizer's groups, of which the lowest and the highest are shown.
     """
-    texts = {name: "..".join(f"{rate:.2e}" for rate in dict.fromkeys(pair)) for name, pair in rates.items()}
-    given = {**figures, "rates": ", ".join(f"{name} {text}".strip() for name, text in texts.items())}
+    given = {**figures, "lr": "..".join(dict.fromkeys(f"{rate:.2e}" for rate in (min(rates), max(rates))))}
     if "eta" in given:
         given["eta"] = timedelta(seconds=round(given["eta"]))
     words = [form.format(given[name]) for name, form in WORDS.items() if name in given]
     return "  ".join([f"step {step:>{len(str(last))}}/{last}", *words])
-
-
-def learning_rates(optimizer: Any, model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Current learning rates as the live optimizer holds them, under every strategy.
-
-    Returns:
-        Lowest and highest rate by what learns with it: ``encoder``, ``projector``, ``llm``, ``lora``; one entry without
-        a name where everything has one rate.
-    """
-    kinds = {
-        id(parameter): "lora" if "lora_" in name else part.removeprefix("visual_")
-        for part, module in model.parts().items()
-        for name, parameter in module.named_parameters()
-    }
-    rates: dict[str, list[float]] = {}
-    for group, members in zip(optimizer.param_groups, group_members(optimizer), strict=True):
-        for parameter in members:
-            rates.setdefault(kinds[id(parameter)], []).append(group["lr"])
-    ranges = {kind: (min(found), max(found)) for kind, found in rates.items()}
-    return {"": next(iter(ranges.values()))} if len(set(sum(ranges.values(), ()))) == 1 else ranges
 
 
 class _Window:
@@ -159,17 +129,20 @@ class _Window:
         self._losses: list[torch.Tensor] = []  # one tensor [samples] per micro-batch, on the device: no step waits
         self._of: list[tuple[str, int]] = []  # data set and supervised tokens of each of these samples
 
-    def count(self, batches: Sequence[Mapping]) -> None:
+    def add(self, batches: Sequence[dict], outputs: Mapping[str, float], seconds: float) -> None:
+        """Adds a step: its time, its loss weighted by its supervised tokens (of all ranks), and those of its samples.
+
+        Args:
+            batches: Its micro-batches; ``sample_losses`` are taken out.
+            outputs: Of `run_step`.
+            seconds: From asking for its batches to its end.
+        """
         for batch in batches:
             positions = batch["input_ids"].numel()
             mask = batch.get("attention_mask")
             self.positions += positions
             self.tokens += positions if mask is None else int(mask.sum())
             self.samples += sum(source != FILLER for source in batch.get("sources", ()))
-
-    def learn(self, batches: Sequence[dict], outputs: Mapping[str, float], seconds: float) -> None:
-        """Adds a step's time and its loss, weighted by its supervised tokens (of all ranks); takes its sums apart."""
-        for batch in batches:
             losses, counts = batch.pop("sample_losses"), supervised_per_sample(batch).tolist()
             samples = list(zip(batch.get("datasets", ()), counts, strict=False))
             self._losses.append(losses)

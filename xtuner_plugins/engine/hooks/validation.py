@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
-from mmengine.hooks import Hook, IterTimerHook
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, collate, collate_pairs
+from ...datasets import PlanSampler, PreferenceDataset, collate, collate_pairs
 from ...evaluation.benchmarks import DataSet, open_data_sets
 from ...evaluation.results import measure
 from ...files import write_whole
@@ -44,7 +44,7 @@ class ValidationHook(Hook):
 
     Training isn't disturbed: the model goes back to training mode, no random number of a step is drawn, and the plan
     stays where it is. It runs before the checkpoint of the same step is saved, so a run that goes on from a checkpoint
-    repeats no validation. One that a signal interrupts is repeated when the run goes on.
+    repeats no validation. One that a signal interrupts is left out.
 
     Answers go to ``validation/iter_STEP.jsonl`` of the work directory: one object per question.
 
@@ -59,6 +59,9 @@ class ValidationHook(Hook):
         benchmark_limit: About so many questions of each; None takes all.
         metric: Of the benchmarks; None takes each one's own.
         max_new_tokens: Length limit of an answer.
+
+    Attributes:
+        dataset: The validation data; None without, and before a run begins.
     """
 
     priority = "LOW"  # after the timer and the logger, before the checkpoint
@@ -78,39 +81,19 @@ class ValidationHook(Hook):
         self.interval, self.data_paths, self.image_folders = interval, data_paths, image_folders
         self.batch_size, self.max_new_tokens, self._benchmarks = batch_size, max_new_tokens, benchmarks
         self._benchmark_options = {"images": benchmark_images, "metric": metric, "limit": benchmark_limit}
-        self._loader = self._session = None
-        self._done: int | None = None  # step of the last validation
-
-    @property
-    def dataset(self) -> MultimodalDataset | None:
-        """The validation data; None without, and before a run begins."""
-        return self._loader.dataset if self._loader else None
+        self._loader = self._session = self.dataset = None
 
     def before_train(self, runner) -> None:
-        """Opens data and benchmarks, and repeats a validation that a signal interrupted."""
+        """Opens data and benchmarks."""
         if self.data_paths:
             self._loader = self._open_data(runner)
+            self.dataset = self._loader.dataset
         if self._benchmarks:
             self._questions = open_data_sets(self._benchmarks, **self._benchmark_options)
             self._session = open_session(runner)
             for data_set in self._questions:
                 for each in data_set.left_out:
                     runner.logger.warning(f"left out of {data_set.name}: {each.message}")
-        if runner.iter > 0 and self._done != runner.iter:
-            self._validate(runner, runner.iter)
-
-    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Validates where it is time."""
-        self._validate(runner, runner.iter + 1)
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds ``validated``, the step of the last validation, to what is saved."""
-        if self._done is not None:
-            checkpoint["validated"] = self._done
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Learns which step was validated."""
-        self._done = checkpoint.get("validated")
 
     def _open_data(self, runner):
         training = runner.train_dataloader
@@ -129,10 +112,11 @@ class ValidationHook(Hook):
         loader.sampler.usable()  # a record that can't be used is an error now, not at the first validation
         return loader
 
-    def _validate(self, runner, step: int) -> None:
-        """Validates after a step where it is time, unless a signal has stopped the run."""
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Validates where it is time, unless a signal stops the run."""
+        step = runner.iter + 1
         is_due = step % self.interval == 0 or step == runner.max_iters
-        if not is_due or requests.agreed or not (self._loader or self._session):
+        if not is_due or not (self._loader or self._session):
             return
         network, works, found = unwrap(runner.model), {}, []
         if self._loader:
@@ -146,7 +130,6 @@ class ValidationHook(Hook):
                 found.append((name, work(), time.perf_counter() - begun))
                 if requests.agreed:
                     return
-        self._done = step
         for name, each, seconds in found:
             runner.visualizer.add_scalars(each.scalars, step=step)
             runner.logger.info(f"{name} after step {step:,} ({seconds:.1f} s): {each.text}")
@@ -190,16 +173,12 @@ def validation_loss(network: nn.Module, loader: DataLoader, should_stop: Callabl
         loader: Batches of a `MultimodalDataset`, ordered by a `PlanSampler` that doesn't shuffle.
         should_stop: Asked before each batch; it has to say the same on every rank. Where it does, None is returned.
     """
-    mean_weight = torch.ones((), device=next(network.parameters()).device)
     own = sums, tokens, left_out = Counter(), Counter(), Counter()
     for batch in loader:
         if should_stop():
             return None
         left_out.update(sample["dropped"] for sample in batch.pop("dropped", ()))
-        with naming([batch]):
-            losses = network(**network.data_preprocessor(batch), mode="loss", mean_weight=mean_weight)
-        counts = supervised_per_sample(batch).tolist()
-        for name, loss, count in zip(batch["datasets"], losses["sample_losses"].tolist(), counts, strict=False):
+        for name, loss, count in zip(batch["datasets"], *losses_of_batch(network, batch), strict=False):
             sums[name] += loss
             tokens[name] += count
     sums, tokens, left_out = (sum(each, Counter()) for each in zip(*all_gather_object(own), strict=True))
@@ -212,6 +191,13 @@ def validation_loss(network: nn.Module, loader: DataLoader, should_stop: Callabl
         text += f"; left out: {', '.join(f'{number} {reason}' for reason, number in left_out.items())}"
     scalars = {f"val_loss_by_dataset/{name}": mean for name, mean in means.items()}
     return Found({**scalars, "val_loss": loss} if count else {}, text)
+
+
+def losses_of_batch(network: nn.Module, batch: dict) -> tuple[list[float], list[int]]:
+    """Sum of cross entropy and supervised tokens of each sample of a collated batch; of a pack's padding the first."""
+    with naming([batch]):
+        found = network(**network.data_preprocessor(batch), mode="loss", mean_weight=None)["sample_losses"]
+    return found.tolist(), supervised_per_sample(batch).tolist()
 
 
 def answer_questions(
@@ -272,7 +258,7 @@ def _score(data_sets: Sequence[DataSet], answers: Mapping[str, str | Unusable]) 
 
 @contextmanager
 def undisturbed(runner) -> Iterator[None]:
-    """Evaluation mode, without a trace in random generators and in the time of the next step."""
+    """Evaluation mode, without a trace in random generators."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         runner.model.eval()
@@ -280,9 +266,6 @@ def undisturbed(runner) -> Iterator[None]:
             yield
         finally:
             runner.model.train()
-    for hook in runner.hooks:
-        if isinstance(hook, IterTimerHook):
-            hook.t = time.time()
 
 
 def open_session(runner) -> ChatSession:

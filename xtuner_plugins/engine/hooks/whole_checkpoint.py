@@ -7,28 +7,20 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-from mmengine.dist import all_gather_object, barrier, get_rank, is_main_process
+from mmengine.dist import all_gather_object, barrier, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
-from torch import nn
 
 from ...weights.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES
-from ..run.loops import last_good
+from ..run.loops import TrainingStopped, last_good
 from ..run.steps import unwrap
 from ..run.strategy import require_same_parameters
 from ..run.transfer import number_states, optimizer_names
 from ..watch.stopping import requests
 
-PARTIAL, REPLACED = ".partial", ".replaced"
-
-
-class SaveError(ValueError):
-    """A checkpoint that could not be written; raised on every rank with the same message."""
-
-    on_every_rank = True
+PARTIAL = ".partial"
 
 
 @HOOKS.register_module()
@@ -44,8 +36,8 @@ class WholeCheckpointHook(CheckpointHook):
 
     Raises:
         ValueError: Parameters are missing from a checkpoint, unknown to the model, or differ in shape.
-        SaveError: No space left, a failed write, or weights that aren't finite. Nothing half-written is left, and no
-            earlier checkpoint was removed.
+        TrainingStopped: No space left, or a failed write. Nothing half-written is left, and no earlier checkpoint was
+            removed.
     """
 
     _saved_step: int | None = None
@@ -54,7 +46,8 @@ class WholeCheckpointHook(CheckpointHook):
         """As MMEngine's; also removes half-written checkpoints of a killed run."""
         super().before_train(runner)
         if is_main_process():
-            tidy(Path(self.out_dir))
+            for path in Path(self.out_dir).glob(f".*{PARTIAL}"):
+                _remove(path)
         barrier()
 
     def after_train(self, runner) -> None:
@@ -80,17 +73,16 @@ class WholeCheckpointHook(CheckpointHook):
         states = model.state_dict(), checkpoint["state_dict"]
         require_same_parameters(*({name: tuple(value.shape) for name, value in each.items()} for each in states))
         if isinstance(runner.optim_wrapper, OptimWrapper):
-            number_states(checkpoint, model, runner.optim_wrapper.optimizer)
+            number_states(checkpoint, model, runner.optim_wrapper)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         target = Path(self.out_dir) / self.filename_tmpl.format(step)
-        _require_finite(runner, target)
         self.last_ckpt = str(target)
         kept = [*(each for each in getattr(self, "keep_ckpt_ids", ()) if each != step), step]
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         if self.max_keep_ckpts > 0:
             runner.message_hub.update_info("keep_ckpt_ids", kept)
-        beside = _hidden(target, PARTIAL)
+        beside = _partial(target)
 
         def write() -> None:
             own = {"save_optimizer": self.save_optimizer, "save_param_scheduler": self.save_param_scheduler}
@@ -101,8 +93,8 @@ class WholeCheckpointHook(CheckpointHook):
             if is_main_process():
                 _move_into_place(beside, target)
                 pointer = Path(runner.work_dir, LAST_CHECKPOINT)
-                _hidden(pointer, PARTIAL).write_text(str(target), encoding="utf-8")
-                _move_into_place(_hidden(pointer, PARTIAL), pointer)
+                _partial(pointer).write_text(str(target), encoding="utf-8")
+                _move_into_place(_partial(pointer), pointer)
 
         failure = _first_failure(write, self.out_dir) or _first_failure(put_in_place, self.out_dir)
         self._saved_step = step
@@ -110,7 +102,9 @@ class WholeCheckpointHook(CheckpointHook):
             if is_main_process():
                 _remove(beside)
             remedy = "Free some space and go on from it with --resume"
-            raise SaveError(f"checkpoint {target} could not be written: {failure}. {last_good(self.out_dir)}. {remedy}")
+            raise TrainingStopped(
+                f"checkpoint {target} could not be written: {failure}. {last_good(self.out_dir)}. {remedy}"
+            )
         print_log(f"saved {target}", "current")
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = kept
@@ -120,33 +114,16 @@ class WholeCheckpointHook(CheckpointHook):
                     _remove(Path(self.out_dir) / self.filename_tmpl.format(old))
 
 
-def tidy(folder: Path) -> None:
-    """Removes half-written checkpoints; a checkpoint whose replacement was interrupted gets its name back."""
-    for path in sorted(folder.glob(f".*{REPLACED}")):
-        target = path.with_name(path.name[1 : -len(REPLACED)])
-        if target.exists():
-            _remove(path)
-        else:
-            os.rename(path, target)
-    for path in folder.glob(f".*{PARTIAL}"):
-        _remove(path)
-
-
-def _hidden(target: Path, suffix: str) -> Path:
-    return target.with_name(f".{target.name}{suffix}")
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}{PARTIAL}")
 
 
 def _move_into_place(beside: Path, target: Path) -> None:
     for path in [*beside.rglob("*"), beside] if beside.is_dir() else [beside]:
         _sync(path)
-    if target.is_dir() or (beside.is_dir() and target.exists()):
-        old = _hidden(target, REPLACED)
-        _remove(old)
-        os.rename(target, old)
-        os.rename(beside, target)
-        _remove(old)
-    else:
-        os.replace(beside, target)
+    if target.is_dir() or beside.is_dir():  # which no rename replaces; after a kill here the run goes on from before
+        _remove(target)
+    os.replace(beside, target)
     _sync(target.parent)
 
 
@@ -175,28 +152,3 @@ def _first_failure(do: Callable[[], None], folder: str) -> str | None:
         if isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < 1 << 20:
             failure = "No space left on device"  # which torch's writer doesn't report
     return next((found for found in all_gather_object(failure) if found is not None), None)
-
-
-def _require_finite(runner, target: Path) -> None:
-    """Raises `SaveError` where weights aren't finite, before a good checkpoint is replaced."""
-    found = [name for names in all_gather_object(bad_parameters(unwrap(runner.model))) for name in names]
-    if found:
-        raise SaveError(
-            f"checkpoint {target} was not written: the last update made weights infinite or not a number, first "
-            f"{found[0]}. {last_good(target.parent)}. Lower the learning rate"
-        )
-
-
-def bad_parameters(network: nn.Module) -> list[str]:
-    """Names of parameters with a value that isn't finite, in this rank's share.
-
-    Shares of ZeRO-3 have equal lengths, so the last ones end with memory that nothing initializes; it doesn't count.
-    """
-    bad = []
-    for name, parameter in network.named_parameters():
-        values = getattr(parameter, "ds_tensor", parameter)
-        if values is not parameter:
-            values = values[: max(0, parameter.ds_numel - values.numel() * get_rank())]
-        if parameter.is_floating_point() and not torch.isfinite(values).all():
-            bad.append(name)
-    return bad

@@ -21,17 +21,9 @@ import types
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from ... import settings
 from ...processes import ENDED_BY, PARENT_ENDED, POLL_SECONDS, STARTED_BY, die_with_parent, parent_of, program_of
-from ...settings import (
-    ConfigError,
-    add_config_options,
-    deepspeed_file,
-    import_types,
-    make_reloadable,
-    parse_words,
-    read_config,
-    read_deepspeed,
-)
+from ...weights.checkpoint import open_checkpoint
 from ...weights.errors import CheckpointError
 from .. import register_all
 from ..run.runtime import adjust_stack
@@ -78,17 +70,19 @@ def _settle(check, module: types.ModuleType, cfg: Config, args: argparse.Namespa
     try:
         if STARTED_BY not in os.environ:  # else the launcher has done it
             _read_again(cfg, args)
-        make_reloadable(cfg)  # the run writes it into its work directory
+        settings.make_reloadable(cfg)  # the run writes it into its work directory
         settle_start(cfg, args)
-    except (ConfigError, CheckpointError) as error:
+    except (settings.ConfigError, CheckpointError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    # XTuner's own reads the whole file.
+    module.get_seed_from_checkpoint = lambda path: open_checkpoint(path).run["meta"]["seed"]
     if wants_to_resume and os.environ.get("RANK", "0") == "0":
         said = f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew"
         print_log(said, "current")
     if args.deepspeed:
-        args.deepspeed = str(deepspeed_file(args.deepspeed))  # before XTuner looks up its own
+        args.deepspeed = str(settings.deepspeed_file(args.deepspeed))  # before XTuner looks up its own
         keep_grouping(cfg)
         dtype = resolve_dtype(cfg.model.get("dtype", "auto"))  # XTuner looks at the device alone
         module.auto_dtype_of_deepspeed_config = functools.partial(settle_deepspeed_dtype, dtype=dtype)
@@ -103,12 +97,13 @@ def _read_again(cfg: Config, args: argparse.Namespace) -> None:
     from .launcher import check_processes
 
     parser = argparse.ArgumentParser(add_help=False)
-    add_config_options(parser)
-    whole = read_config(args.config, parse_words((), parser.parse_known_args(sys.argv[1:])[0].cfg_options))
-    import_types(whole)
+    settings.add_config_options(parser)
+    words = parser.parse_known_args(sys.argv[1:])[0].cfg_options
+    whole = settings.read_config(args.config, settings.parse_words((), words))
+    settings.import_types(whole)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         check_processes(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ)
-        check_config(whole, read_deepspeed(args.deepspeed) if args.deepspeed else None)
+        check_config(whole, settings.read_deepspeed(args.deepspeed) if args.deepspeed else None)
     object.__setattr__(cfg, "_cfg_dict", whole._cfg_dict)
 
 

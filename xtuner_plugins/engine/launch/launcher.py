@@ -14,18 +14,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ... import settings
 from ...files import write_whole
 from ...processes import allocator_settings, free_port, num_cores, quiet_imports
-from ...settings import (
-    DEEPSPEED,
-    ConfigError,
-    add_config_options,
-    find_config,
-    make_reloadable,
-    parse_words,
-    read_config,
-    read_deepspeed,
-)
 from ...weights.errors import CheckpointError
 from ..check.text import check_text, step_note
 from ..run.resume import check_same_run, settle_start, work_dir_of
@@ -46,9 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         "PORT (a free one). Under Slurm pass --launcher slurm (see tools/slurm_train.sh).",
     )
     parser.add_argument("config", help="a config of configs/ by its name, e.g. finetune_lora, or a path")
-    add_config_options(parser)
+    settings.add_config_options(parser)
     parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)")
-    parser.add_argument("--deepspeed", help=f"{' | '.join(DEEPSPEED)} | a JSON file")
+    parser.add_argument("--deepspeed", help=f"{' | '.join(settings.DEEPSPEED)} | a JSON file")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -79,9 +70,9 @@ def training_processes(
     if launcher in ("none", "slurm", "mpi") or (launcher is None and nnodes == 1 and nproc == 1):
         return command, [{}]
     if nnodes > 1 and "PORT" not in env:
-        raise ConfigError("NNODES is above 1, so every node needs the same PORT; set it, e.g. PORT=29500")
+        raise settings.ConfigError("NNODES is above 1, so every node needs the same PORT; set it, e.g. PORT=29500")
     if node >= nnodes:
-        raise ConfigError(f"NODE_RANK={node} is out of range: NNODES={nnodes}")
+        raise settings.ConfigError(f"NODE_RANK={node} is out of range: NNODES={nnodes}")
     meeting = {
         "MASTER_ADDR": env.get("ADDR", "127.0.0.1"),
         "MASTER_PORT": env.get("PORT") or str(free_port()),
@@ -101,7 +92,7 @@ def check_processes(processes: int, env: Mapping[str, str]) -> None:
     limit, of = (num_gpus, "GPUs") if num_gpus else (num_cores(), "cores and no GPU")
     if processes > limit and (num_gpus or env.get(SHARE_CORES) != "1"):
         share = "" if num_gpus else f", or {SHARE_CORES}=1 to let them share the cores"
-        raise ConfigError(
+        raise settings.ConfigError(
             f"NPROC_PER_NODE={processes}, but this machine has {limit} {of}; set it to {limit} or less{share}"
         )
 
@@ -112,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         # First what the text alone tells: nothing large is imported for that.
-        args.config = find_config(args.config)
-        cfg = read_config(args.config, parse_words(args.set, args.cfg_options))
+        args.config = settings.find_config(args.config)
+        cfg = settings.read_config(args.config, settings.parse_words(args.set, args.cfg_options))
         args.work_dir = work_dir_of(cfg, args)
         resolved = copy.deepcopy(cfg)  # what follows fills in a checkpoint to resume from
         # The training processes read the config with the values of the command line, and change nothing in it.
@@ -121,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = {name: getattr(args, name) for name in ("work_dir", "deepspeed", "resume", "seed", "launcher")}
         words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
         command, ranks = training_processes([str(written), *words], os.environ, args.launcher)
-        settings = read_deepspeed(args.deepspeed) if args.deepspeed else None
+        deepspeed = settings.read_deepspeed(args.deepspeed) if args.deepspeed else None
         settle_start(cfg, args)
         check_text(cfg)
         quiet_imports()
@@ -132,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ...datasets.samplers import check_groups
         from ..check.build import check_build
 
-        check_build(cfg, settings)
+        check_build(cfg, deepspeed)
         num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), ranks[0].get("WORLD_SIZE", 1)))
         check_groups(num_ranks, cfg.model.get("sequence_parallel", 1))
         notes = check_same_run(cfg, args, num_ranks=num_ranks) if cfg.get("resume") else [step_note(cfg, num_ranks)]
@@ -140,9 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"note: {note}", file=sys.stderr)
         if args.dry_run:
             return 0
-        make_reloadable(resolved)
+        settings.make_reloadable(resolved)
         write_whole(written, lambda part: part.write_text(resolved.pretty_text, encoding="utf-8"))
-    except (ConfigError, CheckpointError) as error:
+    except (settings.ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
@@ -156,7 +147,7 @@ def _whole_number(env: Mapping[str, str], name: str) -> int:
     low = 0 if name == "NODE_RANK" else 1
     text = env.get(name, str(low))
     if not text.isdecimal() or int(text) < low:
-        raise ConfigError(f"{name}={text!r} is no whole number, {low} or more")
+        raise settings.ConfigError(f"{name}={text!r} is no whole number, {low} or more")
     return int(text)
 
 

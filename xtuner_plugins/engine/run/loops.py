@@ -10,9 +10,9 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import get_rank, is_main_process
@@ -29,7 +29,7 @@ from ..watch.errors import OutOfMemory
 from ..watch.stopping import command_to_go_on, requests, watching
 from .loss_scaling import scaled_wrapper
 from .param_groups import settle_grouping
-from .schedulers import WarmupCosineLR, plan_schedule
+from .schedulers import WarmupCosineLR, count_steps
 from .steps import NonFiniteError, StepDropped, run_step, seed_step, unwrap
 
 FEW_STEPS = 50
@@ -39,10 +39,6 @@ class TrainingStopped(ValueError):
     """A run that can't continue; raised on every rank with the same message."""
 
     on_every_rank = True
-
-
-class PlanChanged(ValueError):
-    """A checkpoint in the middle of an epoch whose plan has changed."""
 
 
 class PlanIterator:
@@ -85,11 +81,11 @@ class PlanIterator:
         """Makes the next step start at ``place``, which `position` returned.
 
         Raises:
-            PlanChanged: The position is in the middle of an epoch that now has other samples or another order.
+            TrainingStopped: The position is in the middle of an epoch that now has other samples or another order.
         """
         if place["position"] and place.get("digest", self.plan.digest) != self.plan.digest:
             at = f"{place['position']:,} samples (or packs) of epoch {place['epoch'] + 1}"
-            raise PlanChanged(
+            raise TrainingStopped(
                 f"the data or its settings have changed since this checkpoint, which stands after {at}: going on would "
                 "train some samples twice. Restore annotation files, images, seed and dataset settings; or begin a new "
                 "run from these weights with --cfg-options load_from=CHECKPOINT"
@@ -173,7 +169,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         fetching_since: When the batches of the last step were asked for, of `time.perf_counter`.
 
     Raises:
-        ValueError: As `check_length`; or the ranks find different data.
+        ValueError: As `check_length` and `count_steps`; or the ranks find different data.
     """
 
     def __init__(
@@ -199,8 +195,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         self._max_iters_given = max_iters
         self._epoch, self._iter, self.stop_training, self.fetching_since = 0, 0, False, 0.0
         self.resume_at: dict[str, int] | None = None
-        steps_per_epoch = self._max_iters / max_epochs if max_epochs else self.dataloader_iterator.steps_of_epoch(0)
-        runner.param_schedulers = plan_schedule(runner.param_schedulers, steps_per_epoch)
+        runner.param_schedulers = count_steps(runner.param_schedulers)
 
     def run(self):
         """Trains from the current position to the end, or until a signal stops it; returns the model."""
@@ -210,9 +205,8 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         self.runner.call_hook("before_train_epoch")
         if self._max_iters_given is None and self._max_iters < FEW_STEPS and is_main_process():  # because of the data
             few = f"this run has {self._max_iters} optimizer steps, too few to learn much: a step takes "
-            remedy = "lower accumulative_counts (and batch_size), or raise max_epochs"
-            few += f"{self.micro_batches} micro-batches on each rank; {remedy}"
-            print_log(few, "current", logging.WARNING)
+            few += f"{self.micro_batches} micro-batches on each rank; lower accumulative_counts (and batch_size), or "
+            print_log(f"{few}raise max_epochs", "current", logging.WARNING)
         with watching():
             self._run_steps()
             self.runner.call_hook("after_train_epoch")
@@ -312,38 +306,22 @@ def _settle_optimizer(runner) -> int:
     return runner.optim_wrapper.pop("accumulative_counts", 1)
 
 
-class Step(NamedTuple):
-    """What one rank trains on in one optimizer step.
-
-    Attributes:
-        number: Of the step, from 1, as logs and checkpoints count.
-        epoch: From 0.
-        batches: The micro-batches, collated.
-        dataset: Of the loader.
-    """
-
-    number: int
-    epoch: int
-    batches: list[dict[str, Any]]
-    dataset: Any
-
-
 def take_step(
-    cfg: Config, number: int, rank: int, num_ranks: int, seed: int | None, checkpoint: Mapping[str, Any] | None
-) -> Step:
-    """The micro-batches of a step, collated in this process.
+    cfg: Config, number: int, rank: int, num_ranks: int, seed: int | None
+) -> tuple[int, list[dict[str, Any]], Any]:
+    """What one rank trains on in one optimizer step, collated in this process.
 
     Args:
         cfg: The config of the run.
         number: The step, from 1.
-        rank, num_ranks: Of the run, after a checkpoint those of the resumed one.
+        rank, num_ranks: Of the run.
         seed: Of the run; None takes the config's.
-        checkpoint: ``iter`` and ``plan`` of the checkpoint that the run was resumed from; only needed where the number
-            of ranks or batches has changed there.
+
+    Returns:
+        The epoch (from 0), the micro-batches, and the loader's dataset.
 
     Raises:
         ConfigError: The run has no such step, no plan, or a new seed at every start.
-        PlanChanged: The data isn't that of the checkpoint any more.
     """
     loader, sampler = cfg.train_dataloader, cfg.train_dataloader.sampler
     seed = cfg.get("randomness", {}).get("seed") if seed is None else seed
@@ -356,16 +334,13 @@ def take_step(
         said = " ".join(str(error).split())[:300]
         raise ConfigError(f"train_dataloader: {said}; correct the setting (steps are known of PlanSampler)") from None
     iterator = PlanIterator(loader, micro_batches(cfg))
-    done = checkpoint["iter"] if checkpoint else 0
-    if checkpoint:
-        iterator.skip_to(checkpoint["plan"])
     ends = cfg.train_cfg.get("max_iters"), cfg.train_cfg.get("max_epochs")
-    last = min(filter(None, (ends[0], ends[1] and done + iterator.steps_ahead(ends[1]))), default=number)
-    if not done < number <= last:
-        raise ConfigError(f"from here the run has the steps {done + 1:,} to {last:,}; there is no step {number:,}")
-    iterator.skip_steps(number - done - 1)
+    last = min(filter(None, (ends[0], ends[1] and iterator.count_steps(ends[1]))), default=number)
+    if not 0 < number <= last:
+        raise ConfigError(f"the run has the steps 1 to {last:,}; there is no step {number:,}")
+    iterator.skip_steps(number - 1)
     batches = next(iterator)
-    return Step(number, iterator.epoch, batches, loader.dataset)
+    return iterator.epoch, batches, loader.dataset
 
 
 def micro_batches(cfg: Config) -> int:

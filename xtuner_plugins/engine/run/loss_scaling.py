@@ -56,17 +56,9 @@ def scaled_wrapper(settings: Mapping[str, Any], dtype: torch.dtype | None) -> di
     Args:
         settings: ``optim_wrapper`` of a config.
         dtype: That the model computes in.
-
-    Raises:
-        ValueError: A wrapper that doesn't scale as this project's steps do.
     """
-    kind = settings.get("type", OptimWrapper)
-    if dtype != torch.float16 or kind in (LossScalingOptimWrapper, LossScalingOptimWrapper.__name__):
-        return dict(settings)
-    if kind not in (OptimWrapper, OptimWrapper.__name__):
-        name = getattr(kind, "__name__", kind)
-        raise ValueError(f"float16 scales the loss by itself; set type=OptimWrapper in place of {name}")
-    return {**settings, "type": LossScalingOptimWrapper}
+    is_plain = settings.get("type", OptimWrapper) in (OptimWrapper, OptimWrapper.__name__)
+    return {**settings, "type": LossScalingOptimWrapper} if is_plain and dtype == torch.float16 else dict(settings)
 
 
 def settle_deepspeed_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -78,7 +70,7 @@ def settle_deepspeed_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dic
         dtype: That the model computes in.
 
     Raises:
-        ValueError: The configuration says otherwise, or DeepSpeed can't compute in float16 on this device.
+        ValueError: The configuration says otherwise.
     """
     sections = {name: dict(config.get(name) or {}) for name in ("bf16", "fp16")}
     for name, wanted in (("bf16", dtype == torch.bfloat16), ("fp16", dtype == torch.float16)):
@@ -88,9 +80,4 @@ def settle_deepspeed_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dic
                 f'{str(dtype).removeprefix("torch.")} (model.dtype); set it to "auto"'
             )
         sections[name]["enabled"] = wanted
-    if dtype == torch.float16:
-        from deepspeed.accelerator import get_accelerator
-
-        if not get_accelerator().is_fp16_supported():
-            raise ValueError("model.dtype='float16': DeepSpeed has none on this device; leave out --deepspeed")
     return {**config, **sections}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,12 +12,11 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMI
 from torch import nn
 
 from ...families import PARTS
-from ...ranges import check
 
 # Keys of `optim_wrapper` that decide the groups; XTuner drops them under --deepspeed.
 GROUPING = ("paramwise_cfg", "constructor")
 KEPT_UNDER = "optim_wrapper_grouping"
-RULES = {"part_lr", "loraplus_lr_ratio", "visual_encoder_layer_decay", "decay_norms_and_biases"}
+RULES = {"part_lr", "loraplus_lr_ratio", "decay_norms_and_biases"}
 # Learning rates by what a parameter belongs to, as `paramwise_cfg.part_lr` names them.
 RATES = (*PARTS, "lora")
 B_MATRICES = (".lora_B.", ".lora_embedding_B.")  # in names of adapters
@@ -46,12 +45,10 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             a part without one, or with None, takes the optimizer's ``lr``.
         loraplus_lr_ratio: LoRA+ (arXiv 2402.12354): the B matrices of adapters learn this many times as fast as the A
             matrices; 1 for plain LoRA.
-        visual_encoder_layer_decay: factor per block of the encoder, from the last block (1) down to the embeddings.
         decay_norms_and_biases: False takes weight decay off every parameter of fewer than two dimensions.
 
     Raises:
-        ValueError: an unknown rule or part, a learning rate or a factor for what doesn't train, or a factor out of
-            range.
+        ValueError: an unknown rule or part, or a learning rate or a factor for what doesn't train.
     """
 
     def __call__(self, model: nn.Module) -> Any:
@@ -66,29 +63,19 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Each trainable parameter with the ``lr`` and ``weight_decay`` in which it differs from the optimizer's."""
         rules = self.paramwise_cfg
         if unknown := rules.keys() - RULES:
-            remedy = (
-                f"known are {', '.join(sorted(RULES))}, and constructor='DefaultOptimWrapperConstructor' has others"
-            )
-            raise ValueError(f"paramwise_cfg: no rule is called {', '.join(sorted(unknown))}; {remedy}")
+            known = f"known are {', '.join(sorted(RULES))}; DefaultOptimWrapperConstructor has others"
+            raise ValueError(f"paramwise_cfg: no rule is called {', '.join(sorted(unknown))}; {known}")
         parts = model.parts() if hasattr(model, "parts") else {"model": model}
         part_of = {id(p): part for part, module in parts.items() for p in module.parameters()}
-        part_lr = _part_rates(rules.get("part_lr"))
-        layer_decay, b_ratio = rules.get("visual_encoder_layer_decay", 1.0), rules.get("loraplus_lr_ratio", 1.0)
-        if not 0 < layer_decay <= 1:
-            raise ValueError(f"visual_encoder_layer_decay={layer_decay!r} is out of range; give more than 0, at most 1")
-        if not 0 < b_ratio < math.inf:
-            raise ValueError(f"loraplus_lr_ratio={b_ratio!r} is out of range; give a number above 0 (1: plain LoRA)")
-        block_of = _blocks(parts["visual_encoder"]) if layer_decay != 1 else {}
+        part_lr = {part: rate for part, rate in (rules.get("part_lr") or {}).items() if rate is not None}
+        b_ratio = rules.get("loraplus_lr_ratio", 1.0)
         decays_all, seen = rules.get("decay_norms_and_biases", True), set()
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            part = part_of[id(parameter)]
-            kind = "lora" if "lora_" in name else part
+            kind = "lora" if "lora_" in name else part_of[id(parameter)]
             seen.add(kind)
             lr = part_lr.get(kind, self.base_lr)
-            if part == "visual_encoder" and layer_decay != 1:
-                lr *= layer_decay ** block_of[id(parameter)]
             if any(matrix in name for matrix in B_MATRICES):
                 lr *= b_ratio
             # ZeRO-3 leaves a flat share in place of the tensor.
@@ -96,59 +83,12 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             decay = self.base_wd if decays_all or num_dims >= 2 else 0.0
             options = {"lr": (lr, self.base_lr), "weight_decay": (decay, self.base_wd)}
             yield parameter, {key: value for key, (value, usual) in options.items() if value != usual}
-        if layer_decay != 1 and not (block_of and any(p.requires_grad for p in parts["visual_encoder"].parameters())):
-            raise ValueError(f"visual_encoder_layer_decay={layer_decay} is set, but no block of the encoder trains")
         if b_ratio != 1 and "lora" not in seen:
             raise ValueError(f"loraplus_lr_ratio={b_ratio} is set, but there are no adapters; leave it 1")
         for kind in part_lr:
             if kind not in seen:
-                raise ValueError(f"a learning rate is set for {kind}, but nothing of it trains; leave it None")
-
-
-def _part_rates(rates: Mapping[str, float | None] | None) -> dict[str, float]:
-    rates = {part: rate for part, rate in (rates or {}).items() if rate is not None}
-    for part, rate in rates.items():
-        if part not in RATES:
-            raise ValueError(f"paramwise_cfg.part_lr: {part!r} is no part; known are {', '.join(RATES)}")
-        check(f"{part}_lr", rate)
-    return rates
-
-
-def _blocks(encoder: nn.Module) -> dict[int, int]:
-    """For each parameter of an encoder, how many blocks stand above the one it is in; all of them for embeddings."""
-    blocks = max((each for each in encoder.modules() if isinstance(each, nn.ModuleList)), key=len, default=())
-    if not len(blocks):
-        return {}
-    depth = {id(p): len(blocks) - 1 - index for index, block in enumerate(blocks) for p in block.parameters()}
-    order = [id(parameter) for parameter in encoder.parameters()]
-    first = order.index(id(next(blocks.parameters())))
-    return {each: depth.get(each, len(blocks) if place < first else 0) for place, each in enumerate(order)}
-
-
-def planned_groups(cfg: Mapping, model: nn.Module) -> dict[tuple[float, float], int] | None:
-    """What the config asks of the optimizer: trainable weights by (learning rate, weight decay).
-
-    Args:
-        cfg: the run's config, as read or as XTuner rewrites it for ``--deepspeed``.
-        model: with its frozen and trainable parameters.
-
-    Returns:
-        None where the config names a constructor of its own.
-    """
-    settings = {**cfg["optim_wrapper"], **(cfg.get(KEPT_UNDER) or {})}
-    constructor = settings.get("constructor", GroupedOptimWrapperConstructor)
-    if isinstance(constructor, str):
-        constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(constructor)
-    if constructor is not GroupedOptimWrapperConstructor:
-        return None
-    wrapper = {"type": "OptimWrapper", "optimizer": settings["optimizer"]}
-    rules = GroupedOptimWrapperConstructor(wrapper, settings.get("paramwise_cfg") or {})
-    defaults = OPTIMIZERS.build({**settings["optimizer"], "params": [nn.Parameter(torch.zeros(1))]}).defaults
-    groups: dict[tuple[float, float], int] = {}
-    for parameter, options in rules.options_of(model):
-        key = options.get("lr", defaults["lr"]), options.get("weight_decay", defaults.get("weight_decay", 0.0))
-        groups[key] = groups.get(key, 0) + num_weights(parameter)
-    return groups
+                known = f"leave it None (parts are {', '.join(RATES)})"
+                raise ValueError(f"a learning rate is set for {kind}, but nothing of it trains; {known}")
 
 
 def num_weights(parameter: nn.Parameter) -> int:

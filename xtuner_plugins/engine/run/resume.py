@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -16,7 +15,7 @@ from ...weights.errors import CheckpointError
 from ...weights.work_dir import newest_checkpoint, read_checkpoint
 
 AUTO, RESUME, ADAMW = "auto", "--resume", "AdamW"
-BITSANDBYTES = re.compile(r"(8|32)bit$")  # names of its classes, as MMEngine registers them
+BITSANDBYTES = ("8bit", "32bit")  # ends of the names of its classes, as MMEngine registers them
 
 
 def check_loadable(path: str, setting: str, work_dir: str | Path) -> None:
@@ -106,7 +105,7 @@ def _check_optimizer(optimizer: str, deepspeed: bool) -> None:
             f"optim_wrapper.optimizer.type={optimizer!r}: after a resume its moments would be held on the GPU, where "
             f"they don't fit; set it to {optimizer.removeprefix('Paged')!r}, or use --deepspeed deepspeed_zero2_offload"
         )
-    if deepspeed and BITSANDBYTES.search(optimizer):
+    if deepspeed and optimizer.endswith(BITSANDBYTES):
         raise ConfigError(
             f"optim_wrapper.optimizer.type={optimizer!r} can't run under --deepspeed, which cuts the moments of "
             f"torch's AdamW only; set it to {ADAMW!r}, or leave --deepspeed out"

@@ -21,7 +21,6 @@ RETURNED_FROM = 4 << 20  # bytes; smaller blocks are used again soon enough
 
 def adjust_stack() -> None:
     """Makes every adjustment that this process needs."""
-    allow_checkpoint_types()
     save_directly()
     # For processes that XTuner's own command has started; no tensor is on a GPU yet.
     os.environ.update(allocator_settings(os.environ, torch.cuda.is_available()))
@@ -46,38 +45,6 @@ def save_directly() -> None:
     from mmengine.runner import runner
 
     runner.save_checkpoint = lambda checkpoint, filename, **_: torch.save(checkpoint, filename)
-
-
-def allow_checkpoint_types() -> None:
-    """Lets ``torch.load(weights_only=True)`` open MMEngine's own checkpoints for resuming.
-
-    Besides tensors they hold message-hub histories, config dictionaries and numpy arrays. Everything else in a
-    checkpoint is still refused.
-    """
-    import numpy as np
-    from mmengine.config import ConfigDict
-    from mmengine.logging import HistoryBuffer
-
-    rebuild = [np._core.multiarray.scalar, np._core.multiarray._reconstruct]
-    # Checkpoints written under numpy 1 name the same functions by their old path.
-    old_names = [(function, f"numpy.core.multiarray.{function.__name__}") for function in rebuild]
-    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
-    torch.serialization.add_safe_globals(
-        [np.ndarray, np.dtype, *dtypes, *rebuild, *old_names, HistoryBuffer, ConfigDict]
-        + [(_history_method, "builtins.getattr")]
-    )
-
-
-def _history_method(owner: type, name: str):
-    """Replaces ``getattr`` when a checkpoint is read: a `HistoryBuffer` pickles its methods through it.
-
-    The real ``getattr`` would let a malicious file reach any object from an allowed one.
-    """
-    from mmengine.logging import HistoryBuffer
-
-    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
-        raise ValueError(f"the checkpoint asks for the attribute {name!r} of {owner!r}, which no training run writes")
-    return getattr(HistoryBuffer, name)
 
 
 def _use_gloo_without_gpu() -> None:

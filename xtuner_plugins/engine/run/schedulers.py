@@ -11,8 +11,6 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 from ...ranges import check
 
-IN_EPOCHS = ("begin", "end", "T_max", "total_steps")
-
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
@@ -61,28 +59,27 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         return [self.eta_min + (base - self.eta_min) * share for base in self.base_values]
 
 
-def plan_schedule(schedulers: Any, steps_per_epoch: float) -> Any:
-    """Scheduler configs converted to optimizer steps.
+def count_steps(schedulers: Any) -> Any:
+    """Scheduler configs that count optimizer steps.
 
-    Schedulers in epochs with ``convert_to_iter_based``, as in XTuner's recipes, are converted here, because MMEngine
-    would convert them by the loader's length, which counts micro-batches. `WarmupCosineLR` always counts steps;
-    MMEngine fills in its end.
+    `WarmupCosineLR` always does; MMEngine fills in its end.
 
     Args:
         schedulers: ``param_scheduler`` of a config: None, a dict, or a list of them; built ones stay as they are.
-        steps_per_epoch: Optimizer steps per epoch; a fraction where epochs have unequal lengths.
+
+    Raises:
+        ValueError: One that counts epochs. MMEngine would step it once at the end of the run, or convert it by the
+            loader's length, which counts micro-batches.
     """
     if isinstance(schedulers, (list, tuple)):
-        return [plan_schedule(item, steps_per_epoch) for item in schedulers]
+        return [count_steps(item) for item in schedulers]
     if not isinstance(schedulers, dict) or "type" not in schedulers:
         return schedulers
-    planned = dict(schedulers)
-    kind, own = planned["type"], WarmupCosineLR.__name__
+    kind, own = schedulers["type"], WarmupCosineLR.__name__
     if kind is WarmupCosineLR or (isinstance(kind, str) and kind.rpartition(".")[2] == own):  # a dump has its path
-        planned["by_epoch"] = False
-    if planned.pop("convert_to_iter_based", False):
-        planned["by_epoch"] = False
-        for key in IN_EPOCHS:
-            if isinstance(planned.get(key), (int, float)):
-                planned[key] = round(planned[key] * steps_per_epoch)
-    return planned
+        return {**schedulers, "by_epoch": False}
+    if schedulers.get("by_epoch", True):
+        name = getattr(kind, "__name__", kind)
+        remedy = f"set param_scheduler to {own}, or give it by_epoch=False with begin and end in optimizer steps"
+        raise ValueError(f"{name} counts epochs; {remedy}")
+    return schedulers

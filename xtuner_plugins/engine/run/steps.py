@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_world_size
-from mmengine.logging import print_log
 from torch import nn
 
 from ...models.losses import batch_weight, sum_over_ranks
@@ -31,15 +30,7 @@ from .loss_scaling import MIN_SCALE
 
 
 class NonFiniteError(ValueError):
-    """Loss or gradient is infinite or not a number; raised on every rank.
-
-    Attributes:
-        sources: ``file:line`` of the samples that it came from.
-    """
-
-    def __init__(self, what: str, sources: Sequence[str]):
-        self.what, self.sources = what, list(sources)
-        super().__init__(f"{what}, from the samples {name_sources(self.sources)}")
+    """Loss or gradient is infinite or not a number; raised on every rank, and names the samples that it came from."""
 
 
 class StepDropped(Exception):
@@ -70,10 +61,6 @@ class Progress:
     def begin(self, total: int) -> None:
         """Starts a step; one of no micro-batches ends the last one."""
         self.done, self.total, self.tokens, self.since = 0, total, 0, time.monotonic()
-
-    def count(self, batch: Mapping[str, torch.Tensor]) -> None:
-        """Notes a micro-batch that is done."""
-        self.done, self.tokens = self.done + 1, self.tokens + batch["input_ids"].numel()
 
     def __str__(self) -> str:
         seconds = time.monotonic() - self.since
@@ -131,7 +118,7 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
         if not math.isfinite(loss):
             own = zip(micro_batches, losses[:, 0].tolist(), strict=True)
             at_fault = [batch for batch, value in own if not math.isfinite(value)]
-            raise NonFiniteError(f"the loss is {loss}", sources_of_all_ranks(at_fault))
+            raise NonFiniteError(f"the loss is {loss}, {_from_samples(at_fault)}")
         logged = {"loss": loss / get_world_size(), "supervised_tokens": num_supervised, "tiles": num_tiles}
         scale = driver.loss_scale
         with naming(micro_batches):
@@ -139,11 +126,9 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
         if math.isfinite(norm):
             break
         if scale is None or scale <= MIN_SCALE:
-            sources = sources_of_all_ranks(micro_batches)
-            raise NonFiniteError(f"the gradient norm is {norm} (loss {logged['loss']:.4g})", sources)
+            said = f"the gradient norm is {norm} (loss {logged['loss']:.4g})"
+            raise NonFiniteError(f"{said}, {_from_samples(micro_batches)}")
         num_overflows += 1
-        overflowed = f"gradients overflowed float16 at loss scale {scale:g}"
-        print_log(f"{overflowed}: the step is repeated at {driver.loss_scale:g}", "current")
     progress.begin(0)
     logged["grad_norm"] = norm
     if scale is not None:
@@ -170,14 +155,14 @@ def _accumulate(driver, network: nn.Module, micro_batches: Sequence[dict], mean_
         figures.append(torch.stack([outputs[key].detach().float() for key in ("loss", "num_supervised", "num_tiles")]))
         if network.metric_names:
             figures[-1] = torch.cat([figures[-1], outputs["metrics"].float()])
-        progress.count(batch)
+        progress.done, progress.tokens = progress.done + 1, progress.tokens + batch["input_ids"].numel()
     return torch.stack(figures)
 
 
-def sources_of_all_ranks(batches: Sequence[dict]) -> list[str]:
-    """``file:line`` of the samples of collated batches; every rank calls it and gets those of all."""
+def _from_samples(batches: Sequence[dict]) -> str:
+    """Names the samples of collated batches; every rank calls it and gets those of all."""
     own = [str(source) for batch in batches for source in batch.get("sources", ())]
-    return list(dict.fromkeys(source for sources in all_gather_object(own) for source in sources))
+    return f"from the samples {name_sources(list(dict.fromkeys(sum(all_gather_object(own), []))))}"
 
 
 class _PlainDriver:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +13,9 @@ from torch import nn
 from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
 
 from ...weights.errors import CheckpointError
-from ...weights.zero import checkpoint_directory, open_deepspeed
 from .gradient_sums import hold_sums_alone, sum_gradients_as_told
 from .steps import unwrap
-from .transfer import TrainingState, fill_engine, read_state, regroup, wrote_the_same_way
+from .transfer import fill_engine, read_state, regroup
 
 
 class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
@@ -47,22 +43,14 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         return wrapper
 
     def save_checkpoint(
-        self,
-        filename: str,
-        *,
-        save_optimizer: bool = True,
-        extra_ckpt: dict | None = None,
-        callback: Callable | None = None,
-        **kwargs,
+        self, filename: str, *, extra_ckpt: dict, callback: Callable[[dict], Any], save_optimizer: bool = True, **kwargs
     ) -> None:
         """As MMEngine's; without the optimizer a plain file of float32 weights (MMEngine's are 16-bit).
 
         Raises:
             OSError, RuntimeError: This rank failed to write a file; the other ranks have finished the save.
         """
-        extra_ckpt = {} if extra_ckpt is None else extra_ckpt
-        if callback is not None:
-            callback(extra_ckpt)
+        callback(extra_ckpt)
         if not save_optimizer:
             self._save_weights(filename, extra_ckpt)
             return
@@ -83,47 +71,29 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
             extra.setdefault("meta", {}).update(seed=self.seed)
             torch.save({**extra, "state_dict": weights}, filename)
 
-    def resume(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
-        """As MMEngine's; also from a plain file, another stage, and another number of ranks.
+    def resume(self, filename: str, *, callback: Callable[[dict], Any], **kwargs) -> dict:
+        """As MMEngine's, from a plain file or from the directory of any stage and number of ranks; unpickles nothing.
 
         Raises:
             CheckpointError: The checkpoint holds other trained parameters than the model.
         """
-        return self._open(super().resume, filename, callback, with_optimizer=True, **kwargs)
-
-    def load_checkpoint(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
-        """As MMEngine's; see `resume`."""
-        return self._open(super().load_checkpoint, filename, callback, with_optimizer=False, **kwargs)
-
-    def _open(
-        self, read: Callable[..., dict], filename: str, callback: Callable | None, with_optimizer: bool, **kwargs
-    ) -> dict:
-        if os.path.isdir(filename) and wrote_the_same_way(filename, self.model.model):
-            self._require_parameters(open_deepspeed(checkpoint_directory(Path(filename))).tensors)
-            checkpoint = read(os.path.normpath(filename), **kwargs)
-        else:
-            checkpoint = self._transfer(read_state(filename, with_optimizer))
-        if callback is not None:
-            callback(checkpoint)
+        checkpoint = self._fill(filename, callback, with_optimizer=True)
+        regroup(checkpoint["param_schedulers"], self.optim_wrapper.param_groups)
+        self.load_scheduler_state_dict(checkpoint.pop("param_schedulers"))
         return checkpoint
 
-    def _transfer(self, state: TrainingState) -> dict:
-        self._require_parameters(state.weights)
+    def load_checkpoint(self, filename: str, *, callback: Callable[[dict], Any], **kwargs) -> dict:
+        """As MMEngine's, weights alone; see `resume`."""
+        return self._fill(filename, callback, with_optimizer=False)
+
+    def _fill(self, filename: str, callback: Callable[[dict], Any], with_optimizer: bool) -> dict:
+        state = read_state(filename, with_optimizer)
+        trained = ((name, p) for name, p in unwrap(self.model).named_parameters() if p.requires_grad)
+        expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in trained}
+        require_same_parameters(expected, {name: tuple(tensor.shape) for name, tensor in state.weights.items()})
         fill_engine(self.model.model, state)
-        checkpoint = state.extra
-        if state.states:
-            self.load_optim_state_dict(state.base)
-            regroup(checkpoint["param_schedulers"], self.optim_wrapper.param_groups)
-            self.load_scheduler_state_dict(checkpoint.pop("param_schedulers"))
-        return checkpoint
-
-    def _require_parameters(self, saved: Mapping[str, Any]) -> None:
-        expected = {
-            name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-            for name, parameter in unwrap(self.model).named_parameters()
-            if parameter.requires_grad
-        }
-        require_same_parameters(expected, {name: tuple(tensor.shape) for name, tensor in saved.items()})
+        callback(state.extra)
+        return state.extra
 
 
 def _hold_back(write: Callable, failures: list[Exception]) -> Callable:
@@ -132,7 +102,6 @@ def _hold_back(write: Callable, failures: list[Exception]) -> Callable:
     An exception inside the save would leave the other ranks waiting for this one.
     """
 
-    @functools.wraps(write)
     def guarded(*args, **kwargs):
         try:
             return write(*args, **kwargs)
@@ -162,7 +131,6 @@ def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
     """
 
     def honest(norm_of: Callable) -> Callable:
-        @functools.wraps(norm_of)
         def measured(*args, **kwargs):
             norm = norm_of(*args, **kwargs)
             return torch.where(norm < 0, torch.full_like(norm, math.inf), norm)
@@ -171,7 +139,6 @@ def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
 
     step = optimizer.step
 
-    @functools.wraps(step)
     def stepped(*args, **kwargs):
         try:
             return step(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Resumes under another strategy or another number of ranks than wrote the checkpoint.
+"""Reads the checkpoints of every strategy, and resumes from them under any other and on any number of ranks.
 
 A plain file and a ZeRO directory of any stage hold the same things in different cuts: float32 weights, the moments of
 the optimizer, its options, and what hooks and schedulers save. Here they are read by parameter name, and written into
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.optim import OptimWrapper
 from torch import nn
 
-from ...weights.lazy import LazyTensor, MemoryTensor
+from ...weights.lazy import LazyTensor
+from ...weights.reading import load_pickle
 from ...weights.work_dir import OPTIMIZER_NAMES
 from ...weights.zero import checkpoint_directory, open_deepspeed, open_optimizer, read_shards
 
@@ -40,14 +41,12 @@ class TrainingState:
         states: The optimizer's state of each parameter: moments as lazy tensors in its shape, counters as they are.
             Empty where only weights are wanted.
         options: Options of each parameter's optimizer group, e.g. ``lr``.
-        base: What MMEngine's optimizer wrapper schedules besides the groups, as it saves it; maybe empty.
         extra: What else the checkpoint holds, e.g. ``meta``, ``plan``, ``param_schedulers``.
     """
 
     weights: dict[str, LazyTensor]
     states: dict[str, dict[str, Any]]
     options: dict[str, dict[str, Any]]
-    base: dict[str, dict[str, Any]]
     extra: dict[str, Any]
 
 
@@ -56,55 +55,56 @@ def read_state(path: str | Path, with_optimizer: bool = True) -> TrainingState:
     path = Path(path)
     if path.is_dir():
         return _read_directory(checkpoint_directory(path), with_optimizer)
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    weights = {name: MemoryTensor(tensor) for name, tensor in content.pop("state_dict").items()}
-    optimizer, names = content.pop("optimizer", None), content.pop(OPTIMIZER_NAMES, None)
+    content = _open(path)
+    weights, optimizer, names = (content.pop(key, None) for key in ("state_dict", "optimizer", OPTIMIZER_NAMES))
     if not with_optimizer:
-        return TrainingState(weights, {}, {}, {}, content)
+        return TrainingState(weights, {}, {}, _read(content))
     states = {
-        names[number]: {
-            key: MemoryTensor(value) if isinstance(value, torch.Tensor) and value.dim() else value
-            for key, value in state.items()
-        }
+        names[number]: {key: value if getattr(value, "shape", ()) else _read(value) for key, value in state.items()}
         for number, state in optimizer["state"].items()
     }
     members = [(names[number], group) for group in optimizer["param_groups"] for number in group["params"]]
     options = {name: _options(group) for name, group in members if name in weights}
-    return TrainingState(weights, states, options, _base(optimizer), content)
+    return TrainingState(weights, states, options, _read(content))
+
+
+def _open(path: Path) -> dict[str, Any]:
+    """A file's content with lazy tensors, without MMEngine's histories of logged values: nothing reads them again."""
+    content = load_pickle(path)
+    if hub := content.get("message_hub"):
+        hub |= {"log_scalars": {}, "resumed_keys": dict.fromkeys(hub["runtime_info"], True)}
+    return content
+
+
+def _read(value: Any) -> Any:
+    """The same with its lazy tensors read."""
+    if isinstance(value, dict):
+        return {key: _read(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return list(map(_read, value))
+    return value.read() if isinstance(value, LazyTensor) else value
 
 
 def _read_directory(folder: Path, with_optimizer: bool) -> TrainingState:
     opened = open_deepspeed(folder)
     file = next(file for file in opened.files if file.name.endswith("_model_states.pt"))
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    extra = {key: value for key, value in content.items() if key not in DEEPSPEEDS_OWN}
+    content = _open(file)
+    extra = _read({key: value for key, value in content.items() if key not in DEEPSPEEDS_OWN})
     states, options = open_optimizer(folder) if with_optimizer else ({}, {})
-    return TrainingState(opened.tensors, states, options, _base(content.get("optim_wrapper") or {}), extra)
-
-
-def _base(saved: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in saved.items() if key == "base_param_settings"}
+    return TrainingState(opened.tensors, states, options, extra)
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def wrote_the_same_way(path: str | Path, engine: Any) -> bool:
-    """Whether DeepSpeed can load a directory itself: same stage, same ranks, same kind of optimizer."""
-    shards = read_shards(checkpoint_directory(Path(path)))
-    in_bfloat16 = hasattr(engine.optimizer, "fp32_groups_gradients_flat")  # DeepSpeed's bfloat16 optimizer
-    own = int(engine.zero_optimization_stage()), engine.dp_world_size, in_bfloat16
-    return (shards.stage, shards.world_size, shards.in_bfloat16) == own
-
-
 def load_any(filename: str, map_location: Any = "cpu") -> dict[str, Any]:
-    """As MMEngine's loader of files; a DeepSpeed directory becomes what a plain file holds.
+    """As MMEngine's loader of files, but runs nothing that a file names; a DeepSpeed directory becomes such a file.
 
     The optimizer's state stays by name, under ``STATES``, until `number_states` knows the optimizer.
     """
     if not Path(filename).is_dir():
-        return load_from_local(filename, map_location)
+        return _read(_open(Path(filename)))
     has_optimizer = bool(read_shards(checkpoint_directory(Path(filename))).optims)
     state = read_state(filename, has_optimizer)
     weights = {name: tensor.read() for name, tensor in state.weights.items()}
@@ -117,11 +117,12 @@ def optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def number_states(checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def number_states(checkpoint: dict[str, Any], model: nn.Module, optim_wrapper: OptimWrapper) -> None:
     """Turns the state by name of `load_any` into the ``optimizer`` that a plain file holds, in place."""
     state: TrainingState | None = checkpoint.pop(STATES, None)
     if state is None or not state.states:
         return
+    optimizer = optim_wrapper.optimizer
     names = optimizer_names(model, optimizer)
     numbered = {
         number: {key: value.read() if isinstance(value, LazyTensor) else value for key, value in each.items()}
@@ -133,8 +134,8 @@ def number_states(checkpoint: dict[str, Any], model: nn.Module, optimizer: torch
         members = range(first, first := first + len(group["params"]))
         saved = next((state.options[names[number]] for number in members if names[number] in state.options), {})
         groups.append({**_options(group), **saved, "params": list(members)})
-    checkpoint["optimizer"] = {"state": numbered, "param_groups": groups, **state.base}
-    regroup(checkpoint.get("param_schedulers"), [*groups, *state.base.values()])
+    checkpoint["optimizer"] = {"state": numbered, "param_groups": groups}
+    regroup(checkpoint.get("param_schedulers"), [*groups, optim_wrapper.base_param_settings])
 
 
 def regroup(schedulers: Any, groups: list[Mapping[str, Any]]) -> None:

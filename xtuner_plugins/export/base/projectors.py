@@ -39,10 +39,9 @@ def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dic
     own = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     held = {name: tensor for name, tensor in own.items() if name.startswith("mlp1.")}
     held = held or {f"mlp1.{name}": tensor for name, tensor in own.items()}
-    found = {name: tensor.shape for name, tensor in held.items()}
-    for name in sorted(found.keys() | shapes.keys()):
-        if (own := found.get(name)) != (wanted := shapes.get(name)):
-            raise CheckpointError(f"projector {source} doesn't fit these parts: {name} should be {wanted}, is {own}")
+    for name in sorted(held.keys() | shapes.keys()):
+        if (found := held[name].shape if name in held else None) != (wanted := shapes.get(name)):
+            raise CheckpointError(f"projector {source} doesn't fit these parts: {name} should be {wanted}, is {found}")
     return {name: held[name] for name in shapes}
 
 

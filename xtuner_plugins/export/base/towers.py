@@ -45,8 +45,7 @@ _DINOV2 = KeyMapping(
         Row("embeddings.patch_embedding.{p}", "embeddings.patch_embeddings.projection.{p}"),
         Row(_VIT + "attn.qkv.{p}", tuple(f"{_DINO}attention.attention.{n}.{{p}}" for n in ("query", "key", "value"))),
         Row(_VIT + "attn.proj.{p}", _DINO + "attention.output.dense.{p}"),
-        Row(_VIT + "ls1", _DINO + "layer_scale1.lambda1"),
-        Row(_VIT + "ls2", _DINO + "layer_scale2.lambda1"),
+        *(Row(f"{_VIT}ls{n}", f"{_DINO}layer_scale{n}.lambda1") for n in (1, 2)),
         *(Row(f"{_VIT}{name}.{{p}}", f"{_DINO}{name}.{{p}}") for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")),
     ],
     "InternViT",
@@ -95,7 +94,8 @@ def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: 
     if "llm_config" not in stored:  # an official directory's tower has ImageNet's
         pixels = read_json(directory / "preprocessor_config.json", missing={})
         own = pixels.get("image_mean"), pixels.get("image_std")
-        tensors = fold(tensors, *((family.image_mean, family.image_std) if None in own else own))
+        own = (family.image_mean, family.image_std) if None in own else tuple(map(tuple, own))
+        tensors = tensors if own == (IMAGENET_MEAN, IMAGENET_STD) else fold(tensors, *own)
     config = _vision_config(family, fields)
     select_layer, layers = family.select_layer if select_layer is None else select_layer, config["num_hidden_layers"]
     if not -layers <= select_layer <= -1:
@@ -138,8 +138,6 @@ def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence
     Raises:
         ValueError: not three channels, or numbers out of range.
     """
-    if (tuple(mean), tuple(std)) == (IMAGENET_MEAN, IMAGENET_STD):
-        return dict(tensors)
     if len(mean) != 3 or len(std) != 3 or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
         raise ValueError(f"image mean {list(mean)} and std {list(std)} must be three numbers, in [0, 1] and (0, 1]")
     own_mean, own_std, given_mean, given_std = (

@@ -69,7 +69,6 @@ def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
 
 
 def test_nothing_is_opened_twice_unless_it_has_changed(tmp_path, monkeypatch, write_data, make_image, qa):
-    """A check of records 0 to 7, two at a time."""
     monkeypatch.setattr(opening, "CHUNK", 2)
     for number in range(4):
         folder = make_image(f"{number}.png", 100 + number, 90)

@@ -48,7 +48,6 @@ def found(write_data, photographs, data_base, qa):
 
 
 def test_copies_within_and_between_files(found):
-    """Spaces inside a text count: `what ?` is another text than `What?`."""
     assert normalize("  A  Cat.\n") == normalize("a cat") == normalize("Ａ cat") != normalize("A dog")
     assert found([(f"What is {name}?", f"It is {name}.", name) for name in "acr"]) == {}
     one = [("What?", "A woman.", "a"), ("what ?", "a woman", "a_copy"), ("Who?", "She.", "a")]

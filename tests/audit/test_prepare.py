@@ -93,7 +93,6 @@ def test_captions_of_basic_vision_language_model(tmp_path):
 
 
 def test_images_inside_a_file_are_written_once(tmp_path, monkeypatch):
-    """Files of one shape are read in the order of their names."""
     monkeypatch.chdir(tmp_path)
     red, blue = jpeg("red"), jpeg("blue")
     for name, row in {

@@ -45,13 +45,15 @@ def test_a_lock_ends_with_its_holder_and_not_with_the_children_that_inherit_its_
 
     holder = start(hold)
     assert wait_until(lambda: place.exists() and place.read_text().endswith("\n"), 60)
-    waiter = start(wait)
-    waiter.join(1)
-    assert waiter.is_alive()
-    holder.kill()
-    waiter.join(60)
-    assert waiter.exitcode == 0 and is_alive(child := int(place.read_text()))
-    os.kill(child, signal.SIGKILL)
+    child, waiter = int(place.read_text()), start(wait)
+    try:
+        waiter.join(1)
+        assert waiter.is_alive()
+        holder.kill()
+        waiter.join(60)
+        assert waiter.exitcode == 0 and is_alive(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_kill_while_lengths_are_measured_holds_nothing_up(data_base, write_data, qa, cache, monkeypatch, start):

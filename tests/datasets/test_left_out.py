@@ -22,7 +22,6 @@ def dataset(data_base, write_data, qa, tmp_path):
 
 
 def test_one_line_one_error_and_an_entry_each(dataset):
-    """Errors are without those that were left out on purpose; a repeated record counts once."""
     fates = dataset.layout(num_workers=0)[2]
     assert describe(dataset, fates) == (
         "data: 4 of 20 samples will train; left out: 10 no_conversations, 2 rejected, 2 image_missing, 1 too_long, "

@@ -55,7 +55,6 @@ def test_a_pair_that_does_not_fit_is_named_and_never_cut(make):
 
 
 def test_pairs_and_fillers_share_a_row(make):
-    """A filler is a pair of no weight."""
     dataset = make()
     samples = [dataset[0], dataset[1], dataset[FILLER_INDEX]]
     for kept in (samples[:2], samples[1:], samples[2:]):

@@ -92,7 +92,6 @@ def test_a_file_that_changes_or_goes_stops_the_run(tmp_path, data_base, write_da
 
 
 def test_a_large_file_is_indexed_in_windows_once(tmp_path, monkeypatch):
-    """Memory is a few windows and three numbers for each record, not the file; the index is kept."""
     monkeypatch.setattr(json_index, "BLOCK", 1 << 16)
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"text": "x" * 2000}] * 5000))

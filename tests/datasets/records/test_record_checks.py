@@ -53,7 +53,6 @@ def learned(dataset, sample):
 
 
 def test_an_answer_without_loss_is_context_as_in_chat(data_base, write_data):
-    """The ids are those of the same record with loss; its labels, end token included, are -100."""
     text = " Yes <ref>x</ref>."
     path = write_data([talk([text], ["No."]), talk([text, ("loss", False)], ["No."])])
     for template in TEMPLATES:

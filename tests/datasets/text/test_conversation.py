@@ -83,7 +83,7 @@ def test_tokens_of_images_and_tokens_in_texts(hf_tokenizer):
     assert first == again != tokens.fingerprint()
 
 
-def test_tokenizers_and_templates_that_can_not_be_used_are_refused(tmp_path):
+def test_templates_write_the_prompts_of_chat_and_what_can_not_be_used_is_refused(tmp_path):
     for build, words in [
         (lambda: TextTokenizer.from_pretrained(build_tokenizer(tmp_path / "t")), "lacks <img>"),
         (lambda: TextTokenizer.from_pretrained(tmp_path / "none"), "none' can't be loaded"),
@@ -95,5 +95,10 @@ def test_tokenizers_and_templates_that_can_not_be_used_are_refused(tmp_path):
             build()
     bare = Template(replace(get_template("internvl2_5").conversation, system_template="", system_message=None))
     assert bare.segments(record_of([("q", "a")]))[0] == ("<|im_start|>user\n", False, True, False)
+    for template in map(get_template, TEMPLATES):  # several turns are the text that chat prompts with
+        messages = list(zip(template.conversation.roles * 2, "qarb", strict=True))
+        whole = "".join(text for _, text in replace(template.conversation, messages=messages).get_parts())
+        segments = template.segments(record_of([("q", "a"), ("r", "b")]))
+        assert "".join(segment.content for segment in segments) == whole
     with pytest.raises(RecordError, match="no place"):
         bare.segments(record_of([("q", "a")], system="S"))

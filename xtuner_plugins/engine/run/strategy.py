@@ -18,7 +18,6 @@ from .gradient_sums import hold_sums_alone, sum_gradients_as_told
 from .steps import unwrap
 from .transfer import fill_engine, read_state, regroup
 
-
 # What changes in DeepSpeed's scaler of float16 losses, which its own files hold as an object that isn't unpickled.
 SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 

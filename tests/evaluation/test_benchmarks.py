@@ -61,30 +61,27 @@ def test_the_built_in_text_questions():
 
 
 def test_questions_of_ones_own(opened, tmp_path):
-    found = opened(
-        "own.jsonl",
+    rows = [
         {"id": "r-17", "image": "a.png", "question": "Total?", "answer": "12.80", "category": "sums"},
         "",
         {"images": ["a.png", "sub/b.PNG"], "question": "Same?", "answers": ["no", "No way"], "group": 3},
         {"id": 4, "question": "{hint}?", "answer": 2},
         {"question": "", "answer": "x"},
-        prompt="Q: {question}\nShort.",
-    )
+    ]
+    found = opened("own.jsonl", *rows, prompt="Q: {question}\nShort.")
     first, second, third = found.questions
     assert (found.name, found.metric.name) == ("own", "exact_match") and found.asked(first).id == "own/r-17"
-    own, facts = (str(tmp_path / "a.png"),), {"category": "sums"}
     place = f"{tmp_path}/own.jsonl:1"
-    assert first == Question("r-17", "Q: Total?\nShort.", ("a.png",), own, ("12.80",), facts, place)
+    shown = ("Q: Total?\nShort.", ("a.png",), (str(tmp_path / "a.png"),), ("12.80",), {"category": "sums"}, place)
+    assert first == Question("r-17", *shown)
     assert second.id == "line 3" and len(second.paths) == 2 and second.facts == {"group": 3}
     assert (third.id, third.text, third.expected) == ("4", "Q: {hint}?\nShort.", ("2",))
     assert texts(opened("own.jsonl", prompt="Which?")) == ["Total?", "Same?", "{hint}?", "Which?"]
     with pytest.raises(SettingError, match="has no {question}; write {question} where"):
         opened("asked.jsonl", {"question": "?", "answer": "x"}, prompt="Short.")
-    chosen = opened(
-        "chosen.jsonl",
-        {"question": "Which?", "choices": ["red", "blue"], "answer": "B"},
-        {"question": "Which?", "choices": {"C": "Cat", "D": "dog"}, "answer": "cat", "hint": "An animal."},
-    )
+    rows = [{"question": "Which?", "choices": ["red", "blue"], "answer": "B"}]
+    rows += [{"question": "Which?", "choices": {"C": "Cat", "D": "dog"}, "answer": "cat", "hint": "An animal."}]
+    chosen = opened("chosen.jsonl", *rows)
     assert chosen.metric.name == "multiple_choice" and [item.expected for item in chosen.questions] == [("B",), ("C",)]
     assert texts(chosen) == ["Which?\nA. red\nB. blue", "An animal.\nWhich?\nC. Cat\nD. dog"]
     assert chosen.questions[1].facts == {"choices": {"C": "Cat", "D": "dog"}}
@@ -98,7 +95,6 @@ WRONG = [
     ({"question": "?", "answer": "x", "anwser": "y"}, "unknown key 'anwser'; the keys"),
     ({"question": "?", "answer": "x", "image": "missing.png"}, "isn't there; give the image folder"),
     ({"question": "?", "answer": "x", "image": "../a.png"}, "leaves the image folder"),
-    ({"question": "?", "answer": "x", "choices": "red"}, "no list of up to 26"),
     ({"question": "?", "answer": "x", "choices": ["red"] * 27}, "no list of up to 26"),
     ({"question": "?", "answer": "x", "id": "line 1"}, "id 'line 1' was used before"),
     ({"question": "?", "answer": "x", "id": []}, "'id' is no text"),
@@ -133,7 +129,6 @@ def test_what_cannot_be_used_is_named_with_its_place(opened, tmp_path):
 UNREADABLE = [
     ("a.csv", b"", "is neither .tsv nor .jsonl nor a folder"),
     ("a.jsonl", b"", "a.jsonl:1: .*it holds no records"),
-    ("a.jsonl", b"[" * 100000, "a.jsonl:1: the JSON array is broken"),
     ("a.jsonl", b'{"text": "?"}', "unknown key 'text'; the keys are id"),
     ("a.jsonl", b'{"question": "?", "choices": ["x"], "answer": 1}', r"\['1'\] is none of the letters A"),
     ("a.tsv", b"question\timage\n", "has no column 'answer'; .* take dev or val"),
@@ -195,29 +190,28 @@ def test_limits_names_and_hashes(opened, tmp_path):
         open_data_sets([str(tmp_path / "own.jsonl"), str(tmp_path / "sub/own.jsonl")])
 
 
-LAYOUTS = [
-    ("POPE.tsv", {"answer": "No", "category": "random,popular"}, "yes_no",
-     f"Q?\n{SHORT}", ("No",), {"category": ["random", "popular"]}),
-    ("TextVQA_VAL.tsv", {"answer": str(["nokia"] * 9 + ["a"])}, "vqa_accuracy",
-     f"Q? {SHORT}", ("nokia",) * 9 + ("a",), {}),
-    ("DocVQA_VAL.tsv", {"answer": "['0.28', \"it's\"]"}, "anls", f"Q? {SHORT}", ("0.28", "it's"), {}),
-    ("ChartQA_TEST.tsv", {"answer": "14", "split": "test_human", "question": "{choices}"}, "relaxed_accuracy",
-     f"{{choices}} {SHORT}", ("14",), {"category": "test_human"}),
-    ("ScienceQA_TEST.tsv", {"answer": "A", "A": "sun", "hint": "H"}, "multiple_choice",
-     f"H\nQ?\nA. sun\n{LETTER}", ("A",), {"choices": {"A": "sun"}}),
-    ("MMBench_DEV_CN.tsv", {"index": "1000241", "answer": "A", "A": "一", "l2-category": "c"}, "multiple_choice",
-     "Q?\nA. 一\n请直接回答选项字母。", ("A",), {"choices": {"A": "一"}, "group": "241"}),
-    ("mine.tsv", {"answer": "sun", "A": "sun", "group": "g"}, "multiple_choice",
-     "Q?\nA. sun", ("A",), {"choices": {"A": "sun"}, "group": "g"}),
+LAYOUTS = [  # file, cells, metric, text, right answers, facts
+    ("POPE", {"answer": "No", "category": "random,popular"}, "yes_no", f"Q?\n{SHORT}", "No",
+     {"category": ["random", "popular"]}),
+    ("TextVQA_VAL", {"answer": str(["nokia"] * 9 + ["a"])}, "vqa_accuracy", f"Q? {SHORT}", 9 * "nokia " + "a", {}),
+    ("DocVQA_VAL", {"answer": "['0.28', \"it's\"]"}, "anls", f"Q? {SHORT}", "0.28 it's", {}),
+    ("ChartQA_TEST", {"answer": "14", "split": "test_human", "question": "{choices}"}, "relaxed_accuracy",
+     f"{{choices}} {SHORT}", "14", {"category": "test_human"}),
+    ("ScienceQA_TEST", {"answer": "A", "A": "sun", "hint": "H"}, "multiple_choice", f"H\nQ?\nA. sun\n{LETTER}", "A",
+     {"choices": {"A": "sun"}}),
+    ("MMBench_DEV_CN", {"index": "1000241", "answer": "A", "A": "一", "l2-category": "c"}, "multiple_choice",
+     "Q?\nA. 一\n请直接回答选项字母。", "A", {"choices": {"A": "一"}, "group": "241"}),
+    ("mine", {"answer": "sun", "A": "sun", "group": "g"}, "multiple_choice", "Q?\nA. sun", "A",
+     {"choices": {"A": "sun"}, "group": "g"}),
 ]  # fmt: skip
 
 
 def test_files_by_name(opened):
     for name, row, metric, text, expected, facts in LAYOUTS:
-        found = opened(name, {"index": "0", "image": cell(), "question": "Q?", **row})
+        found = opened(f"{name}.tsv", {"index": "0", "image": cell(), "question": "Q?", **row})
         (item,) = found.questions
         said = (found.metric.name, item.text, item.expected, item.facts)
-        assert said == (metric, text, expected, facts), name
+        assert said == (metric, text, tuple(expected.split()), facts), name
 
 
 def test_images_of_rows(opened, tmp_path):

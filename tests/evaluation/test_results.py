@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap
 
+from xtuner_plugins.evaluation import results
 from xtuner_plugins.evaluation.benchmarks import DataSet
 from xtuner_plugins.evaluation.metrics import METRICS
-from xtuner_plugins.evaluation.results import (
-    aligned,
-    clusters,
-    measure,
-    middle,
-    read_results,
-    summary,
-    table,
-    write_results,
-)
 from xtuner_plugins.inference.questions import Question, Unusable
 
 
@@ -26,7 +17,7 @@ def measured(scores, metric="exact_match", images=None, **facts):
     paths = [() if images is None else (images[n],) for n in range(len(scores))]
     items = [Question(str(n), "?", own, own, ("yes",), facts) for n, own in enumerate(paths)]
     answers = {str(n): "yes" if score else "no" for n, score in enumerate(scores)}
-    return measure(DataSet("own", "own.jsonl", METRICS[metric], items), answers)
+    return results.measure(DataSet("own", "own.jsonl", METRICS[metric], items), answers)
 
 
 def test_intervals_are_exact_and_never_of_width_0():
@@ -41,7 +32,9 @@ def test_intervals_are_exact_and_never_of_width_0():
         ("cer", 1, (0, unseen)),
     ):
         assert measured([score] * 4, metric).interval == pytest.approx(interval), metric
-    assert middle(np.full(100, 50.0), 4, 0, 100) == (0, 100) and middle(np.full(100, 50.0), 4, 45, 55) == (45, 55)
+    assert results.middle(np.full(100, 50.0), 4, 0, 100) == (0, 100) and results.middle(
+        np.full(100, 50.0), 4, 45, 55
+    ) == (45, 55)
 
 
 def test_questions_about_an_image_or_of_a_group_are_drawn_together():
@@ -57,7 +50,7 @@ def test_questions_about_an_image_or_of_a_group_are_drawn_together():
     assert (low, high) == pytest.approx((100 * binomtest(2, 2).proportion_ci().low, 100)), "two images tell little"
     facts = [("ab", {}), ("b", {}), ("c", {"group": "g"}), ("", {"group": "g"}), ("", {}), ("b", {}), ("", {})]
     items = [Question(str(n), "?", (), tuple(images), facts=own) for n, (images, own) in enumerate(facts)]
-    assert clusters(items).tolist() == [0, 0, 1, 1, 2, 0, 3]
+    assert results.clusters(items).tolist() == [0, 0, 1, 1, 2, 0, 3]
 
 
 def test_written_read_and_shown(tmp_path):
@@ -68,30 +61,30 @@ def test_written_read_and_shown(tmp_path):
         Question("d", "?", expected=("never answered",)),
     ]
     whole = DataSet("own", "own.jsonl", METRICS["exact_match"], items, [Unusable("d", "own.jsonl:4: no answer")], "1")
-    found = measure(whole, {"a": "Rot", "b": "a\u2028\x85b", "c": "y", "other": "red"})
-    own = summary(found, whole)
+    found = results.measure(whole, {"a": "Rot", "b": "a\u2028\x85b", "c": "y", "other": "red"})
+    own = results.summary(found, whole)
     assert [row.score for row in found.rows] == [1, 0, 1] and own["score"] == pytest.approx(200 / 3)
-    asked = measure(unscored := DataSet("asked", "asked.jsonl", None, items[:1]), {"a": "x"})
+    asked = results.measure(unscored := DataSet("asked", "asked.jsonl", None, items[:1]), {"a": "x"})
     assert asked.scores == [None] and asked.headline is None and asked.interval is None
-    data_sets = {"own": own, "asked": summary(asked, unscored)}
-    write_results(tmp_path, {"model": {"model": "m"}, "datasets": data_sets}, found.rows)
-    again, rows = read_results(tmp_path)
+    data_sets = {"own": own, "asked": results.summary(asked, unscored)}
+    results.write_results(tmp_path, {"model": {"model": "m"}, "datasets": data_sets}, found.rows)
+    again, rows = results.read_results(tmp_path)
     assert rows == found.rows and again["datasets"]["own"]["figures"] == found.figures
     assert sorted(path.name for path in tmp_path.iterdir()) == ["items.jsonl", "results.json"]
-    assert [line.split() for line in aligned(table(data_sets)).splitlines()] == [
+    assert [line.split() for line in results.aligned(results.table(data_sets)).splitlines()] == [
         "data set metric score 95 % interval questions left out".split(),
         "own exact_match: accuracy 66.7 9.4 to 99.2 3 1".split(),
         *(["color", "100.0"], ["shape", "0.0"], "asked answers alone 1".split()),
     ]
-    empty = measure(whole, {})
+    empty = results.measure(whole, {})
     assert empty.scores == [] and empty.headline is None and empty.interval is None and empty.figures == {}
 
 
 def test_what_is_no_folder_of_results_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no results.json; give the --out folder of a finished"):
-        read_results(tmp_path)
+        results.read_results(tmp_path)
     for content in ("{", "[]", json.dumps({"model": {}, "datasets": {"a": {}}})):
         (tmp_path / "results.json").write_text(content)
         (tmp_path / "items.jsonl").write_text("")
         with pytest.raises(ValueError, match=r"can't be read .* run tools/evaluate.py again"):
-            read_results(tmp_path)
+            results.read_results(tmp_path)

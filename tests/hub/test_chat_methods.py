@@ -12,8 +12,7 @@ from .cases import make_pixels
 SYSTEM = "<|im_start|>system\n" + get_conv_template("internvl2_5").system_message + "<|im_end|>\n"
 
 
-def greedy():
-    return {"max_new_tokens": 8, "do_sample": False}
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
 def image(count):
@@ -46,13 +45,12 @@ def test_prompts_and_histories(model, tokenizer, prompted, capsys):
         (None, "Hello", {}, "Hello"),
         (make_pixels(3), "First <image> or <image>", {"num_patches_list": [1, 2]}, f"First {image(1)} or {image(2)}"),
     ):
-        assert isinstance(model.chat(tokenizer, pixels, question, greedy(), **options), str)
+        assert isinstance(model.chat(tokenizer, pixels, question, {**GREEDY}, **options), str)
         assert prompted.pop() == SYSTEM + user(expected)
-    assert model.img_context_token_id == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    answer, history = model.chat(tokenizer, make_pixels(2), "What is it?", greedy(), return_history=True)
+    answer, history = model.chat(tokenizer, make_pixels(2), "What is it?", {**GREEDY}, return_history=True)
     assert history == [("<image>\nWhat is it?", answer)]
     options = dict(history=history, return_history=True, verbose=True)
-    second, longer = model.chat(tokenizer, make_pixels(2), "And why?", greedy(), **options)
+    second, longer = model.chat(tokenizer, make_pixels(2), "And why?", {**GREEDY}, **options)
     assert capsys.readouterr().out == f"And why?\n{second}\n"
     first_turn = SYSTEM + user(image(2) + "\nWhat is it?") + answer + "<|im_end|>\n"
     assert prompted.pop() == first_turn + user("And why?")
@@ -62,22 +60,22 @@ def test_prompts_and_histories(model, tokenizer, prompted, capsys):
     ids = model.build_prompt_ids(tokenizer, "<image> and <image>", [1, 2], past)
     assert tokenizer.decode(ids) == SYSTEM + expected + user(f"{image(2)} and <image>")
     model.system_message = "Be brief."  # read at call time
-    model.chat(tokenizer, None, "Hello", greedy())
+    model.chat(tokenizer, None, "Hello", {**GREEDY})
     assert prompted.pop() == "<|im_start|>system\nBe brief.<|im_end|>\n" + user("Hello")
 
 
 def test_the_stop_token_is_set_and_ends_the_answer(model, tokenizer, monkeypatch):
     """`chat` and `generate` stop at all of `generation_config.json`, of which the template's is only one."""
-    options, text, seen = greedy(), " It is blue. <|im_end|>\n<|im_start|>user more", []
+    options, text, seen = {**GREEDY}, " It is blue. <|im_end|>\n<|im_start|>user more", []
     ids = tokenizer(text, return_tensors="pt").input_ids
     monkeypatch.setattr(model.language_model, "generate", lambda **given: seen.append(given["eos_token_id"]) or ids)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer, "batch_decode", lambda ids, **kwargs: [text])
         assert model.chat(tokenizer, None, "Hello", options) == "It is blue."
-    assert options == {**greedy(), "eos_token_id": [stop]}
+    assert options == {**GREEDY, "eos_token_id": [stop]}
     monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=[stop, 5]), raising=False)
-    model.chat(tokenizer, None, "Hello", greedy())
+    model.chat(tokenizer, None, "Hello", {**GREEDY})
     for own in ({}, {"eos_token_id": [7]}):
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **own)
     assert seen == [[stop], [stop, 5], [stop, 5], [7]]
@@ -88,20 +86,20 @@ def test_batch_equals_one_by_one(model, tokenizer, prompted, capsys):
     tokenizer.padding_side = "right"
     questions = ["What is it?", "Hello", "Why is this one so much longer than the others are?", "<image> or <image>?"]
     pixels, counts = make_pixels(6), [2, 0, 1, [1, 2]]
-    answers = model.batch_chat(tokenizer, pixels, questions, greedy(), num_patches_list=counts, verbose=True)
+    answers = model.batch_chat(tokenizer, pixels, questions, {**GREEDY}, num_patches_list=counts, verbose=True)
     together = capsys.readouterr().out
     rows = ((pixels[:2], None), (None, None), (pixels[2:3], None), (pixels[3:], [1, 2]))
     alone = [
-        model.chat(tokenizer, own, question, greedy(), num_patches_list=count, verbose=True)
+        model.chat(tokenizer, own, question, {**GREEDY}, num_patches_list=count, verbose=True)
         for question, (own, count) in zip(questions, rows, strict=True)
     ]
     assert answers == alone and prompted[:4] == prompted[4:] and tokenizer.padding_side == "right"
     assert together == capsys.readouterr().out != ""
     tokenizer.pad_token = None  # then the stop token pads
     options = {"num_patches_list": counts, "visual_features": model.extract_feature(pixels)}
-    assert model.batch_chat(tokenizer, None, questions, greedy(), **options) == alone
-    assert model.batch_chat(tokenizer, pixels[:2], questions[:1], greedy()) == alone[:1]
-    assert model.batch_chat(tokenizer, None, ["Hello"] * 2, greedy()) == [alone[1]] * 2
+    assert model.batch_chat(tokenizer, None, questions, {**GREEDY}, **options) == alone
+    assert model.batch_chat(tokenizer, pixels[:2], questions[:1], {**GREEDY}) == alone[:1]
+    assert model.batch_chat(tokenizer, None, ["Hello"] * 2, {**GREEDY}) == [alone[1]] * 2
 
 
 def test_what_is_refused(model, tokenizer, tmp_path):
@@ -112,9 +110,12 @@ def test_what_is_refused(model, tokenizer, tmp_path):
         ("chat", tokenizer, 2, {**ask, "num_patches_list": [1, 1]}, "16 image tokens .*, but 32 image feat"),
         ("batch_chat", tokenizer, 1, {**two, "num_patches_list": [1]}, "1 entries for 2 questions"),
         ("batch_chat", tokenizer, 0, {**two, "visual_features": features}, "1 tiles, but num_patches"),
+        ("batch_chat", tokenizer, 2, two, "2 tiles, but .* adds up to 0"),
         ("batch_chat", tokenizer, 0, {**two, "history": []}, "keeps no history"),
         ("batch_chat", tokenizer, 0, {**two, "return_history": True}, "keeps no history"),
         ("chat", bare, 1, ask, "the tokenizer has no token '<img>'"),
     ):
         with pytest.raises((ValueError, NotImplementedError), match=message):
-            getattr(model, method)(own, make_pixels(pixels) if pixels else None, generation_config=greedy(), **options)
+            getattr(model, method)(
+                own, make_pixels(pixels) if pixels else None, generation_config={**GREEDY}, **options
+            )

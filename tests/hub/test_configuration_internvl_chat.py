@@ -42,8 +42,7 @@ def test_every_field_of_the_format_is_written_and_read(tmp_path):
     )
     assert sorted(fields) == sorted(expected.split())
     assert fields["auto_map"] == {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
-    vision_defaults = {"attention_dropout", "dropout", "drop_path_rate", "initializer_range", "layer_norm_eps"}
-    assert vision_defaults | set(VISION) < set(fields["vision_config"])
+    assert {*InternVisionConfig.DEFAULTS, *VISION} <= set(fields["vision_config"])
     assert {*LLM, "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"} < set(fields["llm_config"])
     again, vision = (each.from_pretrained(tmp_path) for each in (InternVLChatConfig, InternVisionConfig))
     assert written(again, tmp_path) == fields and again.max_dynamic_patch == 24 and again.select_layer == -2
@@ -75,11 +74,11 @@ def test_names_that_every_release_reads(tmp_path):
 
 def test_what_a_file_cannot_choose(toy_base):
     """The head is never tied, and attention is chosen where a model is loaded; other LLMs are refused."""
-    flash = {"attn_implementation": "flash_attention_2"}
-    llm = {**LLM, **flash, "_attn_implementation_autoset": True, "tie_word_embeddings": True}
+    flash = {"attn_implementation": "flash_attention_2", "_attn_implementation_autoset": True}
+    llm = {**LLM, **flash, "tie_word_embeddings": True}
     model = make_model(make_config({**VISION, **flash}, llm, tie_word_embeddings=True))
-    for part in (model.language_model.config, model.vision_model.config):
-        assert part._attn_implementation == "sdpa"
+    parts = model.language_model.config, model.vision_model.config
+    assert {part._attn_implementation for part in parts} == {"sdpa"}
     tied = InternVLChatConfig(llm_config=type(model.config.llm_config)(tie_word_embeddings=True))
     for config in (model.config, tied, InternVLChatConfig.from_pretrained(toy_base)):
         assert config.tie_word_embeddings is config.llm_config.tie_word_embeddings is False

@@ -63,6 +63,10 @@ def test_the_longest_come_first_and_those_about_an_image_together(questions, ses
     named = [[question.id for question in batch] for batch in batches]
     assert named == [["b.png", "cut.png"], ["c.png", "marks"], ["a.png", "text"]]
     assert [question.id for question, _ in unusable] == ["text.png"]
+    limited = replace(session.lengths, tiling=session.lengths.tiling.limited(2))
+    assert (
+        limited.planned(Question("two", "", paths=asked[2].paths * 2)) == 2 * limited.tokens_per_tile
+    )  # one tile each
     texts = ("Why?", "Who is that?")
     mixed = [replace(each, id=f"{each.id} {text}", text=text) for text in texts for each in (asked[2], other)]
     ((batch,), _) = plan_batches(mixed, session.lengths, 4)

@@ -11,12 +11,8 @@ from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.opening import Source, describe, find_source, open_session
 
-LOCK = {
-    "tile_size": 112,
-    "datasets": [{"name": "train", "template": "Hermes-2", "min_tiles": 1, "max_tiles": 3, "use_thumbnail": True}],
-    "image_mean": list(IMAGENET_MEAN),
-    "image_std": list(IMAGENET_STD),
-}
+DATA = {"name": "train", "template": "Hermes-2", "min_tiles": 1, "max_tiles": 3, "use_thumbnail": True}
+LOCK = {"datasets": [DATA], "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
 
 
 def of(model, **options):
@@ -76,7 +72,8 @@ def test_a_description_is_what_a_session_does(toy_base, run, tmp_path):
     copy = shutil.copytree(toy_base, tmp_path / "copy")
     own, trained = of(toy_base).weights, of(run).weights
     assert of(copy).weights == own != trained != of(run / "iter_2.pth").weights
-    (copy / "export_manifest.json").write_text("{}")  # says where it came from
+    for name in ("export_manifest.json", "README.md"):  # say where it came from
+        (copy / name).write_text("{}")
     for name, tail in (("tokenizer_config.json", b"} "), ("config.json", b"} "), ("model.safetensors", b"\1")):
         kept = (copy / name).read_bytes()
         (copy / name).write_bytes(kept.rstrip()[:-1] + tail)

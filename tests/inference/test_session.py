@@ -44,16 +44,16 @@ def ask(session, question, images=(), past=(), **options):
 def test_a_conversation_answers_as_the_exported_chat_does(session, toy_base):
     exported = InternVLChatModel.from_pretrained(toy_base, torch_dtype=torch.float32).eval()
     first, second = make_image(336, 224), make_image(112, 112)
-    turns, answers = [], []
-    for question, images in (("What is it?", [first]), ("And which color?", []), ("Is <image> another one?", [second])):
-        answers.append(ask(session, question, images, turns))
-        turns.append(Turn(question, images, answers[-1]))
-    tell = {"generation_config": {**SHORT, "do_sample": False}, "return_history": True}
-    one, history = exported.chat(session.tokenizer, pixels(first), "What is it?", **tell)
-    two, history = exported.chat(session.tokenizer, pixels(first), "And which color?", history=history, **tell)
     both = {"pixel_values": torch.cat([pixels(first), pixels(second)]), "num_patches_list": [7, 1]}
-    three, _ = exported.chat(session.tokenizer, question="Is <image> another one?", history=history, **both, **tell)
-    assert answers == [one, two, three]
+    tell, history, turns = {"generation_config": {**SHORT, "do_sample": False}, "return_history": True}, None, []
+    for question, images, given in (
+        ("What is it?", [first], {"pixel_values": pixels(first)}),
+        ("And which color?", [], {"pixel_values": pixels(first)}),
+        ("Is <image> another one?", [second], both),
+    ):
+        expected, history = exported.chat(session.tokenizer, question=question, history=history, **given, **tell)
+        assert ask(session, question, images, turns) == expected
+        turns.append(Turn(question, images, expected))
     text, _ = exported.chat(session.tokenizer, None, "Hello", **tell)
     assert ask(session, "Hello") == text
     one_tile, _ = exported.chat(session.tokenizer, pixels(first, max_tiles=1), "What is it?", **tell)

@@ -58,7 +58,6 @@ def test_live_checkpoint_export_and_single_questions_agree(toy, trained, toy_bas
     config, checkpoint, exported = trained
     live, before, after = (tmp_path / name for name in ("live", "before", "after"))
     assert evaluate(config, checkpoint, *toy, "--out", live, "--batch-size", 16) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["test", "exact_match:", "accuracy"]
     assert evaluate(exported, *toy, "text", "--out", after, "--batch-size", 5) == 0
     found = answers(live)
     assert found == answers(after) and len(found) == len(toy[-1].read_text().splitlines())
@@ -66,8 +65,6 @@ def test_live_checkpoint_export_and_single_questions_agree(toy, trained, toy_bas
     for row in found.values():
         assert session.answers([(row["question"], row["paths"])], max_new_tokens=8) == [row["answer"]]
     assert len({row["answer"] for row in found.values()}) > len(found) / 2
-    results = json.loads((live / "results.json").read_text())
-    assert results["model"]["model"] == str(checkpoint) and results["preprocessing"]["max_tiles"] == 12
 
     assert evaluate(toy_base, *toy, "text", "--limit", 8, "--max-tiles", 1, "--out", before) == 0
     capsys.readouterr()
@@ -75,8 +72,7 @@ def test_live_checkpoint_export_and_single_questions_agree(toy, trained, toy_bas
     words = ["--compare", before, after, "--html", page, "--json", numbers, "--card", card]
     assert tool.main(list(map(str, words))) == 0
     printed, said = capsys.readouterr().out.splitlines(), json.loads(numbers.read_text())
-    assert printed[1].split()[0] == "test" and "differs: preprocessing max_tiles: A 1, B 12" in printed
-    assert said["a"]["model"] == str(toy_base) and set(said["datasets"]) == {"test", "text"}
+    assert "differs: preprocessing max_tiles: A 1, B 12" in printed and set(said["datasets"]) == {"test", "text"}
     assert all(f"{name}: {values['sentence']}" in printed for name, values in said["datasets"].items())
     text = (card / "README.md").read_text()
     assert "| text | mentions: accuracy |" in text and f"Before is {escaped(toy_base)}." in text and page.is_file()

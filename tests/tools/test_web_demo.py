@@ -1,18 +1,22 @@
 """The page's command: what is wrong is said in one line."""
 
+import runpy
 import socket
 
+from tests.conftest import ROOT
 
-def test_refusals(run_tool, toy_base):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+MAIN = runpy.run_path(str(ROOT / "tools/web_demo.py"))["main"]
+
+
+def test_refusals(toy_base, tmp_path, capsys):
+    (tmp_path / "empty").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for words, said in (
             (["none/here"], "none/here"),
-            (["a", "--port", "0"], "give at least 1"),
-            (["a", "--max-upload-mb", "0"], "give at least 1"),
+            (["a", "--password-file", tmp_path / "empty"], "empty: its first line is empty; write the password there"),
             ([toy_base, "--port", port], f"{port}"),
         ):
-            done = run_tool("tools/web_demo.py", *words)
-            assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+            assert MAIN(list(map(str, words))) == 2
+            err = capsys.readouterr().err
+            assert said in err and err.startswith("error: ") and len(err.splitlines()) == 1, err

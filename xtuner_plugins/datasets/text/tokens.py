@@ -31,8 +31,8 @@ class TextTokenizer(TextRules):
     def __init__(self, tokenizer, name: str = "the tokenizer"):
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
-        # Its own threads wouldn't survive a fork, and it would warn at each one.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # Its own threads don't survive a fork: a worker would wait for them for ever. XTuner switches them on.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         super().__init__(tokenizer)
         missing = [token for token in IMAGE_TOKENS if token not in self.ids]
         if missing:

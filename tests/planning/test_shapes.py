@@ -31,6 +31,10 @@ def count(module):
 def test_totals_are_those_of_model_cards_and_stored_tensors():
     for name, billions, digits in re.findall(r"(\S+) (\d+\.(\d+))", PUBLISHED):
         assert f"{shape_of(BASES[name].config).parameters / 1e9:.{len(digits)}f}" == billions, name
+    rows = {"InternVL2-1B": (151655, -1), "InternVL3-1B": (151674, -1), "LLaVA-Qwen2.5-3B": (151674, -2)}
+    for name, expected in rows.items():  # token rows as published, and the layer that CLIP's features are of
+        config = BASES[name].config
+        assert (config["llm_config"]["vocab_size"], config["select_layer"]) == expected, name
 
 
 def test_shapes_are_those_of_the_classes():

@@ -104,6 +104,7 @@ def test_same_logits_and_back(toy_base, tmp_path):
         batch = processor(text="<IMG_CONTEXT>", images=[image], return_tensors="pt")
         assert batch["pixel_values"].shape == (7, 3, 112, 112)  # 3 x 2 tiles and the thumbnail
         assert (batch["input_ids"] == ours.img_context_token_id).sum() == 7 * 16
+        assert read_json(folder / "hf/preprocessor_config.json")["rescale_factor"] == 1 / 255
 
         convert(folder / "hf", folder / "back", format="official")
         assert_same_weights(base, folder / "back")

@@ -95,7 +95,7 @@ def build_base(
             is what its directory says, or ImageNet's (InternViT).
         image_std: per channel, likewise.
         max_shard_size: such as ``4GB``.
-        flash: add the second projector and the router of InternVL3.5-Flash, fresh.
+        flash: add the second projector of InternVL3.5-Flash, made of the projector, and its router, fresh.
         seed: of what is fresh.
         force: replace an existing ``out``.
         progress: called with the number of bytes after each block.
@@ -127,7 +127,7 @@ def build_base(
     tensors = {**vision_part.tensors, **projectors.projector_tensors(config, projector, seed)}
     if flash:
         config |= FLASH
-        tensors |= projectors.flash_tensors(config, seed)
+        tensors |= projectors.flash_tensors(config, tensors, seed)
     tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
     check_model(config, tensors, "the assembled model")
 

@@ -3,9 +3,9 @@ r"""Flash on the toy world: how many image tokens the router saves, and what tha
     make quickstart
     python benchmarks/flash_toy.py             # both stages on the quick start's model; --lora trains the LLM, too
 
-    python benchmarks/real_model.py --grid 2 --steps 120
+    python benchmarks/real_model.py --grid 2 --steps 120 --asked 400
     python benchmarks/flash_toy.py --start work_dirs/realmodel/seed-0-grid-2 --max-tiles 4 --batch-size 8 \
-        --steps 100 40 --rate 3e-4 --quantiles 0.2 --dtype bfloat16
+        --steps 100 40 --rate 2e-5 --quantiles 0.2 --dtype bfloat16
 
 Builds a Flash base of the run's export, trains both stages with the recipes' commands, and asks the held-out
 questions: by the router, as many tiles at random, all, and with --lora, without which nothing else trains than what

@@ -106,6 +106,8 @@ def test_losses_are_those_of_trl(tmp_path, monkeypatch):
     subprocess.run(command, check=True, timeout=300)
     monkeypatch.syspath_prepend(tmp_path)
     import trl
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+    from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
     generator = torch.Generator().manual_seed(0)
     for beta, lengths in itertools.product((0.1, 0.7, 2.0), ((5, 9), (12, 3), (7, 7))):
@@ -113,6 +115,15 @@ def test_losses_are_those_of_trl(tmp_path, monkeypatch):
         sums = [answer.sum()[None] for answer in (*own, *reference)]
         pairs = PairLogProbs(*sums, *(torch.tensor([length]) for length in lengths))
         for name, other in OURS_TO_TRL.items():
-            ours = preference_losses(pairs, {name: 1.0}, Settings(beta=beta))[0][0]
-            theirs = trl_loss(trl, other, own, reference, beta)
+            ours, theirs = (
+                preference_losses(pairs, {name: 1.0}, Settings(beta=beta))[0][0],
+                trl_loss(trl, other, own, reference, beta),
+            )
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6, msg=name)
+        means, accelerator = [answer.mean()[None] for answer in own], SimpleNamespace(device="cpu")
+        simpo = dict(beta=beta, alpha=0.0, loss_type="simpo", simpo_gamma=0.5, label_smoothing=0.0)
+        simpo = CPOTrainer.cpo_loss(SimpleNamespace(accelerator=accelerator, **simpo), *means)[0]
+        orpo = -ORPOTrainer.odds_ratio_loss(SimpleNamespace(beta=1.0, accelerator=accelerator), *means)[0]
+        for name, theirs in (("orpo", orpo), ("simpo", simpo)):
+            ours = preference_losses(pairs, {name: 1.0}, Settings(beta=beta, margin=0.5))[0][0]
+            torch.testing.assert_close(ours, theirs[0], atol=1e-6, rtol=1e-6, msg=name)

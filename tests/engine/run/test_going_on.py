@@ -30,6 +30,12 @@ def recipe(layout="plain", **more):
 def overflow_at_first(then=None):
     """In float16: scales start so high that the first step overflows, and grow soon."""
     torch.amp.GradScaler = partial(torch.amp.GradScaler, init_scale=2.0**40, growth_interval=2)
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.fp16 import loss_scaler
+
+    get_accelerator().is_fp16_supported = lambda: True  # of a CPU without fast products, too
+    make, early = loss_scaler.DynamicLossScaler.__init__, {"init_scale": 2.0**24, "scale_window": 2}
+    loss_scaler.DynamicLossScaler.__init__ = lambda self, **given: make(self, **given | early)
     if then:
         then()
 
@@ -68,6 +74,7 @@ def ending(way, layout):
     "way, layout, dtype",
     [
         ("killed", "plain", "float16"),
+        pytest.param("killed", "zero2", "float16", marks=pytest.mark.slow),
         *((way, "plain", "float32") for way in WAYS),
         *(
             pytest.param(way, layout, "float32", marks=pytest.mark.slow)
@@ -78,7 +85,7 @@ def ending(way, layout):
     ],
 )
 def test_a_run_goes_on_bit_equal(train, once, way, layout, dtype):
-    """In float16 the scale of the loss, too, which an overflow has changed."""
+    """In float16 the scale of the loss, too, which overflows have changed."""
     case, (end, saved) = recipe(layout, dtype=dtype), ending(way, layout)
     whole = once(f"{layout}-{dtype}", prepare=overflow_at_first, **case)
     status = 128 + SIGNALS[layout] if way == "stopped" else -signal.SIGKILL
@@ -92,7 +99,7 @@ def test_a_run_goes_on_bit_equal(train, once, way, layout, dtype):
         assert lines[lines.index(told) + 1].endswith("--resume auto")
     again = train("run", extra=("--resume", "auto"), prepare=overflow_at_first, **case)
     assert f"resuming from {checkpoint}" in again.output and len(whole.logged()) == NUM_STEPS
-    assert len(set(whole.logged("loss_scale"))) == (4 if dtype == "float16" else 0)
+    assert (len(set(whole.logged("loss_scale"))) > 1) == (dtype == "float16")
     for key in ("loss", "loss_scale", "overflows"):
         assert again.logged(key) == whole.logged(key)[saved:]
     final = again.saved(NUM_STEPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from ...weights.errors import CheckpointError
 from .gradient_sums import hold_sums_alone, sum_gradients_as_told
 from .steps import unwrap
 from .transfer import fill_engine, read_state, regroup
+
+# What changes in DeepSpeed's scaler of float16 losses, which its own files hold as an object that isn't unpickled.
+SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
@@ -32,9 +36,8 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         engine = wrapper.model
         _put_back(engine.module, buffers)
         _keep_norms_that_are_not_finite(engine.optimizer)
-        scaler = getattr(engine.optimizer, "loss_scaler", None)
-        if hasattr(scaler, "raise_error_at_min_scale"):
-            scaler.raise_error_at_min_scale = False  # `steps.run_step` names the samples
+        self._scaler = vars(getattr(engine.optimizer, "loss_scaler", None) or SimpleNamespace())
+        self._scaler["raise_error_at_min_scale"] = False  # `steps.run_step` names the samples
         sum_gradients_as_told(engine.optimizer)
         hold_sums_alone(engine)
         self._failures: list[Exception] = []
@@ -54,6 +57,7 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         if not save_optimizer:
             self._save_weights(filename, extra_ckpt)
             return
+        extra_ckpt["loss_scaler"] = {key: self._scaler[key] for key in SCALER_STATE if key in self._scaler}
         super().save_checkpoint(filename=filename, extra_ckpt=extra_ckpt, **kwargs)
         if self._failures:
             failure = self._failures.pop()
@@ -80,6 +84,8 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         checkpoint = self._fill(filename, callback, with_optimizer=True)
         regroup(checkpoint["param_schedulers"], self.optim_wrapper.param_groups)
         self.load_scheduler_state_dict(checkpoint.pop("param_schedulers"))
+        held = checkpoint.pop("loss_scaler", {})
+        self._scaler.update({key: held[key] for key in SCALER_STATE if key in held and key in self._scaler})
         return checkpoint
 
     def load_checkpoint(self, filename: str, *, callback: Callable[[dict], Any], **kwargs) -> dict:

@@ -1,18 +1,19 @@
-"""Flash on the toy world: how many image tokens the router saves, and what that costs in right answers.
+r"""Flash on the toy world: how many image tokens the router saves, and what that costs in right answers.
 
     make quickstart
     python benchmarks/flash_toy.py             # both stages on the quick start's model; --lora trains the LLM, too
 
-    python benchmarks/real_model.py --grid 2 --steps 120
-    python benchmarks/flash_toy.py --start work_dirs/realmodel/seed-0-grid-2 --max-tiles 4 --batch-size 8
+    python benchmarks/real_model.py --grid 2 --steps 120 --asked 400
+    python benchmarks/flash_toy.py --start work_dirs/realmodel/seed-0-grid-2 --max-tiles 4 --batch-size 8 \
+        --steps 100 40 --rate 2e-5 --quantiles 0.2 --dtype bfloat16
 
 Builds a Flash base of the run's export, trains both stages with the recipes' commands, and asks the held-out
-questions: nothing compressed, by the router, as many tiles at random, and all. Results go to work_dirs/flash_toy.
+questions: by the router, as many tiles at random, all, and with --lora, without which nothing else trains than what
+compresses, nothing compressed. Results go to work_dirs/flash_toy.
 """
 
 import argparse
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,6 @@ from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.toy.evaluate import answer, is_right, read_questions
 
 START, OUT = Path("work_dirs/quickstart"), Path("work_dirs/flash_toy")  # --start and --out change them
-IN_FLOAT32 = ["model.llm_quantization=None", "model.dtype=float32"]
 LORA = ["model.llm_lora={'r': 16, 'lora_alpha': 32}", "optim_wrapper.paramwise_cfg.part_lr.lora=1e-4"]
 
 
@@ -39,8 +39,8 @@ def train(args: argparse.Namespace, stage: str, base: Path, steps: int, rate: fl
     data, work_dir, out = args.start / "data", args.out / stage, args.out / f"{stage}-export"
     settings = [f"base={base}", f"data_paths={data}/train.jsonl", f"image_folders={data}/images", f"lr={rate}"]
     settings += [f"max_tiles={args.max_tiles}", f"batch_size={args.batch_size}", f"max_steps={steps}"]
-    settings += ["accumulative_counts=1", "num_workers=0", "max_epochs=50"]
-    words = ["--set", *settings, "save_steps=-1", "--cfg-options", *IN_FLOAT32, *options]
+    settings += ["accumulative_counts=1", "num_workers=0", "max_epochs=50", "save_steps=-1"]
+    words = ["--set", *settings, "--cfg-options", "model.llm_quantization=None", f"model.dtype={args.dtype}", *options]
     run("tools/train.py", stage, "--work-dir", work_dir, *words)
     written = ["--force", "--dtype", "float32"]
     run("tools/convert_to_official.py", stage, work_dir, out, *written)
@@ -73,6 +73,8 @@ def main() -> None:
     parser.add_argument("--max-tiles", type=int, default=6, help="of an image (default 6)")
     parser.add_argument("--batch-size", type=int, default=16, help="of a step (default 16)")
     parser.add_argument("--steps", type=int, nargs=2, default=[1500, 60], help="of both stages (default 1500 60)")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of stage 1 (default 1e-3)")
+    parser.add_argument("--dtype", default="float32", help="in which both train and answer (default float32)")
     parser.add_argument("--lora", action="store_true", help="stage 1 trains the LLM by LoRA, too, not mlp2 alone")
     parser.add_argument("--quantiles", type=float, nargs="+", default=[0.3], help="relative thresholds to try")
     args = parser.parse_args()
@@ -81,26 +83,24 @@ def main() -> None:
     most = f"--max-tiles={args.max_tiles}"
     run("tools/build_base_model.py", "--flash", *parts, f"--out={base}", most, "--dtype=float32", "--force")
     adapters = LORA if args.lora else []
-    first = train(args, "flash_consistency", base, args.steps[0], 1e-3, *adapters)
+    first = train(args, "flash_consistency", base, args.steps[0], args.rate, *adapters)
     second = train(args, "flash_router", first, args.steps[1], 1e-3, "model.exact_labels=True")
 
     questions = read_questions(args.start / "data/test.jsonl")
-    rng, session = random.Random(0), open_session(second, device="cpu", dtype="float32")
+    rng, session = torch.Generator().manual_seed(0), open_session(second, device="cpu", dtype=args.dtype)
     settings = session.model.config
 
     def at_random(original, probabilities, *limits):
-        order = torch.tensor([rng.random() for _ in probabilities])
-        return (
-            original(order, settings.flash_relative_threshold, 0.0) if len(order) else original(probabilities, *limits)
-        )
+        return original(probabilities, *limits)[torch.randperm(len(probabilities), generator=rng)]
 
-    ways = {"none": lambda original, probabilities, *_: torch.zeros(len(probabilities), dtype=torch.bool)}
+    none = {"none": lambda original, probabilities, *_: torch.zeros(len(probabilities), dtype=torch.bool)}
+    ways = none if args.lora else {}
     for quantile in args.quantiles:
         ways[f"router, {quantile:g}"] = lambda original, *rest: original(*rest)
         ways[f"at random, {quantile:g}"] = at_random
     ways["all"] = lambda original, probabilities, *_: torch.ones(len(probabilities), dtype=torch.bool)
-    whole = open_session(model, device="cpu", dtype="float32")
-    before, _ = ask(whole, questions, images, ways["none"])
+    whole = open_session(model, device="cpu", dtype=args.dtype)
+    before, _ = ask(whole, questions, images, none["none"])
     rows = {"the model before": {"tokens": 1.0, "right": sum(before) / len(before)}}
     print(f"the model before: right {rows['the model before']['right']:.1%}", flush=True)
     for name, choose in ways.items():

@@ -258,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of images, projector and training (default 0)")
     parser.add_argument("--grid", type=int, default=1, help="images of so many tiles a side (default 1)")
     parser.add_argument("--steps", type=int, help="of training (default 60)")
+    parser.add_argument("--asked", type=int, default=ASKED, help=f"images of each held-out set (default {ASKED})")
     args = parser.parse_args(argv)
     name = f"seed-{args.seed}" + (f"-grid-{args.grid}" if args.grid > 1 else "")
     parts, out = args.out.resolve() / "parts", args.out.resolve() / name
@@ -268,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         language_model(parts, parts / "llm")
         encoder(parts, parts / "vision")
     keep_earlier(out)
-    write_data(parts, out / "data", IMAGES, ASKED, args.seed, args.grid)
+    write_data(parts, out / "data", IMAGES, args.asked, args.seed, args.grid)
     chain = Chain(ROOT, out, threads=2)
     build = ["tools/build_base_model.py", "--vision", parts / "vision", "--llm", parts / "llm", "--system", ""]
     build += ["--tile-size", SIZE, "--max-tiles", args.grid**2, "--seed", args.seed, "--out"]

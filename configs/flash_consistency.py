@@ -22,4 +22,4 @@ with read_base():
 model.update(type=FlashConsistencyModel, base="models/InternVL3_5-8B-Flash-base", llm_lora=None)
 train_dataloader.batch_size = 1  # x 16 accumulation x 1 GPU = 16 samples per step
 optim_wrapper.accumulative_counts = 16
-optim_wrapper.optimizer.lr = 1e-3  # of mlp2, which begins anew, as a projector in configs/pretrain_mlp.py
+optim_wrapper.optimizer.lr = 2e-5  # of mlp2, which begins as mlp1 on pooled tokens: 3e-4 made it worse (docs/flash.md)

@@ -27,7 +27,7 @@ OTHERS = {
     "finetune_dpo_lora": (1e-5, 0.05, 32, 8192, 16, 32),
     "finetune_dpo_qlora": (1e-5, 0.05, 32, 8192, 16, 32),
     "finetune_mpo_full": (5e-6, 0.05, 256, 8192),
-    "flash_consistency": (1e-3, 0.05, 16, 8192),
+    "flash_consistency": (2e-5, 0.05, 16, 8192),
     "flash_router": (1e-4, 0.05, 16, 8192),
     "internvl_v2_internlm2_5_8b_mpo": (5e-6, 0.05, 256, 2 * 6144),
     "internvl_v2_5_internlm2_5_8b_mpo": (1e-6, 0.05, 256, 2 * 8192),

@@ -86,7 +86,7 @@ def build_base(
             ``bilinear_mlp`` (the patch grid halved bilinearly); None takes that of the tower's family.
         select_layer: as for `read_vision`, like ``tile_size``.
         tile_size: side of a tile in pixels, for DINOv2 and DINOv3.
-        flash: add the second projector and the router of InternVL3.5-Flash, fresh.
+        flash: add the second projector of InternVL3.5-Flash, made of the projector, and its router, fresh.
         seed: of what is fresh.
         force: replace an existing ``out``.
 
@@ -112,7 +112,7 @@ def build_base(
     tensors = {**vision_part.tensors, **projectors.projector_tensors(config, projector, seed)}
     if flash:
         config |= FLASH
-        tensors |= projectors.flash_tensors(config, seed)
+        tensors |= projectors.flash_tensors(config, tensors, seed)
     tensors |= {f"language_model.{name}": tensor for name, tensor in resized_llm(llm_part, num_rows).items()}
     check_model(config, tensors, "the assembled model")
     tensors = {name: cast(tensor, stored_dtype, finite=name) for name, tensor in tensors.items()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ...hub.constants import projector_input_width
-from ...hub.modeling_flash import TileGate, TilePooling, make_mlp2
+from ...hub.modeling_flash import FEWER, TileGate, TilePooling, make_mlp2
 from ...weights import model_view
 from ...weights.checkpoint import open_checkpoint
 from ...weights.lazy import LazyTensor, MemoryTensor
@@ -45,8 +47,8 @@ def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dic
     return {name: held[name] for name in shapes}
 
 
-def flash_tensors(config: dict, seed: int) -> dict[str, LazyTensor]:
-    """``mlp2`` and the router of a Flash model, freshly drawn by PyTorch's defaults."""
+def flash_tensors(config: dict, tensors: Mapping[str, LazyTensor], seed: int) -> dict[str, LazyTensor]:
+    """``mlp2`` of a Flash model, made of ``mlp1`` among its tensors, and its router, drawn by PyTorch's defaults."""
     width, llm = config["vision_config"]["hidden_size"], config["llm_config"]["hidden_size"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -55,11 +57,40 @@ def flash_tensors(config: dict, seed: int) -> dict[str, LazyTensor]:
             "pooling_before_gating": TilePooling(width),
             "gating": TileGate(width),
         }
+    if "mlp1.3.weight" in tensors:  # else the config is refused
+        own = {name: tensor.read().float() for name, tensor in tensors.items() if name.startswith("mlp1.")}
+        pool_projector(parts["mlp2"], own)
     return {
         f"{part}.{name}": MemoryTensor(tensor)
         for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
+
+
+@torch.no_grad()
+def pool_projector(mlp2: nn.Sequential, projector: Mapping[str, torch.Tensor]) -> None:
+    """Makes ``mlp2`` what ``mlp1`` is on the mean of the four normalized tokens that a token of it replaces.
+
+    The middle layer has no part in ``mlp1``: it makes x and -x, of which GELU(x) - GELU(-x) = x.
+    """
+    llm = len(projector["mlp1.3.bias"])
+    norm, first, _, _, second, _, _, last = mlp2
+
+    def over_cell(each: torch.Tensor) -> torch.Tensor:
+        """[..., 2 x 2 x D] of ``mlp1`` as [..., 4 x 4 x D]: pixel shuffle has a cell's rows, columns and channels."""
+        square = each.unflatten(-1, (2, 2, -1))
+        return square.repeat(*[1] * (each.ndim - 1), 2, 2, 1).flatten(-3)
+
+    norm.weight.copy_(over_cell(projector["mlp1.0.weight"]))
+    norm.bias.copy_(over_cell(projector["mlp1.0.bias"]))
+    first.weight[:llm].copy_(over_cell(projector["mlp1.1.weight"]) / FEWER)
+    first.bias[:llm].copy_(projector["mlp1.1.bias"])
+    second.weight[:, llm:] = 0.0  # of the units of the first layer that are left drawn
+    for sign, rows in ((1, slice(llm)), (-1, slice(llm, None))):
+        second.weight[rows, :llm].copy_(sign * projector["mlp1.3.weight"])
+        second.bias[rows].copy_(sign * projector["mlp1.3.bias"])
+        last.weight[:, rows].copy_(sign * torch.eye(llm))
+    last.bias.zero_()
 
 
 def _fresh_projector(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, LazyTensor]:

@@ -25,8 +25,9 @@ from data_inputs import INPUTS, RULE, Published, compare, like_llava_665k, make_
 from torch.utils.data import DataLoader
 
 from xtuner_plugins.datasets import MultimodalDataset, collate
-from xtuner_plugins.datasets.images.tiles import MODES, open_tiles
+from xtuner_plugins.datasets.images.tiles import open_tiles
 from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
+from xtuner_plugins.ranges import DECODING
 
 
 def bench_images(folder: Path, args: argparse.Namespace) -> None:
@@ -40,7 +41,10 @@ def bench_images(folder: Path, args: argparse.Namespace) -> None:
         compare(
             f"images, one core: {name} ({len(paths)} files, {again} times)",
             lambda work=work: [published(path) for path in work],
-            {str(fast): lambda fast=fast, work=work: [open_tiles(path, RULE, fast) for path in work] for fast in MODES},
+            {
+                str(fast): lambda fast=fast, work=work: [open_tiles(path, RULE, fast) for path in work]
+                for fast in DECODING
+            },
             args.rounds,
             clock=time.process_time,
         )
@@ -66,7 +70,7 @@ def bench_loader(folder: Path, args: argparse.Namespace, warm_up: int = 12) -> N
     published = Published()
     peers = [record["image"] for record in records]
     makers = {"peer": loader(peers, lambda paths: torch.cat(list(map(published, paths))))}
-    for fast in MODES:
+    for fast in DECODING:
         dataset = MultimodalDataset(base, str(folder / "data.jsonl"), fast_decoding=fast)
         makers[f"{fast}, 2 workers"] = loader(dataset, collate)
     rates, busy = {name: [] for name in makers}, {name: [] for name in makers}

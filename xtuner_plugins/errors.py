@@ -1,4 +1,4 @@
-"""The errors that data can cause, and checks of settings.
+"""The errors that data and settings can cause.
 
 Every message says what is wrong, where, and what to do about it. `reason` is a short machine-readable
 word (`image_missing`, `json`, `turn_order`...) by which the checker and the ledger count.
@@ -6,8 +6,7 @@ word (`image_missing`, `json`, `turn_order`...) by which the checker and the led
 
 import errno
 import resource
-from collections.abc import Callable, Sequence
-from numbers import Integral
+from collections.abc import Callable
 
 
 class DataError(ValueError):
@@ -62,17 +61,3 @@ def out_of_files(error: BaseException, kind: Callable[..., DataError], place: st
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     problem = f"can't be opened, because this process has as many files open as it may ({limit:,})"
     return kind("open_files", problem, "raise the limit of the shell that starts it (ulimit -n 65536)", place)
-
-
-def check_whole(name: str, value: object, low: int) -> int:
-    """The value of a setting that must be a whole number, `low` or more; raises `SettingError`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-        raise SettingError(name, f"{name}={value!r} can't be used", f"give a whole number, {low} or more")
-    return int(value)
-
-
-def check_choice(name: str, value: object, choices: Sequence[str | None]) -> str | None:
-    """The value of a setting that must be one of a few; raises `SettingError`."""
-    if value not in choices:
-        raise SettingError(name, f"{name}={value!r} is unknown", f"it is one of {', '.join(map(str, choices))}")
-    return value

@@ -18,6 +18,7 @@ MAX_TILES = 256  # published configurations use up to 40
 ROW_MULTIPLE = 128  # tokens; a row of 8192 is filled up by less than 1 % on average
 CHUNK_LOGITS = 2**28  # logits of a loss's chunk on CUDA, in half precision .5 GiB: 1,728 rows of 151,674 words
 SOFTMAX_LOGITS = 2**25  # of them, those that a softmax in float32 exists of at a time; on a CPU also the chunk
+DECODING = (False, True, "auto")  # of images, fast
 DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 # Objectives of preference tuning, and whether each compares with a reference.
 OBJECTIVES = {"dpo": True, "ipo": True, "hinge": True, "bco_pair": True, "orpo": False, "simpo": False, "sft": False}
@@ -67,9 +68,9 @@ class Range(NamedTuple):
 
 
 _ABOVE = Range(is_above=True)
-_COUNTS = """row_multiple flash_window lora_rank batch_size pack_tokens pack_tiles accumulative_counts val_interval
-    val_batch_size val_benchmark_limit val_max_new_tokens""".split()
-# By the short names of `settings.SETTINGS`; a setting that is None is left to its class.
+_COUNTS = """max_length num_frames row_multiple flash_window lora_rank batch_size pack_tokens pack_tiles
+    accumulative_counts val_interval val_batch_size val_benchmark_limit val_max_new_tokens""".split()
+# By the short names of `settings.SETTINGS`, or an argument's own; a setting that is None is left to its class.
 RANGES = {
     **dict.fromkeys(_COUNTS, Range(1, kinds=(int,))),
     **dict.fromkeys(("save_steps", "save_total_limit"), Range(1, kinds=(int,), others=(-1,))),  # -1: no limit
@@ -84,6 +85,9 @@ RANGES = {
     "dtype": Range(kinds=(), others=("auto", *DTYPE_NAMES)),
     "sequence_parallel": Range(kinds=(), others=(1, 2, 4, 8)),
     "loss_reduction": Range(kinds=(), others=tuple(REDUCTIONS)),
+    "fast_decoding": Range(kinds=(), others=DECODING),
+    "on_bad_sample": Range(kinds=(), others=("raise", "skip")),
+    "group_by": Range(kinds=(), others=(None, "length", "modality")),
 }
 
 

@@ -13,14 +13,14 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset, get_worker_info
 
-from ..errors import DataError, MediaError, RecordError, check_choice, check_whole
+from ..errors import DataError, MediaError, RecordError
 from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, leave_signals_to_parent
-from ..ranges import REDUCTIONS
+from ..ranges import REDUCTIONS, check
 from . import left_out
 from .base import read_base, work_rates
 from .images.media import MediaSource
-from .images.tiles import MODES, degrade, open_tiles
+from .images.tiles import degrade, open_tiles
 from .images.tiling import DynamicTiling
 from .images.video import load_frames
 from .mixture import Source, open_sources, pick_records
@@ -118,10 +118,10 @@ class MultimodalDataset(Dataset):
         )
         self.sources = open_sources(data_paths, image_folders, repeat_times, dataset_settings, config, shared)
         self.tile_size = self.sources[0].tiling.tile_size
-        self.loss_reduction = check_choice("loss_reduction", loss_reduction, tuple(REDUCTIONS))
-        self.on_bad_sample = check_choice("on_bad_sample", on_bad_sample, left_out.POLICIES)
-        self.fast_decoding = check_choice("fast_decoding", fast_decoding, MODES)
-        self.num_frames = check_whole("num_frames", num_frames, 1)
+        self.loss_reduction = check("loss_reduction", loss_reduction)
+        self.on_bad_sample = check("on_bad_sample", on_bad_sample)
+        self.fast_decoding = check("fast_decoding", fast_decoding)
+        self.num_frames = check("num_frames", num_frames)
         each = enumerate(self.sources, SEED)
         self.picks = [pick_records(len(source.index), source.repeat, seed) for seed, source in each]
         self.ends = np.cumsum([len(pick) for pick in self.picks])

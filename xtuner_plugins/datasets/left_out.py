@@ -18,7 +18,6 @@ from .plan.budget import BROKEN, DROPPED, FATES, FITS
 if TYPE_CHECKING:
     from .dataset import MultimodalDataset
 
-POLICIES = ("raise", "skip")
 ON_PURPOSE = ("too_long", "rejected", "empty_answer")  # left out under every policy, not counted as bad
 FILLER = "(filler: no sample is left for this rank)"
 FILLER_INDEX = -(1 << 31)  # what a sampler yields where no sample is left for a rank; no dataset has this index

@@ -19,15 +19,15 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS
 
-from ..errors import SettingError, check_choice
+from ..errors import SettingError
 from ..files import array_hash, text_hash
+from ..ranges import check
 from ..settings import ConfigError
 from .dataset import MultimodalDataset
 from .left_out import FILLER_INDEX, describe, left_out
 from .plan.packing import Packs, arrange, efficiency, pack_samples
 from .plan.plan import Plan, PlannedIndex
 
-GROUPS = (None, "length", "modality")
 FORMAT = "4"  # of plans, in the digest; to be raised when they are others, or in another order
 
 
@@ -61,7 +61,7 @@ class PlanSampler(Plan):
         sequence_parallel: int = 1,
     ):
         self.dataset, self.shuffle, self.group_size = dataset, shuffle, group_size
-        self.group_by = check_choice("group_by", group_by, GROUPS)
+        self.group_by = check("group_by", group_by)
         self.seed = sync_random_seed() if seed is None else seed
         process, num_processes = get_dist_info() if ranks is None else ranks
         check_groups(num_processes, sequence_parallel)

@@ -28,10 +28,11 @@ def test_a_line_has_everything_in_one_order():
 
 def test_padding_counts_no_token_and_fillers_no_sample():
     window, mask = _Window(), torch.tensor([[True, True, True, False], [True, False, False, False]])
-    padded = {"input_ids": torch.zeros(2, 4), "attention_mask": mask, "sources": ["a:1", "a:2"]}
-    batches = [padded, {"input_ids": torch.zeros(1, 4), "sources": [FILLER]}]
-    learned = {"sample_losses": torch.zeros(2), "labels": torch.full((2, 4), -100), "num_tiles": torch.zeros(2)}
-    window.add([{**batch, **learned} for batch in batches], {"loss": 0.0, "supervised_tokens": 0}, 2.0)
+    ids = torch.full((2, 4), -100)
+    padded = {"input_ids": ids, "labels": ids, "attention_mask": mask, "sources": ["a:1", "a:2"]}
+    batches = [padded, {"input_ids": ids[:1], "labels": ids[:1], "sources": [FILLER]}]
+    batches = [{**each, "sample_losses": torch.zeros(2), "num_tiles": torch.zeros(2)} for each in batches]
+    window.add(batches, {"loss": 0.0, "supervised_tokens": 0}, 2.0)
     speeds = {"tokens_per_second": 4.0, "samples_per_second": 1.0, "padding": pytest.approx(1 / 3)}
     assert window.figures().items() >= speeds.items()
 

@@ -19,7 +19,6 @@ from ...errors import SettingError
 from .media import SWAPS_SIDES, Blob, MediaSource, load_image, open_image, orientation, upright_size
 from .tiling import DynamicTiling, Grid
 
-MODES = (False, True, "auto")
 FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}  # EXIF orientation -> axes, once sides are swapped
 LANES = 4  # channels that the kernel resizes in the time of one
 OFFICIAL_QUALITY = (75, 100)  # what `data_augment` means in the official code
@@ -29,7 +28,7 @@ def open_tiles(source: MediaSource, rule: DynamicTiling, fast: bool | str = Fals
     """The tiles of an image, uint8 `[T, 3, S, S]`, thumbnail last.
 
     Args:
-        fast: one of `MODES`.
+        fast: one of `ranges.DECODING`.
 
     Raises:
         MediaError: as `media.load_image`.

@@ -13,8 +13,7 @@ All of this depends on sizes and lengths alone, so the plan of an epoch and the 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...errors import check_whole
-from ...ranges import image_tokens
+from ...ranges import check, image_tokens
 from ..images.tiling import DynamicTiling
 from ..text.conversation import Encoded
 
@@ -44,7 +43,7 @@ class TileBudget:
     may_cut: bool = True  # whether the end of a text may be cut off
 
     def __post_init__(self):
-        check_whole("max_length", self.max_length, 1)
+        check("max_length", self.max_length)
 
     def count(self, tiling: DynamicTiling, size: tuple[int, int], limit: int) -> int:
         """Tiles of one image under a limit."""

@@ -84,7 +84,7 @@ _UNTYPED = {
 }
 # What a key's value has to pass; None is left to its class.
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    **{SETTINGS[name].key: partial(ranges.check, name) for name in ranges.RANGES},
+    **{SETTINGS[name].key: partial(ranges.check, name) for name in ranges.RANGES if name in SETTINGS},
     "model.visual_encoder_lora.r": partial(ranges.check, "lora_rank"),
     "model.visual_encoder_lora.lora_dropout": partial(ranges.check, "lora_dropout"),
     "model.llm_lora.target_modules": target_matcher,

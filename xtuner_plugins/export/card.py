@@ -47,11 +47,19 @@ def make(plan: TrainedPlan) -> str:
 
     said = plan.record
     try:
-        shown = {"base": Path(said["base"]["path"]).name, "exported": datetime.date.today().isoformat()}
-        shown |= {"files": said["base"]["files"], "data": _data(said), "run": dict(_run(said))}
-        shown["settings"] = record.flat({key: said["settings"][key] for key in sorted(said["settings"])})
-        shown |= {"gain": plan.checkpoint.run.get("image_gain"), "scores": None, "changed": None}
-        return _template().render(shown, num_replaced=len(plan.replaced), num_merged=len(plan.adapters))
+        return _template().render(
+            base=Path(said["base"]["path"]).name,
+            exported=datetime.date.today().isoformat(),
+            files=said["base"]["files"],
+            data=_data(said),
+            run=dict(_run(said)),
+            settings=record.flat({key: said["settings"][key] for key in sorted(said["settings"])}),
+            gain=plan.checkpoint.run.get("image_gain"),
+            scores=None,
+            changed=None,
+            num_replaced=len(plan.replaced),
+            num_merged=len(plan.adapters),
+        )
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{plan.checkpoint.path}: its record doesn't fit a model card ({error})") from None
 

@@ -54,15 +54,22 @@ def check_expressible(config: Mapping) -> EncoderFamily:
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     """See ``weights/model_view.py``."""
-    family, token = check_expressible(config), tokenizer_files.token_id(tokenizer, PROCESSOR_TOKEN)
-    written = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
-    written |= dict(transformers_version=RELEASE, image_token_index=token)
-    written |= dict(image_seq_length=official.num_image_tokens(config), projector_hidden_act="gelu")
-    written |= dict(multimodal_projector_bias=True, vision_feature_layer=config["select_layer"])
-    written |= dict(vision_feature_select_strategy=family.llava.feature_strategy, tie_word_embeddings=False)
-    written |= dict(torch_dtype=config.get("torch_dtype", "bfloat16"))
-    written |= dict(text_config=text_config(config, tokenizer, num_rows))
-    return {**written, "vision_config": {**config["vision_config"], **dict(family.fixed)}}
+    family = check_expressible(config)
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "transformers_version": RELEASE,
+        "image_token_index": tokenizer_files.token_id(tokenizer, PROCESSOR_TOKEN),
+        "image_seq_length": official.num_image_tokens(config),
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": config["select_layer"],
+        "vision_feature_select_strategy": family.llava.feature_strategy,
+        "tie_word_embeddings": False,
+        "torch_dtype": config.get("torch_dtype", "bfloat16"),
+        "text_config": text_config(config, tokenizer, num_rows),
+        "vision_config": {**config["vision_config"], **dict(family.fixed)},
+    }
 
 
 def write_processor(stage: Path, config: Mapping) -> None:
@@ -71,8 +78,10 @@ def write_processor(stage: Path, config: Mapping) -> None:
     crop = {"do_center_crop": False, "crop_size": {"height": size, "width": size}}
     pixels = {"image_processor_type": names.image_processor, **TOKENIZER_FIELDS, **official.pixel_fields(size), **crop}
     write_json(stage / "preprocessor_config.json", pixels)
-    fields = dict(
-        patch_size=config["vision_config"]["patch_size"], vision_feature_select_strategy=names.feature_strategy
-    )
-    fields |= dict(num_additional_image_tokens=names.class_tokens, image_token=PROCESSOR_TOKEN)
+    fields = {
+        "patch_size": config["vision_config"]["patch_size"],
+        "vision_feature_select_strategy": names.feature_strategy,
+        "num_additional_image_tokens": names.class_tokens,
+        "image_token": PROCESSOR_TOKEN,
+    }
     write_json(stage / "processor_config.json", {**TOKENIZER_FIELDS, **fields})

@@ -16,23 +16,54 @@ from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 from xtuner_plugins.weights.writer import write_json
 
-# Every InternViT is published under this name, the 300M one too.
-VISION_CONFIG: dict[str, Any] = dict(architectures=["InternVisionModel"], model_type="intern_vit_6b")
-VISION_CONFIG |= dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-# 8 x 8 patches, and 4 x 4 = 16 image tokens after the pixel shuffle.
-VISION_CONFIG |= dict(image_size=112, patch_size=14, num_channels=3)
-VISION_CONFIG |= dict(norm_type="layer_norm", layer_norm_eps=1e-6, qkv_bias=True, qk_normalization=False)
-VISION_CONFIG |= dict(hidden_act="gelu", attention_dropout=0.0, dropout=0.0, drop_path_rate=0.0, use_flash_attn=False)
-VISION_CONFIG |= dict(initializer_factor=0.1, initializer_range=1e-10, torch_dtype="bfloat16")
+VISION_CONFIG: dict[str, Any] = {
+    "architectures": ["InternVisionModel"],
+    "attention_dropout": 0.0,
+    "drop_path_rate": 0.0,
+    "dropout": 0.0,
+    "hidden_act": "gelu",
+    "hidden_size": 64,
+    "image_size": 112,  # 8 x 8 patches of 14, 4 x 4 = 16 image tokens after the pixel shuffle
+    "initializer_factor": 0.1,
+    "initializer_range": 1e-10,
+    "intermediate_size": 128,
+    "layer_norm_eps": 1e-6,
+    "model_type": "intern_vit_6b",  # the published name of every InternViT, the 300M one too
+    "norm_type": "layer_norm",
+    "num_attention_heads": 4,
+    "num_channels": 3,
+    "num_hidden_layers": 2,
+    "patch_size": 14,
+    "qk_normalization": False,
+    "qkv_bias": True,
+    "torch_dtype": "bfloat16",
+    "use_flash_attn": False,
+}
 
-LLM_CONFIG: dict[str, Any] = dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2")
-LLM_CONFIG |= dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-LLM_CONFIG |= dict(num_key_value_heads=2, hidden_act="silu", rms_norm_eps=1e-6, attention_dropout=0.0)
-LLM_CONFIG |= dict(max_position_embeddings=4096, rope_theta=1000000.0, tie_word_embeddings=True)
-LLM_CONFIG |= dict(use_sliding_window=False, sliding_window=None, max_window_layers=2)
-LLM_CONFIG |= dict(initializer_range=0.02, torch_dtype="bfloat16", use_cache=True)
-# From the tokenizer; its length is rounded up as in Qwen2.5 (which has 271 spare rows).
-LLM_CONFIG |= dict.fromkeys(("bos_token_id", "eos_token_id", "vocab_size"))
+LLM_CONFIG: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": None,  # from the tokenizer
+    "eos_token_id": None,  # from the tokenizer
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "initializer_range": 0.02,
+    "intermediate_size": 128,
+    "max_position_embeddings": 4096,
+    "max_window_layers": 2,
+    "model_type": "qwen2",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": None,  # the tokenizer's length, rounded up as in Qwen2.5 (which has 271 spare rows)
+}
 
 VOCAB_MULTIPLE = 64
 # The order in which random weights are drawn: the same seed gives the same bytes, whatever order a model declares.
@@ -104,13 +135,20 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str
 
     Gains and biases are random too, so that a test sees when one is skipped or swapped.
     """
-    generator, tensors = torch.Generator().manual_seed(seed), {}
-    for name, shape in shapes.items():
-        std = 0.5 if name.endswith(("class_embedding", "position_embedding")) else math.prod(shape[1:]) ** -0.5
-        tensors[name] = torch.randn(shape, generator=generator) * (0.1 if len(shape) == 1 else std)
-        if len(shape) == 1 and (name.endswith(("ls1", "ls2")) or "norm" in name and name.endswith(".weight")):
-            tensors[name] += 1.0
-    return tensors
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(shape: tuple[int, ...], std: float) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * std
+
+    def make(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if len(shape) == 1:
+            is_gain = name.endswith(("ls1", "ls2")) or ("norm" in name and name.endswith(".weight"))
+            return normal(shape, 0.1) + (1.0 if is_gain else 0.0)
+        if name.endswith(("class_embedding", "position_embedding")):
+            return normal(shape, 0.5)
+        return normal(shape, math.prod(shape[1:]) ** -0.5)
+
+    return {name: make(name, shape) for name, shape in shapes.items()}
 
 
 def write_llm_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:

@@ -45,12 +45,17 @@ KEYS = KeyMapping(
         Row("vision_model.embeddings.patch_embedding.{p}", "vision_tower.embeddings.patch_embeddings.projection.{p}"),
         Row(_VIT + "attn.qkv.{p}", tuple(f"{_HF_VIT}attention.{n}_proj.{{p}}" for n in "qkv")),
         Row(_VIT + "attn.proj.{p}", _HF_VIT + "attention.projection_layer.{p}"),
-        *(Row(f"{_VIT}attn.{n}_norm.weight", f"{_HF_VIT}attention.{n}_norm.weight") for n in "qk"),
-        *(Row(f"{_VIT}norm{n}.{{p}}", f"{_HF_VIT}layernorm_{at}.{{p}}") for n, at in ((1, "before"), (2, "after"))),
-        *(Row(f"{_VIT}ls{n}", f"{_HF_VIT}lambda_{n}") for n in (1, 2)),
-        *(Row(f"{_VIT}mlp.fc{n}.{{p}}", f"{_HF_VIT}mlp.fc{n}.{{p}}") for n in (1, 2)),
+        Row(_VIT + "attn.q_norm.weight", _HF_VIT + "attention.q_norm.weight"),
+        Row(_VIT + "attn.k_norm.weight", _HF_VIT + "attention.k_norm.weight"),
+        Row(_VIT + "norm1.{p}", _HF_VIT + "layernorm_before.{p}"),
+        Row(_VIT + "norm2.{p}", _HF_VIT + "layernorm_after.{p}"),
+        Row(_VIT + "ls1", _HF_VIT + "lambda_1"),
+        Row(_VIT + "ls2", _HF_VIT + "lambda_2"),
+        Row(_VIT + "mlp.fc1.{p}", _HF_VIT + "mlp.fc1.{p}"),
+        Row(_VIT + "mlp.fc2.{p}", _HF_VIT + "mlp.fc2.{p}"),
         Row("mlp1.0.{p}", "multi_modal_projector.layer_norm.{p}"),
-        *(Row(f"mlp1.{n}.{{p}}", f"multi_modal_projector.linear_{to}.{{p}}") for n, to in ((1, 1), (3, 2))),
+        Row("mlp1.1.{p}", "multi_modal_projector.linear_1.{p}"),
+        Row("mlp1.3.{p}", "multi_modal_projector.linear_2.{p}"),
         Row("language_model.{rest}", "language_model.{rest}"),
     ],
     "official InternVL",
@@ -96,17 +101,33 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
         "another eps of the q/k norm than 1e-6": vision.get("qk_normalization") and other_eps,
     }
     official.refuse(NAME, others)
-    dtype, token = config.get("torch_dtype", "bfloat16"), tokenizer_files.token_id(tokenizer, "<IMG_CONTEXT>")
-    written = {"architectures": ["InternVLForConditionalGeneration"], "model_type": "internvl"}
-    written |= dict(transformers_version=RELEASE, downsample_ratio=config["downsample_ratio"])
-    written |= dict(image_seq_length=official.num_image_tokens(config), image_token_id=token)
-    written |= dict(projector_hidden_act="gelu", vision_feature_layer=-1, vision_feature_select_strategy="default")
-    written |= dict(tie_word_embeddings=False, torch_dtype=dtype, text_config=text_config(config, tokenizer, num_rows))
-    own = {name: vision[ours] for ours, name in _VISION_NAMES.items() if ours in vision}
-    own |= {"architectures": ["InternVLVisionModel"], "model_type": "internvl_vision"}
-    own |= dict(image_size=[vision["image_size"]] * 2, patch_size=[vision["patch_size"]] * 2, projection_dropout=0.0)
-    own |= dict(use_absolute_position_embeddings=True, use_mask_token=False, use_mean_pooling=True, torch_dtype=dtype)
-    return {**written, "vision_config": own}
+    dtype = config.get("torch_dtype", "bfloat16")
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "transformers_version": RELEASE,
+        "downsample_ratio": config["downsample_ratio"],
+        "image_seq_length": official.num_image_tokens(config),
+        "image_token_id": tokenizer_files.token_id(tokenizer, "<IMG_CONTEXT>"),
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "text_config": text_config(config, tokenizer, num_rows),
+        "vision_config": {
+            **{name: vision[ours] for ours, name in _VISION_NAMES.items() if ours in vision},
+            "architectures": ["InternVLVisionModel"],
+            "model_type": "internvl_vision",
+            "image_size": [vision["image_size"]] * 2,
+            "patch_size": [vision["patch_size"]] * 2,
+            "projection_dropout": 0.0,
+            "use_absolute_position_embeddings": True,
+            "use_mask_token": False,
+            "use_mean_pooling": True,
+            "torch_dtype": dtype,
+        },
+    }
 
 
 def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:

@@ -45,20 +45,32 @@ def qwen_keys(config: Mapping) -> KeyMapping:
 def internlm2_config(config: Mapping) -> dict:
     """Llama's config from InternLM2's."""
     dropped = ("bias", "attn_implementation", "auto_map", "architectures", "model_type")
-    kept = {key: value for key, value in config.items() if key not in dropped}
-    kept |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    return kept | {"attention_bias": bool(config.get("bias", True)), "mlp_bias": False}
+    return {
+        **{key: value for key, value in config.items() if key not in dropped},
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": bool(config.get("bias", True)),
+        "mlp_bias": False,
+    }
 
 
 def qwen_config(config: Mapping) -> dict:
     """Qwen2's config from Qwen's."""
-    fields = {name: config[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")}
-    fields |= dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_act="silu")
-    fields |= dict(intermediate_size=config["intermediate_size"] // 2, rms_norm_eps=config["layer_norm_epsilon"])
-    fields |= dict(num_key_value_heads=config["num_attention_heads"], max_position_embeddings=config["seq_length"])
-    fields |= dict(rope_theta=float(config.get("rotary_emb_base", 10000)), use_sliding_window=False)
-    fields |= dict(tie_word_embeddings=bool(config.get("tie_word_embeddings", False)))
-    return {**fields, "initializer_range": config.get("initializer_range", 0.02)}
+    same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    return {
+        **{name: config[name] for name in same},
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "intermediate_size": config["intermediate_size"] // 2,
+        "num_key_value_heads": config["num_attention_heads"],
+        "rms_norm_eps": config["layer_norm_epsilon"],
+        "rope_theta": float(config.get("rotary_emb_base", 10000)),
+        "max_position_embeddings": config["seq_length"],
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "use_sliding_window": False,
+        "initializer_range": config.get("initializer_range", 0.02),
+    }
 
 
 # By ``model_type``: the config and the names of the class that runs it

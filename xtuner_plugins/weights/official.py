@@ -69,17 +69,31 @@ def make_config(
         **fields: others of the file's own fields, such as ``select_layer``.
     """
     plain, shared = projector_type != PROJECTOR_TYPES[0], {"tie_word_embeddings": False, "torch_dtype": dtype}
-    config = {"architectures": ["InternVLChatModel"], "auto_map": dict(AUTO_MAP), "model_type": "internvl_chat"}
-    config |= dict(template=template or llm_family(llm).template, select_layer=-1, ps_version="v2")
-    config |= dict(projector_type=projector_type) if plain else {}
-    config |= dict(downsample_ratio=1.0 if projector_type == "mlp" else 0.5, force_image_size=vision["image_size"])
-    config |= dict(dynamic_image_size=True, use_thumbnail=not plain or max_tiles > 1)
-    config |= dict(min_dynamic_patch=1, max_dynamic_patch=max_tiles, use_backbone_lora=0, use_llm_lora=0)
-    config |= dict(pad2square=False, **shared, hidden_size=llm.get("hidden_size"), image_fold=None)
-    config |= dict(output_attentions=False, transformers_version=RELEASE)
-    config["llm_config"] = {**{key: value for key, value in sorted(llm.items()) if key != "dtype"}, **shared}
-    config["vision_config"] = {**dict(sorted(vision.items())), "torch_dtype": dtype}
-    return config | fields
+    return {
+        "architectures": ["InternVLChatModel"],
+        "auto_map": dict(AUTO_MAP),
+        "model_type": "internvl_chat",
+        "template": template or llm_family(llm).template,
+        "select_layer": -1,
+        "ps_version": "v2",
+        **({"projector_type": projector_type} if plain else {}),
+        "downsample_ratio": 1.0 if projector_type == "mlp" else 0.5,
+        "force_image_size": vision["image_size"],
+        "dynamic_image_size": True,
+        "use_thumbnail": not plain or max_tiles > 1,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": max_tiles,
+        **dict.fromkeys(("use_backbone_lora", "use_llm_lora"), 0),
+        "pad2square": False,
+        **shared,
+        "hidden_size": llm.get("hidden_size"),
+        "image_fold": None,
+        "output_attentions": False,
+        "transformers_version": RELEASE,
+        "llm_config": {**{key: value for key, value in sorted(llm.items()) if key != "dtype"}, **shared},
+        "vision_config": {**dict(sorted(vision.items())), "torch_dtype": dtype},
+        **fields,
+    }
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
@@ -101,9 +115,14 @@ def write_processor(stage: Path, config: Mapping) -> None:
 
 def pixel_fields(size: int) -> dict:
     """What image processors do to an image: RGB, ``size`` x ``size`` by bicubic resampling, ImageNet's mean and std."""
-    fields = dict.fromkeys(("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True)
-    fields |= dict(image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD), rescale_factor=1 / 255, resample=3)
-    return fields | {"size": {"height": size, "width": size}}
+    return {
+        **dict.fromkeys(("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True),
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+        "size": {"height": size, "width": size},
+    }
 
 
 def tile_limits(config: Mapping) -> tuple[int, int]:

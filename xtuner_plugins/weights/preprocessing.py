@@ -56,9 +56,14 @@ class Choice:
 
     def config_fields(self, base: Mapping) -> dict[str, Any]:
         """The fields of an official ``config.json``, laid over those of ``base``."""
-        limits = dict(dynamic_image_size=True, min_dynamic_patch=self.min_tiles, max_dynamic_patch=self.max_tiles)
-        others = dict(use_thumbnail=self.use_thumbnail, template=self.template)
-        return {**system_fields(self.conversation, base), **limits, **others}
+        return {
+            **system_fields(self.conversation, base),
+            "dynamic_image_size": True,
+            "min_dynamic_patch": self.min_tiles,
+            "max_dynamic_patch": self.max_tiles,
+            "use_thumbnail": self.use_thumbnail,
+            "template": self.template,
+        }
 
 
 def system_fields(conversation: Conversation, base: Mapping | None = None) -> dict[str, Any]:

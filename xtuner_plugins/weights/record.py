@@ -88,14 +88,21 @@ def base_facts(directory: str | Path) -> dict[str, Any]:
 
 def data_facts(dataset: Any) -> list[dict[str, Any]]:
     """The annotation files of a live `MultimodalDataset`: their content, and what counts for their samples."""
-    facts = []
-    for source, rejected in zip(dataset.sources, dataset.rejected, strict=True):
-        files = sorted(getattr(source.index, "stamps", None) or [source.index.file])
-        own = {"name": source.name, "sha256": " ".join(map(file_hash, files)), "columns": plain(source.index.columns)}
-        own |= dict(rejected=sorted(map(int, rejected)), repeat=source.repeat, loss_weight=source.loss_weight)
-        own |= dict(records=len(source.index), template=source.template.name)
-        facts.append({**own, "tiling": repr(source.tiling), "jpeg_quality": repr(source.jpeg_quality)})
-    return facts
+    return [
+        {
+            "name": source.name,
+            "sha256": " ".join(map(file_hash, sorted(getattr(source.index, "stamps", None) or [source.index.file]))),
+            "columns": plain(source.index.columns),
+            "rejected": sorted(map(int, rejected)),
+            "repeat": source.repeat,
+            "loss_weight": source.loss_weight,
+            "records": len(source.index),
+            "template": source.template.name,
+            "tiling": repr(source.tiling),
+            "jpeg_quality": repr(source.jpeg_quality),
+        }
+        for source, rejected in zip(dataset.sources, dataset.rejected, strict=True)
+    ]
 
 
 def plain(value: Any, *, fill: bool = False) -> Any:
@@ -149,9 +156,12 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
     clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
     wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
     parts = {key: _counting(loader[key], f"train_dataloader.{key}") for key in LOADER if loader.get(key)}
-    found = {"model": _counting(cfg["model"], "model"), "train_dataloader": parts}
-    found["optim_wrapper"] = {key: wrapper[key] for key in WRAPPER if wrapper.get(key)}
-    return {**found, "param_scheduler": cfg.get("param_scheduler")}
+    return {
+        "model": _counting(cfg["model"], "model"),
+        "train_dataloader": parts,
+        "optim_wrapper": {key: wrapper[key] for key in WRAPPER if wrapper.get(key)},
+        "param_scheduler": cfg.get("param_scheduler"),
+    }
 
 
 def _counting(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -187,10 +197,13 @@ def make(
     settings["model"]["dtype"] = dtype
     settings |= {"seed": seed, "resize_rule": resize_rule, "token_rules": preprocessing.TOKEN_RULES}
     shares = batch_size * accumulative * ranks, ranks, batch_size, accumulative
-    steps = dict(zip(STEPS, [*shares, *(cfg["train_cfg"].get(key) for key in LENGTHS)], strict=True))
-    data = data_facts(dataset) if hasattr(dataset, "sources") else []
-    made = {"base": base_facts(cfg["model"]["base"]), "data": data, "settings": settings, "steps": steps}
-    return {**made, "versions": {name: version(name) for name in VERSIONS}}
+    return {
+        "base": base_facts(cfg["model"]["base"]),
+        "data": data_facts(dataset) if hasattr(dataset, "sources") else [],
+        "settings": settings,
+        "steps": dict(zip(STEPS, [*shares, *(cfg["train_cfg"].get(key) for key in LENGTHS)], strict=True)),
+        "versions": {name: version(name) for name in VERSIONS},
+    }
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -125,32 +125,45 @@ def build_base(
         key: sum(count for name, count in counts.items() if name.startswith(part.attribute))
         for key, part in PARTS.items()
     }
-    done = {"out": str(out), "num_parameters": sum(counts.values()), "num_bytes": num_bytes, "vocab_size": num_rows}
-    done |= {"num_new_tokens": llm_part.num_new_tokens, "num_image_token": official.num_image_tokens(config)}
-    done |= {"projector": str(projector) if projector else f"fresh, seed {seed}", "template": conversation.name}
-    return {**done, "parts": parts, "notes": _notes(config, llm_part, conversation)}
+    return {
+        "out": str(out),
+        "num_parameters": sum(counts.values()),
+        "num_bytes": num_bytes,
+        "vocab_size": num_rows,
+        "num_new_tokens": llm_part.num_new_tokens,
+        "num_image_token": official.num_image_tokens(config),
+        "projector": str(projector) if projector else f"fresh, seed {seed}",
+        "template": conversation.name,
+        "parts": parts,
+        "notes": _notes(config, llm_part, conversation),
+    }
 
 
 def _notes(config: dict, llm: LLMPart, conversation: Conversation) -> list[str]:
     """Lines on the prompt, the head, and who runs the directory, if not all."""
-    llm_config, projector_type = config["llm_config"], config.get("projector_type")
-    size, encoder = llm_config["vocab_size"] * llm_config["hidden_size"], encoder_family(config["vision_config"])
-    what = f"projector type {projector_type}" if encoder.is_intern_vit else encoder.architecture
-    elsewhere = "; --format llava exports it for other programs" if encoder.llava and projector_type == "mlp" else ""
-    others = {
-        f"the format stores a head beside the tied embedding: {size / 1e6:,.1f} M parameters more": llm.is_tied,
-        f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}": (
-            projector_type or not encoder.is_intern_vit
-        ),
-        "the system message is this model's own; programs with an own table of templates (the official repository, "
-        f"LMDeploy) prompt with that of {conversation.name}": preprocessing.system_fields(conversation),
-        f"Flash compresses about {1 - config.get('flash_relative_threshold', 0):.0%} of the tiles of a request at "
-        "most, and never a tile that is alone": config.get("flash_mode"),
-    }
-    return [
-        *tokenizer_files.describe_prompt(llm.tokenizer, conversation),
-        *(note for note, is_so in others.items() if is_so),
-    ]
+    notes = tokenizer_files.describe_prompt(llm.tokenizer, conversation)
+    if llm.is_tied:
+        size = config["llm_config"]["vocab_size"] * config["llm_config"]["hidden_size"]
+        notes.append(f"the format stores a head beside the tied embedding: {size / 1e6:,.1f} M parameters more")
+    encoder, projector_type = encoder_family(config["vision_config"]), config.get("projector_type")
+    if projector_type or not encoder.is_intern_vit:
+        what = f"projector type {projector_type}" if encoder.is_intern_vit else encoder.architecture
+        llava = encoder.llava and projector_type == "mlp"
+        elsewhere = "; --format llava exports it for other programs" if llava else ""
+        notes.append(
+            f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"
+        )
+    if preprocessing.system_fields(conversation):
+        notes.append(
+            "the system message is this model's own; programs with an own table of templates (the official repository, "
+            f"LMDeploy) prompt with that of {conversation.name}"
+        )
+    if config.get("flash_mode"):
+        most = 1 - config["flash_relative_threshold"]
+        notes.append(
+            f"Flash compresses about {most:.0%} of the tiles of a request at most, and never a tile that is alone"
+        )
+    return notes
 
 
 def local_directory(name: str | Path, role: str) -> Path:
@@ -186,7 +199,10 @@ def read_llm(directory: Path) -> LLMPart:
     if EMBEDDING not in tensors:
         raise CheckpointError(f"language model: {directory} has no {EMBEDDING}")
     if config.get("tie_word_embeddings") or HEAD not in tensors:
-        if not config.get("tie_word_embeddings", True):
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        ties_by_default = CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings
+        if not config.get("tie_word_embeddings", ties_by_default):
             raise CheckpointError(f"language model: {directory} has no {HEAD}, but its config says that it isn't tied")
         tensors[HEAD] = tensors[EMBEDDING]
     tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)

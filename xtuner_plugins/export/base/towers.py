@@ -175,8 +175,14 @@ def _read_dinov2(directory: Path, stored: Mapping, tile_size: int | None) -> tup
     tensors = _DINOV2.to_ours({name: held[name] for name in held if name.startswith(("embeddings.", "encoder."))})
     if _POSITIONS in tensors:
         tensors[_POSITIONS] = MemoryTensor(_resized(tensors[_POSITIONS].read().float(), size // config.patch_size))
-    fields = dict(model_type="intern_vit_6b", intermediate_size=int(config.hidden_size * config.mlp_ratio))
-    fields |= dict(image_size=size, norm_type="layer_norm", qk_normalization=False, use_flash_attn=True)
+    fields = {
+        "model_type": "intern_vit_6b",
+        "intermediate_size": int(config.hidden_size * config.mlp_ratio),
+        "image_size": size,
+        "norm_type": "layer_norm",
+        "qk_normalization": False,
+        "use_flash_attn": True,
+    }
     same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size", "qkv_bias")
     fields |= {name: getattr(config, name) for name in (*same, "hidden_act", "layer_norm_eps", "initializer_range")}
     return fields, {PREFIX + name: tensor for name, tensor in tensors.items()}

@@ -5,7 +5,7 @@ r"""Flash on the toy world: how many image tokens the router saves, and what tha
 
     python benchmarks/real_model.py --grid 2 --steps 120 --asked 400
     python benchmarks/flash_toy.py --start work_dirs/realmodel/seed-0-grid-2 --max-tiles 4 --batch-size 8 \
-        --steps 100 40 --rate 2e-5 --quantiles 0.2 --dtype bfloat16
+        --steps 100 40 --rate 2e-5 --thresholds 0.3/0 0.2/0.5 --dtype bfloat16
 
 Builds a Flash base of the run's export, trains both stages with the recipes' commands, and asks the held-out
 questions: by the router, as many tiles at random, all, and with --lora, without which nothing else trains than what
@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of stage 1 (default 1e-3)")
     parser.add_argument("--dtype", default="float32", help="in which both train and answer (default float32)")
     parser.add_argument("--lora", action="store_true", help="stage 1 trains the LLM by LoRA, too, not mlp2 alone")
-    parser.add_argument("--quantiles", type=float, nargs="+", default=[0.3], help="relative thresholds to try")
+    told = "relative and absolute thresholds to try (default 0.3/0.5)"
+    parser.add_argument("--thresholds", nargs="+", default=["0.3/0.5"], help=told)
     args = parser.parse_args()
     model, base, images = args.start / "model", args.out / "base", args.start / "data/images"
     parts = [f"--{part}={model}" for part in ("vision", "llm", "projector")]
@@ -95,9 +96,9 @@ def main() -> None:
 
     none = {"none": lambda original, probabilities, *_: torch.zeros(len(probabilities), dtype=torch.bool)}
     ways = none if args.lora else {}
-    for quantile in args.quantiles:
-        ways[f"router, {quantile:g}"] = lambda original, *rest: original(*rest)
-        ways[f"at random, {quantile:g}"] = at_random
+    for pair in args.thresholds:
+        ways[f"router, {pair}"] = lambda original, *rest: original(*rest)
+        ways[f"at random, {pair}"] = at_random
     ways["all"] = lambda original, probabilities, *_: torch.ones(len(probabilities), dtype=torch.bool)
     whole = open_session(model, device="cpu", dtype=args.dtype)
     before, _ = ask(whole, questions, images, none["none"])
@@ -105,7 +106,8 @@ def main() -> None:
     print(f"the model before: right {rows['the model before']['right']:.1%}", flush=True)
     for name, choose in ways.items():
         if ", " in name:
-            settings.flash_relative_threshold = float(name.split(", ")[1])
+            pair = name.split(", ")[1].split("/")
+            settings.flash_relative_threshold, settings.flash_absolute_threshold = map(float, pair)
         right, tokens = ask(session, questions, images, choose)
         rows[name] = {"tokens": tokens, "right": sum(right) / len(right), "difference": difference(before, right)}
         print(

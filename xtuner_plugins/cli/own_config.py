@@ -85,14 +85,35 @@ def write(
     changes: Mapping[str, Any],
     remarks: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a config, and prints how it is started; arguments as of `derive`."""
+    """Writes a config, and prints how it is started.
+
+    Args:
+        out: The file.
+        parent: As the others, of `derive`.
+        labels: ``launch`` is what is printed.
+        changes: By key of the runner.
+        remarks: By key of the runner.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(derive(parent, labels, changes, remarks or {}), encoding="utf-8")
     print(f"wrote {out} on top of {parent}; start it with\n{labels['launch']}")
 
 
 def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str, str], dict[str, str]]:
-    """The keys of a run on one GPU, labels that describe this run and base, and remarks; prints what to expect."""
+    """What fits one GPU; prints what to expect of it.
+
+    Args:
+        parent: Stem of the config that is taken in.
+        changes: Keys of the runner with the values that the config gives them.
+        name: Of the GPU, as ``xtp plan --gpu`` takes it.
+
+    Returns:
+        The keys of the run, labels of the docstring that describe this run and base, and remarks behind some keys.
+
+    Raises:
+        ConfigError: The run doesn't fit this GPU.
+        ValueError: There is no such GPU.
+    """
     from ..planning.choose import choose
     from ..planning.hardware import find_gpu
     from ..planning.plan import sentence

@@ -28,7 +28,12 @@ def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
 
 
 def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
-    """Adds the model and how it is opened; `opening_of` reads them."""
+    """Adds the model and how it is opened; `opening_of` reads them.
+
+    Args:
+        parser: Of a tool.
+        optional: Whether the tool also runs without a model.
+    """
     parser.add_argument("model", nargs="?" if optional else None, help="model directory, config or work directory")
     parser.add_argument("checkpoint", nargs="?", help="training checkpoint, with a config or a work directory")
     parser.add_argument("--template", help="of a checkpoint that was trained with several")
@@ -37,7 +42,13 @@ def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
 
 
 def add_answers(parser: argparse.ArgumentParser, longest: int | None = 512, told: str = "512") -> None:
-    """Adds the limits of tiles and of answers."""
+    """Adds the limits of tiles and of answers.
+
+    Args:
+        parser: Of a tool.
+        longest: Tokens that an answer has at most; None leaves it to the tool.
+        told: What the help says of that default.
+    """
     tiles = "most tiles per image, thumbnail not counted (default: the model's)"
     parser.add_argument("--max-tiles", type=at_least(1), metavar="N", help=tiles)
     tokens = f"longest answer (default: {told})"
@@ -45,7 +56,12 @@ def add_answers(parser: argparse.ArgumentParser, longest: int | None = 512, told
 
 
 def add_weights(parser: argparse.ArgumentParser, dtype: str | None = None) -> None:
-    """Adds how weights are written."""
+    """Adds how weights are written.
+
+    Args:
+        parser: Of a tool.
+        dtype: In which it writes; None keeps the dtype that weights are stored in.
+    """
     kinds = ["bfloat16", "float16", "float32"]
     told = f"of the stored weights (default: {dtype or 'as they are stored'})"
     parser.add_argument("--dtype", choices=kinds, default=dtype, help=told)
@@ -59,7 +75,16 @@ def opening_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_model(args: argparse.Namespace, images: Sequence[str] = ()) -> Any:
-    """The `ChatSession` of the arguments; wrong paths of the model and of images show before weights are read."""
+    """The `ChatSession` of the arguments.
+
+    Args:
+        args: As `add_model` reads them.
+        images: Paths that the tool is going to show the model.
+
+    Raises:
+        CheckpointError: There is no such model, or it can't be opened.
+        MediaError: An image can't be read; it is said before weights are read, as a wrong path of the model is.
+    """
     from ..processes import quiet_imports
 
     quiet_imports()

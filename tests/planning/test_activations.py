@@ -6,8 +6,13 @@ from itertools import product
 import pytest
 
 from benchmarks.bench_memory_plan import CHOICES, HOLDINGS, compare
+from benchmarks.random_model import config_of
 from xtuner_plugins.planning import activations as act
-from xtuner_plugins.planning.job import Batch
+from xtuner_plugins.planning.job import Batch, plain, strategy_named
+from xtuner_plugins.planning.memory import plan_memory
+from xtuner_plugins.planning.plan import job_of
+from xtuner_plugins.planning.published import BASES
+from xtuner_plugins.planning.shapes import shape_of
 
 # Left out: biases, positions, rotations, the token ids. They are a larger share of models with few blocks.
 TOLERANCES = {"weights": 0.001, "kept": 0.02, "peak": 0.02}
@@ -41,6 +46,33 @@ def test_a_few_blocks_keep_what_the_plan_says():
 def test_at_true_size():
     for case in product(TRUE_SIZE, CHOICES, HOLDINGS, (False, True)):
         check(*case)
+
+
+PLANNED = {  # bytes
+    "projector": 1426745567141,
+    "lora": 1866399984983,
+    "lora without dropout": 1655356759955,
+    "qlora": 1394620082844,
+    "full": 5060626906564,
+    "encoder lora": 1888879861182,
+    "encoder": 2330761447086,
+    "last blocks": 1516063338981,
+    "everything": 5972688038403,
+}
+
+
+def test_planned_bytes_are_those_of_the_last_comparison():
+    """Sums over bases and strategies; renew them after `test_at_true_size`, which compares each term within 2 %."""
+    found = {}
+    strategies = (plain(1), plain(8), *(strategy_named(f"deepspeed_zero{stage}", 8) for stage in (1, 2, 3)))
+    for choice, settings in CHOICES.items():
+        jobs = [
+            job_of({"model": {"base": "x", "gradient_checkpointing": recompute, **settings}}, shape, (BATCH,))
+            for shape in (shape_of(config_of(BASES[base]).to_dict()) for base in TRUE_SIZE)
+            for recompute in (False, True)
+        ]
+        found[choice] = sum(plan_memory(*each).total for each in product(jobs, strategies))
+    assert found == PLANNED
 
 
 def test_terms_too_small_for_a_measurement(warm_up):

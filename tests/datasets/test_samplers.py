@@ -97,7 +97,8 @@ def test_ranks_that_find_different_data_stop_with_one_line(toy_base, tmp_path):
     path, images = write_dataset(tmp_path / "data")
     other = path.with_name("older.jsonl")
     other.write_text("".join(path.read_text().splitlines(keepends=True)[:9]))
-    case = dict(processes=2, config="configs/toy/toy_finetune_packed.py")
+    one = {"train_dataloader.batch_size": 1}  # pack
+    case = dict(processes=2, config="configs/toy/toy_finetune_packed.py", options=one)
     case["prepare"] = partial(read_other_file_on_rank_1, path, other)
     run = train_forked(tmp_path / "run", toy_base, (path, images), **case)
     assert run.codes == [1, 1], run.output[-2000:]

@@ -91,7 +91,7 @@ def test_bad_input_gets_one_clear_answer(echo, tmp_path, capfd, monkeypatch):
     client = connect(echo)
     for words, said in (
         (("What?", tmp_path / "a.png"), r"^'?a.png: can't be decoded .*another file"),
-        (("What?", tmp_path / "phone.heic"), "phone.heic: .*HEIC to JPEG"),
+        (("What?", tmp_path / "phone.heic"), "phone.heic: .*it is HEIC"),
         ((" ",), "Type a question"),
     ):
         with pytest.raises(Exception, match=said):

@@ -13,8 +13,9 @@ from xtuner_plugins.datasets.mixture import pick_records
 # Values that a setting can't have.
 WRONG = dict(max_tiles=(0, "12"), template=("none", 3), base=("nowhere", None), max_length=(0,), num_frames=(0, 2.5))
 WRONG |= dict(fast_decoding=("gpu",), on_bad_sample=("ignore",), loss_reduction=("mean",))
-LISTS = {"repeat_times": (0, "2", True, math.nan), "image_folders": ("none",), "dataset_settings": (3, {"tiles": 2})}
+LISTS = {"repeat_times": (0, "2", True, math.nan), "image_folders": ("none", 5), "dataset_settings": (3, {"tiles": 2})}
 OF_FILE = {"name": 3, "max_tiles": "12", "loss_weight": 0, "jpeg_quality": 75, "columns": "dialog"}
+COLUMNS = {"messages": 5}
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def test_settings_that_can_not_be_are_named_with_their_value_and_a_remedy(mixtur
         wrong += [(name, {name: [value, None, None]}, repr(value)) for value in values]
         wrong.append((name, {name: [None]}, f"{name} has 1 entries for 3 data_paths"))
     wrong += [(name, {"dataset_settings": [{name: value}, None, None]}, repr(value)) for name, value in OF_FILE.items()]
+    wrong.append(("columns", {"dataset_settings": [{"columns": COLUMNS}, None, None]}, repr(COLUMNS)))
     wrong += [("data_paths", {"data_paths": paths}, "data_paths ") for paths in ([], [None], ["a.json", ["b.jsonl"]])]
     for name, settings, words in wrong:
         with pytest.raises(SettingError) as caught:

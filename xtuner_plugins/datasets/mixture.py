@@ -98,10 +98,14 @@ def _open(path, folder, repeat, own, config: "InternVLChatConfig", shared: Mappi
         if not isinstance(value, kind | None) or isinstance(value, bool):
             said = f"{name}={_shown(value)}" + (f" ({where})" if name in own else "")
             raise SettingError(name, f"{said} can't be used", f"give {words}")
-    options = settings["storage_options"]
+    if not isinstance(folder, str | os.PathLike | None):
+        raise SettingError("image_folders", f"image_folders holds {folder!r}", "name folders by their paths, or None")
+    columns, options = settings["columns"] or {}, settings["storage_options"]
+    if not all(isinstance(name, str) for pair in columns.items() for name in pair):
+        raise SettingError("columns", f"columns={columns!r} ({where}) can't be used", "give names of keys")
     return Source(
         name=settings["name"] or stem_of(path),
-        index=open_records(path, options, settings["columns"]),
+        index=open_records(path, options, columns),
         folder=open_images(folder, folder_of(path), options),
         repeat=_positive(1.0 if repeat is None else repeat, "repeat_times"),
         template=get_template(*prompt_of(config, settings["template"])),

@@ -30,9 +30,11 @@ def test_every_mode_becomes_rgb(tmp_path):
 
 def test_what_is_no_image_is_said():
     RED.save(eps := io.BytesIO(), "EPS")  # for which Pillow would start Ghostscript
-    wrong = {b"": "an empty file", b"GIF89a broken": "(?!.*0x)", eps.getvalue(): "it begins as no known image does"}
+    wrong = {b"": "an empty file", b"GIF89a broken": "(?!.*0x)", eps.getvalue(): "it begins as no known image does\\)"}
+    wrong = {data: f"{problem}.*fetch the image again" for data, problem in wrong.items()}
+    wrong[b"\0\0\0\x18ftypheic" + bytes(40)] = r"it is HEIC\); convert it to JPEG$"
     for data, problem in wrong.items():
-        with pytest.raises(MediaError, match=rf"^x.tar/a.png: can't be decoded \({problem}.*fetch the image again"):
+        with pytest.raises(MediaError, match=rf"^x.tar/a.png: can't be decoded \({problem}"):
             load_image(Blob("x.tar/a.png", data))
 
 

@@ -36,6 +36,9 @@ _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSV
 ORIENTATIONS = {tag: Image.Transpose[name] for tag, name in enumerate(_TURNS.split(), 2)}
 SWAPS_SIDES = {5, 6, 7, 8}  # orientations under which width and height change places
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+HEIC = tuple(
+    b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+)  # ISO 23008-12
 IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's messages call a `Blob`
 
 
@@ -282,7 +285,10 @@ def _media_error(source: MediaSource, error: Exception) -> MediaError:
         case Image.DecompressionBombError():
             return MediaError("image_pixels", text, "scale the image down", path)
         case UnidentifiedImageError():
-            is_empty = not (source.data if isinstance(source, Blob) else os.path.getsize(path))
-            text = "an empty file" if is_empty else "it begins as no known image does; convert HEIC to JPEG"
+            with io.BytesIO(source.data) if isinstance(source, Blob) else open(source, "rb") as file:
+                head = file.read(12)
+            if head[4:] in HEIC:
+                return MediaError("image_unreadable", "can't be decoded (it is HEIC)", "convert it to JPEG", path)
+            text = "it begins as no known image does" if head else "an empty file"
     problem = f"can't be decoded ({text})"
     return MediaError("image_unreadable", problem, "fetch the image again or remove the record", path)

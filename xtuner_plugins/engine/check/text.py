@@ -253,6 +253,8 @@ def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:
         values = node.get(setting) or []
         for value in [values] if isinstance(values, str) else filter(None, values):
             with refused(f"{prefix}{setting}"):
+                if not isinstance(value, str):
+                    raise ValueError(f"{value!r} is no path; name each {kind} by its path")
                 if is_url(value):
                     ranges.check_store_url(value)
                 if not is_right(value):

@@ -80,5 +80,6 @@ def test_progress_in_a_log_is_whole_lines(monkeypatch):
     with processes.progress_bar(total=3, unit="question", desc="answering", file=log) as bar:
         for _ in range(3):
             bar.update()
+        bar.write("left out", log)
     shown = [line.split(" [")[0].removeprefix("answering: ").strip() for line in log.getvalue().splitlines()]
-    assert shown[:4] == ["0% 0/3", "33% 1/3", "67% 2/3", "100% 3/3"]
+    assert shown == ["0% 0/3", "33% 1/3", "67% 2/3", "100% 3/3", "left out", "100% 3/3", ""]

@@ -96,8 +96,6 @@ def evaluate(args: argparse.Namespace) -> int:
     from xtuner_plugins.inference.opening import find_source
 
     source = find_source(args.model, args.checkpoint)
-    from tqdm import tqdm
-
     from xtuner_plugins.evaluation.benchmarks import open_data_sets
     from xtuner_plugins.evaluation.results import aligned, table
     from xtuner_plugins.evaluation.run import Evaluation
@@ -105,13 +103,13 @@ def evaluate(args: argparse.Namespace) -> int:
     from xtuner_plugins.inference.chat import printable
     from xtuner_plugins.inference.questions import Unusable
 
-    def leave_out(name: str, each: Unusable) -> None:
-        tqdm.write(printable(f"left out of {name}: {each.message}"), file=sys.stderr)
+    def left_out(name: str, each: Unusable) -> str:
+        return printable(f"left out of {name}: {each.message}")
 
     data_sets = open_data_sets(args.data, metric=args.metric, prompt=args.prompt, images=args.images, limit=args.limit)
     for data_set in data_sets:
         for each in data_set.left_out:
-            leave_out(data_set.name, each)
+            print(left_out(data_set.name, each), file=sys.stderr)
     longest = args.max_new_tokens or max(each.longest_answer for each in data_sets)
     job = Job(args.model, args.checkpoint, opening_of(args), {"max_new_tokens": longest}, args.batch_size)
     with closing(Evaluation(source, job, data_sets, args.out, limit=args.limit)) as evaluation:
@@ -119,7 +117,7 @@ def evaluate(args: argparse.Namespace) -> int:
         with progress_bar(total=len(evaluation.unanswered), unit="question", desc="answering") as bar:
             for question, answer in evaluation.answer():
                 if isinstance(answer, Unusable):
-                    leave_out(question.id.partition("/")[0], answer)
+                    bar.write(left_out(question.id.partition("/")[0], answer), file=sys.stderr)
                 bar.update()
         results = evaluation.finish()
     print(printable(f"{aligned(table(results['datasets']))}\n\nresults are in {args.out}"))

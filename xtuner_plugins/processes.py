@@ -6,6 +6,7 @@ So each child asks the kernel to kill it when its parent ends.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import logging
@@ -185,6 +186,10 @@ def progress_bar(**options: Any) -> tqdm:
 
 
 class _Lines(tqdm):
+    """Prints lines, so what `write` prints between them needs none of them cleared and drawn again."""
+
+    external_write_mode = classmethod(lambda cls, **options: contextlib.nullcontext())
+
     @staticmethod
     def status_printer(file: TextIO) -> Callable[[str], None]:
         return lambda text: print(text, file=file, flush=True)

@@ -47,7 +47,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     older, newer = write(tmp_path / "iter_900.pth", seconds=100), write(tmp_path / "iter_4.pth")
     write(tmp_path / "other.pth", seconds=-100)
     assert newest_checkpoint(tmp_path) == newer
-    assert read_checkpoint(newer) == {"iter": 7, "has_optimizer": True, "plan": None, "record": None}
+    assert read_checkpoint(newer) == {"iter": 7, "has_optimizer": True, "record": None}
     (tmp_path / "last_checkpoint").write_text("moved/from/elsewhere/iter_900.pth")
     assert newest_checkpoint(tmp_path) == older
     for share in (0.99, 0.5, 0.0):

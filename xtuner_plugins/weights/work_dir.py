@@ -41,8 +41,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Facts about a checkpoint; its tensors stay on disk.
 
     Returns:
-        ``iter``; ``has_optimizer``; ``plan``, the position in the data, and ``record``, of its run, each None in
-        checkpoints without one.
+        ``iter``; ``has_optimizer``; ``record`` of its run, None in a checkpoint without one.
 
     Raises:
         CheckpointError: Missing, cut short, or not written by a training run.
@@ -55,5 +54,5 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     run, has_state = opened.run, "optim_states" in opened.files[-1].name
     if not isinstance(meta := run.get("meta"), Mapping) or "iter" not in meta:
         raise CheckpointError(f"{path} was not written by a training run: it holds no weights with meta.iter")
-    said = {"iter": int(meta["iter"]), "has_optimizer": "optimizer" in run or has_state}
-    return {**said, "plan": run.get("plan"), "record": run.get("record")}
+    has_optimizer = "optimizer" in run or has_state
+    return {"iter": int(meta["iter"]), "has_optimizer": has_optimizer, "record": run.get("record")}

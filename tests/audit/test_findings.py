@@ -14,7 +14,7 @@ from xtuner_plugins.datasets import MultimodalDataset
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Different photographs a.png to r.png; copies of a, one small and compressed; a very wide image; a tiny one of 5:1."""
+    """Photographs a.png to r.png; copies of a, one small and compressed; a very wide image; a tiny one of 5:1."""
     folder = tmp_path_factory.mktemp("images")
     for name in ("astronaut", "coffee", "rocket"):
         Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name[0]}.png")

@@ -1,4 +1,4 @@
-"""The record of a run: what is written, and which runs are the same; `tests/engine/run/test_same_run.py` resumes some."""
+"""The record of a run: what it holds, and which runs are the same; `tests/engine/run/test_same_run.py` resumes."""
 
 import copy
 import hashlib
@@ -66,7 +66,7 @@ def test_what_is_recorded(config):
 
 
 def test_which_runs_are_the_same(config, refused):
-    then, (name, digest), words = make(config, [("a", {1})]), ("config.json", "f" * 64), "with as many samples per step"
+    then, name, digest = make(config, [("a", {1})]), "config.json", "f" * 64
 
     def changed(path, value):
         part = now = copy.deepcopy(then)
@@ -76,14 +76,14 @@ def test_which_runs_are_the_same(config, refused):
         part[last] = value
         return now
 
-    same = [
+    for path, value, note in (
         ("settings/model/new", 5, None),
         ("settings/seed", None, None),
-        ("steps/ranks", 1, f"was 2 and is 1, {words}"),
-    ]
-    same += [("steps/max_iters", 3, "span that length"), ("base/path", "/b", "the base /b has the same files as")]
-    same += [("versions/torch", "0", "torch was .* and is '0'")]
-    for path, value, note in same:
+        ("steps/ranks", 1, "was 2 and is 1, with as many samples per step"),
+        ("steps/max_iters", 3, "span that length"),
+        ("base/path", "/b", "the base /b has the same files as"),
+        ("versions/torch", "0", "torch was .* and is '0'"),
+    ):
         notes = record.require_same_run(then, changed(path, value), {"model": {"new": 5}}, "a.pth")
         assert len(notes) == bool(note) and re.search(note or "", "".join(notes)), path
     for path, value, told in (

@@ -16,6 +16,7 @@ from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.toy.tokenizer import CHAT_TEMPLATE
 from xtuner_plugins.weights import preprocessing
 from xtuner_plugins.weights.reading import read_json
+from xtuner_plugins.weights.tokenizer_files import load_tokenizer
 from xtuner_plugins.weights.writer import write_json
 
 TRAINED = dict(max_tiles=3, template="Hermes-2")
@@ -129,4 +130,7 @@ def test_what_says_nothing_or_was_made_otherwise(trained, save, toy_base, tmp_pa
     ):
         refused("trained by an older version.*or train anew", step, error=ValueError)
     assert not none.exists()
-    export(None, save(toy_base, trained), tmp_path / "usual")
+    tokenizer = load_tokenizer(toy_base)
+    preprocessing.checked(trained, tokenizer, "a.pth")
+    trained["datasets"][0]["template"] = "vicuna_v1.1"  # whose answers had no space in front
+    refused("a.pth was trained by an older version", preprocessing.checked, trained, tokenizer, "a.pth")

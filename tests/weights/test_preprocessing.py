@@ -56,13 +56,16 @@ def test_all_files_of_an_export_say_what_was_trained(trained, save, toy_base, tm
     assert live.tiling == session.tiling and session.tiling.max_tiles == 3
     assert live.model.template == session.model.template == "Hermes-2"
 
-    trained["datasets"][0]["use_thumbnail"] = True
+    trained["datasets"][0] |= {"use_thumbnail": True, "system_message": None}
+    rule = {**RULE, "use_thumbnail": True, "no_system_message": True}
     export(None, save(toy_base, trained), tmp_path / "hf", format="hf")
     convert(tmp_path / "hf", tmp_path / "back", format="official")
-    assert read_json(tmp_path / "back" / "config.json").items() >= {**RULE, "use_thumbnail": True}.items()
+    assert read_json(tmp_path / "back" / "config.json").items() >= rule.items()
     export_adapter(None, save(toy_base, trained, **SETTINGS["lora"]), tmp_path / "adapter")
     export(None, tmp_path / "adapter", tmp_path / "again")
-    assert read_json(tmp_path / "again" / "config.json").items() >= {**RULE, "use_thumbnail": True}.items()
+    assert read_json(tmp_path / "again" / "config.json").items() >= rule.items()
+    own = preprocessing.system_fields(get_conv_template("internvl2_5", system_message="A"), rule)
+    assert own == {"system_message": "A", "no_system_message": False}
 
 
 def test_programs_prompt_as_in_training_whatever_the_base_prompts(save, toy_base, tmp_path):

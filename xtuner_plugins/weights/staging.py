@@ -7,8 +7,6 @@
 5. The replaced directory is removed.
 """
 
-from __future__ import annotations
-
 import errno
 import glob
 import logging

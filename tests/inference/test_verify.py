@@ -119,7 +119,7 @@ def test_a_changed_byte(written, tmp_path):
         verify(written[0], out)
     for name, fields, words in (
         ("generation_config.json", {"eos_token_id": 5}, "not as it was exported: generation_config.json changed"),
-        (manifest.FILE, {"files": ["config.json"]}, "files is no object"),
+        (manifest.FILE, {"files": ["config.json"]}, "holds something else than it should"),
     ):
         write_json(out / name, fields)
         with pytest.raises(CheckpointError, match=words):

@@ -162,7 +162,6 @@ def test_what_does_not_fit_is_refused(base, toy_base):
         (FlashConsistencyModel, toy_base, {}, "is no Flash model: tools/build_base_model.py"),
         (FlashRouterModel, base, {"freeze_llm": False}, "trains the router alone, but language_model"),
         (FlashRouterModel, base, {"percentile": 1.0}, "flash_percentile=1.0 is out of range"),
-        (FlashRouterModel, base, {"window": 0}, "flash_window=0 is out of range"),
         (FlashConsistencyModel, base, {"sequence_parallel": 2}, "sequence_parallel: rows with compressed tiles"),
     ):
         with pytest.raises(ValueError, match=words):

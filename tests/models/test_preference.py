@@ -139,8 +139,6 @@ def test_a_step_is_the_mean_over_its_pairs_however_they_are_batched(build):
 
 def test_unfit_settings_are_refused(build):
     for settings, message in (
-        ({"objectives": {"ppo": 1}}, "unknown"),
-        ({"beta": 0}, "beta=0"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
         ({"margin": -1}, "simpo_margin=-1"),
         ({"label_smoothing": 0.1, "objectives": {"ipo": 1.0}}, "does nothing with objectives=.*; it is for dpo$"),

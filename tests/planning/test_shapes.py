@@ -59,14 +59,7 @@ def test_shapes_are_those_of_the_classes():
 
 
 def test_leaves_of_released_bases_have_the_rate_of_their_size():
-    whole = {
-        "x": None,
-        "InternVL3-1B": 1e-5,
-        "InternVL3_5-8B-Instruct": 2e-5,
-        "InternVL2-26B": 2e-5,
-        "InternVL2-8B": 4e-5,
-    }
-    assert {name: released_rate(f"models/{name}", has_lora=False) for name in whole} == whole
+    assert released_rate("models/x", has_lora=False) is None
     for name, path in leaves().items():
         config = read_config(name)
         if path.parent.name.startswith("internvl_v") and "sft" not in name and "objectives" not in config.model:

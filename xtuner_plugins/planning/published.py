@@ -119,27 +119,22 @@ NUM_SAMPLES = {
 _LARGE = ("-26B", "-38B", "-30B-A3B", "-Chat-V1-5")
 
 
-def released_rate(base: str, *, has_lora: bool) -> float | None:
-    """The learning rate for fine-tuning a released model; None for any other base.
+def other_rate(model: Mapping[str, Any], rate: float) -> float | None:
+    """The rate for fine-tuning the released base of a config's `model`; None where it is ``rate``, or none is known.
 
     For the whole LLM it is that of the authors' second fine-tuning; InternVL3.5, which has no scripts, takes that of
     InternVL3. LoRA learns best at several times as much.
     """
-    row = known_base(base)
-    if row is None or not row.hub:
-        return None
-    small, large = (1e-4, 5e-5) if has_lora else (4e-5, 2e-5)
-    if not has_lora and row.name.startswith("InternVL3"):
-        return 1e-5 if row.name.endswith("-1B") else 2e-5
-    return large if row.name.endswith(_LARGE) else small
-
-
-def other_rate(model: Mapping[str, Any], rate: float) -> float | None:
-    """The rate for the base of a config's `model` where it isn't ``rate``; None where it is, or none is known."""
     has_lora = bool(model.get("llm_lora"))
     if "objectives" in model or not (has_lora or model.get("freeze_llm") is False):
         return None
-    known = released_rate(model["base"], has_lora=has_lora)
+    row = known_base(model["base"])
+    if row is None or not row.hub:
+        return None
+    small, large = (1e-4, 5e-5) if has_lora else (4e-5, 2e-5)
+    known = large if row.name.endswith(_LARGE) else small
+    if not has_lora and row.name.startswith("InternVL3"):
+        known = 1e-5 if row.name.endswith("-1B") else 2e-5
     return None if known == rate else known
 
 

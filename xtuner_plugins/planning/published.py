@@ -95,13 +95,9 @@ BASES: dict[str, Base] = {
     for base in (
         Base("InternViT-300M-Qwen2.5-1.5B", "300M", "Qwen2.5-1.5B"),
         Base("SigLIP-Qwen2.5-0.5B", "SigLIP-so400m", "Qwen2.5-0.5B", "bilinear_mlp"),
-        Base("SigLIP-Qwen2.5-0.5B-tiled", "SigLIP-so400m", "Qwen2.5-0.5B", "bilinear_mlp"),  # with --max-tiles 6
         Base("CLIP-Qwen-7B", "CLIP-L", "Qwen-7B", "mlp"),
-        Base("CLIP-Qwen2.5-7B", "CLIP-L", "Qwen2.5-7B", "mlp"),
-        Base("SigLIP-Qwen2.5-7B", "SigLIP-so400m", "Qwen2.5-7B", "mlp"),
         Base("SigLIP-Qwen-7B", "SigLIP-so400m", "Qwen-7B", "mlp"),
         Base("LLaVA-Qwen2.5-3B", "CLIP-L-336", "Qwen2.5-3B", "mlp"),
-        Base("LLaVA-Qwen2.5-7B", "CLIP-L-336", "Qwen2.5-7B", "mlp"),
         Base("InternVL3_5-8B-Flash-base", "300M", "Qwen3-8B", flash=True),
         *(_released(name, row[8], row[0]) for row in _ROWS for name in row[9:]),
     )

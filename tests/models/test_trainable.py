@@ -45,6 +45,9 @@ REFUSED = [
     (dict(llm_quantization=PACKED | dict(bits=8)), "llm_quantization: .* has no setting bits"),
     (dict(llm_lora=dict(type="IA3Config")), "need type=LoraConfig"),
     (dict(freeze_projector=True), "nothing would train"),
+    (dict(gradient_checkpointing=False, offload_activations=True), "needs gradient_checkpointing=True"),
+    (dict(compile_blocks=True, drop_path=0.1), "^compile_blocks=True: stochastic depth"),
+    (dict(compile_blocks=True, llm_quantization=PACKED), "^compile_blocks=True: packed weights .* aren't compiled"),
     (dict(train_head=True, **WHOLE_LLM), "leave out train_head"),
     (lora(target_modules=["lm_head"]) | dict(train_head=True), "leave out one of them"),
     (lora(target_modules=PLACED, modules_to_save=["lm_head"]) | dict(train_head=True), "leave out one of them"),
@@ -123,7 +126,7 @@ def test_drop_path_is_that_of_the_settings_and_only_of_what_trains(toy_base, tmp
     assert torch.equal(encoded(drop_path=0.5), plain)
 
 
-def test_what_can_not_train_is_refused(toy_base):
+def test_what_does_not_go_together_is_refused(toy_base):
     for settings, message in REFUSED:
         with pytest.raises(ValueError, match=message):
             build(toy_base, **settings)

@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from torch.optim import SGD
 
 from tests.engine.forked import train_forked
-from tests.engine.parallel_case import edited_config, logged, write_dataset
+from tests.engine.parallel_case import logged, write_dataset
 from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.run.steps import run_step
@@ -170,7 +170,7 @@ def test_log_probs_under_zero_3_are_those_of_one_process(toy_base, tmp_path):
     """The head is gathered for the forward pass, and again for the backward pass, which makes its gradient."""
     path, images = write_dataset(tmp_path / "data", num_samples=8)
     data = path.with_name("pairs.jsonl"), images
-    case = dict(config=edited_config(tmp_path, "toy_finetune_mpo_full", objectives={"orpo": 1.0}))
+    case = dict(config="configs/toy/toy_finetune_mpo_full.py", options={"model.objectives": {"orpo": 1.0}})
     for name, options in (("alone", {}), ("split", dict(processes=2, deepspeed="deepspeed_zero3"))):
         done = train_forked(tmp_path / name, toy_base, data, **case, **options)
         assert done.ok, done.output[-3000:]

@@ -32,15 +32,3 @@ def test_the_parts_have_the_layouts_of_the_releases_and_depend_on_the_seed(tmp_p
     losses = [float(line[1].removeprefix("loss ")) for line in said]
     assert losses == pytest.approx([4.377, 4.377, losses[2], 6.325], abs=2e-3) and losses[2] != losses[0]
     assert len(AutoTokenizer.from_pretrained(tmp_path / "llm")) <= model.config.vocab_size
-
-
-def test_labels_are_the_answers_alone(tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(pretrain.build_tokenizer(tmp_path))
-    turns = [("What number?", "47"), ("Is it?", "no")]
-    ids, labels = pretrain._encode(lambda text: tokenizer(text)["input_ids"], None, " . red47", turns)
-    assert tokenizer.decode(ids) == (
-        "<|im_start|>user\n . red47\nWhat number?<|im_end|>\n<|im_start|>assistant\n47<|im_end|>\n"
-        "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
-    )
-    assert tokenizer.decode([label for label in labels if label != -100]) == "47<|im_end|>no<|im_end|>"
-    assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -13,8 +13,6 @@ from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.toy import preference, quickstart
 from xtuner_plugins.toy.quickstart import StageError, keep_earlier, summarize, verdict
 
-TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "47"}]
-ASKED = {"id": "a", "image": "a.jpg", "kind": "number", "conversations": TURNS}
 WAYS = {quickstart: ("tiling", "one tile", quickstart.CONTROL), preference: (preference.BEFORE, preference.AFTER)}
 
 
@@ -75,26 +73,17 @@ EXPORT C/finetune_mpo_full.py W/runs/finetune_mpo_full W/model
 }
 
 
-def test_the_commands_of_the_demos_and_what_becomes_of_their_answers(tmp_path, monkeypatch):
-    drawn, typed = [], []
-    monkeypatch.setattr("xtuner_plugins.engine.hooks.losses_png.draw_losses", lambda runs, path: drawn.append(path))
-
-    def run(name, *commands):
-        typed.extend(" ".join(map(str, command)) for command in commands)
-        for path in (tmp_path / command[-1] for command in commands if str(command[-1]).endswith(".json")):
-            path.write_text(json.dumps(dict.fromkeys(("tiling", "one tile"), {"a": path.name})))
-
+def test_the_commands_of_the_demos(tmp_path):
+    """They end here where they would read the answers; `test_whole_chain_in_short` shows what becomes of those."""
     for demo, expected in TYPED.items():
-        out = tmp_path / demo.OUT
-        (out / "data").mkdir(parents=True)
-        (out / "data/test.jsonl").write_text(json.dumps(ASKED) + "\n")
-        chain = SimpleNamespace(root=tmp_path, out=out, run=run, keep=lambda result: result)
-        result, text = demo.run_chain(chain, 0.5, 3), "\n".join(typed).replace(f"{tmp_path}/", "")
-        typed.clear()
+        chain = mock.Mock(root=tmp_path, out=tmp_path)
+        with pytest.raises(FileNotFoundError):
+            demo.run_chain(chain, 0.5, 3)
+        typed = [command for call in chain.run.call_args_list for command in call.args[1:]]
+        text = "\n".join(" ".join(map(str, command)) for command in typed).replace(f"{tmp_path}/", "")
         for path, short in {str(quickstart.OUT): "Q", str(demo.OUT): "W", **SHORT}.items():
             text = text.replace(path, short)
-        assert text == expected and drawn.pop() == out / "losses.png" and result["num_asked"] == {"number": 1}
-        assert tuple(result["accuracy"]) == WAYS[demo] and result.get("num_answers_that_differ", 2) == 2
+        assert text == expected
 
 
 def test_earlier_results_are_kept_each_under_its_own_name(tmp_path):
@@ -102,11 +91,9 @@ def test_earlier_results_are_kept_each_under_its_own_name(tmp_path):
     assert keep_earlier(out) is None
     for number in (1, 2):
         out.mkdir()
-        (out / "mine.txt").write_text(str(number))
-        assert keep_earlier(out) == tmp_path / f"quickstart.{number}"
-    assert [(tmp_path / f"quickstart.{n}/mine.txt").read_text() for n in (1, 2)] == ["1", "2"]
+        assert keep_earlier(out) == tmp_path / f"quickstart.{number}" and not out.exists()
     out.symlink_to(tmp_path / "quickstart.1")  # a link is renamed, not what it leads to
-    assert keep_earlier(out).is_symlink() and (tmp_path / "quickstart.1/mine.txt").exists()
+    assert keep_earlier(out).is_symlink() and (tmp_path / "quickstart.1").is_dir()
 
 
 @pytest.mark.release
@@ -114,12 +101,14 @@ def test_whole_chain_in_short(tmp_path):
     """The real commands from end to end, on a copy of the sources so that a user's own run stays."""
     for folder in ("configs", "tools", "xtuner_plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "xtuner_plugins.toy.quickstart", "--scale", "0.02"]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    out = tmp_path / "work_dirs/quickstart"
-    result = json.loads((out / "results.json").read_text())
-    assert result["num_answers_that_differ"] == 0 < result["num_answers"] and "needs resolution" in done.stdout
-    for name in ("losses.png", "model/config.json", "model/modeling_internvl_chat.py"):
-        assert (out / name).stat().st_size > 0
+    for demo in TYPED:
+        command = [sys.executable, "-m", demo.__name__, "--scale", "0.02"]
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        out = tmp_path / demo.OUT
+        result = json.loads((out / "results.json").read_text())
+        assert tuple(result["accuracy"]) == WAYS[demo] and "needs resolution" in done.stdout
+        assert result.get("num_answers_that_differ", 0) == 0 < sum(result["num_asked"].values())
+        for name in ("losses.png", "model/config.json", "model/modeling_internvl_chat.py"):
+            assert (out / name).stat().st_size > 0

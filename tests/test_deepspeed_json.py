@@ -21,14 +21,12 @@ GRADIENTS = [256.0] + [0.5] * (MICRO_STEPS - 1)
 
 
 def test_names_and_files(tmp_path, monkeypatch):
-    """Names are XTuner's; each is its stage with float32 sums; a file of one's own stays."""
-    assert sorted(DEEPSPEED) == sorted(f"deepspeed_{name}" for name in NAMES)
-    assert set(DEEPSPEED) == {path.stem for path in XTUNERS.glob("*.json")}
-    for name in NAMES:
-        settings = read_deepspeed(f"deepspeed_{name}")
-        assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
-        zero = settings["zero_optimization"]
-        assert zero["stage"] == int(name[4]) and ("offload_optimizer" in zero) == name.endswith("offload")
+    """Names are XTuner's; a file of one's own stays."""
+    assert set(DEEPSPEED) == {f"deepspeed_{name}" for name in NAMES} == {path.stem for path in XTUNERS.glob("*.json")}
+    offloads = [
+        name for name in NAMES if "offload_optimizer" in read_deepspeed(f"deepspeed_{name}")["zero_optimization"]
+    ]
+    assert offloads == ["zero2_offload", "zero3_offload"]
     monkeypatch.chdir(tmp_path)
     for name, text in {"deepspeed_zero2": "{}", "broken.json": "{", "list.json": "[1]"}.items():
         Path(name).write_text(text)

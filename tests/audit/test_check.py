@@ -18,6 +18,7 @@ def files(data_base, write_data, six_records, tmp_path):
 
 def test_reports_and_the_reject_list(files, tmp_path):
     plain = PlainFiles(files["data_paths"], files["image_folders"])
+    assert plain.sources[0].tiling.max_tiles == 12
     for dataset, num_workers in ((plain, 0), (MultimodalDataset(**files), 2)):
         said, done = [], []
         say = {"say": lambda report, each, to=said: to.append((report.message(each), each)), "progress": done.append}
@@ -66,6 +67,7 @@ def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
     found = [(each.row, each.reason, each.is_warning, stops(each)) for each in report.found]
     expected = [(0, "foreign_form", True, False), (1, "empty_answer", False, False), (2, "too_long", False, True)]
     assert found == expected and report.records["row"].tolist() == [0, 3]
+    assert report.warnings == {"foreign_form": 1, "empty_answer": 1} and report.complaints == {"too_long": 1}
 
 
 def test_nothing_is_opened_twice_unless_it_has_changed(tmp_path, monkeypatch, write_data, make_image, qa):

@@ -8,13 +8,13 @@ from PIL import Image
 from tests.datasets.source_kinds import write_parquet, write_webdataset
 from xtuner_plugins.audit.check import PlainFiles, check_dataset
 from xtuner_plugins.audit.findings import find, near_pairs
-from xtuner_plugins.audit.opening import normalize
+from xtuner_plugins.audit.opening import look_at, normalize
 from xtuner_plugins.datasets import MultimodalDataset
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Different photographs a.png to r.png; copies of a, one small and compressed; a very wide and a tiny image."""
+    """Photographs a.png to r.png; copies of a, one small and compressed; a very wide image; a tiny one of 5:1."""
     folder = tmp_path_factory.mktemp("images")
     for name in ("astronaut", "coffee", "rocket"):
         Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name[0]}.png")
@@ -22,7 +22,7 @@ def photographs(tmp_path_factory):
     astronaut.resize((300, 300)).save(folder / "a_small.png", "JPEG", quality=60)
     astronaut.save(folder / "a_copy.png")
     noise = np.random.default_rng(0).integers(0, 256, (100, 900, 3), np.uint8)
-    for name, pixels in {"wide": noise, "tiny": noise[:20, :20]}.items():
+    for name, pixels in {"wide": noise, "tiny": noise[:20, :100]}.items():
         Image.fromarray(pixels).save(folder / f"{name}.png")
     return folder
 
@@ -63,7 +63,7 @@ def test_copies_within_and_between_files(found):
 
 def test_leaks_of_records_images_and_looks(found):
     """The same under another name, about another question, and another file of the same photograph."""
-    train = [("What?", "A woman.", "a"), ("What?", "Tea.", "c"), ("2 + 2?", "4")]
+    train = [("What?", "A woman.", "a"), ("What?", "Tea.", "c"), ("2 + 2?", "4"), ("2 + 2?", "4")]
     copies = [("What?", "A woman.", "a_copy"), ("Is it hot?", "Yes.", "c"), ("Who is it?", "Eileen.", "a_small")]
     held_out = [*copies, ("2 + 2?", "4."), ("What flies?", "A rocket.", "r")]
     kinds = found(train, held_out=held_out)
@@ -71,14 +71,15 @@ def test_leaks_of_records_images_and_looks(found):
     assert kinds["leaked_records"].examples == [[(1, 0, 0), (0, 0, 0)], [(1, 0, 3), (0, 0, 2)]]
     assert kinds["leaked_images"].count == 2 and kinds["leaked_images"].where == {"val / one": 2}
     assert kinds["leaked_looks"].examples == [[(1, 0, 2), (0, 0, 0)]]
-    assert found(train, held_out=held_out[4:]) == {}
+    assert kinds["equal_records"].examples == [[(0, 0, 2), (0, 0, 3)]]
+    assert found(train[:3], held_out=held_out[4:]) == {}
 
 
 def test_answers_texts_shapes_and_what_does_not_fit(found):
     kinds = found([("Describe it.", "A nice photo.", name) for name in "acr"])
     assert kinds["equal_texts"].count == 2 and list(kinds) == ["equal_texts"]
     long = " ".join(map(str, range(500)))
-    kinds = found([("W?", "Wide.", "wide"), ("T?", "t", "tiny"), ("All?", long), ("Q", "A")], max_length=100)
+    kinds = found([("W?", "Wide.", "wide"), ("T?", "t", "tiny"), ("All?", long), ("Q", "A")], max_length=130)
     expected = {"upscaled": 1, "extreme": 0, "shrink_tiles": 0, "truncate_text": 2}
     assert {kind: each.examples for kind, each in kinds.items()} == {k: [[(0, 0, row)]] for k, row in expected.items()}
 
@@ -107,3 +108,4 @@ def test_all_near_pairs_and_no_others():
     flat = np.array([[0, 0], [0, 1], [1, 0]], np.uint64)
     assert len(expected) > 20 and near_pairs(looks).tolist() == expected.tolist()
     assert not any(len(near_pairs(flat[:number])) for number in (0, 1, 3))
+    assert look_at(Image.new("RGB", (50, 50), "red"), (50, 50), None)[3] == (0, 0)

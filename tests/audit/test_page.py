@@ -105,14 +105,15 @@ def test_answers_of_a_pair_frames_of_a_video_and_boxes(write, qa, tmp_path):
         Image.new("RGB", (60, 40), (80 * number,) * 3).save(tmp_path / f"images/clip/{number}.png")
     _, parsed, _ = write({"a.jsonl": [qa("<video>\nWhat?", video="clip")]})
     assert parsed.images == ["clip 60×40", "tile 1", "tile 2", "tile 3"]
-    Image.new("RGB", (200, 100)).save(tmp_path / "images/black.png")
-    frame, pixels = qa("Where?", "<box>[[250, 200, 750, 800]]</box>"), qa("Where?", "<box>[[50, 20, 150, 80]]</box>")
-    for record in (frame, pixels | {"boxes": "pixel", "width": 200, "height": 100}):
+    Image.new("RGB", (800, 400)).save(tmp_path / "images/black.png")  # it is shown smaller
+    frame, pixels = qa("Where?", "<box>[[250, 200, 750, 800]]</box>"), qa("Where?", "<box>[[200, 80, 600, 320]]</box>")
+    for record in (frame, pixels | {"boxes": "pixel", "width": 800, "height": 400}):
         page, _, _ = write({"a.jsonl": [record | {"image": "black.png"}]}, PlainFiles)
         data = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
         green = np.asarray(Image.open(io.BytesIO(data)))[..., 1] > 100
         edges = [np.flatnonzero(green.any(axis))[[0, -1]] for axis in (0, 1)]
-        assert abs(np.concatenate(edges) - [50, 150, 20, 80]).max() <= 3
+        fractions = np.concatenate([edge / side for edge, side in zip(edges, green.shape[::-1], strict=True)])
+        assert abs(fractions - [0.25, 0.75, 0.2, 0.8]).max() <= 0.02
 
 
 def test_every_file_has_cards_and_records_with_a_reason_come_first(write, qa, tmp_path):

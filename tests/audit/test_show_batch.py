@@ -23,16 +23,13 @@ def test_the_samples_of_a_batch_and_their_page(data_base, write_data, make_image
             assert torch.equal(part.tiles, sample["tiles"]) and part.segments == (len(sample["input_ids"]),)
             assert part.labels.tolist()[1:] == sample["labels"].tolist()[1:]
             assert f"({int((part.labels >= 0).sum())} learned)" in part.describe()
-        lines, padding = (
-            describe_batch(batch, dataset.tokenizer),
-            batch["input_ids"].numel() - sum(len(part.ids) for part in parts),
-        )
-        assert padding > 0 and f"{padding} of them padding" in lines[0] and "4 tiles; 2 samples" in lines[0]
+        lines = describe_batch(batch, dataset.tokenizer)
+        padding = batch["input_ids"].numel() - sum(len(part.ids) for part in parts)
+        learned = sum(int((part.labels >= 0).sum()) for part in parts)
+        assert padding > 0 and f"{padding} of them padding, {learned} learned; 4 tiles; 2 samples" in lines[0]
         assert "weight 2" in lines[1] and "left out, image_missing: " in lines[-1]
-        assert (
-            r"<img>(64 image tokens)</img>\nWhere?<|im_end|>" in lines[2]
-            and "[There <b>it</b> is.<|im_end|>]" in lines[2]
-        )
+        assert r"<img>(64 image tokens)</img>\nWhere?<|im_end|>" in lines[2]
+        assert "[There <b>it</b> is.<|im_end|>]" in lines[2]
     assert describe_batch(collate_packed([dataset[FILLER_INDEX]]), dataset.tokenizer)[1:] == [f"  {FILLER}"]
 
 

@@ -17,7 +17,9 @@ from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
 
+EMBEDDING, ROWS = "language_model.model.embed_tokens.weight", [3, 500, 7, 505]
 BOTH = {"llm_lora": {**RSLORA, "use_dora": True}, "visual_encoder_lora": VISION_LORA}
+BOTH["llm_lora"]["trainable_token_indices"] = {"embed_tokens": ROWS, "lm_head": [1]}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def case(toy_base, tmp_path_factory):
 
 
 def test_peft_opens_each_part_and_its_export_is_the_checkpoints(toy_base, case, recwarn, tmp_path):
-    """All of it: DoRA's sizes, the vision tower's adapter and the trained projector."""
+    """All of it: DoRA's sizes, rows of tokens, the vision tower's adapter and the trained projector."""
     trained, checkpoint, adapter = case
     model = training.with_context(load_model(toy_base, dtype=None), trained.model)
     model.load_state_dict(load_file(adapter / "replaced.safetensors"), strict=False)
@@ -39,12 +41,17 @@ def test_peft_opens_each_part_and_its_export_is_the_checkpoints(toy_base, case, 
         PeftModel.from_pretrained(model.get_submodule(part), adapter / part)
     assert not [each for each in recwarn if "Unexpected keyword" in str(each.message)]
     inputs = chat_inputs(trained.model)
+    inputs[1][0, :4] = torch.tensor(ROWS)
     assert torch.equal(logits(model.eval(), inputs), logits(trained.model, inputs))
     assert read_json(adapter / "export_manifest.json")["base"] == record.base_facts(toy_base)
     for name, source in (("direct", checkpoint), ("by_adapter", adapter)):
         export(None, source, tmp_path / name)
     direct, by_adapter = (load_file(tmp_path / name / "model.safetensors") for name in ("direct", "by_adapter"))
     assert direct.keys() == by_adapter.keys() and all(torch.equal(direct[key], by_adapter[key]) for key in direct)
+    changed = direct[EMBEDDING] != load_file(toy_base / "model.safetensors")[EMBEDDING]
+    assert changed.any(1).nonzero().flatten().tolist() == sorted(ROWS)
+    merged = training.with_context(load_model(tmp_path / "direct", dtype=None), trained.model)
+    assert (logits(merged, inputs) - logits(trained.model, inputs)).abs().max() <= 1e-5
 
 
 def test_what_is_refused(toy_base, case, tmp_path, refused):

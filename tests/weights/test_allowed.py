@@ -120,7 +120,12 @@ def test_no_kernels_are_asked_for(toy_parts, run_tool, tmp_path):
 def test_configs_that_lie(toy_base, tmp_path, run_tool, refused):
     """The command says the last one in one line, and writes nothing."""
     llm, vision, base = "llm_config", "vision_config", shutil.copytree(toy_base, tmp_path / "base")
-    table = [
+    fields = read_json(base / "config.json")
+    lies = [
+        ({**fields, "system_message": 3}, "system_message is 3, expected str"),
+        ({"model_type": "internvl", "text_config": {}}, r"base holds something else .*'vision_config'"),
+    ]
+    for part, key, value, words in (
         (llm, "hidden_act", ["gelu"], r"hidden_act is \['gelu'\]"),
         (llm, "rope_scaling", {"rope_type": "spiral", "factor": 2.0}, "rope_scaling: the type is 'spiral'"),
         (llm, "rope_scaling", "yarn", "rope_scaling is 'yarn', expected an object"),
@@ -129,17 +134,14 @@ def test_configs_that_lie(toy_base, tmp_path, run_tool, refused):
         (llm, "num_hidden_layers", 10**6, "is 1000000, expected a whole number from 1 to 1,000"),
         (vision, "hidden_size", True, "hidden_size is True"),
         (vision, "patch_size", 0, "patch_size is 0"),
-        *((llm, "model_type", name, "is not a language") for name in ("gptj", "bloom", "codegen", "xglm", None, 3)),
+        *((llm, "model_type", name, "is not a language") for name in ("gptj", None, 3)),
         (vision, "hidden_act", "os.system", "hidden_act is 'os.system', expected one of silu"),
-    ]
-    fields = read_json(toy_base / "config.json")
-    lies = [({**fields, part: {**fields[part], key: value}}, words) for part, key, value, words in table]
-    lies.insert(0, ({"model_type": "internvl", "text_config": {}}, r"base holds something else .*'vision_config'"))
-    texts = [('{"a":' * 100_000 + "1" + "}" * 100_000, "config.json is not readable JSON: maximum recursion")]
-    lies.insert(0, ({**fields, "system_message": 3}, "system_message is 3, expected str"))
-    texts += [(json.dumps(lie), words) for lie, words in lies]
-    for text, words in texts:
-        (base / "config.json").write_text(text)
+    ):
+        lies.append(({**fields, part: {**fields[part], key: value}}, words))
+    (base / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    refused("config.json is not readable JSON: maximum recursion", open_config, base)
+    for lie, words in lies:
+        write_json(base / "config.json", lie)
         refused(words, open_config, base, error=(CheckpointError, UnknownFamilyError))
     done = run_tool("tools/convert_to_official.py", "--from", base, tmp_path / "out", "--format", "hf")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and words in done.stderr, done.stderr

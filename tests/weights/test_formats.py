@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor
@@ -59,17 +58,17 @@ def test_names_in_memory():
 def test_uncovered_and_incomplete(refused):
     q, k, v = (f"vision_tower.encoder.layer.0.attention.{n}_proj.weight" for n in "qkv")
     pair, alike = tensors(q, k, shape=(2, 1)), "tensors that belong together"
-    for change, held, words in (
-        (hf.KEYS.to_theirs, tensors("odd.weight"), "odd.weight is not a tensor of the official InternVL format"),
-        (hf.KEYS.to_ours, tensors("odd.weight"), "odd.weight is not a tensor of the transformers InternVL format"),
-        (hf.KEYS.to_ours, tensors(q, v), r"qkv\.weight can't be put together: .*k_proj"),
-        (hf.KEYS.to_ours, pair | tensors(v, shape=(5, 1)), alike),
-        (hf.KEYS.to_ours, pair | tensors(v, shape=(2, 3)), alike),
-        (hf.KEYS.to_ours, pair | {v: MemoryTensor(torch.ones(2, 1).half())}, alike),
-        (hf.KEYS.to_ours, pair | tensors(v, shape=(3, 1)), "7 rows can't be cut"),
-        (INTERNLM2.to_ours, tensors(WQKV, shape=(65, 1)), "65 rows can't be cut in 2 groups of the shares"),
+    refused("odd is not a tensor of the official InternVL format", hf.KEYS.to_theirs, tensors("odd"))
+    for held, words in (
+        (tensors("odd"), "odd is not a tensor of the transformers InternVL format"),
+        (tensors(q, v), r"qkv\.weight can't be put together: .*k_proj"),
+        (pair | tensors(v, shape=(5, 1)), alike),
+        (pair | tensors(v, shape=(2, 3)), alike),
+        (pair | {v: MemoryTensor(torch.ones(2, 1).half())}, alike),
+        (pair | tensors(v, shape=(3, 1)), "7 rows can't be cut"),
     ):
-        refused(words, change, held)
+        refused(words, hf.KEYS.to_ours, held)
+    refused("65 rows can't be cut in 2 groups of the shares", INTERNLM2.to_ours, tensors(WQKV, shape=(65, 1)))
 
 
 @torch.no_grad()
@@ -93,19 +92,16 @@ def test_same_logits_and_back(toy_base, tmp_path):
     large = build_base(*write_random_parts(tmp_path, vision_overrides=LARGE), tmp_path / "base", dtype="float32")
     for base, folder in ((toy_base, tmp_path / "300M"), (Path(large["out"]), tmp_path / "6B")):
         convert(base, folder / "hf", format="hf")
-        ours, direct = load_model(base, dtype=None), load_model(folder / "hf", dtype=None)
+        ours = load_model(base, dtype=None)
         ours.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
         inputs = chat_inputs(ours)
         reference, theirs = logits(ours, inputs), hf_logits(folder / "hf", inputs)
         assert theirs.shape[-1] == reference.shape[-1] + 1  # the row of <video>
         assert (theirs[..., :-1] - reference).abs().max() <= 1e-5  # two implementations in fp32, 2+2 layers
-        assert torch.equal(logits(direct, inputs)[..., :-1], reference)
         processor, image = AutoProcessor.from_pretrained(folder / "hf"), Image.new("RGB", (336, 224))
         batch = processor(text="<IMG_CONTEXT>", images=[image], return_tensors="pt")
         assert batch["pixel_values"].shape == (7, 3, 112, 112)  # 3 x 2 tiles and the thumbnail
         assert (batch["input_ids"] == ours.img_context_token_id).sum() == 7 * 16
-        assert read_json(folder / "hf/preprocessor_config.json")["rescale_factor"] == 1 / 255
-
         convert(folder / "hf", folder / "back", format="official")
         assert_same_weights(base, folder / "back")
         assert load_tokenizer(folder / "back").get_vocab() == load_tokenizer(base).get_vocab()
@@ -135,13 +131,12 @@ def test_a_published_directory_is_trained_and_stays_what_it_is(toy_parts, tmp_pa
     llm = write_llm("internlm2", tmp_path / "llm", toy_parts[1], own_vocabulary=True)
     build_base(toy_parts[0], llm, tmp_path / "llama", template="internlm2-chat", dtype="float32")
     base, out = as_internlm2(tmp_path / "llama", tmp_path / "base"), tmp_path / "out"
-    for path in [*base.glob("*token*")]:
+    for path in base.glob("*token*"):
         path.unlink()
     write_internlm2(base, image_tokens=ADDED_TOKENS, model=(llm / "tokenizer.model").read_bytes())
     prompt = "<|im_start|>user\n<img><IMG_CONTEXT></img>\n你好 2 cats<|im_end|><|im_start|>assistant\n"
 
-    settings = dict(llm_lora={**LORA, "type": LoraConfig, "target_modules": ["q_proj", "o_proj", "up_proj"]})
-    trained = make_model(base, **settings)
+    trained = make_model(base, llm_lora={**LORA, "target_modules": ["q_proj", "o_proj", "up_proj"]})
     checkpoint, inputs = save_pth(trained, tmp_path / "iter_1.pth"), chat_inputs(trained.model)
     export(None, checkpoint, out)
     old, new = (load_file(each / "model.safetensors") for each in (base, out))
@@ -149,8 +144,8 @@ def test_a_published_directory_is_trained_and_stays_what_it_is(toy_parts, tmp_pa
     changed = {k.split("layers.0.")[1] for k in old if not torch.equal(old[k], new[k]) and "model.layers.0." in k}
     assert changed == {"attention.wqkv.weight", "attention.wo.weight", "feed_forward.w3.weight"}
     assert read_json(out / "config.json") == read_json(base / "config.json")
-    assert (out / "modeling_internlm2.py").read_text() == "# the release's own code\n"
-    assert (out / "tokenizer.model").read_bytes() == (base / "tokenizer.model").read_bytes()
+    for name in ("modeling_internlm2.py", "tokenizer.model"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
     written = read_json(out / "tokenizer_config.json")
     assert written.pop("chat_template") and written == read_json(base / "tokenizer_config.json")
     export(None, checkpoint, tmp_path / "hf", format="hf")

@@ -7,7 +7,6 @@ from safetensors.torch import load_file, save_file
 
 from xtuner_plugins.weights import official
 from xtuner_plugins.weights.loader import load_model, load_tokenizer, partition_dtype, read_config
-from xtuner_plugins.weights.model_view import keys_of
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
 
@@ -16,9 +15,10 @@ def test_numbers_come_module_by_module(toy_base, tmp_path):
     """Each module can be split over ranks or quantized before the next is read. Nothing in the directory runs."""
     base, largest = shutil.copytree(toy_base, tmp_path / "base"), 0
     for path in base.glob("*.py"):
-        path.write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
+        path.write_text("raise RuntimeError('code from the directory ran')")
     fields = read_json(base / "tokenizer_config.json")
     write_json(base / "tokenizer_config.json", fields | {"auto_map": {"AutoTokenizer": ["conversation.X", None]}})
+    load_tokenizer(base)
     held = load_file(base / "model.safetensors")
 
     def filled(model, name):
@@ -32,8 +32,6 @@ def test_numbers_come_module_by_module(toy_base, tmp_path):
     assert not held and all(p.is_meta for p in model.parameters()) and not model.training
     assert largest == max(p.numel() for p in model.parameters())
     assert {(tensor.dtype, tensor.is_meta) for tensor in load_model(base).parameters()} == {(torch.bfloat16, False)}
-    load_tokenizer(base)
-    assert not (tmp_path / "owned").exists()
 
 
 def test_what_does_not_fit(toy_parts, toy_base, tmp_path, refused):
@@ -75,14 +73,13 @@ def test_configs_are_complete():
     complete = official.read_config({"vision_config": {"image_size": 448}, "llm_config": {"model_type": "qwen2"}}, ".")
     expected = dict(ps_version="v1", downsample_ratio=0.5, select_layer=-1, force_image_size=448, max_dynamic_patch=6)
     assert complete.items() >= {**expected, "llm_config": {"model_type": "qwen2"}}.items()
-    assert complete["vision_config"]["hidden_size"] == 3200 and keys_of(official, complete) is None
+    assert complete["vision_config"]["hidden_size"] == 3200
     limits = {"dynamic_image_size": False, "min_dynamic_patch": 3, "max_dynamic_patch": 12}
     assert official.tile_limits(limits) == (1, 1)
     assert official.tile_limits({**limits, "dynamic_image_size": True}) == (3, 12)
-    # DeepSpeed computes in it
-    configs = [{"bf16": {"enabled": True}}, {"fp16": {"enabled": True}, "bf16": {"enabled": False}}, {"bf16": {}}]
-    assert [*map(partition_dtype, configs)] == [
-        torch.bfloat16,
-        torch.float16,
-        torch.float32,
-    ]  # what DeepSpeed computes in
+    for config, dtype in (
+        ({"bf16": {"enabled": True}}, torch.bfloat16),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": False}}, torch.float16),
+        ({"bf16": {}}, torch.float32),
+    ):
+        assert partition_dtype(config) == dtype  # what DeepSpeed computes in

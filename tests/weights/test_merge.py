@@ -1,18 +1,11 @@
 """Merging one layer at a time gives what PEFT's whole-model merge gives, whatever the block size; token rows, too."""
 
 import torch
-from peft import LoraConfig, PeftModel, inject_adapter_in_model
-from safetensors.torch import load_file
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from tests.weights.training import LORA, chat_inputs, logits, make_model, save_pth, training_inputs
-from xtuner_plugins.export.adapters import export_adapter
-from xtuner_plugins.export.export import export
 from xtuner_plugins.weights import merge
 from xtuner_plugins.weights.lazy import MemoryTensor
-from xtuner_plugins.weights.loader import load_model
-
-EMBEDDING, ROWS = "language_model.model.embed_tokens.weight", [3, 500, 7, 505]
 
 
 def in_blocks(tensor, rows):
@@ -79,25 +72,3 @@ def test_what_is_not_merged(refused):
     table += [("init_lora_weights", name, name) for name in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")]
     for name, value, words in table:
         refused(words, merge.read_settings, {"r": 3, name: value})
-
-
-def test_trained_rows_are_what_peft_opens(toy_base, tmp_path):
-    """They train alone, and are exported from a checkpoint as from an adapter; `verify` compares live and merged."""
-    trained = make_model(toy_base, llm_lora={**LORA, "trainable_token_indices": {"embed_tokens": ROWS, "lm_head": [1]}})
-    trained(**training_inputs(trained, torch.tensor([[3, 7, 9, 11]])), mode="loss")["loss"].backward()
-    gradient = next(p.grad for name, p in trained.named_parameters() if "trainable_tokens_delta" in name)
-    assert (gradient != 0).any(1).tolist() == [True, False, True, False]
-    checkpoint, inputs = save_pth(trained, tmp_path / "iter_1.pth"), chat_inputs(trained.model)
-    inputs[1][0, :4] = torch.tensor(ROWS)
-    export(None, checkpoint, tmp_path / "out")
-    export_adapter(None, checkpoint, tmp_path / "adapter")
-    export(None, tmp_path / "adapter", tmp_path / "again")
-    folders = toy_base, tmp_path / "out", tmp_path / "again"
-    base, out, again = (load_file(path / "model.safetensors") for path in folders)
-    assert all(torch.equal(again[name], out[name]) for name in out)
-    assert ((out[EMBEDDING] != base[EMBEDDING]).any(1).nonzero().flatten().tolist()) == sorted(ROWS)
-    model = load_model(toy_base, dtype=None)
-    model.load_state_dict(load_file(tmp_path / "adapter/replaced.safetensors"), strict=False)
-    PeftModel.from_pretrained(model.language_model, tmp_path / "adapter/language_model")
-    for each in (model.eval(), load_model(tmp_path / "out", dtype=None)):
-        assert (logits(each, inputs) - logits(trained.model, inputs)).abs().max() <= 1e-5

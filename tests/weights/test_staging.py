@@ -17,10 +17,6 @@ def write(out, text="new", act=lambda stage: None, num_bytes=0):
         act(stage)
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -60,27 +56,27 @@ def test_a_broken_change_of_places_hides_nothing(tmp_path, monkeypatch, caplog, 
 def test_what_is_found_beside_a_directory(tmp_path, refused):
     """A replaced one comes back where it is whole and the other isn't; what a killed run had begun is removed."""
     out, hidden, other = (tmp_path / name for name in ("out", ".out.replaced-1-x", f".out.partial-{os.getpid()}-x"))
-    for state, expected in (("whole", "new"), ("torn", "old"), (None, "old")):
+    for lost, expected in ((None, "new"), ("config.json", "old")):
         write(out)
         write(hidden, "old")
-        if state != "whole":
-            shutil.rmtree(out) if state is None else (out / "config.json").unlink()
+        if lost:
+            (out / lost).unlink()
         staging.recover(out)
-        assert (out / "weights").read_text() == expected and names(tmp_path) == ["out"]
+        assert (out / "weights").read_text() == expected and os.listdir(tmp_path) == ["out"]
     shutil.rmtree(out)
     hidden.mkdir()
     staging.recover(out)
-    assert names(tmp_path) == []
+    assert os.listdir(tmp_path) == []
 
     refused("out needs 1000000000.* GB but only .* are free on", write, out, act=kill, num_bytes=10**18)
     refused("out can't be written: the disk is full", write, out, act=full)  # met on the way
-    assert names(tmp_path) == []
+    assert os.listdir(tmp_path) == []
     killed(out, act=kill)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".out.partial-") and not (left / "config.json").exists()
     other.mkdir()  # of a run that goes on
     write(out)
-    assert names(tmp_path) == [other.name, "out"] and names(out) == ["config.json", "weights"]
+    assert {*os.listdir(tmp_path)} == {other.name, "out"} and {*os.listdir(out)} == {"config.json", "weights"}
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch, refused):
@@ -102,24 +98,23 @@ def test_what_must_never_be_replaced(tmp_path, monkeypatch, refused):
     """Given and meant by any names: links, parents, what lies inside; and what is no model directory."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "models" / "base", "base")
-    for folder in ("models/base/part", "far/below", "home"):
-        os.makedirs(folder)
+    os.makedirs("far/below")
+    os.mkdir("home")
     for file in ("home/letters.txt", "file"):
         (tmp_path / file).write_text("mine")
-    links = {"link": "models", "direct": "models/base", "far/models": "../models", "deep": "far/below", "gone": "no"}
-    for name, target in {**links, "away": "home"}.items():
+    links = {"link": "models", "direct": "models/base", "far/models": "../models", "deep": "far/below", "away": "home"}
+    for name, target in links.items():
         os.symlink(target, name)
     outputs = {
         # The last is of the link's own parent, not of this folder.
-        "overwrite the base": "link/base link/base/ models/../models/base link models deep/../models/base",
-        "lie inside": "models/base/x link/base/x models/base/new/deeper models/base/part",
-        "not a plain directory": "file away/ gone",
+        "overwrite the base": "link/base/ models/../models/base link deep/../models/base",
+        "lie inside": "link/base/x models/base/new/deeper",
+        "not a plain directory": "file away/",
         "--force replaces only model directories": "home",
     }
     table = [(out, "models/base", words) for words, outs in outputs.items() for out in outs.split()]
     table += [("link/base", given, "overwrite the base") for given in ("direct", "models/base/weights")]
     for out, given, words in table:
         refused(words, staging.check_target, out, force=True, inputs={"base": given, "data": "none"})
-    assert names(tmp_path / "home") == ["letters.txt"]
-    for out in ("models/base2", "models/bas", "out"):
+    for out in ("models/base2", "out"):
         assert staging.check_target(out, force=True, inputs={"base": "models/base"}) == tmp_path / out

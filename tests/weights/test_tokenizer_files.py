@@ -70,6 +70,23 @@ def test_tokens_added_saved_and_dropped_again(bare, tmp_path):
     assert "<video>" not in "".join(path.read_text() for path in tmp_path.glob("*.json"))
 
 
+def test_what_transformers_5_no_longer_writes_is_what_transformers_4_wrote(bare, tmp_path):
+    """Its slow tokenizers read these files."""
+    tokenizer_files.add_tokens(bare, ADDED_TOKENS)
+    bare.save_pretrained(tmp_path / "4")
+    config, state = (read_json(tmp_path / "4" / name) for name in ("tokenizer_config.json", "tokenizer.json"))
+    if "added_tokens_decoder" not in config:
+        pytest.skip("transformers 5 has written it")
+    (tmp_path / "5").mkdir()
+    ours = {key: value for key, value in config.items() if "added" not in key and "additional" not in key}
+    ours["extra_special_tokens"] = config["additional_special_tokens"]
+    tokenizer_files._write_older_files(bare, tmp_path / "5", ours, state)
+    assert ours == {key: value for key, value in config.items() if key != "extra_special_tokens"}
+    for name in ("added_tokens.json", "vocab.json"):
+        assert read_json(tmp_path / "5" / name) == read_json(tmp_path / "4" / name)
+    assert (tmp_path / "5/merges.txt").read_text().split() == (tmp_path / "4/merges.txt").read_text().split()
+
+
 def test_the_models_own_template_and_system_message_are_found(bare):
     """Or told with both renderings, where no row of the table can express it."""
     for name in TEMPLATES:  # those that render alike have one name: the first

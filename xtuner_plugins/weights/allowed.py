@@ -5,8 +5,6 @@ of another repository, or replaces the generation loop. So other keys are droppe
 say what a missing key says. Values that lie about the model are refused before anything is built from them.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import textwrap

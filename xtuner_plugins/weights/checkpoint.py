@@ -10,18 +10,9 @@
 
 from pathlib import Path
 
-from . import manifest, preprocessing, record, zero
+from . import manifest, preprocessing, reading, record, zero
 from .errors import CheckpointError
-from .reading import (
-    Checkpoint,
-    listing,
-    load_pickle,
-    open_safetensors,
-    open_weights,
-    read_json,
-    state_dict,
-    weight_files,
-)
+from .reading import Checkpoint, open_safetensors, read_json
 
 ADAPTER, REPLACED = "adapter_model.safetensors", "replaced.safetensors"
 
@@ -32,9 +23,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_file():
         if path.suffix == ".safetensors":
             return Checkpoint(path, "weights", open_safetensors(path), [path])
-        content = load_pickle(path)
+        content = reading.load_pickle(path)
         run = content if isinstance(content, dict) and "state_dict" in content else {}
-        return Checkpoint(path, "mmengine", state_dict(path, content), [path], run)
+        return Checkpoint(path, "mmengine", reading.state_dict(path, content), [path], run)
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist")
     if (path / record.FILE).is_file():
@@ -44,10 +35,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} is a PEFT adapter; give the directory above it if this project wrote it. {told}")
     if tagged := zero.checkpoint_directory(path):
         return zero.open_deepspeed(tagged)
-    if weight_files(path):
-        return Checkpoint(path, "weights", open_weights(path), weight_files(path))
+    if files := reading.weight_files(path):
+        return Checkpoint(path, "weights", reading.open_weights(path), files)
     kinds = f"no DeepSpeed checkpoint (*_model_states.pt), exported adapter ({record.FILE}) or directory of weights"
-    raise CheckpointError(f"{path} is {kinds}; it holds: {listing(path)}")
+    raise CheckpointError(f"{path} is {kinds}; it holds: {reading.listing(path)}")
 
 
 def _open_adapters(path: Path) -> Checkpoint:

@@ -11,8 +11,6 @@ The conversion is transformers' own (``LlamaConverter``, ``TikTokenConverter``);
 converted tokenizer is returned only if it turns ``SAMPLES`` into the same ids as sentencepiece or tiktoken.
 """
 
-from __future__ import annotations
-
 import base64
 import unicodedata
 from collections.abc import Callable, Mapping

@@ -3,8 +3,6 @@
 It can't express pixel shuffle v1, a select_layer other than the last, or a q/k norm eps other than 1e-6.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -4,8 +4,6 @@ InternLM2 is bit-exact; rows of q and k keep their order, as both rotate halves.
 ``seq_length`` tokens: on longer texts the original stretches its rotary base and scales attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from .mapping import KeyMapping, Row

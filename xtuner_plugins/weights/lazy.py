@@ -8,13 +8,12 @@ shape and a function that reads rows, and memory holds one block at a time::
     k_proj    [D, D]                       |------------------|                         .rows(D, 2 * D)
     back      [3D, D]   Joined([q, k, v])                                               three runs, read in order
 
-Files are read by ``pread``, not through a memory map, whose pages would count as memory of the process.
+Files are read by calls, not through a memory map, whose pages would count as memory of the process.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -83,13 +82,10 @@ class FileTensor(LazyTensor):
 
         def make(start: int, stop: int) -> torch.Tensor:
             buffer = torch.empty((stop - start) * row, dtype=torch.uint8)
-            view, done = memoryview(buffer.numpy()), 0
-            with open(path, "rb", buffering=0) as file:
-                while done < len(view):  # Linux moves less than 2 GiB a call
-                    at = offset + start * row + done
-                    if not (got := os.preadv(file.fileno(), [view[done : done + 2**30]], at)):
-                        raise ValueError(f"{path} ends after {at} bytes, its header promises more; copy it again")
-                    done += got
+            with open(path, "rb") as file:
+                file.seek(offset + start * row)
+                if file.readinto(memoryview(buffer.numpy())) < len(buffer):
+                    raise ValueError(f"{path} ends after {file.tell()} bytes, its header promises more; copy it again")
             return buffer.view(dtype)
 
         super().__init__(dtype, shape, make)

@@ -1,7 +1,5 @@
 """Loads model directories into the hub classes, tensor by tensor; runs no code from a directory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -94,16 +92,13 @@ def build(
     if torch.device(device).type == "meta":
         return model
     for owner_name, names in groupby(model.state_dict().keys(), key=lambda name: name.rpartition(".")[0]):
-        owner = model.get_submodule(owner_name)
+        own = {}
         for name in names:
-            leaf, value = name.rpartition(".")[2], tensors[name].read()
+            value = tensors[name].read()
             if value.is_floating_point() and not value.isfinite().all():
                 raise CheckpointError(f"{name} holds NaN or infinity; take other weights")
-            value = value.to(device, dtype if value.is_floating_point() else None)
-            if leaf in owner._parameters:
-                owner._parameters[leaf] = nn.Parameter(value, requires_grad=owner._parameters[leaf].requires_grad)
-            else:
-                owner._buffers[leaf] = value
+            own[name.rpartition(".")[2]] = value.to(device, dtype if value.is_floating_point() else None)
+        model.get_submodule(owner_name).load_state_dict(own, strict=False, assign=True)
         filled(model, owner_name)
     for module in model.modules():  # buffers that are computed, not stored
         held = ((key, module._buffers.get(key)) for key in module._non_persistent_buffers_set)

@@ -8,13 +8,11 @@
      "files": {"config.json": "...", "model.safetensors": "...", ...}}
 """
 
-from __future__ import annotations
-
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .errors import CheckpointError
+from .errors import CheckpointError, refusing
 
 FILE = "export_manifest.json"
 
@@ -35,6 +33,7 @@ def digests(folder: Path) -> dict[str, str]:
         return dict(zip((str(path.relative_to(folder)) for path in files), pool.map(digest, files), strict=True))
 
 
+@refusing
 def check(directory: Path, *, weights: bool) -> None:
     """Compares a model directory's files, the small ones or all, with its manifest; one without a manifest passes.
 
@@ -44,8 +43,6 @@ def check(directory: Path, *, weights: bool) -> None:
     from .reading import read_json  # imports torch, which those who only hash do without
 
     stored = read_json(directory / FILE, missing={}).get("files", {})
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{directory / FILE}: files is no object; remove it if the directory is as you want it")
     asked = sorted(name for name in stored if weights or not name.endswith(".safetensors"))
     held = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
     if changed := [name for name in asked if name not in held or digest(held[name]) != stored[name]]:

@@ -9,8 +9,6 @@ Templates: ``{i}`` a layer index, ``{p}`` ``weight`` or ``bias``, ``{rest}`` any
         ("vision_tower.encoder.layer.{i}.attention.q_proj.{p}", "...k_proj.{p}", "...v_proj.{p}"))
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

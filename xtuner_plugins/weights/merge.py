@@ -12,8 +12,6 @@ Rows of single tokens may train beside LoRA (PEFT's ``trainable_token_indices``,
 Despite its name, ``trainable_tokens_delta`` holds the trained rows, not differences.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -21,8 +21,6 @@ Formats are modules (``export/llava`` is only written, so it lacks the last memb
     read_config(fields, directory)               the complete official fields of a directory
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType

@@ -3,8 +3,6 @@
 A directory with InternLM2 holds InternLM2's names and code; here it runs as Llama. It is exported as InternLM2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

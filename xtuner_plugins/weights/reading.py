@@ -11,8 +11,6 @@ A pickle is opened with ``weights_only=True``. Objects of the packages that writ
 neither imported nor called. A file that names any other class is refused.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping
@@ -101,9 +99,8 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
             if name != "__metadata__"
         }
     except (OSError, KeyError, SafetensorError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file of known types ({error}); get it again"
-        ) from None
+        told = f"{path} is not a whole safetensors file of known types ({error}); get it again"
+        raise CheckpointError(told) from None
 
 
 def load_pickle(path: str | Path):
@@ -138,9 +135,8 @@ def _lazy(value, path: Path):
             return FileTensor(path, start, value.dtype, value.shape)
         # saved as a transposed or sliced view: read now, with its whole span
         span = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True))
-        return MemoryTensor(
-            FileTensor(path, start, value.dtype, (span,)).read().as_strided(value.shape, value.stride())
-        )
+        held = FileTensor(path, start, value.dtype, (span,)).read()
+        return MemoryTensor(held.as_strided(value.shape, value.stride()))
     if isinstance(value, Mapping):
         return {k: _lazy(v, path) for k, v in value.items()}
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):

@@ -15,8 +15,6 @@ All of it is plain values, so a checkpoint with it opens under ``weights_only``.
 stands beside it, see `xtuner_plugins.weights.preprocessing`. Images are not hashed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import inspect

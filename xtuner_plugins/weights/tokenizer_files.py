@@ -5,8 +5,6 @@ that newer tokenizers save is unreadable for transformers 4.37 and 4.44), the ch
 ``tokenizer_config.json`` (a separate ``.jinja`` file is ignored before 4.43).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 

@@ -7,8 +7,6 @@
     work_dirs/finetune_lora/last_checkpoint         names the newest
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Mapping

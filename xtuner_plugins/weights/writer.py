@@ -1,7 +1,5 @@
 """Writes weights: shards are streamed tensor by tensor, block by block."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

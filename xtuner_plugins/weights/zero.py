@@ -13,8 +13,6 @@ layout follows ``deepspeed/utils/zero_to_fp32.py``, which can't be used here: it
 and joins whole groups in memory.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass, field

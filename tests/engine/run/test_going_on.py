@@ -73,8 +73,7 @@ def ending(way, layout):
 @pytest.mark.parametrize(
     "way, layout, dtype",
     [
-        ("killed", "plain", "float16"),
-        pytest.param("killed", "zero2", "float16", marks=pytest.mark.slow),
+        *(pytest.param("killed", layout, "float16", marks=pytest.mark.slow) for layout in ("plain", "zero2")),
         *((way, "plain", "float32") for way in WAYS),
         *(
             pytest.param(way, layout, "float32", marks=pytest.mark.slow)

@@ -58,10 +58,7 @@ def test_settings_gpus_and_advice(plan):
 def test_errors_are_one_line(plan, tmp_path):
     (tmp_path / "folder.py").mkdir()
     for words, message in (
-        (["finetunefull"], "did you mean finetune_full"),
         ([f"{tmp_path}/folder.py"], "folder.py"),
-        (["finetune_full", "--set", "batchsize=2"], "did you mean batch_size?"),
-        (["finetune_full", "--set", "max_tiles=300"], "tile limits"),
         (["finetune_full", "--deepspeed", "zero3"], "did you mean deepspeed_zero3?"),
         (["finetune_full", "--set", "base=no/such"], "model directory 'no/such' isn't there, and no shipped config"),
         (["finetune_qlora", "--deepspeed", "deepspeed_zero3"], "packed weights can't be partitioned"),

@@ -58,23 +58,8 @@ def test_imports_go_down_only():
     assert {(name, target) for name, target in imports() if layer_of(target) > layer_of(name)} == set()
 
 
-def test_every_module_that_is_named_is_there():
-    """Also in tests, tools and benchmarks, whose imports may stand in functions or in a text of code."""
-    missing = set()
-    for folder in (PACKAGE, *(ROOT / name for name in ("tests", "tools", "benchmarks", "configs"))):
-        for path in folder.rglob("*.py"):
-            names = [".".join(parts[1:]) for parts, taken in names_in(path) if taken is not None]
-            names += re.findall(r"(?:from|import) xtuner_plugins\.([\w.]+)", path.read_text(encoding="utf-8"))
-            missing |= {(path.name, name) for name in names if found_at(name.split(".")) != name.replace(".", "/")}
-    assert missing == set()
-
-
-def test_the_hub_imports_nothing_of_the_project():
-    assert {target for name, target in imports() if name.startswith("hub/") and not target.startswith("hub")} == set()
-
-
 def test_the_map_is_true():
-    """Sizes are within 10 % of the code's, every room is there, and so is every file that a table names."""
+    """Sizes are within 10 % of the code's, and every room is there."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     wrong, rooms = {}, set()
     for name, shown in re.findall(r"^\| `([\w./]+)` \| ([\d,]+) \|", page, re.MULTILINE):
@@ -86,6 +71,3 @@ def test_the_map_is_true():
             wrong[name] = lines
     assert wrong == {}
     assert {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")} <= rooms
-    named = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?|[a-z_]+\.py)`", page)
-    places = (PACKAGE, ROOT)
-    assert [name for name in named if not any((place / name).exists() for place in places)] == []

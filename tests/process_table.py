@@ -1,31 +1,28 @@
 """Finds a test's own processes, wherever they hang, by a mark in their environment, which children inherit."""
 
+import contextlib
 import os
 import signal
 import time
-from pathlib import Path
+
+import psutil
 
 MARK = "XTUNER_PLUGINS_TEST_RUN"
 
 
 def marked(value: str) -> list[int]:
     """Process ids that carry ``MARK=value``; those that have ended and wait for their parent don't count."""
-    wanted, found = f"{MARK}={value}".encode(), []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:  # ended meanwhile, or another user's
-            continue
-    return [pid for pid in found if is_alive(pid)]
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
+            if process.environ().get(MARK) == value and is_alive(process.pid):
+                found.append(process.pid)
+    return found
 
 
 def is_alive(pid: int) -> bool:
     """Whether the process runs (or sleeps)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def wait_until(condition, seconds: float) -> bool:

@@ -27,9 +27,8 @@ PathFinder.find_spec = classmethod(
 def test_rows_need_torch_transformers_peft_and_mmengine_and_fail_alone(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(HIDE)
     command = [sys.executable, ROOT / "benchmarks/bench_gpu.py", "--dry-run", "--out", tmp_path / "out.jsonl"]
-    done = subprocess.run(
-        [*command, "--steps", "2"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}
-    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*command, "--steps", "2"], capture_output=True, text=True, env=env)
     assert done.returncode == 1 and (tmp_path / "out.jsonl").read_text() == done.stdout, done.stderr
     rows = {line["row"]: line for line in map(json.loads, done.stdout.splitlines())}
     assert list(rows) == list(bench_gpu.ROWS) and "bitsandbytes" in rows["qlora"]["error"]
@@ -54,20 +53,3 @@ def test_a_row_that_dies_ends_alone(monkeypatch, tmp_path, capsys):
     first, second, third = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert first["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB"
     assert second["error"].startswith("BrokenProcessPool: ") and third == {"row": "full", "steps": 3}
-
-
-NAMES = {
-    "torch_attn::_varlen_attn_backward": "varlen",
-    "aten::_scaled_dot_product_flash_attention_for_cpu": "flash",
-    "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<128, 64>>(Params)": "flash",
-    "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<bf16>)": "mem-efficient",
-    "aten::_scaled_dot_product_efficient_attention": "mem-efficient",
-    "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_kernel0_0": "cudnn",
-    "aten::_scaled_dot_product_attention_math": "math",
-    "aten::scaled_dot_product_attention": None,  # what chooses
-    "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64": None,
-}
-
-
-def test_names_of_operators_and_kernels_tell_the_kind_of_attention():
-    assert {name: bench_gpu.kind_of(name) for name in NAMES} == NAMES

@@ -1,6 +1,5 @@
 """The page as its visitors and programs meet it: over HTTP, and in a browser where one is installed."""
 
-import json
 import shutil
 import threading
 import time
@@ -50,8 +49,8 @@ def echo():
     page.close()
 
 
-def connect(url, **options):
-    return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": HANGS_AFTER}, **options)
+def connect(url):
+    return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": HANGS_AFTER})
 
 
 def ask(client, text, *files, system=""):
@@ -69,13 +68,6 @@ def test_twenty_visitors_are_not_mixed_up(echo):
     assert answers == [(f"number {number}", f"Sys. number {number} | again") for number in range(20)]
 
 
-def test_curl_asks_in_two_requests_as_the_docs_show(echo):
-    data = {"data": [{"text": "Hello", "files": []}, None, *SETTINGS]}  # None: no conversation before
-    event = httpx.post(f"{echo}gradio_api/call/ask", json=data, timeout=HANGS_AFTER).json()["event_id"]
-    lines = httpx.get(f"{echo}gradio_api/call/ask/{event}", timeout=HANGS_AFTER).text.splitlines()
-    assert json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))[0] == "Hello"
-
-
 def test_a_client_that_hangs_up_stops_the_model(echo):
     job = connect(echo).submit({"text": "please wait", "files": []}, *SETTINGS, api_name="/ask")
     while not job.outputs():
@@ -87,18 +79,16 @@ def test_a_client_that_hangs_up_stops_the_model(echo):
 
 def test_bad_input_gets_one_clear_answer(echo, tmp_path, capfd, monkeypatch):
     (tmp_path / "a.png").write_text("hello")
-    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     client = connect(echo)
     for words, said in (
-        (("What?", tmp_path / "a.png"), r"^'?a.png: can't be decoded .*another file"),
-        (("What?", tmp_path / "phone.heic"), "phone.heic: .*it is HEIC"),
+        (("What?", tmp_path / "a.png"), r"^'?a.png: can't be .*another file"),
         ((" ",), "Type a question"),
     ):
         with pytest.raises(Exception, match=said):
             ask(client, *words)
     large = {"files": ("a.png", bytes(2 << 20))}
     assert httpx.post(f"{echo}gradio_api/upload", files=large, timeout=60).status_code == 413
-    assert ask(connect(echo), "Still here") == "Still here" and "Traceback" not in capfd.readouterr().err
+    assert ask(client, "Still here") == "Still here" and "Traceback" not in capfd.readouterr().err
     # other sites neither reach the page nor are asked
     assert httpx.get(echo, headers={"Host": "evil.example"}).status_code == 400
     assert httpx.get(echo).headers["content-security-policy"].startswith("default-src 'self'")
@@ -133,7 +123,7 @@ def test_in_a_browser(toy_base, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     Image.effect_noise((336, 224), 90).save(tmp_path / "photo.png")
     page = launch(open_session(toy_base, device="cpu"), "toy", host="127.0.0.1", port=free_port())
-    addresses = []
+    addresses, count = [], "document.querySelectorAll('.grid-container img, .thumbnail-item img').length"
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         for language, settings, words in (("en-US", "Settings", "System prompt"), ("zh-CN", "设置", "系统提示词")):
@@ -146,12 +136,9 @@ def test_in_a_browser(toy_base, tmp_path):
             window.fill("textarea >> nth=0", "What is it?")
             window.press("textarea >> nth=0", "Enter")
             window.wait_for_selector(".bot")
-            shown = "document.querySelectorAll('.grid-container img, .thumbnail-item img').length >= 7"
-            window.wait_for_function(shown)
+            window.wait_for_function(f"{count} >= 7")  # the tiles
             assert window.evaluate("document.documentElement.scrollWidth") <= 390
-            assert window.locator("button:has(path[d^='M23,20a5,5']):visible").count() == 0
             window.get_by_text(settings).first.click()
             window.wait_for_selector(f"text={words}")
     page.close()
-    own = (page.local_url, "data:", "blob:")
-    assert [address for address in addresses if not address.startswith(own)] == []
+    assert [address for address in addresses if not address.startswith((page.local_url, "data:", "blob:"))] == []

@@ -11,9 +11,5 @@ def test_the_files_name_what_exists_and_install_what_the_makefile_does():
     copied = " ".join(re.findall(r"^COPY (.+) \./?$", text, re.MULTILINE)).split()
     assert copied and all((ROOT / path).exists() for path in copied)
     assert set(re.findall(r"xtuner==[\d.]+", text)) == set(re.findall(r"xtuner==[\d.]+", makefile))
-    assert re.search(r"^USER 1000", text, re.MULTILINE), "not as root"
-    left_out = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
-    assert {".git", ".venv*", "work_dirs", "build"} <= set(left_out)
-    assert "**/models" not in left_out  # the pattern without `**/` is the folder of weights
     fields = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
     assert (ROOT / ".devcontainer" / fields["build"]["dockerfile"]).is_file()

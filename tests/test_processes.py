@@ -6,12 +6,9 @@ import os
 import subprocess
 import sys
 
-import mmengine.runner  # noqa: F401  before a test pretends that there is a GPU, which DeepSpeed would use
-
 from tests.conftest import ROOT
 from tests.process_table import ends
 from xtuner_plugins import processes
-from xtuner_plugins.engine.run.runtime import adjust_stack
 from xtuner_plugins.processes import ALLOCATOR, allocator_settings, is_ancestor
 
 SLEEPER = "import time; time.sleep(600)"
@@ -62,24 +59,19 @@ def test_children_of_a_killed_process_end():
             assert ends(child), code
 
 
-def test_segments_grow_on_a_gpu_unless_the_user_has_said_otherwise(monkeypatch):
-    for name in ALLOCATOR:
-        monkeypatch.setenv(name, "")  # so that it is restored
-        monkeypatch.delenv(name)
-        assert allocator_settings({name: "max_split_size_mb:128"}, has_gpu=True) == {}
-    assert allocator_settings(os.environ, has_gpu=False) == {}
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    adjust_stack()  # of a process that XTuner's own command has started
-    assert os.environ[ALLOCATOR[1]] == "expandable_segments:True"
+def test_segments_grow_on_a_gpu_unless_the_user_has_said_otherwise():
+    assert all(allocator_settings({name: "max_split_size_mb:128"}, has_gpu=True) == {} for name in ALLOCATOR)
+    assert allocator_settings({}, has_gpu=False) == {}
+    assert allocator_settings({}, has_gpu=True) == {ALLOCATOR[1]: "expandable_segments:True"}
 
 
 def test_progress_in_a_log_is_whole_lines(monkeypatch):
     """A bar that only terminals see left an evaluation of an hour without a line."""
     log = io.StringIO()
     monkeypatch.setattr(processes, "LOG_SECONDS", 0)
-    with processes.progress_bar(total=3, unit="question", desc="answering", file=log) as bar:
-        for _ in range(3):
-            bar.update()
+    with processes.progress_bar(total=2, file=log) as bar:
+        bar.update()
         bar.write("left out", log)
-    shown = [line.split(" [")[0].removeprefix("answering: ").strip() for line in log.getvalue().splitlines()]
-    assert shown == ["0% 0/3", "33% 1/3", "67% 2/3", "100% 3/3", "left out", "100% 3/3", ""]
+        bar.update()
+    shown = [line.split(" [")[0].strip() for line in log.getvalue().splitlines()]
+    assert shown == ["0% 0/2", "50% 1/2", "left out", "100% 2/2", "100% 2/2", ""]

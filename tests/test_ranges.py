@@ -1,6 +1,7 @@
 """The ranges of settings: their ends, credentials and URLs that are refused, and room for tiles."""
 
 import math
+from functools import partial
 
 import pytest
 
@@ -28,22 +29,19 @@ ENDS = {  # values that a setting can have, and those that it can't; the first f
 }
 
 
-def refuses(check, *values):
-    try:
-        check(*values)
-    except (ValueError, TypeError):
-        return True
-    return False
+OBJECTIVES = ({}, None, ["dpo"], {"ppo": 1.0}, {"dpo": 0}, {"dpo": "1"}, {"sft": True}, {"sft": math.nan})
 
 
 def test_ends_of_ranges():
-    rows = [(name, lambda value, name=name: ranges.check(name, value), *values) for name, values in ENDS.items()]
-    tiles = [(1, 1), (1, 256)], [(0, 1), (2, 1), (1, 257), (1, 2.0)]
-    rows.append(("tiles", lambda limits: ranges.check_tiles(*limits), *tiles))
-    wrong = ({}, None, "dpo", ["dpo"], {"ppo": 1.0}, {"dpo": 0}, {"dpo": "1"}, {"sft": True}, {"sft": math.nan})
-    rows.append(("objectives", ranges.check_objectives, [{"dpo": 0.8, "sft": 1}], wrong))
-    assert [(name, value) for name, check, right, _ in rows for value in right if refuses(check, value)] == []
-    assert [(name, value) for name, check, _, wrong in rows for value in wrong if not refuses(check, value)] == []
+    rows = [(partial(ranges.check, name), *values) for name, values in ENDS.items()]
+    rows.append((lambda limits: ranges.check_tiles(*limits), [(1, 1), (1, 256)], [(0, 1), (2, 1), (1, 257), (1, 2.0)]))
+    rows.append((ranges.check_objectives, [{"dpo": 0.8, "sft": 1}], OBJECTIVES))
+    for check, right, wrong in rows:
+        for value in right:
+            check(value)
+        for value in wrong:
+            with pytest.raises((ValueError, TypeError)):
+                check(value)
 
 
 def test_room_counts_the_thumbnail_and_both_ends():
@@ -60,23 +58,17 @@ def test_room_counts_the_thumbnail_and_both_ends():
 
 def test_a_credential_is_refused_and_never_shown():
     for value in (
-        *({name: "hunter2"} for name in ("key", "secret", "token", "password", "access_key", "accessKeyId")),
-        {"client_kwargs": {"aws_secret_access_key": "hunter2"}},
+        *({name: "hunter2"} for name in ("key", "secret", "token", "password", "accessKeyId", "sas_token")),
         {"client_kwargs": [{"aws_session_token": b"hunter2"}]},
         {"headers": {"Authorization": "Bearer hunter2"}},
         {"endpoint_url": "http://user:hunter2@host"},
-        {"storage_options": {"sas_token": "hunter2"}},
     ):
         with pytest.raises(SettingError, match="a credential itself .*environment variables .* by profile=") as error:
             ranges.check_storage_options(value)
         assert "hunter2" not in str(error.value)
-    for value in (
-        {"endpoint_url": "http://127.0.0.1:9000", "anon": True, "profile": "mine"},
-        {"token": "anon"},
-        {"token": "/home/me/key.json"},
-        {"ssl_key_file": "/etc/key.pem", "key": None, "secret": ""},
-    ):
-        ranges.check_storage_options(value)
+    ranges.check_storage_options({"endpoint_url": "http://127.0.0.1:9000", "anon": True, "profile": "mine"})
+    for token in ("anon", "/home/me/key.json"):
+        ranges.check_storage_options({"token": token, "ssl_key_file": "/etc/key.pem", "key": None, "secret": ""})
     for value in ("s3", [], {1: 2}):
         with pytest.raises(SettingError, match="storage_options"):
             ranges.check_storage_options(value)

@@ -21,17 +21,11 @@ def whole_model(kind: str, seed: int = 0, **sizes):
     text = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)
     text |= dict(max_position_embeddings=16, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     config = getattr(transformers, f"{name}Config")(text_config=text, vision_config={**SIZES, **sizes})
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = getattr(transformers, f"{name}Model")(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 1:
-                parameter.copy_(parameter + 0.1 * noise)
-            elif parameter.dim() > 1:
-                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+        for parameter in model.parameters():  # of matrices about one over the root of their width
+            parameter += 0.1 * torch.randn(parameter.shape)
     return model
 
 

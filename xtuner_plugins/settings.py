@@ -29,7 +29,6 @@ IS_INSTALLED = (_HERE / "share").is_dir()
 ROOT = _HERE / "share" if IS_INSTALLED else _HERE.parent
 CONFIGS = _HERE.parent / ("xtp_configs" if IS_INSTALLED else "configs")
 PACKAGE = "xtp_configs"  # configs/ under a name that MMEngine finds: a distribution's own name would not do
-PREPARED = "xtuner_plugins.engine.prepared"
 LABELS = ("trains", "frozen", "starts from", "data", "hardware", "launch", "less memory", "note")
 VALIDATION = "default_hooks.validation"
 # What MMEngine's runners and XTuner's command read at the top level of a config.
@@ -361,14 +360,6 @@ def complete(cfg: Mapping[str, Any]) -> None:
         sampler["sequence_parallel"] = ranks
     if loader.get("num_workers") == 0:
         loader["persistent_workers"] = False
-
-
-def make_reloadable(cfg: Config) -> None:
-    """Replaces what a dump would turn into a text that can't be trained: the function of ``model_resource``."""
-    cfg._cfg_dict.pop("model_resource", None)
-    cfg._cfg_dict.pop("pretrained_model_name_or_path", None)
-    own = (cfg.get("custom_imports") or {}).get("imports", [])
-    cfg.custom_imports = dict(imports=[*(each for each in own if each != PREPARED), PREPARED])
 
 
 DEEPSPEED = {path.stem: path for path in sorted((_HERE / "deepspeed").glob("*.json"))}

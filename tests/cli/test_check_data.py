@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import BrokenExecutor
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -11,9 +12,6 @@ from tools import check_data
 from xtuner_plugins.files import CACHE_VARIABLE
 
 KEY = "train_dataloader.dataset"
-CONFIG = """train_dataloader = dict(dataset=dict(type='xtuner_plugins.datasets.MultimodalDataset',
-    base={base!r}, data_paths=[{data!r}], image_folders=[{images!r}]))
-"""
 
 
 def record(image=None, answer="A cat."):
@@ -22,7 +20,7 @@ def record(image=None, answer="A cat."):
 
 
 def write(path, *records):
-    path.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in records))
+    path.write_text("".join(json.dumps(each) + "\n" for each in records))
     return str(path)
 
 
@@ -35,7 +33,6 @@ def check(toy_base, tmp_path, monkeypatch, capsys):
         Image.new("RGB", size).save(tmp_path / "images" / f"{name}.png")
     data = write(tmp_path / "data.jsonl", *[record("a.png")] * 5)
     places = {"here": str(tmp_path), "base": str(toy_base), "data": data, "images": str(tmp_path / "images")}
-    places |= {"config": write(tmp_path / "config.py", CONFIG.format(**places))}
     places["leaf"] = "toy_finetune_lora --set base={base} data_paths={data} image_folders={images}".format(**places)
 
     def call(words):
@@ -50,69 +47,67 @@ def check(toy_base, tmp_path, monkeypatch, capsys):
     return call
 
 
+LOST = """from mmengine.config import read_base
+with read_base():
+    from xtp_configs.toy.toy_finetune_lora import *
+from no_such import Thing
+model.projector = Thing
+"""
 REFUSED = [
-    ("{here}/none.py", "none.py does not exist"),
-    ("{here}/broken.py", "broken.py:2 cannot be read: SyntaxError: '(' was never closed"),
     ("{here}/nothing.py", "no train_dataloader.dataset"),
-    (f"{{config}} --cfg-options {KEY}.max_tile=3", "max_tile"),
-    (f"{{config}} --cfg-options {KEY}.type=None.Such", "None.Such"),
-    ("{here}/none.jsonl", "none.jsonl:1: the annotation file can't be read"),
+    ("{here}/lost.py --set base={base}", "lost.py cannot be read: ModuleNotFoundError: Failed to import no_such"),
+    ("{here}/lost.py --step 1", "lost.py cannot be read: ModuleNotFoundError: Failed to import no_such"),
+    (f"{{leaf}} {KEY}.max_tile=3", "max_tile"),
+    (f"{{leaf}} {KEY}.type=None.Such", "None.Such"),
+    ("{here}/none", "{here}/none:1: the annotation file can't be read"),
     ("{data} --image-folder {here} --image-folder {here}", "2 image folders for 1 files"),
     ("{data} --image-folder nosuch://bucket/images", "nosuch"),
     ("{data} --base {here}", "config.json"),
     ("{data} --reject-list {data}/x", "can't be written"),
-    ("", "required"),
-    ("{config} {data}", "a config and other inputs together"),
-    ("{config} --base x", "--base goes with annotation files"),
+    ("finetune_lora {data}", "a config and other inputs together"),
+    ("finetune_lora --base x", "--base goes with annotation files"),
     ("{data} --cfg-options a=1", "--cfg-options goes with a config"),
-    ("{config} --step 0", "--step: 0: give at least 1"),
-    ("{config} --step 1 --ranks 2 --rank 2", "--rank 2 counts from 0 to --ranks - 1"),
-    ("{config} --seed 1", "--seed goes with --step"),
-    ("{config} --step 1 --json x", "--step prints a step of a config; it writes nothing"),
+    ("finetune_lora --step 0", "--step: 0: give at least 1"),
+    ("finetune_lora --step 1 --ranks 2 --rank 2", "--rank 2 counts from 0 to --ranks - 1"),
+    ("finetune_lora --seed 1", "--seed goes with --step"),
+    ("finetune_lora --step 1 --json x", "--step prints a step of a config; it writes nothing"),
     ("{leaf} --step 9999", "there is no step 9,999"),
 ]
 
 
 def test_what_cannot_be_checked_is_said_in_one_line(check, tmp_path, monkeypatch):
-    write(tmp_path / "broken.py", "a = 1\nb = (\n")
-    write(tmp_path / "nothing.py", "train_dataloader = None\n")
+    for name, text in (("nothing", "train_dataloader = None\n"), ("lost", LOST)):
+        (tmp_path / f"{name}.py").write_text(text)
     for words, message in REFUSED:
         status, printed = check(words)
         *above, last = [line for line in printed.splitlines() if line]
-        assert status == 2 and message in last and "error: " in last, (words, printed)
+        assert status == 2 and message.format(**check.places) in last and "error: " in last, (words, printed)
         assert not above or above[0].startswith("usage: "), (words, printed)
-
-    def check_dataset(*args, **options):
-        raise BrokenExecutor
-
-    with monkeypatch.context() as patch:
-        patch.setattr("xtuner_plugins.audit.check.check_dataset", check_dataset)
-        status, printed = check("{config}")
-        assert status == 2 and "error: a worker was killed, most likely for want of memory" in printed
+    with mock.patch("xtuner_plugins.audit.check.check_dataset", side_effect=BrokenExecutor):
+        status, printed = check("{leaf}")
+    assert status == 2 and "error: a worker was killed, most likely for want of memory" in printed
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "data.jsonl/cache"))
-    status, printed = check("{config} --workers 0")
+    status, printed = check("{leaf} --workers 0")
     assert status == 2 and printed.splitlines()[-1].startswith("error: ") and "cache" in printed, printed
 
 
-SHORT = f"{{here}}/mixed.py --workers 0 --cfg-options {KEY}.max_length=100 {KEY}.repeat_times=2"
+MIXED = "{leaf} data_paths={here}/mixed.jsonl max_length=100 repeat_times=2"
 SAID = [  # words, status, parts of what is said
-    ("{config} --workers 0", 0, ["all 5 records can be trained on; an epoch has 5 of 5 samples"]),
-    ("{leaf} max_length=10 --workers 0", 1, ["5 too_long"]),
+    ("{leaf} --workers 0", 0, ["all 5 records can be trained on; an epoch has 5 of 5 samples"]),
     ("{leaf} val_data_paths={here}/val.jsonl val_image_folders=['{images}'] --workers 0", 1,
-     ["all 5 records can be trained on", "1 of 3 records can't be trained on"]),
+     ["all 5 records can be trained on", "{here}/val.jsonl:2: ", "1 of 3 records can't be trained on"]),
     ("{leaf} val_benchmarks={here}/own.jsonl val_benchmark_images={images} --workers 0", 0,
      ["1 of 1 validation images that are training images, too (own / data: 1)"]),
     # an epoch has the samples that train: repeats count, unusable and rejected records don't
-    (f"{SHORT} --reject-list {{here}}/reject.jsonl", 1,
+    (f"{MIXED} --workers 0 --reject-list {{here}}/reject.jsonl", 1,
      ["  1 record with fewer tiles, to fit max_length", "  1 record with the end cut off, to fit max_length",
       "1 of 8 records can't be trained on; an epoch has 14 of 16 samples without them"]),
-    (f"{SHORT} {KEY}.reject_list={{here}}/reject.jsonl", 0,
+    (f"{MIXED} {KEY}.reject_list={{here}}/reject.jsonl --workers 0", 0,
      ["  1 record on the reject list", "all 7 records can be trained on; an epoch has 14 of 16 samples"]),
     # copies and leaks, without a model
     ("{data} --image-folder {images} --workers 0 --val {here}/val.jsonl --val-image-folder {images} "
      "--html {here}/page.html --json {here}/numbers.json", 1,
      ["1 of 2 validation records that are training records, too (val / data: 1)", "cards written to {here}/page.html"]),
-    # what it shows is tested in tests/engine/run/test_step_batches.py
     ("{leaf} data_paths={here}/more/train.jsonl image_folders={here}/more/images batch_size=4 "
      "--step 1 --ranks 2 --rank 1", 0, ["; rank 1 of 2", "micro-batch 1 of", "in the image.<|im_end|>]"]),
 ]  # fmt: skip
@@ -121,9 +116,8 @@ SAID = [  # words, status, parts of what is said
 def test_what_is_said(check, tmp_path, run_tool):
     write(tmp_path / "val.jsonl", record("a.png"), record("none.png"), record())
     write(tmp_path / "own.jsonl", {"image": "a.png", "question": "Is it black?", "answer": "yes"})
-    mixed = [*[record("a.png")] * 5, record("large.png"), record(answer="word " * 5000), record("none.png")]
-    data = write(tmp_path / "mixed.jsonl", *mixed)
-    write(tmp_path / "mixed.py", CONFIG.format(**{**check.places, "data": data}))
+    odd = record("large.png"), record(answer="word " * 5000), record("none.png")
+    write(tmp_path / "mixed.jsonl", *[record("a.png")] * 5, *odd)
     write_dataset(tmp_path / "more", 12)
     for words, status, parts in SAID:
         found, printed = check(words)

@@ -6,23 +6,20 @@ from pathlib import Path
 import pytest
 from xtuner.configs import cfgs_name_path
 
-from tests.engine.parallel_case import write_dataset
 from tests.tools.test_refusals import in_turn
 from xtuner_plugins.cli.from_xtuner import import_config
-from xtuner_plugins.engine.check.text import check_text
+from xtuner_plugins.engine.check.text import check_values
 from xtuner_plugins.planning.published import BASES
-from xtuner_plugins.settings import SETTINGS, ConfigError, labels_of, read_config, value_at
+from xtuner_plugins.settings import SETTINGS, labels_of, read_config, value_at
 
 INTERNVL = sorted(name for name in cfgs_name_path if name.startswith("internvl_v") and name.endswith("finetune"))
 LORA = "internvl_v2_internlm2_5_8b_lora_finetune"
 HUBS = {base.hub: base for base in BASES.values() if base.hub}
-SAME = [
-    *("train_dataloader.batch_size", "train_dataloader.num_workers", "train_dataloader.dataset.max_length"),
-    *(f"optim_wrapper.{key}" for key in ("optimizer.lr", "optimizer.betas", "optimizer.weight_decay")),
-    *("optim_wrapper.clip_grad.max_norm", "optim_wrapper.accumulative_counts", "train_cfg.max_epochs"),
-    *(f"default_hooks.checkpoint.{key}" for key in ("interval", "max_keep_ckpts", "by_epoch")),
-    *(f"model.llm_lora.{key}" for key in ("r", "lora_alpha", "lora_dropout")),
-]
+SAME = """train_dataloader.batch_size train_dataloader.num_workers train_dataloader.dataset.max_length
+    optim_wrapper.optimizer.lr optim_wrapper.optimizer.betas optim_wrapper.optimizer.weight_decay
+    optim_wrapper.clip_grad.max_norm optim_wrapper.accumulative_counts train_cfg.max_epochs
+    default_hooks.checkpoint.interval default_hooks.checkpoint.max_keep_ckpts default_hooks.checkpoint.by_epoch
+    model.llm_lora.r model.llm_lora.lora_alpha model.llm_lora.lora_dropout""".split()
 NOTED = ("'float16'", "'dynamic'", "DatasetInfoHook", "save_optimizer", "hf download")
 
 
@@ -38,13 +35,13 @@ def edited(folder, *pairs, name=LORA):
 
 @pytest.fixture
 def take_over(tmp_path, capsys):
-    """take_over(name, base) -> (notes, the last line that was printed, the config) of an import to mine.py."""
+    """take_over(name, base) -> (notes, the last line that was printed, the checked config) of an import to mine.py."""
 
     def call(name, base=None):
         import_config(name, tmp_path / "mine.py", base, force=True)
-        lines = capsys.readouterr().out.splitlines()
-        notes = [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]
-        return notes, lines[-1], read_config(str(tmp_path / "mine.py"))
+        lines, cfg = capsys.readouterr().out.splitlines(), read_config(str(tmp_path / "mine.py"))
+        check_values(cfg._to_lazy_dict())
+        return [line.removeprefix("note: ") for line in lines if line.startswith("note: ")], lines[-1], cfg
 
     return call
 
@@ -64,10 +61,13 @@ def differences(name, taken_over, path):
     pairs["warm-up"] = ours.param_scheduler.warmup_ratio, theirs["warmup_ratio"]
     pairs["LoRA"] = "llm_lora" in ours.model, "lora" in name
     pairs["4 bits"] = "llm_quantization" in ours.model, bool(theirs["model"].get("quantization_llm"))
+    pairs["dtype"] = value_at(ours, "model.dtype", "auto"), "auto"
     pairs["groups"] = ours.train_dataloader.sampler.group_by, "length"
     pairs["left out"] = {"template", "repeat_times"} & set(data), set()
     pairs["launch"] = labels_of(path)["launch"], launch
+    pairs["processes"] = launch.startswith("NPROC_PER_NODE=8 ") and "--deepspeed" in launch, True
     pairs["notes"] = [sum(word in note for note in notes) for word in NOTED], [1] * len(NOTED)
+    pairs["number of notes"] = len(notes), 7 + ("qlora" in name)  # it says quantization_vit=False
     return {f"{name} {key}": pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
@@ -80,6 +80,7 @@ def test_every_value_is_xtuners(take_over, tmp_path):
 LORA_ON_BOTH = "freeze_llm=True,\n    visual_encoder_lora=dict(type=LoraConfig, r=16),"
 EDITS = [
     (('"OpenGVLab/InternVL2-8B"', '"me/mine"'), "hf download me/mine", {"template": "internlm2-chat"}),
+    (("PROMPT_TEMPLATE.internlm2_chat", "PROMPT_TEMPLATE.vicuna"), "template ", {"template": None}),
     (("weight_decay = 0.05", "weight_decay = 0.0"), None, {"weight_decay": 0.0}),
     (("type=LengthGroupedSampler", "type=DefaultSampler"), None, {"train_dataloader.sampler.group_by": None}),
     (("type=LengthGroupedSampler", "type=SGD"), "sampler.type=", {}),
@@ -87,12 +88,10 @@ EDITS = [
     (("eta_min=0.0", "eta_min=1e-7"), "param_scheduler is not carried over", {}),
     (('dtype="float16"', 'dtype="bfloat16"'), None, {"dtype": "bfloat16"}),
     (("max_epochs=max_epochs)", "max_iters=1001)"), "set warmup_ratio", {"max_steps": 501, "max_epochs": None}),
-    (("load_from = None", 'load_from = "a.pth"'), "load_from='a.pth' is not carried over", {}),
     (("seed=None", "seed=7"), "randomness.seed=7 is not", {}),
     (("target_modules=None", 'target_modules=["wqkv"]'), "target_modules=['wqkv'] is not", {"lora_targets": None}),
-    (("freeze_llm=True,", 'freeze_llm=True,\n    pretrained_pth="b.pth",'), "model.pretrained_pth='b.pth' is not", {}),
-    (("type=optim_type", "type=SGD"), "optim_wrapper.optimizer.type=", {}),
-    (("max_length=max_length", "max_length=max_length, repeat_times=3"), None, {"repeat_times": 3}),
+    (("max_length=max_length", "max_length=max_length, repeat_times=[2, .5]"), None, {"repeat_times": [2, 0.5]}),
+    (('data_root + "llava_images"', '["/a", "s3://b"]'), None, {"image_folders": ["/a", "s3://b"]}),
     (("freeze_llm=True,", LORA_ON_BOTH), "visual_encoder_lora.r=16 is not carried over", {"lora_rank": 128}),
 ]
 
@@ -112,45 +111,24 @@ def test_what_a_user_changed_is_carried_over_or_named(take_over, tmp_path):
         assert values == settings, edit
 
 
-def test_the_result_passes_the_check_on_a_tiny_base(take_over, toy_base, tmp_path):
-    data, images = write_dataset(tmp_path / "data", num_samples=8)
-    edits = [
-        ('data_root + "LLaVA-Instruct-150K/llava_v1_5_mix665k.json"', f'["{data}", "{data}"]'),
-        ('data_root + "llava_images"', f'["{images}", "{images}"]'),
-        ("    max_length=max_length,", "    max_length=max_length,\n    repeat_times=[2, 0.5],"),
-    ]
-    notes, _, ours = take_over(edited(tmp_path, *edits), str(toy_base))
-    assert not any("hf download" in note for note in notes)
-    dataset = ours.train_dataloader.dataset
-    assert dataset["repeat_times"] == [2, 0.5] and dataset["data_paths"] == [str(data)] * 2
-    check_text(read_config(str(tmp_path / "mine.py"), {"train_dataloader.dataset.max_tiles": 6}))
-
-
-def test_what_is_no_config_of_xtuners_internvl_is_refused(tmp_path):
-    other = edited(tmp_path, ("type=InternVL_V1_5_Dataset", "type=AdamW"))
-    for path, message in (
-        (other, "dataset.type is AdamW; XTuner's configs of"),
-        ("internlm2_7b_qlora_alpaca_e3", "type is SupervisedFinetune; XTuner's configs of InternVL_V1_5 are read"),
-        ("finetune_lora", "does not exist; did you mean"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            import_config(path, tmp_path / "out.py")
-
-
-def test_the_tool_writes_names_and_replaces_nothing(tmp_path):
-    name = "internvl_v2_phi3_4b_qlora_finetune"
+def test_the_tool_writes_names_and_replaces_nothing(toy_base, tmp_path):
+    name, other = "internvl_v2_phi3_4b_qlora_finetune", "internlm2_7b_qlora_alpaca_e3"
+    edited(tmp_path, ("type=InternVL_V1_5_Dataset", "type=AdamW"))
     refused = (
         ([name], f"{name}.py exists; --force replaces it"),
         ([f"{name}.py", "--force"], f"{name}.py is the config itself; name another file with --write"),
         ([name, "--write", "out.txt"], "out.txt: a config is a Python file; name it out.py"),
         (["internvl_v2_internlm2_8b_lora_finetune"], "does not exist; did you mean internvl_v2_internlm2"),
+        (["theirs.py", "--write", "out.py"], "dataset.type is AdamW; XTuner's configs of"),
+        ([other], "type is SupervisedFinetune; XTuner's configs of InternVL_V1_5 are read, no others"),
     )
-    calls = [[name], *(words for words, _ in refused), [name, "--force"]]
-    (status, lines, imported), *found, again = in_turn(
-        [("configs.py", ["--from-xtuner", *words]) for words in calls], tmp_path
+    calls = [[name], *(words for words, _ in refused), [name, "--force", "--base", str(toy_base)]]
+    (status, lines, imported), *found, again, below = in_turn(
+        [("configs.py", ["--from-xtuner", *words]) for words in (*calls, [name, "--write", "a/b/c.py"])], tmp_path
     )
     assert (status, imported) == (0, []) and all(line.endswith("does not exist yet") for line in lines)
-    assert read_config(str(tmp_path / f"{name}.py")).train_dataloader.batch_size == 8
     for (_, message), (status, lines, _) in zip(refused, found, strict=True):
         assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
-    assert again[0] == 0
+    assert again[0] == below[0] == 0 and not any(str(toy_base) in line for line in again[1])
+    assert read_config(str(tmp_path / f"{name}.py")).model.base == str(toy_base)
+    assert "hf download" not in (tmp_path / f"{name}.py").read_text()

@@ -1,9 +1,7 @@
 """What the five systems that the recipes come from are known for: said by the recipes, and walked with tiny parts."""
 
 import json
-import os
 import shutil
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,12 +9,10 @@ import pytest
 
 from tests.conftest import ROOT, XTP
 from tests.engine.parallel_case import write_dataset
-from tests.toy_bases import write_tiny_base
 from tests.vision_towers import write_tower
 from tests.weights.language_models import write_llm
 from xtuner_plugins.planning.plan import job_of, model_of
-from xtuner_plugins.planning.published import known_base
-from xtuner_plugins.settings import SETTINGS, labels_of, leaves, read_config
+from xtuner_plugins.settings import labels_of, leaves, read_config
 from xtuner_plugins.toy.models import write_random_parts
 
 LLAVA = "llava_qwen2_5_3b"
@@ -119,46 +115,3 @@ def test_clip_and_qwen_7b_learn_from_captions_behind_a_map_of_images(place, llm)
     mixed = "data_paths=[data/basic.jsonl,data/LLaVA-Instruct-150K/detail_23k.json,data/ai_challenger/train.jsonl]"
     place.train("clip_qwen_7b_lora", mixed)
     place.export("clip_qwen_7b_lora")
-
-
-@pytest.mark.slow
-def test_llava_trains_in_its_four_ways_from_its_own_first_stage(place, llm):
-    write_tower(place.folder / "clip", "clip")
-    place.build("llava_pretrain", place.folder / "clip", llm)
-    place.lay_out("llava_pretrain", f"{LLAVA}_full")
-    place.train("llava_pretrain")
-    place.export("llava_pretrain")
-    for way in ("full", "freeze_vision", "lora", "lora_frozen_projector"):
-        place.train(f"{LLAVA}_{way}")
-    place.export(f"{LLAVA}_full", "--format", "llava")
-
-
-@pytest.mark.slow
-def test_parts_with_tiles_train_under_zero_3_and_become_an_official_directory(place, toy_base):
-    """By XTuner's own command, which calls torchrun."""
-    place.lay_out("pretrain_mlp")
-    (place.folder / "base").symlink_to(toy_base)
-    leaf, few = leaves()["pretrain_mlp"], [f"{SETTINGS[name].key}={value}" for name, value in FEW.items()]
-    scripts = Path(sys.executable).parent
-    env = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "NPROC_PER_NODE": "2", "PYTHONPATH": str(ROOT)}
-    zero = ["--deepspeed", "deepspeed_zero3", "--cfg-options", "model.base=base", *few]
-    done = place.run_tool(scripts / "xtuner", "train", leaf, *zero, cwd=place.folder, env=env)
-    said = done.stdout + done.stderr
-    assert "step 2/2  " in said and "(rank 1)" not in said, said  # one rank speaks for all
-    place.type("export", leaf, "work_dirs/pretrain_mlp/iter_2.pth", "out")
-    photo = place.folder / "data" / "LLaVA-Pretrain" / "images" / "0.png"
-    place.type("chat", "out", "--image", photo, "--question", "What is it?", "--max-new-tokens", 3)
-
-
-@pytest.mark.slow
-def test_the_4b_of_xtuner_trains_on_shares_of_several_files(place):
-    name = "internvl_v1_5_phi3_4b_lora_finetune"
-    base = place.folder / read_config(name).model.base
-    base.parent.mkdir()
-    base.symlink_to(write_tiny_base(known_base(read_config(name).model.base), place.folder / "tiny"))
-    made = [write_dataset(place.folder / letter, num_samples=8) for letter in "abc"]
-    files, images = (f"[{','.join(map(str, each))}]" for each in zip(*made, strict=True))
-    shares = (f"data_paths={files}", f"image_folders={images}", "repeat_times=[2,0.5,3.5]")
-    said = place.train(name, *shares)
-    assert "data: 48 of 48 samples will train" in said
-    place.export(name)

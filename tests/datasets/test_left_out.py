@@ -11,10 +11,12 @@ from xtuner_plugins.datasets.plan.budget import DROPPED
 
 
 @pytest.fixture
-def dataset(data_base, write_data, qa, tmp_path):
+def dataset(data_base, write_data, make_image, qa, tmp_path):
     """Two files, the second twice: long, cut, rejected, empty and broken records beside usable ones."""
     first = write_data([qa("A?"), qa("B?", "word " * 200), qa("word " * 200), qa(answer="")], "first.jsonl")
-    second = write_data([qa(image="none.png"), *[{"text": number} for number in range(6)], qa()], "second.jsonl")
+    rejected_one = qa(image=make_image("a.png") + "/a.png")
+    unusable = [qa(image="none.png"), *[{"text": number} for number in range(5)]]
+    second = write_data([*unusable, rejected_one, qa()], "second.jsonl")
     rejected = tmp_path / "rejected.jsonl"
     rejected.write_text(json.dumps({"file": second, "row": 6}))
     settings = {"max_length": 150, "on_bad_sample": "skip", "reject_list": str(rejected)}
@@ -22,7 +24,8 @@ def dataset(data_base, write_data, qa, tmp_path):
 
 
 def test_one_line_one_error_and_an_entry_each(dataset):
-    fates = dataset.layout(num_workers=0)[2]
+    tokens, tiles, fates = dataset.layout(num_workers=0)
+    assert not tokens[fates >= DROPPED].any() and not tiles[fates >= DROPPED].any()
     assert describe(dataset, fates) == (
         "data: 4 of 20 samples will train; left out: 10 no_conversations, 2 rejected, 2 image_missing, 1 too_long, "
         "1 empty_answer; of those that train, 1 with their end cut off to fit it"

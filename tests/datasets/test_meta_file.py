@@ -48,6 +48,7 @@ BAD = [
     ('{"a": {"data_augment": "no", "annotation": "a.jsonl"}}', "data_augment is 'no'; give true or false"),
     ('{"a": {"annotation": "a.jsonl", "max_tiles": 3}}', "has 'max_tiles', which isn't read.*known are root"),
     ('{"a": {"annotation": "none.jsonl"}}', "annotation 'none.jsonl' isn't there"),
+    ('{"a": {"annotation": ""}}', "annotation is ''; give a path"),
     ('{"a": {"annotation": "a.jsonl", "repeat_time": -1}}', "repeat_time is -1"),
     ('{"a": {"annotation": "a.jsonl", "repeat_time": 0}}', "every repeat_time is 0"),
     ('{"a": {"annotation": "a.jsonl"}', "meta.json is no meta file: not JSON"),

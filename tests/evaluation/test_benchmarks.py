@@ -8,10 +8,8 @@ import pandas
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
 from xtuner_plugins.errors import RecordError, SettingError
-from xtuner_plugins.evaluation.benchmarks import STEMS, open_data_sets
-from xtuner_plugins.evaluation.metrics import METRICS
+from xtuner_plugins.evaluation.benchmarks import open_data_sets
 from xtuner_plugins.files import CACHE_VARIABLE
 from xtuner_plugins.inference.questions import Question
 
@@ -30,13 +28,13 @@ def cell(red=0):
 def opened(tmp_path, monkeypatch):
     """opened(name, *rows, **options): the data set of a file in the test's folder, beside a.png and sub/b.PNG."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    for name in ("a.png", "sub/b.PNG", ".c.png", ".d/e.png"):
+    for name in ("a.png", "sub/b.PNG", ".c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(base64.b64decode(cell()))
 
     def open_it(name, *rows, **options):
         path = tmp_path / name
-        if rows and path.suffix == ".tsv" and isinstance(rows[0], dict):
+        if path.suffix == ".tsv":
             pandas.DataFrame(rows).to_csv(path, sep="\t", index=False)
         elif rows:
             path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
@@ -49,15 +47,11 @@ def texts(found):
     return [item.text for item in found.questions]
 
 
-def test_the_built_in_text_questions():
-    """They are whole, keep metric and prompt, and no question says its answer."""
+def test_the_built_in_text_questions_keep_metric_and_prompt():
     (found,) = open_data_sets("text", metric="anls", prompt="Hello {question}")
-    assert (found.name, found.metric.name, found.left_out) == ("text", "mentions", [])
-    assert len(set(texts(found))) == len(found.questions) == 45 and not any("Hello" in text for text in texts(found))
+    assert (found.name, found.metric.name, found.left_out, len(found.questions)) == ("text", "mentions", [], 45)
     assert {item.facts["category"] for item in found.questions} == {"English", "Chinese"}
-    for item in found.questions:
-        assert not found.metric.score(item.text, item), item
-        assert all(found.metric.score(answer, item) for answer in item.expected)
+    assert not any("Hello" in text for text in texts(found))
 
 
 def test_questions_of_ones_own(opened, tmp_path):
@@ -70,7 +64,7 @@ def test_questions_of_ones_own(opened, tmp_path):
     ]
     found = opened("own.jsonl", *rows, prompt="Q: {question}\nShort.")
     first, second, third = found.questions
-    assert (found.name, found.metric.name) == ("own", "exact_match") and found.asked(first).id == "own/r-17"
+    assert (found.name, found.metric.name) == ("own", "exact_match")
     place = f"{tmp_path}/own.jsonl:1"
     shown = ("Q: Total?\nShort.", ("a.png",), (str(tmp_path / "a.png"),), ("12.80",), {"category": "sums"}, place)
     assert first == Question("r-17", *shown)
@@ -88,9 +82,7 @@ def test_questions_of_ones_own(opened, tmp_path):
 
 
 WRONG = [
-    ("{broken", "not JSON"),
     ({"question": "?"}, "no right answer"),
-    ({"question": "", "answer": "x"}, "no 'question'"),
     ({"question": "?", "answer": {"x": 1}}, "'answer' is no text"),
     ({"question": "?", "answer": "x", "anwser": "y"}, "unknown key 'anwser'; the keys"),
     ({"question": "?", "answer": "x", "image": "missing.png"}, "isn't there; give the image folder"),
@@ -98,38 +90,32 @@ WRONG = [
     ({"question": "?", "answer": "x", "choices": ["red"] * 27}, "no list of up to 26"),
     ({"question": "?", "answer": "x", "id": "line 1"}, "id 'line 1' was used before"),
     ({"question": "?", "answer": "x", "id": []}, "'id' is no text"),
-    ('{"question": "a\\ud83d", "answer": "x"}', "the question holds half of a surrogate pair"),
     ("[1]", "not an object"),
 ]
 BAD_ROWS = [
     (f"1\t{cell()[:80]}*\t?\tx", "its image isn't base64"),
-    (f"2\t{'QUJD' * 30}\t?\tx", "its image can't be read"),
     (f"3\t{cell()}\t?\t", "no 'answer'"),
     ("4\t\t?\tx", "no image"),
-    ("5\tgone.png\t?\tx", "isn't there"),
     (f"6\t{cell()}\t?\tx\ty", "more cells than columns"),
 ]
 
 
 def test_what_cannot_be_used_is_named_with_its_place(opened, tmp_path):
     good = {"question": "?", "answer": "yes"}
-    for name, right, wrong in (
-        ("own.jsonl", [good], WRONG),
-        ("own.tsv", ["index\timage\tquestion\tanswer", f"0\t{cell()}\t?\tx"], BAD_ROWS),
-    ):
-        found = opened(name, *right, *(line for line, _ in wrong), images=str(tmp_path / "sub"))
-        assert len(found.questions) == 1
-        for number, ((_, text), each) in enumerate(zip(wrong, found.left_out, strict=True), len(right) + 1):
-            assert f"{tmp_path / name}:{number}" in each.message and text in each.message, (text, each)
+    found = opened("own.jsonl", good, *(line for line, _ in WRONG), images=str(tmp_path / "sub"))
+    rows = tmp_path / "rows.tsv"
+    rows.write_text(f"index\timage\tquestion\tanswer\n0\t{cell()}\t?\tx\n" + "\n".join(row for row, _ in BAD_ROWS))
+    for data_set, wrong, first in ((found, WRONG, 2), (open_data_sets(str(rows))[0], BAD_ROWS, 3)):
+        assert len(data_set.questions) == 1
+        for number, ((_, text), each) in enumerate(zip(wrong, data_set.left_out, strict=True), first):
+            assert f"{data_set.path}:{number}" in each.message and text in each.message, (text, each)
     found = opened("own.jsonl", good, {**good, "answer": "m"}, metric="yes_no")
     assert found.metric.name == "yes_no" and len(found.questions) == 1
     assert "own.jsonl:2 (line 2): the right answer ['m'] is neither yes nor no" in found.left_out[0].message
 
 
-UNREADABLE = [
+UNREADABLE = [  # file, content, message
     ("a.csv", b"", "is neither .tsv nor .jsonl nor a folder"),
-    ("a.jsonl", b"", "a.jsonl:1: .*it holds no records"),
-    ("a.jsonl", b'{"text": "?"}', "unknown key 'text'; the keys are id"),
     ("a.jsonl", b'{"question": "?", "choices": ["x"], "answer": 1}', r"\['1'\] is none of the letters A"),
     ("a.tsv", b"question\timage\n", "has no column 'answer'; .* take dev or val"),
     ("a.tsv", b"index\tanswer\n", "has no column 'question'; its columns are index, answer"),
@@ -142,8 +128,6 @@ def test_files_that_cannot_be_read(opened, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises((SettingError, RecordError), match=message):
             open_data_sets(str(tmp_path / name))
-    with pytest.raises(SettingError, match="isn't there; correct the path"):
-        opened("gone.tsv.gz")
     with pytest.raises(SettingError, match="metric 'yesno' is unknown"):
         opened("own.jsonl", {"question": "?", "answer": "yes"}, metric="yesno")
     with pytest.raises(SettingError, match="no 'question'; every row needs one, or give --prompt"):
@@ -157,12 +141,11 @@ def test_the_file_that_trains_can_evaluate(opened):
         {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi."}]},
         {"image": "a.png", "conversations": [ask, answer, {"from": "human", "value": "Why?"}, answer]},
     ]
-    for found in (opened("train.jsonl", *records), opened("train.json", json.dumps(records, indent=1))):
-        first, second = found.questions
-        assert (first.id, first.text, first.expected) == ("7", "What is it?", ("A bus.",))
-        assert first.images == ("a.png",) and second.images == () and second.expected == ("Hi.",)
-        (left,) = found.left_out
-        assert "not one question with its answer; only records of a single turn" in left.message
+    found = opened("train.json", json.dumps(records, indent=1))
+    first, second = found.questions
+    assert (first.id, first.text, first.images, first.expected) == ("7", "What is it?", ("a.png",), ("A bus.",))
+    assert (second.text, second.images, second.expected) == ("Hello", (), ("Hi.",))
+    assert "not one question with its answer; only records of a single turn" in found.left_out[0].message
 
 
 def test_questions_without_answers_are_only_asked(opened, tmp_path):
@@ -231,13 +214,3 @@ def test_images_of_rows(opened, tmp_path):
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.png")}
     assert len(times) == 2 and opened("mine.tsv", *rows).questions == found.questions
     assert {path: path.stat().st_mtime_ns for path in times} == times
-
-
-def test_the_page_shows_the_tables():
-    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    assert [name for name in METRICS if f"\n| `{name}` |" not in text] == []
-    rows = [line for line in text.splitlines() if line.startswith("| `")]
-    for stems, (metric, prompt) in STEMS.items():
-        (row,) = [row for row in rows if all(f"`{stem}`" in row.lower() for stem in stems)]
-        shown = " ⏎ ".join(f"`{line}`" for line in prompt.split("\n"))
-        assert f"`{metric}`" in row and row.endswith(f"| {shown} |")

@@ -42,11 +42,7 @@ def test_what_every_metric_does():
 
 SCORES = [  # metric, right answers, answers with their scores
     ("exact_match", ["yes", "été"], {" YES\n": 1, "yes.": 0, "the yes": 0, "": 0, "ÉTÉ": 1}),
-    (
-        "mentions",
-        ["12", "Twelve"],
-        {" 7 + 5 = 12.": 1, "It is TWELVE!": 1, "12, of course": 1, "答案是12。": 1, "112": 0},
-    ),
+    ("mentions", ["12", "Twelve"], {" 7 + 5 = 12.": 1, "It is TWELVE!": 1, "12, of course": 1, "答案是12。": 1}),
     ("mentions", ["12", "Twelve"], {"no\n12": 0, "112": 0, "12.5": 0, "1.12": 0, "12th": 0, "twelvefold": 0, "": 0}),
     ("mentions", ["星期四", "C++"], {"是星期四。": 1, "c++": 1}),
     ("anls", ["ITC Limited", "2022"], {"itc  Limited\n": 1, "2022": 1}),
@@ -57,8 +53,6 @@ SCORES = [  # metric, right answers, answers with their scores
     ("relaxed_accuracy", ["0", "nan", "yes"], {"0": 1, "0.0": 0, "nan": 1, "inf": 0, "YES ": 1, "%": 0}),
     # the tests of AXLearn's VQA metric (apple/axlearn, axlearn/vision/metrics_vqa_test.py)
     ("vqa_accuracy", "down down table/stake down table down down down down board".split(), {"down": 1}),
-    ("vqa_accuracy", "3 3 3 1 3 3 3 1 1 1".split(), {"1": 1}),
-    ("vqa_accuracy", ["about 100", "100", "0", "0", "thousands", "1", "0", "100", "many", "unknown"], {"100": 0.6}),
     ("vqa_accuracy", "50 lots 60 several 55 many 78 36 2000 50".split(), {"lots": 0.3}),
     ("vqa_accuracy", ["toilet paper"] * 3 + ["nothing"] * 4 + ["paper", "handle", "valve"], {"toilet paper": 0.9}),
     ("cer", ["招牌上"], {" 招牌\n": 2 / 3, "much too long": 0}),
@@ -76,14 +70,11 @@ def test_scores():
 
 NORMALIZED = {
     # AXLearn's
-    "n/a": "n", "no one": "no 1", "02/12/2011": "02 12 2011", "333-3333": "333 3333", "20+": "20",
-    "6 fifty-five": "6 fifty 5", "8 - 2": "8 2", "none": "0", "a": "", "horse, man": "horse man",
-    "june 29, 2013": "june 29 2013", "streamers_and_fake_records": "streamers and fake records",
-    "hammer time!": "hammer time", "???": "", "don't shoot": "don't shoot",
+    "n/a": "n", "no one": "no 1", "02/12/2011": "02 12 2011", "6 fifty-five": "6 fifty 5", "8 - 2": "8 2",
+    "none": "0", "june 29, 2013": "june 29 2013", "hammer time!": "hammer time", "???": "",
     # the official table and rules
-    "Dont  Stop": "don't stop", "couldntve": "couldntve", "couldn'tve": "couldn't've",
-    "somebody'd": "somebodyd", "The man's hat.": "man 's hat", "3.5 cm.": "3.5 cm", "100,978": "100978",
-    "2:50 pm": "2:50 pm", "t-shirt - red": "tshirt red", "back\\slash": "back slash", "a\tb\nc": "b c",
+    "Dont  Stop": "don't stop", "couldntve": "couldntve", "couldn'tve": "couldn't've", "somebody'd": "somebodyd",
+    "The man's hat.": "man 's hat", "3.5 cm.": "3.5 cm", "t-shirt - red": "tshirt red", "a\tb\nc": "b c",
 }  # fmt: skip
 LETTERS = {  # open-compass/VLMEvalKit, vlmeval/utils/matching_util.py
     "B": "B", "b": None, "(C)": "C", "**C**": "C", "It shows corn": "C", "apple or corn": None, "A or B": None,
@@ -128,18 +119,15 @@ ROTATED = [
 ]
 THREE = [make_item(answer, category="random") for answer in ("yes", "yes", "yes", "no", "no", "No")]
 MIXED = [make_item("yes", category=["random", "popular"]), make_item("no", category="random")]
-# google-research/pix2struct, pix2struct/metrics_test.py
 PIX2STRUCT = [make_item(text) for text in ("abc", "Abc", "abc", "96%", "94%", "0.96", "0.94", "Won't")]
-SAID = ["abc", "abc", "Abc", "100%", "100%", "100%", "100%", "Don't"]
+SAID = ["abc", "abc", "Abc", "100%", "100%", "100%", "100%", "Don't"]  # its metrics_test.py
 FIGURES = [  # metric, items, answers, some of its figures
     ("anls", PIX2STRUCT, SAID, {"anls": 47.5}),
     ("relaxed_accuracy", PIX2STRUCT, SAID, {"relaxed_accuracy": 62.5}),
     # rotations are right together or not at all
     ("multiple_choice", ROTATED, ["A", "C", "A"],
      {"accuracy": 50, "accuracy/animals": 0, "accuracy/letters": 100, "accuracy_single": 200 / 3, "unclear": 0}),
-    ("multiple_choice", ROTATED, ["cat", "hm", "B"], {"accuracy/animals": 100}),
-    ("multiple_choice", ROTATED[:2], ["cat", "hm"],
-     {"accuracy": 50, "accuracy/animals": 100, "accuracy/letters": 0, "unclear": 50, "accuracy_single": None}),
+    ("multiple_choice", ROTATED[:2], ["cat", "hm"], {"accuracy": 50, "unclear": 50, "accuracy_single": None}),
     # 2 hits, 1 missed, 2 false, 1 rejected
     ("yes_no", THREE, ["yes", "no", "Yes, it is", "no", "yes", "hm"],
      {"f1": 400 / 7, "accuracy": 50, "precision": 50, "recall": 200 / 3, "yes_ratio": 400 / 6, "unclear": 100 / 6}),
@@ -147,7 +135,6 @@ FIGURES = [  # metric, items, answers, some of its figures
     ("yes_no", MIXED, ["yes", "yes"],
      {"f1/random": 200 / 3, "f1/popular": 100, "f1": (200 / 3 + 100) / 2, "accuracy": (50 + 100) / 2}),
     ("yes_no", [THREE[0], make_item("yes"), make_item("no")], ["yes", "no", "no"], {"f1": 50}),
-    ("yes_no", [make_item("yes")], ["no"], {"f1": 0}),
     # half an overlap is enough
     ("iou", [make_item("[100, 200, 500, 600]")] * 4,
      ["[[100, 200, 300, 600]]", "[[100,200,299,600]]", "[0.1,0.2,0.5,0.6]", "?"],

@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,8 +30,10 @@ class StepRecorder(Hook):
     def after_train_iter(self, runner, batch_idx: int, data_batch: Sequence[Mapping], outputs: Mapping) -> None:
         """Adds the row of a step, before the schedule sets the next rates."""
         digest = hashlib.sha256()
-        for content in (content for batch in data_batch for content in contents(batch)):
-            digest.update(content.contiguous().numpy().tobytes())
+        for batch in data_batch:
+            mask = batch["attention_mask"]
+            for content in (batch["input_ids"][mask], batch["labels"][mask], *batch["tiles"]):
+                digest.update(content.contiguous().numpy().tobytes())
         rates = dict.fromkeys(group["lr"] for group in runner.optim_wrapper.param_groups)
         row = (
             runner.iter + 1,
@@ -45,14 +47,6 @@ class StepRecorder(Hook):
         )
         with open(self.out, "a") as file:
             file.write("\t".join(map(str, row)) + "\n")
-
-
-def contents(batch: Mapping) -> Iterator[torch.Tensor]:
-    """Ids and labels without padding, and tiles."""
-    mask = batch["attention_mask"]
-    yield batch["input_ids"][mask]
-    yield batch["labels"][mask]
-    yield from batch["tiles"]
 
 
 def machine() -> str:

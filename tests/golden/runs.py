@@ -3,21 +3,24 @@
     OMP_NUM_THREADS=1 python -m tests.golden.runs            # run anew, name the first difference of each run
     OMP_NUM_THREADS=1 python -m tests.golden.runs --write    # keep the new numbers; prints the line for CHANGELOG.md
 
-Each run is `xtuner train` on a toy leaf, with random parts and generated data, in a process forked from one that has
+Each run is a training on a toy leaf, with random parts and generated data, in a process forked from one that has
 imported everything and computed nothing.
 """
 
 import argparse
 import hashlib
 import math
-import multiprocessing
 import os
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.engine.forked import run_forked
+from tests.small_data import write_dataset
+from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.toy.models import write_random_parts
+
 KEPT = Path(__file__).parent / "kept"
 NUM_STEPS = 20
 # Between machines, whose sums have another order. Measured against AVX-512: at most 7.1e-7 with AVX2 kernels or two
@@ -27,6 +30,7 @@ EXACT = ("step", "batch", "tokens", "supervised", "tiles")
 
 LOADER, OPTIMIZER, RATES = "train_dataloader", "optim_wrapper.optimizer", "optim_wrapper.paramwise_cfg.part_lr"
 PAIRS = {f"{LOADER}.batch_size": 2}
+HEAD = "from mmengine.config import read_base\nwith read_base():\n"
 # Leaf and own options of each run. Together they reach most of what a training is made of.
 RUNS = {
     "pretrain": ("toy_pretrain_mlp", {**PAIRS, f"{OPTIMIZER}.lr": 3e-4}),
@@ -46,12 +50,11 @@ RUNS = {
 }
 
 
-def options(folder: Path, name: str) -> dict[str, object]:
-    """What each run sets: base and data of `prepare`, 20 steps of two micro-batches, no workers, the recorder."""
-    base, dataset = folder / "base", f"{LOADER}.dataset"
-    data = "pairs" if name == "preference" else "train"
-    return {
-        "model.base": base,
+def arguments(folder: Path, name: str, config: Path, work_dir: Path) -> list[str]:
+    """What a start is given: 20 steps of two micro-batches on what `prepare` has written, no workers."""
+    dataset, data = f"{LOADER}.dataset", "pairs" if name == "preference" else "train"
+    given = {
+        "model.base": folder / "base",
         f"{dataset}.data_paths": f"[{folder / f'data/{data}.jsonl'}]",
         f"{dataset}.image_folders": f"[{folder / 'data/images'}]",
         f"{LOADER}.num_workers": 0,
@@ -60,59 +63,31 @@ def options(folder: Path, name: str) -> dict[str, object]:
         "train_cfg.max_epochs": 100,
         "train_cfg.max_iters": NUM_STEPS,
         "param_scheduler.warmup_ratio": 0.1,
+        **RUNS[name][1],
     }
+    pairs = [f"{key}={value}" for key, value in given.items()]
+    return [str(config), "--work-dir", str(work_dir), "--seed", "7", "--cfg-options", *pairs]
 
 
 def prepare(folder: Path) -> None:
     """Writes ``base`` and ``data``."""
-    from tests.small_data import write_dataset
-    from xtuner_plugins.export.base.build import build_base
-    from xtuner_plugins.toy.models import write_random_parts
-
     vision, llm = write_random_parts(folder / "parts")
     build_base(vision, llm, folder / "base", dtype="float32")
     write_dataset(folder / "data", num_samples=48)
 
 
-HEAD = "from mmengine.config import read_base\nwith read_base():\n"
-
-
 def train(folder: Path, name: str, *words: str) -> None:
-    """The command ``xtuner train``, in this process; ``words`` follow its options."""
-    from xtuner.tools import train
-
-    leaf, own = RUNS[name]
-    path, out = folder / f"{name}.py", folder / f"{name}.tsv"
-    recorder = f"default_hooks.recorder = dict(type='tests.golden.recorder.StepRecorder', out={str(out)!r})"
-    path.write_text(f"{HEAD}    from xtp_configs.toy.{leaf} import *\n{recorder}\n")
-    given = [f"{key}={value}" for key, value in {**options(folder, name), **own}.items()]
-    sys.argv = ["train", str(path), "--work-dir", str(folder / name), "--seed", "7", "--cfg-options", *given, *words]
-    train.main()
-
-
-def run_all(folder: Path) -> None:
-    """Writes ``NAME.tsv`` of every run.
+    """Trains, and writes ``NAME.tsv``; ``words`` follow the other options.
 
     Raises:
-        RuntimeError: A run failed; the message ends with what it printed.
+        RuntimeError: The run failed; the message ends with what it printed.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["xtuner.tools.train", "xtuner_plugins.engine"])
-    for target, *arguments in [(prepare, folder), *((train, folder, name) for name in RUNS)]:
-        log = folder / "log.txt"
-        child = server.Process(target=logged, args=(log, target, *arguments))
-        child.start()
-        child.join()
-        if child.exitcode:
-            raise RuntimeError(f"{target.__name__}{arguments[1:]} failed:\n{log.read_text()[-3000:]}")
-
-
-def logged(log: Path, work, *arguments) -> None:
-    """Calls ``work`` with what it prints in a file."""
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    work(*arguments)
+    config, work_dir, out = folder / f"{name}.py", folder / name, folder / f"{name}.tsv"
+    recorder = f"default_hooks.recorder = dict(type='tests.golden.recorder.StepRecorder', out={str(out)!r})"
+    config.write_text(f"{HEAD}    from xtp_configs.toy.{RUNS[name][0]} import *\n{recorder}\n")
+    run = run_forked([*arguments(folder, name, config, work_dir), *words], dict(os.environ), work_dir)
+    if not run.ok:
+        raise RuntimeError(f"{name} failed:\n{run.output[-3000:]}")
 
 
 def read(text: str) -> tuple[str, list[dict[str, str]]]:
@@ -153,9 +128,10 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name)
-        run_all(folder)
+        prepare(folder)
         different = 0
         for run in RUNS:
+            train(folder, run)
             kept, new = KEPT / f"{run}.tsv", (folder / f"{run}.tsv").read_text()
             found = difference(kept.read_text(), new) if kept.exists() else "nothing is kept yet"
             print(f"{run}: {found or 'equal'}")

@@ -29,6 +29,8 @@ class Probe:
         self.directory = directory
         self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True, use_fast=False)
         self.fast = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
+        if self.tokenizer is False and transformers.__version__ == "4.49.0":
+            self.tokenizer = self.fast  # this release can't open as slow what it has saved itself without a slow class
         self.model = self.load()
         # Rows of the embeddings without a token: slow tokenizers of some releases can't decode their ids.
         tokenless = list(range(len(self.tokenizer), self.model.config.llm_config.vocab_size))

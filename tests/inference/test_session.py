@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest import mock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from xtuner_plugins.datasets.base import read_base, tiling_of
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 from xtuner_plugins.inference.opening import open_session
-from xtuner_plugins.inference.session import ChatSession, Frame, Turn, normalize, resolve_device
+from xtuner_plugins.inference.session import ChatSession, Frame, Turn, normalize
 from xtuner_plugins.models.preprocessor import TilePreprocessor
 
 SHORT = {"max_new_tokens": 8}
@@ -64,16 +65,15 @@ def test_a_conversation_answers_as_the_exported_chat_does(session, toy_base):
 
 def test_what_the_model_is_given(session, monkeypatch):
     """The ids of the prompt, with the system prompt of the conversation; a prompt beyond the positions is refused."""
-    given, config, own = [], session.model.config.llm_config, session.model.system_message
-    monkeypatch.setattr(
-        session.model, "generate", lambda **options: given.append(options["input_ids"]) or torch.tensor([[0]])
-    )
+    config, own = session.model.config.llm_config, session.model.system_message
+    generate = mock.Mock(return_value=torch.tensor([[0]]))
+    monkeypatch.setattr(session.model, "generate", generate)
     turns = [Turn("What is it?", [make_image(224, 224)], "A cat."), Turn("Which?", [make_image(336, 224)] * 2)]
-    ids = session.prompt_ids(turns)
     list(session.reply(turns))
-    assert given.pop().tolist() == [ids]
+    assert generate.call_args.kwargs["input_ids"].tolist() == [session.prompt_ids(turns)]
     list(session.reply(turns, system="Be brief."))
-    assert "Be brief." in session.tokenizer.decode(given.pop()[0]) and session.model.system_message == own
+    assert "Be brief." in session.tokenizer.decode(generate.call_args.kwargs["input_ids"][0])
+    assert session.model.system_message == own
     ids = session.prompt_ids([Turn("Hi")])
     monkeypatch.setattr(config, "max_position_embeddings", len(ids) + 1)
     assert ask(session, "Hi") is not None
@@ -99,15 +99,13 @@ def test_batches_equal_single_questions_and_keep_their_order(session):
         ("What is it?", [make_image(336, 224)]),
         ("Hello", []),
         ("This <image> or that <image>, and which is the larger one?", [make_image(112, 112), make_image(224, 112)]),
-        ("Both?", [make_image(112, 112), make_image(112, 112)]),
         ("Why?", [make_image(90, 400)]),
     ]
     expected = [ask(session, question, images) for question, images in items]
-    for batch_size in (1, 2, 5):
+    for batch_size in (1, 3):
         assert session.answers(items, batch_size=batch_size, **SHORT) == expected
     torch.manual_seed(0)  # sampling is passed on
     assert session.answers(items, do_sample=True, temperature=50.0, **SHORT) != expected
-    assert session.answers([]) == []
 
 
 def test_an_image_of_several_questions_is_encoded_once(session, monkeypatch, tmp_path):
@@ -151,18 +149,16 @@ def test_what_cannot_be_asked_or_opened(session, toy_base, tmp_path):
         (("<image> or <image>?", [make_image(112, 112)]), "2 <image> for 1 images"),
         (("<image>?", []), "1 <image> for 0 images"),
     ):
-        for asks in (lambda item: ask(session, *item), lambda item: session.answers([item])):
-            with pytest.raises(ValueError, match=said):
-                asks(item)
-    opens, limited = open_session, {"min_tiles": 5, "max_tiles": 2}
-    for call, words, options, said in (
-        (session.answers, ([("Hi", [])],), {"batch_size": 0}, "batch_size = 0"),
-        (opens, (tmp_path / "missing",), {}, "does not exist"),
-        (opens, (tmp_path,), {}, "no config.json"),
-        (opens, (toy_base,), {"dtype": "int4"}, "dtype='int4' is unknown; it is one of: auto, bfloat16"),
-        (ChatSession, (session.model, session.tokenizer), limited, "min_tiles=5 and max_tiles=2"),
-        *((resolve_device, (name,), {}, f"device '{name}' can't be used") for name in ("tpu", "cuda:99", "meat")),
+        with pytest.raises(ValueError, match=said):
+            ask(session, *item)
+        with pytest.raises(ValueError, match=said):
+            session.answers([item])
+    with pytest.raises(ValueError, match="batch_size = 0"):
+        session.answers([("Hi", [])], batch_size=0)
+    for options, said in (
+        ({"dtype": "int4"}, "dtype='int4' is unknown; it is one of: auto, bfloat16"),
+        ({"min_tiles": 5, "max_tiles": 2}, "min_tiles=5 and max_tiles=2"),
+        *(({"device": name}, f"device '{name}' can't be used") for name in ("tpu", "cuda:99")),
     ):
         with pytest.raises(ValueError, match=said):
-            call(*words, **options)
-    assert resolve_device("cpu") == torch.device("cpu") and resolve_device("auto").type in ("cpu", "cuda")
+            open_session(toy_base, **options)

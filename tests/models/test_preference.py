@@ -9,8 +9,6 @@ from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from torch.optim import SGD
 
-from tests.engine.forked import train_forked
-from tests.engine.parallel_case import edited_config, logged, write_dataset
 from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.run.steps import run_step
@@ -84,15 +82,21 @@ def test_log_probs_and_gradients_are_those_of_two_rows(build):
 def test_the_reference_is_the_base_as_it_was(build, toy_base):
     """At first all rewards are 0; after a step the reference still answers as the untouched base.
 
-    Adapters are switched off, and only of what trains otherwise a copy is kept.
+    Adapters are switched off, and only of what trains otherwise a copy is kept. Model and reference read each prompt
+    once and share the encoded images; modes stay as they were.
     """
     assert build({"orpo": 1.0}, **WHOLE)._reference is None
     for settings, copied in ((WHOLE, ("projector", "llm")), (ADAPTED, ("projector",))):
-        model = build(**settings)
+        model = build(**settings).train()
         tensors = [tensor for name in copied for tensor in model.parts()[name].named_parameters()]
         assert len(model._reference._copies) == len([name for name, _ in tensors if "lora" not in name])
-        samples = make_pairs(model)
+        samples, tiles, read = make_pairs(model), [], []
+        decoder = model.model.language_model.get_decoder()
+        model.model.vision_model.embeddings.register_forward_pre_hook(lambda _, args, to=tiles: to.append(len(args[0])))
+        decoder.norm.register_forward_pre_hook(lambda norm, args, to=read: to.append((args[0].shape[1], norm.training)))
+        modes, before = [module.training for module in model.modules()], dict(model.named_parameters())
         first = run(model, samples)
+        assert tiles == [3] and read == [(sum(len(sample["labels"]) for sample in samples), each) for each in (0, 1)]
         figures = dict(zip(model.metric_names, first["metrics"].tolist(), strict=True))
         assert abs(first["loss"].item() - 0.6931472) < 1e-6 and abs(figures["reward_chosen"]) < 1e-6 > figures["kl"]
         assert figures["accuracy"] == 0  # no answer is above the other
@@ -100,35 +104,15 @@ def test_the_reference_is_the_base_as_it_was(build, toy_base):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data += torch.randn(parameter.shape) * 0.02
-        batch, before = model.data_preprocessor(collate_pairs(samples)), dict(model.named_parameters())
+        batch = model.data_preprocessor(collate_pairs(samples))
         expected = model.reference_log_probs(batch["row"], batch["pixel_values"])
         wanted = torch.stack([value for sample in samples for value in two_rows(untouched, sample)])
         sums = torch.zeros(9).index_add(0, batch["row"].owners, expected).view(3, 3)[:, 1:].flatten()
         torch.testing.assert_close(sums, wanted.detach(), atol=1e-4, rtol=1e-5)
         assert all(value is before[name] for name, value in model.named_parameters()) and not expected.requires_grad
+        assert [module.training for module in model.modules()] == modes
         moved = dict(zip(model.metric_names, run(model, samples)["metrics"].tolist(), strict=True))
         assert moved["kl"] > 1e-5 and moved["reward_chosen"] != 0
-
-
-def test_each_image_is_encoded_once_and_each_prompt_read_once(build, monkeypatch):
-    """By the model and by its reference, which leaves modes as they were without a visit to all modules."""
-    model = build(**ADAPTED, freeze_projector=True).train()
-    assert model._reference._copies == []
-    modes = [module.training for module in model.modules()]
-    monkeypatch.setattr(model, "train", None)
-    tiles, calls = [], []
-    model.model.vision_model.embeddings.register_forward_pre_hook(lambda module, args: tiles.append(len(args[0])))
-    decoder = model.model.language_model.get_decoder()
-
-    def note(module, args, kwargs):
-        calls.append((kwargs["inputs_embeds"].shape[1], decoder.layers[0].self_attn.training))
-
-    decoder.register_forward_pre_hook(note, with_kwargs=True)
-    samples = make_pairs(model)
-    run(model, samples)
-    length = sum(sum(sample["branches"]) for sample in samples)
-    assert tiles == [3] and calls == [(length, False), (length, True)]
-    assert [module.training for module in model.modules()] == modes
 
 
 def test_a_step_is_the_mean_over_its_pairs_however_they_are_batched(build):
@@ -153,8 +137,6 @@ def test_a_step_is_the_mean_over_its_pairs_however_they_are_batched(build):
 
 def test_unfit_settings_are_refused(build):
     for settings, message in (
-        ({"objectives": {"ppo": 1}}, "unknown"),
-        ({"beta": 0}, "beta=0"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
         ({"margin": -1}, "simpo_margin=-1"),
         ({"label_smoothing": 0.1, "objectives": {"ipo": 1.0}}, "does nothing with objectives=.*; it is for dpo$"),
@@ -163,20 +145,6 @@ def test_unfit_settings_are_refused(build):
     ):
         with pytest.raises(ValueError, match=message):
             build(**settings, **ADAPTED)
-
-
-@pytest.mark.slow
-def test_log_probs_under_zero_3_are_those_of_one_process(toy_base, tmp_path):
-    """The head is gathered for the forward pass, and again for the backward pass, which makes its gradient."""
-    path, images = write_dataset(tmp_path / "data", num_samples=8)
-    data = path.with_name("pairs.jsonl"), images
-    case = dict(config=edited_config(tmp_path, "toy_finetune_mpo_full", objectives={"orpo": 1.0}))
-    for name, options in (("alone", {}), ("split", dict(processes=2, deepspeed="deepspeed_zero3"))):
-        done = train_forked(tmp_path / name, toy_base, data, **case, **options)
-        assert done.ok, done.output[-3000:]
-    for key in ("loss", "grad_norm"):
-        losses = logged(tmp_path / "alone", key)
-        assert len(losses) == 2 and logged(tmp_path / "split", key) == pytest.approx(losses, rel=1e-5)
 
 
 def test_figures_are_those_of_the_pairs_that_count(build):

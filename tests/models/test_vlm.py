@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from xtuner_plugins.models import preprocessor
-from xtuner_plugins.models.rows import fill_row, make_row
+from xtuner_plugins.models import TilePreprocessor
 
 from .batches import LORA, WHOLE, assert_same, backward, build, learn, make_batch, pack, run
 
@@ -51,23 +50,15 @@ def test_packed_and_filled_rows_have_the_same_loss_and_gradients(toy_base, monke
         one = {"cu_seqlens": packed["cu_seqlens"][[0, -1]], "num_tiles": packed["num_tiles"].sum()[None]}
         assert abs(run(model, {**packed, **one})["loss"] - loss) > 1e-3
         with monkeypatch.context() as patch:
-            patch.setattr(preprocessor, "make_row", lambda *args: fill_row(make_row(*args), 128))
+            patch.setattr(TilePreprocessor, "device", torch.device("cuda"))
+            patch.setattr(TilePreprocessor, "cast_data", lambda preprocessor, data: data)
+            patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
             filled_loss, found = backward(model, batch)
+            lengths = [model.data_preprocessor(each)["row"].input_ids.shape[1] for each in (batch, packed)]
+        assert lengths == [384, 384] and model.data_preprocessor(batch)["row"].input_ids.shape[1] == 342
         # Matrix products of other lengths sum float32 in another order.
         torch.testing.assert_close(filled_loss, loss, rtol=1e-6, atol=0)
         assert_same(found, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_rows_are_filled_on_cuda_alone(toy_base, monkeypatch):
-    filled, model = [], build(toy_base)
-    monkeypatch.setattr(preprocessor, "fill_row", lambda row, multiple: filled.append(multiple) or row)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    model.data_preprocessor(make_batch(model))
-    assert filled == []
-    monkeypatch.setattr(preprocessor.TilePreprocessor, "device", torch.device("cuda"))
-    monkeypatch.setattr(preprocessor.TilePreprocessor, "cast_data", lambda self, data: data)
-    model.data_preprocessor(make_batch(model))
-    assert filled == [128]
 
 
 def test_autocast_follows_the_dtype_of_what_trains(toy_base):

@@ -1,16 +1,11 @@
-"""Models measured on files, as a user does it: table, files, messages, status; stopped runs go on."""
+"""Models measured on files, as a user does it: table, files, messages, status."""
 
 import json
-import random
 import shutil
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 
-from tests.conftest import HANGS_AFTER, ROOT
 from tests.weights.training import SETTINGS, make_model, save_pth, write_config
 from tools import evaluate as tool
 from xtuner_plugins.export.card import escaped
@@ -77,11 +72,8 @@ def test_live_checkpoint_export_and_single_questions_agree(toy, trained, toy_bas
     text = (card / "README.md").read_text()
     assert "| text | mentions: accuracy |" in text and f"Before is {escaped(toy_base)}." in text and page.is_file()
     open_session(card, device="cpu")  # the card may change, so the manifest leaves it out
-    for words, message in (
-        ([after, before, "--card", card], "was measured with other weights; evaluate this export"),
-        ([after, tmp_path], f"error: {tmp_path} holds no results.json"),
-    ):
-        assert tool.main(["--compare", *map(str, words)]) == 2 and message in capsys.readouterr().err
+    assert tool.main(list(map(str, ["--compare", after, before, "--card", card]))) == 2
+    assert "was measured with other weights; evaluate this export" in capsys.readouterr().err
 
 
 def test_bad_items_are_named_counted_and_asked_once_they_are_mended(toy, trained, tmp_path, capsys):
@@ -107,43 +99,11 @@ def test_wrong_command_lines(toy_base, tmp_path, capsys):
     assert evaluate(toy_base, "--data", "text", "none.jsonl", "--out", tmp_path / "out") == 2
     assert not (tmp_path / "out").exists()
     assert capsys.readouterr().err == "error: none.jsonl isn't there; correct the path\n"
-    asks = ["model", "--data", "a.jsonl", "--out", "out"]
     for words, said in (
-        ([*asks, "--limit", "0"], "--limit: 0: give at least 1"),
-        (asks[:3], "give MODEL --data FILE --out DIR, or --compare A B"),
-        (["model", "--compare", "a", "b"], "give MODEL"),
-        ([*asks, "--html", "a.html"], "--html, --json and --card go with --compare"),
+        (["model", "--data", "a.jsonl"], "give MODEL --data FILE --out DIR, or --compare A B"),
+        (["model", "--data", "a.jsonl", "--out", "out", "--html", "a.html"], "--html, --json and --card go with"),
         (["--compare", "a", "b", "--out", "out"], "--compare takes --html, --json and --card alone"),
     ):
         with pytest.raises(SystemExit, match="2"):
             tool.parse_args(words)
         assert said in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment(toy, trained, tmp_path):
-    """What remains of runs that are killed after some answers more is complete, without doubles."""
-    out, number = tmp_path / "out" / "answers.jsonl", len(toy[-1].read_text().splitlines())
-    words = [sys.executable, ROOT / "tools/evaluate.py", trained[2], *toy, "--out", out.parent, *SHORT]
-    command = list(map(str, [*words, "--batch-size", "1"]))
-
-    def count():
-        return out.read_bytes().count(b"\n") if out.is_file() else 0
-
-    for wanted in (0, 1, 3):
-        running = subprocess.Popen(command)
-        while count() < wanted and running.poll() is None:
-            time.sleep(0.002)
-        time.sleep(0.05 * random.random())
-        assert running.poll() is None
-        running.kill()
-        running.wait()
-        if wanted == 1:  # as a kill in the middle of writing a line leaves it
-            out.write_bytes(out.read_bytes()[:-7])
-    assert 1 < count() < number
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_AFTER)
-    assert done.returncode == 0, done.stderr
-    named = [json.loads(line)["id"] for line in out.read_text().splitlines()]
-    assert len(named) == len(set(named)) == number
-    assert evaluate(trained[2], *toy, "--out", tmp_path / "undisturbed") == 0
-    assert answers(out.parent) == answers(tmp_path / "undisturbed")

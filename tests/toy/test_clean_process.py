@@ -15,7 +15,7 @@ from xtuner_plugins.toy.quickstart import CLEAN_PROCESS
 def test_an_export_answers_as_the_trained_model(toy_base, run_tool, tmp_path):
     write_data(tmp_path, {"test": 2}, workers=1)
     with open(tmp_path / "test.jsonl", "a") as file:  # images of other shapes are cut by the published recipe, too
-        for size in ((300, 100), (90, 90), (400, 900), (250, 240), (113, 500)):
+        for size in ((300, 100), (90, 90), (400, 900), (440, 330), (113, 500)):
             Image.effect_noise(size, 90).save(tmp_path / f"images/{size[0]}.png")
             turns = messages([("What number is on the sign?", "47")])
             record = {"id": str(size), "image": f"{size[0]}.png", "kind": "number", "conversations": turns}

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from xtuner_plugins.toy import pretrain
-from xtuner_plugins.toy.models import VISION_CONFIG, shapes_of
+from xtuner_plugins.toy.models import VISION_CONFIG, random_tensors, shapes_of
 
 
 def test_the_parts_have_the_layouts_of_the_releases_and_depend_on_the_seed(tmp_path, monkeypatch, capsys):
@@ -14,15 +14,14 @@ def test_the_parts_have_the_layouts_of_the_releases_and_depend_on_the_seed(tmp_p
     monkeypatch.setattr(pretrain, "LLM_BATCH", 2)
     held = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        pretrain.pretrain_vision(tmp_path / name, steps=4, seed=seed)
-        held.append(load_file(tmp_path / name / "model.safetensors"))
+        held.append(load_file(pretrain.pretrain_vision(tmp_path / name, steps=4, seed=seed) / "model.safetensors"))
     shapes = shapes_of({**VISION_CONFIG, **pretrain.VISION})
     assert {name: tuple(tensor.shape) for name, tensor in held[0].items()} == shapes
     same = [all(torch.equal(held[0][name], other[name]) for name in shapes) for other in held[1:]]
     assert same == [True, False]
 
-    pretrain.pretrain_llm(tmp_path / "llm", steps=8)
-    model, info = Qwen2ForCausalLM.from_pretrained(tmp_path / "llm", output_loading_info=True)
+    llm = pretrain.pretrain_llm(tmp_path / "llm", steps=8)
+    model, info = Qwen2ForCausalLM.from_pretrained(llm, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     said = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     assert [said[at][::2] for at in (0, 3)] == [
@@ -31,16 +30,12 @@ def test_the_parts_have_the_layouts_of_the_releases_and_depend_on_the_seed(tmp_p
     ]
     losses = [float(line[1].removeprefix("loss ")) for line in said]
     assert losses == pytest.approx([4.377, 4.377, losses[2], 6.325], abs=2e-3) and losses[2] != losses[0]
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "llm")) <= model.config.vocab_size
+    assert len(AutoTokenizer.from_pretrained(llm)) <= model.config.vocab_size
 
 
-def test_labels_are_the_answers_alone(tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(pretrain.build_tokenizer(tmp_path))
-    turns = [("What number?", "47"), ("Is it?", "no")]
-    ids, labels = pretrain._encode(lambda text: tokenizer(text)["input_ids"], None, " . red47", turns)
-    assert tokenizer.decode(ids) == (
-        "<|im_start|>user\n . red47\nWhat number?<|im_end|>\n<|im_start|>assistant\n47<|im_end|>\n"
-        "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
-    )
-    assert tokenizer.decode([label for label in labels if label != -100]) == "47<|im_end|>no<|im_end|>"
-    assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
+def test_random_weights_are_far_from_zero_and_gains_around_one():
+    shapes = {"norm1.weight": (9999,), "ls1": (9999,), "norm1.bias": (9999,), "class_embedding": (1, 1, 9999)}
+    found = random_tensors({**shapes, "fc1.weight": (99, 64)}, seed=0).values()
+    means, stds = [each.mean().item() for each in found], [each.std().item() for each in found]
+    assert means == pytest.approx([1, 1, 0, 0, 0], abs=0.02)  # four standard errors
+    assert stds == pytest.approx([0.1, 0.1, 0.1, 0.5, 1 / 8], rel=0.04)

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -13,8 +13,6 @@ from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.toy import preference, quickstart
 from xtuner_plugins.toy.quickstart import StageError, keep_earlier, summarize, verdict
 
-TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "47"}]
-ASKED = {"id": "a", "image": "a.jpg", "kind": "number", "conversations": TURNS}
 WAYS = {quickstart: ("tiling", "one tile", quickstart.CONTROL), preference: (preference.BEFORE, preference.AFTER)}
 
 
@@ -38,11 +36,11 @@ def test_verdict_sees_a_wrong_number_and_a_differing_export():
     for trained, exported, control, reached in (
         (bad, differing, wrong, [False, False, False, False]),
         (good, good, right, [True, True, False, True]),  # tiles gained nothing
+        ({**good, "one tile": right}, good, wrong, [True, False, True, False]),
         (good, good, wrong, [True, True, True, True]),
     ):
         result = summarize(questions, trained, exported, control)
         assert [is_reached for is_reached, _ in verdict(result)] == reached
-        assert result["num_answers_that_differ"] == (exported is differing)
     number, colour = (line.split() for line in result["table"].splitlines()[1:])
     assert number[:4] == ["number", "yes", "9", "100.0%"] and colour[:5] == ["colour", "no", "1", "100.0%", "100.0%"]
 
@@ -50,51 +48,33 @@ def test_verdict_sees_a_wrong_number_and_a_differing_export():
 # Commands with some words shortened: W is a demo's folder, Q that of the quick start.
 SHORT = {f"{quickstart.CLEAN_PROCESS.parent}/": "", "tools/train.py": "TRAIN", "tools/convert_to_official.py": "EXPORT"}
 SHORT |= {"data/test.jsonl W/data/images": "ASKED", "configs/toy/toy_": "C/", "xtuner_plugins.toy": "TOY"}
-TYPED = {
-    quickstart: """-m TOY.data --out W/data --scale 0.5 --seed 3
--m TOY.pretrain vision --out W/parts/vision --scale 0.5 --seed 3
--m TOY.pretrain llm --out W/parts/llm --scale 0.5 --seed 3
-tools/build_base_model.py --vision W/parts/vision --llm W/parts/llm --out W/base --max-tiles 6 --dtype float32
-tools/check_data.py C/pretrain_mlp.py
-TRAIN C/pretrain_mlp.py --seed 3 --work-dir W/runs/pretrain_mlp
-TRAIN C/pretrain_mlp.py --seed 3 --work-dir W/control/runs/pretrain_mlp --set max_tiles=1
-EXPORT C/pretrain_mlp.py W/runs/pretrain_mlp W/pretrain_mlp
+JUDGED = {
+    quickstart: """TRAIN C/pretrain_mlp.py --seed 3 --work-dir W/control/runs/pretrain_mlp --set max_tiles=1
 EXPORT W/control/runs/pretrain_mlp/toy_pretrain_mlp.py W/control/runs/pretrain_mlp W/control/pretrain_mlp
-TRAIN C/finetune_full.py --seed 3 --work-dir W/runs/finetune_full
 TRAIN C/finetune_full.py --seed 3 --work-dir W/control/runs/finetune_full --set max_tiles=1 base=W/control/pretrain_mlp
-EXPORT C/finetune_full.py W/runs/finetune_full W/model
 -m TOY.evaluate W/runs/finetune_full W/ASKED --out W/answers_trained.json
 -I clean_process.py W/model W/ASKED W/answers_exported.json
 -m TOY.evaluate W/control/runs/finetune_full W/ASKED --modes one tile --out W/answers_control.json""",
-    preference: """-m TOY.data --pairs --out W/data --scale 0.5 --seed 3
-tools/check_data.py C/finetune_mpo_full.py
-TRAIN C/finetune_mpo_full.py --seed 3 --work-dir W/runs/finetune_mpo_full
-EXPORT C/finetune_mpo_full.py W/runs/finetune_mpo_full W/model
--m TOY.evaluate Q/model W/ASKED --modes tiling --out W/answers_before.json
+    preference: """-m TOY.evaluate Q/model W/ASKED --modes tiling --out W/answers_before.json
 -m TOY.evaluate W/model W/ASKED --modes tiling --out W/answers_after.json""",
 }
 
 
-def test_the_commands_of_the_demos_and_what_becomes_of_their_answers(tmp_path, monkeypatch):
-    drawn, typed = [], []
-    monkeypatch.setattr("xtuner_plugins.engine.hooks.losses_png.draw_losses", lambda runs, path: drawn.append(path))
+def test_what_the_demos_compare(tmp_path):
+    """Commands that run as well when they are wrong: those of the control, and who answers; the others are run below.
 
-    def run(name, *commands):
-        typed.extend(" ".join(map(str, command)) for command in commands)
-        for path in (tmp_path / command[-1] for command in commands if str(command[-1]).endswith(".json")):
-            path.write_text(json.dumps(dict.fromkeys(("tiling", "one tile"), {"a": path.name})))
-
-    for demo, expected in TYPED.items():
-        out = tmp_path / demo.OUT
-        (out / "data").mkdir(parents=True)
-        (out / "data/test.jsonl").write_text(json.dumps(ASKED) + "\n")
-        chain = SimpleNamespace(root=tmp_path, out=out, run=run, keep=lambda result: result)
-        result, text = demo.run_chain(chain, 0.5, 3), "\n".join(typed).replace(f"{tmp_path}/", "")
-        typed.clear()
+    The demos end here where they would read the answers.
+    """
+    for demo, expected in JUDGED.items():
+        chain = mock.Mock(root=tmp_path, out=tmp_path)
+        with pytest.raises(FileNotFoundError):
+            demo.run_chain(chain, 0.5, 3)
+        commands = [" ".join(map(str, command)) for call in chain.run.call_args_list for command in call.args[1:]]
+        text = "\n".join(command for command in commands if "control" in command or "answers" in command)
+        text = text.replace(f"{tmp_path}/", "")
         for path, short in {str(quickstart.OUT): "Q", str(demo.OUT): "W", **SHORT}.items():
             text = text.replace(path, short)
-        assert text == expected and drawn.pop() == out / "losses.png" and result["num_asked"] == {"number": 1}
-        assert tuple(result["accuracy"]) == WAYS[demo] and result.get("num_answers_that_differ", 2) == 2
+        assert text == expected
 
 
 def test_earlier_results_are_kept_each_under_its_own_name(tmp_path):
@@ -102,11 +82,9 @@ def test_earlier_results_are_kept_each_under_its_own_name(tmp_path):
     assert keep_earlier(out) is None
     for number in (1, 2):
         out.mkdir()
-        (out / "mine.txt").write_text(str(number))
-        assert keep_earlier(out) == tmp_path / f"quickstart.{number}"
-    assert [(tmp_path / f"quickstart.{n}/mine.txt").read_text() for n in (1, 2)] == ["1", "2"]
+        assert keep_earlier(out) == tmp_path / f"quickstart.{number}" and not out.exists()
     out.symlink_to(tmp_path / "quickstart.1")  # a link is renamed, not what it leads to
-    assert keep_earlier(out).is_symlink() and (tmp_path / "quickstart.1/mine.txt").exists()
+    assert keep_earlier(out).is_symlink() and (tmp_path / "quickstart.1").is_dir()
 
 
 @pytest.mark.release
@@ -114,12 +92,14 @@ def test_whole_chain_in_short(tmp_path):
     """The real commands from end to end, on a copy of the sources so that a user's own run stays."""
     for folder in ("configs", "tools", "xtuner_plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "xtuner_plugins.toy.quickstart", "--scale", "0.02"]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    out = tmp_path / "work_dirs/quickstart"
-    result = json.loads((out / "results.json").read_text())
-    assert result["num_answers_that_differ"] == 0 < result["num_answers"] and "needs resolution" in done.stdout
-    for name in ("losses.png", "model/config.json", "model/modeling_internvl_chat.py"):
-        assert (out / name).stat().st_size > 0
+    for demo in JUDGED:
+        command = [sys.executable, "-m", demo.__name__, "--scale", "0.02"]
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        out = tmp_path / demo.OUT
+        result = json.loads((out / "results.json").read_text())
+        assert tuple(result["accuracy"]) == WAYS[demo] and "needs resolution" in done.stdout
+        assert result.get("num_answers_that_differ", 0) == 0 < sum(result["num_asked"].values())
+        for name in ("losses.png", "model/config.json", "model/modeling_internvl_chat.py"):
+            assert (out / name).stat().st_size > 0

@@ -28,6 +28,7 @@ def test_the_base_is_trained(tmp_path):
     trained = load_file(stripes.write_trained_base(tmp_path, steps=2) / "model.safetensors")
     build_base(tmp_path / "parts/vision", tmp_path / "parts/llm", tmp_path / "drawn", max_tiles=4, dtype="float32")
     drawn = load_file(tmp_path / "drawn/model.safetensors")
+    assert (tmp_path / "base/config.json").read_bytes() == (tmp_path / "drawn/config.json").read_bytes()
     moved = {name: (tensor - drawn[name]).abs().max().item() for name, tensor in trained.items()}
     learns = {name for name in moved if name.startswith(("mlp1.", "language_model."))}
     assert {name for name, most in moved.items() if most} == learns and max(moved.values()) <= 2 * 2e-3

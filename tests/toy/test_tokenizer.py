@@ -19,16 +19,14 @@ def test_it_is_a_qwen2_tokenizer_in_every_file_and_always_the_same(tmp_path):
     directory, again = build_tokenizer(tmp_path / "a"), tmp_path / "b"
     fast, slow = AutoTokenizer.from_pretrained(directory), Qwen2Tokenizer.from_pretrained(directory)
     assert isinstance(fast, Qwen2TokenizerFast)
-    assert fast.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [len(fast) - 3, len(fast) - 2, len(fast) - 1]
     assert (fast.eos_token, fast.pad_token) == ("<|im_end|>", "<|endoftext|>")
     ids = fast(MIXED)["input_ids"]
     assert slow(MIXED)["input_ids"] == ids and fast.decode(ids) == MIXED
-    assert {"4", "0", "7", "1", "<|im_start|>"} <= set(fast.tokenize(MIXED))
+    assert {"4", "0", "7", "1", *SPECIAL_TOKENS[1:2]} <= set(fast.tokenize(MIXED))
     for word in (" .", " redcircle", " purplestar", " number", " sign"):  # one cell is one token
         assert len(fast.tokenize(word)) == 1, word
     state = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
-    lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("#version") and lines[1:] == state["model"]["merges"]  # strings
+    assert all(isinstance(merge, str) for merge in state["model"]["merges"])  # which older releases read
 
     assert hashlib.sha256("\n".join(corpus()).encode()).hexdigest().startswith("fe29588bc3527ac8")
     code = f"from xtuner_plugins.toy.tokenizer import build_tokenizer as b; b({str(again)!r})"

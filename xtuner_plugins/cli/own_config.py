@@ -89,14 +89,33 @@ def write(
 
     Args:
         out: The file.
-        parent: As the others, of `derive`.
-        labels: ``launch`` is what is printed.
-        changes: By key of the runner.
-        remarks: By key of the runner.
+        parent: Stem of the config that it takes in.
+        labels: Of its docstring: ``title``, then e.g. ``data``; several lines where several are given. ``launch`` is
+            also what is printed.
+        changes: Keys of the runner with their values.
+        remarks: Comments behind some of them, by key.
     """
+    module = ".".join((PACKAGE, *leaves()[parent].relative_to(CONFIGS).with_suffix("").parts))
+    lines = [f'"""{_docstring(labels)}', '"""', "", "from mmengine.config import read_base", ""]
+    lines += ["with read_base():", f"    from {module} import *", ""]
+    for key, value in changes.items():
+        line = f"{key} = {literal(value)}"
+        if len(line) > 120 and isinstance(value, list):
+            line = "\n".join([f"{key} = [", *(f"    {literal(each)}," for each in value), "]"])
+        lines.append(f"{line}  # {remarks[key]}" if remarks and key in remarks else line)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(derive(parent, labels, changes, remarks or {}), encoding="utf-8")
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {out} on top of {parent}; start it with\n{labels['launch']}")
+
+
+def _docstring(labels: Mapping[str, str | Sequence[str]]) -> str:
+    lines = [str(labels["title"]), ""]
+    for label, said in list(labels.items())[1:]:
+        for number, text in enumerate([said] if isinstance(said, str) else said):
+            first = f"{'' if number else label:<16}"
+            whole = {"break_long_words": False, "break_on_hyphens": False}
+            lines += textwrap.wrap(text, 120, initial_indent=first, subsequent_indent=" " * 16, **whole)
+    return "\n".join(lines).replace("\\", "\\\\").replace('"""', "'''")
 
 
 def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str, str], dict[str, str]]:
@@ -148,38 +167,6 @@ def warn_of(missing: Iterable[str]) -> None:
     """A line for each file or folder that isn't there yet."""
     for path in missing:
         print(f"warning: {path} does not exist yet", file=sys.stderr)
-
-
-def derive(
-    parent: str,
-    labels: Mapping[str, str | Sequence[str]],
-    changes: Mapping[str, Any],
-    remarks: Mapping[str, str],
-) -> str:
-    """The text of a config.
-
-    Args:
-        parent: Stem of the config that it takes in.
-        labels: Of its docstring: ``title``, then e.g. ``data`` and ``launch``; several lines where several are given.
-        changes: Keys of the runner with their values.
-        remarks: Comments behind some of them, by key.
-    """
-    module = ".".join((PACKAGE, *leaves()[parent].relative_to(CONFIGS).with_suffix("").parts))
-    lines = [str(labels["title"]), ""]
-    for label, said in list(labels.items())[1:]:
-        for number, text in enumerate([said] if isinstance(said, str) else said):
-            first = f"{'' if number else label:<16}"
-            whole = {"break_long_words": False, "break_on_hyphens": False}
-            lines += textwrap.wrap(text, 120, initial_indent=first, subsequent_indent=" " * 16, **whole)
-    doc = "\n".join(lines).replace("\\", "\\\\").replace('"""', "'''")
-    lines = [f'"""{doc}', '"""', "", "from mmengine.config import read_base", ""]
-    lines += ["with read_base():", f"    from {module} import *", ""]
-    for key, value in changes.items():
-        line = f"{key} = {literal(value)}"
-        if len(line) > 120 and isinstance(value, list):
-            line = "\n".join([f"{key} = [", *(f"    {literal(each)}," for each in value), "]"])
-        lines.append(f"{line}  # {remarks[key]}" if key in remarks else line)
-    return "\n".join(lines) + "\n"
 
 
 def literal(value: Any) -> str:

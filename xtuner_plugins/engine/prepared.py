@@ -7,6 +7,6 @@ the file, such as the launcher, is left as it is: there the preparation would st
 import sys
 
 if any(hasattr(sys.modules.get(name), "check_cfg") for name in ("__main__", "xtuner.tools.train")):
-    from .launch.entry import prepare_runtime
+    from . import prepare_runtime
 
     prepare_runtime()

@@ -211,7 +211,5 @@ def _digit_mask(digit: str, font: str) -> Image.Image:
 
 def font_file(name: str) -> Path:
     """The DejaVu fonts that matplotlib ships, found without importing it."""
-    spec = importlib.util.find_spec("matplotlib")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the toy images take their fonts from matplotlib: pip install matplotlib")
-    return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"
+    package = Path(importlib.util.find_spec("matplotlib").origin).parent
+    return package / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"

@@ -87,7 +87,6 @@ def ask(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def describe(scene: Scene) -> str:
-    """The caption: shapes, then signs, in the order of `SHAPES` and `COLORS`."""
+    """The caption: shapes in the order of `SHAPES`, then the sign."""
     parts = [f"a {shape.color} {shape.kind}" for shape in sorted(scene.shapes, key=lambda s: SHAPES.index(s.kind))]
-    parts += [f"a sign with {sign.number}" for sign in sorted(scene.signs, key=lambda s: COLORS.index(s.color))]
-    return ", ".join(parts)
+    return ", ".join([*parts, *(f"a sign with {sign.number}" for sign in scene.signs)])

@@ -57,13 +57,10 @@ def run_chain(chain: Chain, scale: float, seed: int) -> dict:
 def verdict(result: dict) -> list[tuple[bool, str]]:
     """`(reached, sentence)` for each goal."""
     before, after = (result["accuracy"][name] for name in (BEFORE, AFTER))
-    lost = before["number"] - after["number"]
+    lost, guessed, abstains = before["number"] - after["number"], before[UNREADABLE_KIND], after[UNREADABLE_KIND]
+    said = f"signs too small to read of which it says so: {guessed:.1%} before, {abstains:.1%} after"
     return [
-        (
-            after[UNREADABLE_KIND] >= WANTED_ABSTAINING,
-            f"signs too small to read of which it says so: {before[UNREADABLE_KIND]:.1%} before, "
-            f"{after[UNREADABLE_KIND]:.1%} after (wanted: 90 %)",
-        ),
+        (abstains >= WANTED_ABSTAINING, f"{said} (wanted: 90 %)"),
         (lost <= WANTED_LOSS, f"points lost on readable signs: {100 * lost:.1f} (wanted: at most 2)"),
     ]
 

@@ -163,10 +163,8 @@ def pretrain_llm(out_dir: str | Path, *, steps: int = LLM_STEPS, seed: int = 0) 
 
 def _dialogue(rng: random.Random, progress: float) -> tuple[str | None, str, list[tuple[str, str]]]:
     """System prompt, a scene in words, and turns about it; longer and more varied as `progress` goes to 1."""
-    grid = rng.choice(((3, 2), (2, 3), (2, 2), (1, 1)))
-    scene = make_scene(rng, grid, crossing=CROSSING["train"])
-    questions = ask(scene, rng)
-    questions = [(q.text, q.answer) for q in questions]
+    scene = make_scene(rng, rng.choice(((3, 2), (2, 3), (2, 2), (1, 1))), crossing=CROSSING["train"])
+    questions = [(q.text, q.answer) for q in ask(scene, rng)]
     if progress < 0.6:
         return None, in_words(scene, rng, 0.05 * rng.random()), questions
     text = in_words(scene, rng, rng.random())

@@ -85,11 +85,11 @@ def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Pat
         write_json(stage / CONFIG, config)
         for root, _, files in os.walk(stage):
             for name in (*files, "."):
-                _sync(Path(root, name))
+                sync(Path(root, name))
         if out.exists():
             os.rename(out, replaced)
         os.rename(stage, out)
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as error:
         reason = f"the disk is full ({error})" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         raise CheckpointError(f"{out} can't be written: {reason}; nothing was changed") from error
@@ -116,7 +116,7 @@ def recover(out: Path) -> None:
         logging.getLogger(__name__).warning("%s is back as it was: a run that was to replace it did not end", out)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Waits until a file's data, or a directory's entries, are on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:

@@ -1,6 +1,8 @@
 """Images as the world has them."""
 
+import errno
 import io
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -36,6 +38,9 @@ def test_what_is_no_image_is_said():
     for data, problem in wrong.items():
         with pytest.raises(MediaError, match=rf"^x.tar/a.png: can't be decoded \({problem}"):
             load_image(Blob("x.tar/a.png", data))
+    with mock.patch.object(Image, "open", side_effect=OSError(errno.EMFILE, "Too many open files")):
+        with pytest.raises(MediaError, match=r"^x.tar/a.png: .* as many files open as it may .*ulimit -n"):
+            load_image(Blob("x.tar/a.png", b""))
 
 
 def test_names_stay_inside_their_folder_whatever_links_and_windows_say(tmp_path):

@@ -148,7 +148,7 @@ WIDE, SQUARE, SMALL = (360, 120), (700, 700), (50, 50)  # 3, 4 and 1 tiles of at
 def test_images_share_the_limit_as_the_official_code_says_and_frames_are_one_tile():
     assert [first_limit(12, number) for number in (0, 1, 2, 5, 13)] == [12, 12, 6, 2, 1]
     budget = TileBudget(16, 10_000)
-    assert budget.fit(TILING, [FRAME, WIDE, FRAME, SQUARE], 0)[0] == [1, 3, 1, 3]
+    assert budget.fit(TILING, [FRAME, WIDE, FRAME, SQUARE], 0, (0, 0))[0] == [1, 3, 1, 3]
     assert [budget.count(TILING, size, 6) for size in (FRAME, WIDE, SMALL)] == [1, 4, 1]  # thumbnail included
     assert budget.tokens([]) == 0 and budget.tokens([4, 1]) == 5 * 16 + 2 * 2
 
@@ -156,13 +156,13 @@ def test_images_share_the_limit_as_the_official_code_says_and_frames_are_one_til
 def test_tiles_are_taken_from_the_image_that_needs_them_least_until_the_sample_fits():
     budget, sizes = TileBudget(16, 1000), [WIDE, SQUARE, SMALL]
     for room in (400, 150, 120, 60, 10):
-        limits, counts, _ = budget.fit(TILING, sizes, 1000 - room)
+        limits, counts, _ = budget.fit(TILING, sizes, 1000 - room, (0, 0))
         assert counts == [budget.count(TILING, size, limit) for size, limit in zip(sizes, limits, strict=True)]
         assert budget.tokens(counts) <= room or counts == [1, 1, 1]
         assert limits == [2] * 3 or room < 400  # everything fits into that
     # Under a limit of 12, 6 each: 43,200 / 4 source pixels per tile, and 490,000 / 5
     tiling, whole = DynamicTiling(max_tiles=12, tile_size=112), budget.tokens([4, 5])
-    assert [budget.fit(tiling, sizes[:2], 1000 + more - whole)[0] for more in (0, 1)] == [[6, 6], [2, 6]]
+    assert [budget.fit(tiling, sizes[:2], 1000 + more - whole, (0, 0))[0] for more in (0, 1)] == [[6, 6], [2, 6]]
 
 
 def test_the_end_is_cut_off_but_never_inside_a_span():

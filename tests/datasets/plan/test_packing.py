@@ -1,5 +1,7 @@
 """Packs: budgets kept, every sample once, hardly anything left empty."""
 
+import json
+import zlib
 from itertools import product
 
 import numpy as np
@@ -106,6 +108,29 @@ def test_a_window_gives_every_sample_to_a_pack_or_to_the_next_window(data, alike
         assert sorted(left + [sample for pack in packs for sample in pack]) == list(samples) and not (last and left)
         assert all(pack and tokens[pack].sum() <= 100 and tiles[pack].sum() <= 9 for pack in packs)
         assert way.pack(samples, sizes, seed, last)[0] == packs
+
+
+# Packs of a window and of the last one, and a hash of their samples, of each way
+KEPT = [
+    [209, 232, 2333340304],
+    [212, 235, 3499282572],
+    [228, 229, 790818602],
+    [66, 205, 1464502712],
+    [70, 205, 2560709711],
+]
+
+
+def test_packs_stay_the_same_from_version_to_version():
+    """A run that goes on under a newer version goes on with its plan."""
+    tokens, tiles = draw(1500, **DOCUMENTS)
+    mixed, alike = Sizes(tokens, tiles, 8192, 26), Sizes(tokens, np.ones(1500, int), 8192, 40)
+    for way, expected in zip(WAYS + ALIKE, KEPT, strict=True):
+        sizes = alike if way in ALIKE else mixed
+        found = [way.pack(range(1500), sizes, seed=0, last=last) for last in (False, True)]
+        assert [len(packs) for packs, _ in found] + [zlib.crc32(json.dumps(found).encode())] == expected, way
+    for max_tiles, expected in ((26, 3313270922), (None, 4287815589)):
+        packs = pack_samples(np.arange(1500), tokens, tiles, max_tokens=8192, max_tiles=max_tiles)
+        assert zlib.crc32(arrange(packs, 8, 0).order.tobytes()) == expected
 
 
 FITS = [  # tokens, tiles, their budgets; the samples of each pack

@@ -1,6 +1,5 @@
 """What is refused from a config's text; tests/golden/wrong_inputs.tsv has the commands, and more rows."""
 
-import math
 import re
 from unittest import mock
 
@@ -22,7 +21,7 @@ ROWS = [
     ({"model.llm_lora.r": True}, "llm_lora.r=True: LoraConfig takes int"),
     ({"train_cfg.max_iters": 10.5}, "max_iters=10.5: PlannedTrainLoop takes int or None"),
     ({"train_cfg.max_epochs": None}, "train_cfg: train_cfg needs max_iters .* or max_epochs"),
-    *(({"train_cfg.max_epochs": value}, f"train_cfg: max_epochs={value}") for value in (-1, math.inf, math.nan)),
+    ({"train_cfg.max_epochs": -1}, "train_cfg: max_epochs=-1"),
     ({"train_dataloader.datset": {}}, "train_dataloader.datset: DataLoader has no setting 'datset'; did you mean"),
     ({"custom_hooks.0.zzz": 1}, r"custom_hooks\[0\].zzz: RunContractHook has no setting 'zzz'; known: "),
     ({"default_hooks.chekpoint": {"interval": 5}}, "default_hooks.chekpoint: a hook needs a type.* 'checkpoint'"),

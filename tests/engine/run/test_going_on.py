@@ -73,8 +73,7 @@ def ending(way, layout):
 @pytest.mark.parametrize(
     "way, layout, dtype",
     [
-        ("killed", "plain", "float16"),
-        pytest.param("killed", "zero2", "float16", marks=pytest.mark.slow),
+        *(pytest.param("killed", layout, "float16", marks=pytest.mark.slow) for layout in ("plain", "zero2")),
         *((way, "plain", "float32") for way in WAYS),
         *(
             pytest.param(way, layout, "float32", marks=pytest.mark.slow)
@@ -134,7 +133,6 @@ def test_signals_that_save_nothing_more(train):
     run = train("weights", codes=(143,), prepare=fault(AGREE, 10, TERM), **recipe(**weights_only))
     assert "go on with" not in run.output
     assert "stopped by SIGTERM after step 2; no checkpoint to resume from" in run.output
-    assert "load_from=" in train("weights", codes=(2,), extra=("--resume", "auto"), **recipe()).errors[0]
 
 
 def run_out(*_):

@@ -54,7 +54,7 @@ class TileBudget:
         return image_tokens(num_tiles, self.tokens_per_tile)
 
     def fit(
-        self, tiling: DynamicTiling, sizes: Sequence[tuple[int, int]], text_tokens: int, before: Sequence[int] = (0, 0)
+        self, tiling: DynamicTiling, sizes: Sequence[tuple[int, int]], text_tokens: int, before: Sequence[int]
     ) -> tuple[list[int], list[int], int]:
         """What becomes of a sample.
 

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 
+from ...weights.staging import sync
 from ...weights.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES
 from ..run.loops import TrainingStopped, last_good
 from ..run.steps import unwrap
@@ -120,19 +121,11 @@ def _partial(target: Path) -> Path:
 
 def _move_into_place(beside: Path, target: Path) -> None:
     for path in [*beside.rglob("*"), beside] if beside.is_dir() else [beside]:
-        _sync(path)
+        sync(path)
     if target.is_dir() or beside.is_dir():  # which no rename replaces; after a kill here the run goes on from before
         _remove(target)
     os.replace(beside, target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(target.parent)
 
 
 def _remove(path: Path) -> None:

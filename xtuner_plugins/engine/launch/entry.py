@@ -29,6 +29,7 @@ from .. import register_all
 from ..run.runtime import adjust_stack
 from ..watch.console import open_console
 from ..watch.stopping import COMMAND
+from .launcher import check_processes, make_reloadable
 
 
 def prepare_runtime(pretrained_model_name_or_path: str | None = None) -> str | None:
@@ -70,7 +71,7 @@ def _settle(check, module: types.ModuleType, cfg: Config, args: argparse.Namespa
     try:
         if STARTED_BY not in os.environ:  # else the launcher has done it
             _read_again(cfg, args)
-        settings.make_reloadable(cfg)  # the run writes it into its work directory
+        make_reloadable(cfg)  # the run writes it into its work directory
         settle_start(cfg, args)
     except (settings.ConfigError, CheckpointError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -94,7 +95,6 @@ def _read_again(cfg: Config, args: argparse.Namespace) -> None:
     One rank of each node checks it; the others wait for that rank where the process group begins.
     """
     from ..check.build import check_config
-    from .launcher import check_processes
 
     parser = argparse.ArgumentParser(add_help=False)
     settings.add_config_options(parser)

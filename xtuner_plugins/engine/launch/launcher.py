@@ -14,6 +14,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mmengine.config import Config
+
 from ... import settings
 from ...files import write_whole
 from ...processes import allocator_settings, free_port, num_cores, quiet_imports
@@ -25,6 +27,7 @@ from .ranks import run_ranks
 
 USAGE_ERROR = 2
 TASKS = {"slurm": "SLURM_NTASKS", "mpi": "OMPI_COMM_WORLD_SIZE"}  # that hold the number of ranks
+PREPARED = "xtuner_plugins.engine.prepared"
 SHARE_CORES = "XTUNER_PLUGINS_SHARE_CORES"
 
 
@@ -97,6 +100,14 @@ def check_processes(processes: int, env: Mapping[str, str]) -> None:
         )
 
 
+def make_reloadable(cfg: Config) -> None:
+    """Replaces what a dump would turn into a text that can't be trained: the function of ``model_resource``."""
+    cfg._cfg_dict.pop("model_resource", None)
+    cfg._cfg_dict.pop("pretrained_model_name_or_path", None)
+    own = (cfg.get("custom_imports") or {}).get("imports", [])
+    cfg.custom_imports = dict(imports=[*(each for each in own if each != PREPARED), PREPARED])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks the arguments and runs the training; returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -131,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"note: {note}", file=sys.stderr)
         if args.dry_run:
             return 0
-        settings.make_reloadable(resolved)
+        make_reloadable(resolved)
         write_whole(written, lambda part: part.write_text(resolved.pretty_text, encoding="utf-8"))
     except (settings.ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

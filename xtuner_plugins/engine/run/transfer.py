@@ -135,7 +135,8 @@ def number_states(checkpoint: dict[str, Any], model: nn.Module, optim_wrapper: O
         saved = next((state.options[names[number]] for number in members if names[number] in state.options), {})
         groups.append({**_options(group), **saved, "params": list(members)})
     checkpoint["optimizer"] = {"state": numbered, "param_groups": groups}
-    regroup(checkpoint.get("param_schedulers"), [*groups, optim_wrapper.base_param_settings])
+    base = optim_wrapper.base_param_settings  # None where there is one group
+    regroup(checkpoint.get("param_schedulers"), [*groups, base] if base else groups)
 
 
 def regroup(schedulers: Any, groups: list[Mapping[str, Any]]) -> None:

@@ -36,6 +36,7 @@ def test_files_tokens_and_config(toy_parts, toy_base):
     assert (config["ps_version"], config["select_layer"], config["force_image_size"]) == ("v2", -1, 112)
     assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
     assert config["hidden_size"] == config["llm_config"]["hidden_size"] and "system_message" not in config
+    assert config["llm_config"]["use_cache"] is True
     fields = {"hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "num_key_value_heads", "pad_token_id"}
     assert fields < config["llm_config"].keys()
 
@@ -93,7 +94,7 @@ def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypa
         (vision, llm, {"template": "phi3-chat"}, r"ends answers with <\|end\|>.*its tokens fit --template .*Hermes-2"),
         (vision, llm, {"projector": tmp_path / "p.safetensors"}, "doesn't fit these parts"),
         (vision, llm, {"projector_type": "resampler"}, "projector_type 'resampler' is unknown"),
-        (vision, llm, {"max_tiles": 0}, "max_tiles = 0"),
+        *((vision, llm, {"max_tiles": count}, f"max_tiles = {count}") for count in (0, 129)),
         (vision, llm, {"select_layer": 1}, "select_layer = 1"),
         (odd, llm, {}, "must be three numbers"),
     ):

@@ -43,10 +43,13 @@ def test_files_tokens_and_config(toy_parts, toy_base):
 
 def test_rows(tmp_path):
     """Old rows as they were, new rows their mean (exact in the stored dtype), a tied head a copy, padding gone."""
-    for name, fields in {"tied": {}, "padded": {"vocab_size": 4096}, "untied": {"tie_word_embeddings": False}}.items():
+    untied = {"tie_word_embeddings": False, "bos_token_id": 7}
+    for name, fields in {"tied": {}, "padded": {"vocab_size": 4096}, "untied": untied}.items():
         parts, out = write_random_parts(tmp_path / name, llm_overrides=fields), tmp_path / name / "base"
         told = build_base(*parts, out, dtype="float32")
         assert any("stores a head beside the tied embedding" in note for note in told["notes"]) == (name != "untied")
+        own, config = read_json(parts[1] / "config.json"), read_json(out / "config.json")
+        assert config["llm_config"]["bos_token_id"] == own["bos_token_id"]
         old, new = load_file(parts[1] / "model.safetensors"), load_file(out / "model.safetensors")
         assert sum(told["parts"].values()) == told["num_parameters"] == sum(tensor.numel() for tensor in new.values())
         assert told["parts"]["projector"] == sum(new[name].numel() for name in new if name.startswith("mlp1."))

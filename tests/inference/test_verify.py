@@ -206,6 +206,7 @@ def test_what_servers_read(asked, written, tmp_path):
         write_json(out / file, {**read_json(out / file), **change})
         with pytest.raises(CheckpointError, match=words):
             probed(module.compare_opened, asked[0], out, asked[1])
+    out = shutil.copytree(written[1], tmp_path / "importing")
     (out / "prompts.py").write_text("import xtuner_plugins")
     with pytest.raises(CheckpointError, match="clean process can't use it: .*xtuner_plugins"):
         probed(module.compare_opened, asked[0], out, asked[1])

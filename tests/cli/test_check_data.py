@@ -47,11 +47,19 @@ def check(toy_base, tmp_path, monkeypatch, capsys):
     return call
 
 
+LOST = """from mmengine.config import read_base
+with read_base():
+    from xtp_configs.toy.toy_finetune_lora import *
+from no_such import Thing
+model.projector = Thing
+"""
 REFUSED = [
     ("{here}/nothing.py", "no train_dataloader.dataset"),
+    ("{here}/lost.py --set base={base}", "lost.py cannot be read: ModuleNotFoundError: Failed to import no_such"),
+    ("{here}/lost.py --step 1", "lost.py cannot be read: ModuleNotFoundError: Failed to import no_such"),
     (f"{{leaf}} {KEY}.max_tile=3", "max_tile"),
     (f"{{leaf}} {KEY}.type=None.Such", "None.Such"),
-    ("{here}/none.jsonl", "none.jsonl:1: the annotation file can't be read"),
+    ("{here}/none", "{here}/none:1: the annotation file can't be read"),
     ("{data} --image-folder {here} --image-folder {here}", "2 image folders for 1 files"),
     ("{data} --image-folder nosuch://bucket/images", "nosuch"),
     ("{data} --base {here}", "config.json"),
@@ -68,11 +76,12 @@ REFUSED = [
 
 
 def test_what_cannot_be_checked_is_said_in_one_line(check, tmp_path, monkeypatch):
-    (tmp_path / "nothing.py").write_text("train_dataloader = None\n")
+    for name, text in (("nothing", "train_dataloader = None\n"), ("lost", LOST)):
+        (tmp_path / f"{name}.py").write_text(text)
     for words, message in REFUSED:
         status, printed = check(words)
         *above, last = [line for line in printed.splitlines() if line]
-        assert status == 2 and message in last and "error: " in last, (words, printed)
+        assert status == 2 and message.format(**check.places) in last and "error: " in last, (words, printed)
         assert not above or above[0].startswith("usage: "), (words, printed)
     with mock.patch("xtuner_plugins.audit.check.check_dataset", side_effect=BrokenExecutor):
         status, printed = check("{leaf}")
@@ -86,7 +95,7 @@ MIXED = "{leaf} data_paths={here}/mixed.jsonl max_length=100 repeat_times=2"
 SAID = [  # words, status, parts of what is said
     ("{leaf} --workers 0", 0, ["all 5 records can be trained on; an epoch has 5 of 5 samples"]),
     ("{leaf} val_data_paths={here}/val.jsonl val_image_folders=['{images}'] --workers 0", 1,
-     ["all 5 records can be trained on", "1 of 3 records can't be trained on"]),
+     ["all 5 records can be trained on", "{here}/val.jsonl:2: ", "1 of 3 records can't be trained on"]),
     ("{leaf} val_benchmarks={here}/own.jsonl val_benchmark_images={images} --workers 0", 0,
      ["1 of 1 validation images that are training images, too (own / data: 1)"]),
     # an epoch has the samples that train: repeats count, unusable and rejected records don't

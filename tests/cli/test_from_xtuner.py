@@ -61,10 +61,13 @@ def differences(name, taken_over, path):
     pairs["warm-up"] = ours.param_scheduler.warmup_ratio, theirs["warmup_ratio"]
     pairs["LoRA"] = "llm_lora" in ours.model, "lora" in name
     pairs["4 bits"] = "llm_quantization" in ours.model, bool(theirs["model"].get("quantization_llm"))
+    pairs["dtype"] = value_at(ours, "model.dtype", "auto"), "auto"
     pairs["groups"] = ours.train_dataloader.sampler.group_by, "length"
     pairs["left out"] = {"template", "repeat_times"} & set(data), set()
     pairs["launch"] = labels_of(path)["launch"], launch
+    pairs["processes"] = launch.startswith("NPROC_PER_NODE=8 ") and "--deepspeed" in launch, True
     pairs["notes"] = [sum(word in note for note in notes) for word in NOTED], [1] * len(NOTED)
+    pairs["number of notes"] = len(notes), 7 + ("qlora" in name)  # it says quantization_vit=False
     return {f"{name} {key}": pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
@@ -77,6 +80,7 @@ def test_every_value_is_xtuners(take_over, tmp_path):
 LORA_ON_BOTH = "freeze_llm=True,\n    visual_encoder_lora=dict(type=LoraConfig, r=16),"
 EDITS = [
     (('"OpenGVLab/InternVL2-8B"', '"me/mine"'), "hf download me/mine", {"template": "internlm2-chat"}),
+    (("PROMPT_TEMPLATE.internlm2_chat", "PROMPT_TEMPLATE.vicuna"), "template ", {"template": None}),
     (("weight_decay = 0.05", "weight_decay = 0.0"), None, {"weight_decay": 0.0}),
     (("type=LengthGroupedSampler", "type=DefaultSampler"), None, {"train_dataloader.sampler.group_by": None}),
     (("type=LengthGroupedSampler", "type=SGD"), "sampler.type=", {}),
@@ -119,11 +123,12 @@ def test_the_tool_writes_names_and_replaces_nothing(toy_base, tmp_path):
         ([other], "type is SupervisedFinetune; XTuner's configs of InternVL_V1_5 are read, no others"),
     )
     calls = [[name], *(words for words, _ in refused), [name, "--force", "--base", str(toy_base)]]
-    (status, lines, imported), *found, again = in_turn(
-        [("configs.py", ["--from-xtuner", *words]) for words in calls], tmp_path
+    (status, lines, imported), *found, again, below = in_turn(
+        [("configs.py", ["--from-xtuner", *words]) for words in (*calls, [name, "--write", "a/b/c.py"])], tmp_path
     )
     assert (status, imported) == (0, []) and all(line.endswith("does not exist yet") for line in lines)
     for (_, message), (status, lines, _) in zip(refused, found, strict=True):
         assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
-    assert again[0] == 0 and read_config(str(tmp_path / f"{name}.py")).model.base == str(toy_base)
+    assert again[0] == below[0] == 0 and not any(str(toy_base) in line for line in again[1])
+    assert read_config(str(tmp_path / f"{name}.py")).model.base == str(toy_base)
     assert "hf download" not in (tmp_path / f"{name}.py").read_text()

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from tests.engine.parallel_case import ROOT, logged, training
+from tests.conftest import ROOT
+from tests.engine.parallel_case import logged, training
 from xtuner_plugins.engine.launch.launcher import SHARE_CORES, training_processes
 from xtuner_plugins.settings import SETTINGS
 

@@ -2,16 +2,13 @@
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import torch
 
-from tests.conftest import ROOT
 from tests.small_data import write_dataset  # noqa: F401
 from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: F401
-from xtuner_plugins.settings import SETTINGS
 
 
 def logged(work_dir: Path, key: str = "loss") -> list[float]:
@@ -26,17 +23,6 @@ def base_and_data(base: Path, data: tuple[Path, Path]) -> dict[str, str | list[s
     dataset = "train_dataloader.dataset"
     own = {f"{dataset}.data_paths": [str(data[0])], f"{dataset}.image_folders": [str(data[1])]}
     return {"model.base": str(base), **own}
-
-
-def edited_config(folder: Path, name: str, **settings) -> str:
-    """A config that takes in a toy leaf and changes settings, given by their short names, as a user would write it."""
-    shutil.copytree(ROOT / "configs", folder / "configs", dirs_exist_ok=True)
-    path = folder / "configs" / "mine" / f"{name}.py"
-    path.parent.mkdir(exist_ok=True)
-    lines = [f"{SETTINGS[key].key} = {value!r}" for key, value in settings.items()]
-    taken_in = f"from mmengine.config import read_base\nwith read_base():\n    from ..toy.{name} import *\n"
-    path.write_text(taken_in + "\n".join(lines) + "\n")
-    return str(path)
 
 
 def contents(path: Path) -> dict[str, torch.Tensor]:

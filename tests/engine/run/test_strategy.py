@@ -1,13 +1,12 @@
 """Every way to run gives the same training: one process, DDP, ZeRO 1 to 3, ranks that share rows."""
 
 import json
-from functools import partial
 
 import pytest
 
 from xtuner_plugins.engine.hooks.run_contract import CONTRACT_FILE
 
-from ..forked import fault, send
+from ..forked import fault
 from ..parallel_case import write_dataset
 from .test_going_on import poison
 
@@ -80,6 +79,14 @@ def test_lora_under_zero_3(train, changes):
         assert split.logged(key) == pytest.approx(alone.logged(key), rel=1e-5)
 
 
+def test_pairs_under_zero_3(train, data):
+    """The head is gathered for the forward pass, and again for the backward pass, which makes its gradient."""
+    case = dict(leaf="toy_finetune_mpo_full", data=(data[0].with_name("pairs.jsonl"), data[1]))
+    alone, split = (train(name, layout=name, objectives={"orpo": 1.0}, **case) for name in ("plain", "zero3"))
+    for key in ("loss", "grad_norm"):
+        assert split.logged(key) == pytest.approx(alone.logged(key), rel=1e-5)
+
+
 def test_other_methods_in_two_processes(reference, train):
     """Beside packed weights the first loss is near the unquantized one, and it falls; packs train every sample once."""
     for layout in ("ddp", "zero2"):
@@ -119,11 +126,9 @@ def test_ranks_that_share_rows(once, train, name, processes, ranks, stage):
 
 
 def test_a_fault_on_a_rank_that_shares_rows_stops_all(train):
-    """A loss that isn't finite names its samples once; after a signal all save the same step."""
+    """A loss that isn't finite names its samples once."""
     run = train("nan", codes=(1,), prepare=fault("engine.run.steps.naming", 1, poison, 1), **share("lora", 2, 2))
     (line,) = run.errors
     assert "step 1: the loss is nan" in line and line.count("train.jsonl:") == 4
-    told = fault("engine.run.loops.PlannedTrainLoop.run_iter", 3, partial(send, 15), 1)
-    assert "stopped by SIGTERM after step 2" in train("told", codes=(143,), prepare=told, **share("lora", 2, 2)).output
     run = train("alone", codes=(2,), **share("full", 1, 2))
     assert "sequence_parallel=2: the run has 1 process(es)" in run.errors[0]

@@ -25,9 +25,7 @@ def kind(base: Base) -> tuple[str, str, str | None, str, bool, bool]:
     vision, name = ENCODERS[base.encoder], base.llm
     encoder = vision["model_type"] + ("_rms" if vision.get("norm_type") == "rms_norm" else "")
     llm = "internlm2" if "InternLM2" in name else "qwen" if name == "Qwen-7B" else LLMS[name]["model_type"]
-    tiled = "_tiled" if base.projector_type and base.name.endswith("-tiled") else ""
-    projector = base.projector_type and base.projector_type + tiled
-    return encoder, llm, projector, base.template, bool(base.hub), base.flash
+    return encoder, llm, base.projector_type, base.template, bool(base.hub), base.flash
 
 
 def write_tiny_base(base: Base, folder: Path) -> Path:
@@ -46,7 +44,7 @@ def write_tiny_base(base: Base, folder: Path) -> Path:
         tokenizer.add_tokens(["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"], special_tokens=True)
         tokenizer.save_pretrained(toy_llm)
     options = dict(template=template, projector_type=base.projector_type, dtype="float32", flash=flash)
-    build_base(vision, toy_llm, folder / "base", max_tiles=6 if base.name.endswith("-tiled") else None, **options)
+    build_base(vision, toy_llm, folder / "base", **options)
     return as_internlm2(folder / "base", folder / "published") if published_later else folder / "base"
 
 

@@ -8,6 +8,7 @@ from xtuner_plugins.datasets import collate
 from xtuner_plugins.models import VisionLanguageModel
 
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8)
+STARTED = LORA | dict(init_lora_weights=False)  # with adapters that change something
 WHOLE = dict(freeze_llm=False, freeze_visual_encoder=False)
 
 

@@ -56,17 +56,11 @@ def expected(c, r, rc, rr, nc, nr, per_token):
 def test_equals_its_definition():
     assert list(LOSSES) == list(OBJECTIVES)
     for name, per_token in itertools.product(OBJECTIVES, (False, True)):
-        pairs = make_pairs()
-        columns = zip(*(column.tolist() for column in vars(pairs).values()), strict=True)
+        columns = zip(*(column.tolist() for column in vars(make_pairs()).values()), strict=True)
         wanted = torch.tensor([expected(*values, per_token)[name] for values in columns])
-        total, each = preference_losses(pairs, {name: 1.0}, replace(SETTINGS, per_token=per_token))
+        total, each = preference_losses(make_pairs(), {name: 1.0}, replace(SETTINGS, per_token=per_token))
         torch.testing.assert_close(total, wanted, atol=1e-6, rtol=2e-6, msg=name)
         assert torch.equal(total.detach(), each[name])
-        total.sum().backward()
-        assert pairs.chosen.grad.isfinite().all(), name
-        if name in ("hinge", "bco_pair", "orpo", "simpo", "sft"):  # the others have a best margin
-            assert (pairs.chosen.grad <= 1e-6).all(), name
-            assert name == "sft" or (pairs.rejected.grad >= -1e-6).all(), name
 
 
 def test_mixtures_and_extremes():

@@ -15,11 +15,10 @@ from xtuner_plugins.models import PreferenceModel, VisionLanguageModel, sequence
 from xtuner_plugins.models.losses import batch_weight
 from xtuner_plugins.models.sequence_parallel import check_heads, check_rotations
 
-from .batches import LORA, WHOLE, build, make_batch, pack
+from .batches import STARTED, WHOLE, build, make_batch, pack
 from .test_preference import MPO, make_pairs
 
 TOLERANCE = 1e-6  # sums of float32 in another order
-STARTED = LORA | dict(init_lora_weights=False)
 CASES = {  # settings, tiles of the samples
     "full": (WHOLE, (2, 0, 1, 3)),
     "lora": (dict(llm_lora=STARTED), (2, 0, 1)),

@@ -57,6 +57,11 @@ def test_what_cannot_be_planned():
         ({"model": {**mine, "llm_lora": {"use_dora": True}}, **loader}, "use_dora=True isn't planned"),
         ({"model": {**mine, "sequence_parallel": 4}, **loader}, "sequence_parallel=4 must divide the 2 GPUs"),
         ({"model": {**mine, "objectives": {"dpo": 1.0}}, **loader}, "precompute_reference=True"),
+        (
+            {"model": {**mine, "llm_quantization": {"load_in_4bit": True}}, **loader},
+            "packed weights can't be partitioned",
+        ),
+        ({"model": {"base": "no/such"}, **loader}, "model directory 'no/such' isn't there, and no shipped config says"),
     ):
         with pytest.raises(ConfigError, match=message):
             plan.plan_config(settings, strategy_named("deepspeed_zero3", 2))

@@ -10,7 +10,7 @@ from xtuner_plugins.families import PARTS, families_of
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 from xtuner_plugins.models.trainable import inject_lora
 from xtuner_plugins.planning.job import Adapters
-from xtuner_plugins.planning.published import BASES, released_rate
+from xtuner_plugins.planning.published import BASES, other_rate
 from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.settings import leaves, read_config
 
@@ -59,16 +59,10 @@ def test_shapes_are_those_of_the_classes():
 
 
 def test_leaves_of_released_bases_have_the_rate_of_their_size():
-    whole = {
-        "x": None,
-        "InternVL3-1B": 1e-5,
-        "InternVL3_5-8B-Instruct": 2e-5,
-        "InternVL2-26B": 2e-5,
-        "InternVL2-8B": 4e-5,
-    }
-    assert {name: released_rate(f"models/{name}", has_lora=False) for name in whole} == whole
     for name, path in leaves().items():
         config = read_config(name)
         if path.parent.name.startswith("internvl_v") and "sft" not in name and "objectives" not in config.model:
-            has_lora = bool(config.model.get("llm_lora"))
-            assert released_rate(config.model.base, has_lora=has_lora) == config.optim_wrapper.optimizer.lr, name
+            rate = config.optim_wrapper.optimizer.lr
+            assert (other_rate(config.model, rate), other_rate(config.model, 1.0)) == (None, rate), name
+            others = {"base": "models/x"}, {"objectives": {"dpo": 1}}, {"llm_lora": None, "freeze_llm": True}
+            assert all(other_rate({**config.model, **other}, 1.0) is None for other in others), name

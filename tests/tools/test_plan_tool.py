@@ -55,17 +55,9 @@ def test_settings_gpus_and_advice(plan):
     assert any(promised in line for line in plan(*words)[1] if "sum" in line.lower() or "total" in line.lower()), advice
 
 
-def test_errors_are_one_line(plan, tmp_path):
-    (tmp_path / "folder.py").mkdir()
-    for words, message in (
-        ([f"{tmp_path}/folder.py"], "folder.py"),
-        (["finetune_full", "--deepspeed", "zero3"], "did you mean deepspeed_zero3?"),
-        (["finetune_full", "--set", "base=no/such"], "model directory 'no/such' isn't there, and no shipped config"),
-        (["finetune_qlora", "--deepspeed", "deepspeed_zero3"], "packed weights can't be partitioned"),
-    ):
-        status, lines, errors = plan(*words)
-        assert (status, lines, len(errors)) == (2, [], 1) and errors[0].startswith("error: "), (words, errors)
-        assert message in errors[0], errors
+def test_errors_are_one_line(plan):
+    status, lines, (error,) = plan("finetune_full", "--set", "base=no/such")
+    assert (status, lines) == (2, []) and error.startswith("error: model directory 'no/such' isn't there")
     assert "--mfu: 40: give a number above 0, at most 1" in plan("finetune_full", "--mfu", "40")[2][-1]
 
 

@@ -1,7 +1,6 @@
 """The Slurm script with an `srun` and an `scontrol` that note how they were called."""
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -61,10 +60,3 @@ def test_slurm_s_warning_reaches_the_ranks_and_the_job_is_queued_again_and_resum
     (tmp_path / "run_on").unlink()
     submit("a.py", SLURM_RESTART_COUNT="1").communicate(timeout=HANGS_AFTER)
     assert (tmp_path / "srun.txt").read_text().endswith("--resume\n--launcher\nslurm\n")
-
-
-def test_without_config_or_environment_one_line_says_so(submit, tmp_path):
-    shutil.rmtree(tmp_path / ".venv")
-    for words, said in (((), "usage: sbatch"), (("a.py",), "make setup")):
-        job = submit(*words)
-        assert said in job.communicate(timeout=HANGS_AFTER)[0] and job.returncode == 2

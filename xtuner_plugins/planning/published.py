@@ -95,13 +95,9 @@ BASES: dict[str, Base] = {
     for base in (
         Base("InternViT-300M-Qwen2.5-1.5B", "300M", "Qwen2.5-1.5B"),
         Base("SigLIP-Qwen2.5-0.5B", "SigLIP-so400m", "Qwen2.5-0.5B", "bilinear_mlp"),
-        Base("SigLIP-Qwen2.5-0.5B-tiled", "SigLIP-so400m", "Qwen2.5-0.5B", "bilinear_mlp"),  # with --max-tiles 6
         Base("CLIP-Qwen-7B", "CLIP-L", "Qwen-7B", "mlp"),
-        Base("CLIP-Qwen2.5-7B", "CLIP-L", "Qwen2.5-7B", "mlp"),
-        Base("SigLIP-Qwen2.5-7B", "SigLIP-so400m", "Qwen2.5-7B", "mlp"),
         Base("SigLIP-Qwen-7B", "SigLIP-so400m", "Qwen-7B", "mlp"),
         Base("LLaVA-Qwen2.5-3B", "CLIP-L-336", "Qwen2.5-3B", "mlp"),
-        Base("LLaVA-Qwen2.5-7B", "CLIP-L-336", "Qwen2.5-7B", "mlp"),
         Base("InternVL3_5-8B-Flash-base", "300M", "Qwen3-8B", flash=True),
         *(_released(name, row[8], row[0]) for row in _ROWS for name in row[9:]),
     )
@@ -119,27 +115,22 @@ NUM_SAMPLES = {
 _LARGE = ("-26B", "-38B", "-30B-A3B", "-Chat-V1-5")
 
 
-def released_rate(base: str, *, has_lora: bool) -> float | None:
-    """The learning rate for fine-tuning a released model; None for any other base.
+def other_rate(model: Mapping[str, Any], rate: float) -> float | None:
+    """The rate for fine-tuning the released base of a config's `model`; None where it is ``rate``, or none is known.
 
     For the whole LLM it is that of the authors' second fine-tuning; InternVL3.5, which has no scripts, takes that of
     InternVL3. LoRA learns best at several times as much.
     """
-    row = known_base(base)
-    if row is None or not row.hub:
-        return None
-    small, large = (1e-4, 5e-5) if has_lora else (4e-5, 2e-5)
-    if not has_lora and row.name.startswith("InternVL3"):
-        return 1e-5 if row.name.endswith("-1B") else 2e-5
-    return large if row.name.endswith(_LARGE) else small
-
-
-def other_rate(model: Mapping[str, Any], rate: float) -> float | None:
-    """The rate for the base of a config's `model` where it isn't ``rate``; None where it is, or none is known."""
     has_lora = bool(model.get("llm_lora"))
     if "objectives" in model or not (has_lora or model.get("freeze_llm") is False):
         return None
-    known = released_rate(model["base"], has_lora=has_lora)
+    row = known_base(model["base"])
+    if row is None or not row.hub:
+        return None
+    small, large = (1e-4, 5e-5) if has_lora else (4e-5, 2e-5)
+    known = large if row.name.endswith(_LARGE) else small
+    if not has_lora and row.name.startswith("InternVL3"):
+        known = 1e-5 if row.name.endswith("-1B") else 2e-5
     return None if known == rate else known
 
 

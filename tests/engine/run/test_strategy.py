@@ -79,6 +79,14 @@ def test_lora_under_zero_3(train, changes):
         assert split.logged(key) == pytest.approx(alone.logged(key), rel=1e-5)
 
 
+def test_pairs_under_zero_3(train, data):
+    """The head is gathered for the forward pass, and again for the backward pass, which makes its gradient."""
+    case = dict(leaf="toy_finetune_mpo_full", data=(data[0].with_name("pairs.jsonl"), data[1]))
+    alone, split = (train(name, layout=name, objectives={"orpo": 1.0}, **case) for name in ("plain", "zero3"))
+    for key in ("loss", "grad_norm"):
+        assert split.logged(key) == pytest.approx(alone.logged(key), rel=1e-5)
+
+
 def test_qlora_in_two_processes(reference, train):
     """Beside packed weights the first loss is near the unquantized one, and it falls."""
     for layout in ("ddp", "zero2"):

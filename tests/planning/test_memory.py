@@ -34,6 +34,9 @@ def test_parts_add_up_and_the_largest_batch_counts(warm_up):
 
 def test_zero_2_makes_whole_buckets_and_zero_3_gathers_and_keeps_an_adapted_encoder(warm_up):
     bucket, weights = 2 * 10**6, warm_up.shape.parameters
+    assert plan_memory(warm_up, plain(2)).parts["buffers"] == 4 * warm_up.trained  # DDP's
+    late = plan_memory(warm_up, Strategy("x", 2, 3, bucket=bucket, prefetch=10)).parts["gradients in buckets"]
+    assert late == 2 * (warm_up.trained - 10)  # a full bucket is copied when no weights are on their way ahead
     parts = [plan_memory(warm_up, Strategy("x", 2, n, bucket=bucket, overlap=True)).parts for n in (1, 2, 3)]
     assert [each["gradients in buckets"] for each in parts[:2]] == [0, 2 * 2 * bucket + warm_up.trained]
     assert [each["gathered weights"] for each in parts] == [0, 0, 2 * weights] and parts[2]["buffers"] == 2 * bucket

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.bench_memory_plan import STATES, measure_states, small_job, states_of
 from xtuner_plugins.planning import activations as act
-from xtuner_plugins.planning.job import Adapters, Batch, Strategy, from_deepspeed, plain, strategy_named
+from xtuner_plugins.planning.job import FLOAT, Adapters, Batch, Strategy, from_deepspeed, plain, strategy_named
 from xtuner_plugins.planning.memory import FRAGMENTATION, PACKED, plan_memory, under
 
 
@@ -27,6 +27,10 @@ def test_parts_add_up_and_the_largest_batch_counts(warm_up):
     held = {"frozen weights": 2 * warm_up.frozen, "trained weights": 4 * trained, "optimizer": 8 * trained}
     assert plan.parts.items() >= {**held, "fragmentation": int(FRAGMENTATION * most)}.items()
     assert most == plan.moments[plan.moment] and plan.host == 0
+    # The gradient of a head that trains comes beside the sum of earlier ones, or with the last activations gone.
+    once, again = (replace(warm_up, train_head=True, accumulation=each) for each in (1, 2))
+    ends = [plan_memory(each, plain(1)).moments["end of backward"] for each in (once, again)]
+    assert ends[1] - ends[0] == 2 * FLOAT * warm_up.shape.table
     small, large = warm_up.batches[0], Batch(10**6, 0, 10)
     both, alone = (plan_memory(replace(warm_up, batches=each), plain(1)) for each in ((small, large), (large,)))
     assert both == alone

@@ -42,9 +42,9 @@ def replaced(value, by):
     """The same with another text in place of each."""
     if isinstance(value, dict):
         return {key: replaced(each, by) for key, each in value.items()}
-    return (
-        [replaced(each, by) for each in value] if isinstance(value, list) else by if isinstance(value, str) else value
-    )
+    if isinstance(value, list):
+        return [replaced(each, by) for each in value]
+    return by if isinstance(value, str) else value
 
 
 def test_what_it_shows(refused):

@@ -7,17 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.weights.training import (
-    LORA,
-    SETTINGS,
-    chat_inputs,
-    load_trained,
-    logits,
-    make_model,
-    save_pth,
-    with_context,
-    write_config,
-)
+from tests.weights import training
+from tests.weights.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth, with_context
 from xtuner_plugins.export.draft import hub_code
 from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.export.trained import read_training_config
@@ -48,21 +39,20 @@ def test_exported_equals_trained(runs, toy_base, tmp_path):
         exported, inputs = load_model(tmp_path / name, dtype=None), chat_inputs(trained.model)
         gap = logits(with_context(exported, trained.model), inputs) - logits(trained.model, inputs)
         assert gap.abs().max() <= TOLERANCE, name
-        live = load_trained(None, checkpoint, dtype=torch.float32, merge_lora=False)
+        live = training.load_trained(None, checkpoint, dtype=torch.float32, merge_lora=False)
         assert torch.equal(logits(with_context(live, trained.model), inputs), logits(trained.model, inputs))
         assert read_json(tmp_path / name / "config.json") == read_json(toy_base / "config.json")
 
 
 def test_manifest_shards_and_dtype(runs, toy_base, tmp_path, monkeypatch):
     """The manifest is of base, checkpoint and config, which may be read already, and of what was written."""
-    checkpoint, config = runs["lora"][0], write_config(tmp_path / "config.py", toy_base, **SETTINGS["lora"])
+    checkpoint, config = runs["lora"][0], training.write_config(tmp_path / "c.py", toy_base, **SETTINGS["lora"])
     monkeypatch.setattr(writer, "SHARD_BYTES", 300_000)
     done = export(read_training_config(config), checkpoint, out := tmp_path / "out", dtype="bfloat16")
     manifest, fields = read_json(out / FILE), read_json(out / "config.json")
     for role, path in {"base": toy_base / "model.safetensors", "checkpoint": checkpoint, "config": config}.items():
         assert manifest[role]["sha256"][path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
-    facts = manifest["kind"], manifest["dtype"], manifest["format"]
-    assert facts == ("mmengine", "bfloat16", "as the base")
+    assert [manifest[name] for name in ("kind", "dtype", "format")] == ["mmengine", "bfloat16", "as the base"]
     assert len(manifest["merged"]) == 6 and manifest["config"]["path"] == str(config)
     # users edit the card
     assert manifest["files"].keys() == {path.name for path in out.iterdir()} - {"README.md", FILE}
@@ -134,7 +124,7 @@ def test_it_stops_at_the_templates_token(toy_base, tmp_path):
 
 def test_the_tool_exports_and_verifies_in_a_clean_process(runs, run_tool, toy_base, tmp_path):
     """The whole road as a user takes it."""
-    config = write_config(tmp_path / "config.py", toy_base, **SETTINGS["both_loras"])
+    config = training.write_config(tmp_path / "c.py", toy_base, **SETTINGS["both_loras"])
     out = tmp_path / "out"
     done = run_tool("tools/convert_to_official.py", config, runs["both_loras"][0], out, "--verify")
     assert done.returncode == 0 and "10 adapters merged" in done.stdout, done.stderr

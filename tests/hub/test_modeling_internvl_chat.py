@@ -121,7 +121,6 @@ def test_what_does_not_add_up():
     for call, message in (
         (lambda: model(pixels, ids, image_flags=torch.tensor([1, 1])), "2 image flags for 3 tiles"),
         (lambda: model(pixels[:2], ids), "48 image tokens in input_ids, but 32 image features"),
-        (lambda: model.generate(pixels[:1], ids, max_new_tokens=1), "48 image tokens .*, but 16 image features"),
         (lambda: model(None, ids), "48 image tokens in input_ids, but 0 image features"),
         (lambda: InternVLChatModel(model.config)(pixels, ids), "img_context_token_id is not set"),
     ):

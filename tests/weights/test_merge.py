@@ -68,6 +68,8 @@ def test_what_is_not_merged(refused):
     for config, layer in ((None, "model.embed_tokens"), (merge.Lora(), "model.embed_tokens"), (named, "lm_head")):
         refused(f"holds trained rows of {layer}, but the LoRA", merge.token_indices, config, layer, "a.pth")
     assert merge.read_settings(dict(r=3, fan_in_fan_out=False, lora_dropout=0.1)).r == 3
+    usual = vars(LoraConfig())
+    assert all(usual[name] == value for name, value in vars(merge.Lora()).items() if name != "options")
     table = [(name, True, f"{name} can't be merged") for name in ("use_qalora", "lora_bias", "rank_pattern")]
     table += [("init_lora_weights", name, name) for name in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")]
     for name, value, words in table:

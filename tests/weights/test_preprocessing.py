@@ -16,6 +16,7 @@ from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.toy.tokenizer import CHAT_TEMPLATE
 from xtuner_plugins.weights import preprocessing
 from xtuner_plugins.weights.reading import read_json
+from xtuner_plugins.weights.tokenizer_files import load_tokenizer
 from xtuner_plugins.weights.writer import write_json
 
 TRAINED = dict(max_tiles=3, template="Hermes-2")
@@ -55,13 +56,16 @@ def test_all_files_of_an_export_say_what_was_trained(trained, save, toy_base, tm
     assert live.tiling == session.tiling and session.tiling.max_tiles == 3
     assert live.model.template == session.model.template == "Hermes-2"
 
-    trained["datasets"][0]["use_thumbnail"] = True
+    trained["datasets"][0] |= {"use_thumbnail": True, "system_message": None}
+    rule = {**RULE, "use_thumbnail": True, "no_system_message": True}
     export(None, save(toy_base, trained), tmp_path / "hf", format="hf")
     convert(tmp_path / "hf", tmp_path / "back", format="official")
-    assert read_json(tmp_path / "back" / "config.json").items() >= {**RULE, "use_thumbnail": True}.items()
+    assert read_json(tmp_path / "back" / "config.json").items() >= rule.items()
     export_adapter(None, save(toy_base, trained, **SETTINGS["lora"]), tmp_path / "adapter")
     export(None, tmp_path / "adapter", tmp_path / "again")
-    assert read_json(tmp_path / "again" / "config.json").items() >= {**RULE, "use_thumbnail": True}.items()
+    assert read_json(tmp_path / "again" / "config.json").items() >= rule.items()
+    own = preprocessing.system_fields(get_conv_template("internvl2_5", system_message="A"), rule)
+    assert own == {"system_message": "A", "no_system_message": False}
 
 
 def test_programs_prompt_as_in_training_whatever_the_base_prompts(save, toy_base, tmp_path):
@@ -129,4 +133,7 @@ def test_what_says_nothing_or_was_made_otherwise(trained, save, toy_base, tmp_pa
     ):
         refused("trained by an older version.*or train anew", step, error=ValueError)
     assert not none.exists()
-    export(None, save(toy_base, trained), tmp_path / "usual")
+    tokenizer = load_tokenizer(toy_base)
+    preprocessing.checked(trained, tokenizer, "a.pth")
+    trained["datasets"][0]["template"] = "vicuna_v1.1"  # whose answers had no space in front
+    refused("a.pth was trained by an older version", preprocessing.checked, trained, tokenizer, "a.pth")

@@ -91,6 +91,8 @@ def test_shards_and_what_is_no_weights(tmp_path, refused):
 def test_json_and_safetensors_that_lie(tmp_path, refused):
     """Most is found by the library; a type that it alone knows, and no object, here."""
     assert read_json(tmp_path / "a.json", missing={"a": 1}) == {"a": 1}
+    writer.write_json(tmp_path / "b.json", {"a": "你"})
+    assert "你" in (tmp_path / "b.json").read_text(encoding="utf-8")
     strange = b'{"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}'
     for read, name, content, words in (
         (open_safetensors, "a.safetensors", b"", "a.safetensors is not a whole"),
@@ -100,7 +102,7 @@ def test_json_and_safetensors_that_lie(tmp_path, refused):
     ):
         (tmp_path / name).write_bytes(content)
         refused(words, read, tmp_path / name)
-    refused("not readable JSON: .*No such file", read_json, tmp_path / "b.json")
+    refused("not readable JSON: .*No such file", read_json, tmp_path / "c.json")
     refused("not readable JSON: .*too long", read_json, tmp_path / ("x" * 300), missing={})
 
 

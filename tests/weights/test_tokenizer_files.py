@@ -1,8 +1,11 @@
 """Tokenizer files: every release reads them, and the chat template is the training's prompt."""
 
+import itertools
+
 import pytest
 from jinja2 import TemplateError
 
+from tests.weights.language_models import write_internlm2
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 from xtuner_plugins.weights import tokenizer_files
@@ -87,13 +90,15 @@ def test_what_transformers_5_no_longer_writes_is_what_transformers_4_wrote(bare,
     assert (tmp_path / "5/merges.txt").read_text().split() == (tmp_path / "4/merges.txt").read_text().split()
 
 
-def test_the_models_own_template_and_system_message_are_found(bare):
+def test_the_models_own_template_and_system_message_are_found(bare, tmp_path):
     """Or told with both renderings, where no row of the table can express it."""
-    for name in TEMPLATES:  # those that render alike have one name: the first
+    started = load_tokenizer(write_internlm2(tmp_path), complete=False)
+    assert tokenizer_files.chat_template(started, get_conv_template("internvl2_5")).startswith("{{ bos_token }}")
+    for tokenizer, name in itertools.product((bare, started), TEMPLATES):  # of those that render alike the first
         for system in ("Be brief.", None, "", get_conv_template(name).system_message):
             asked = get_conv_template(name, system_message=system)
-            bare.chat_template = tokenizer_files.chat_template(bare, asked)
-            found = tokenizer_files.own_conversation(bare)
+            tokenizer.chat_template = tokenizer_files.chat_template(tokenizer, asked)
+            found = tokenizer_files.own_conversation(tokenizer)
             assert (found.system_message or "") == (system or "")
             assert found.get_parts()[1:] == asked.get_parts()[1:], (name, system)
     known, bare.eos_token = get_conv_template("internvl2_5"), "<|endoftext|>"

@@ -10,8 +10,6 @@
     out/export_manifest.json    SHA-256 of these files and of the base, which PEFT has no field for
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ..dtypes import resolve_dtype
@@ -46,13 +44,8 @@ def export_adapter(
     plan = trained.lay_over(config_path, checkpoint)
     if not plan.lora_configs:
         raise CheckpointError(f"{checkpoint} holds no LoRA tensors for an adapter; export without --format peft")
-    base = plan.view.directory
-    inputs = {
-        "base": base,
-        "checkpoint": checkpoint,
-        "config": config_path and getattr(config_path, "filename", config_path),
-    }
-    out = check_target(out, force=force, inputs=inputs)
+    base, file = plan.view.directory, config_path and getattr(config_path, "filename", config_path)
+    out = check_target(out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": file})
     parts, held = sorted(plan.lora_configs), plan.live_tensors()
     files = {f"{part}/{ADAPTER}": trained.inside(held, part) for part in parts}
     files = {file: {f"base_model.model.{name}": each for name, each in own.items()} for file, own in files.items()}

@@ -8,8 +8,6 @@ What is known only later stands between two comments and is filled in when it is
 All else is the user's to edit, so neither the manifest nor a later step depends on it.
 """
 
-from __future__ import annotations
-
 import datetime
 import re
 from collections.abc import Iterator, Mapping

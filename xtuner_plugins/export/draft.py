@@ -1,7 +1,5 @@
 """A model directory about to be written: names and order of the tensors, the config, and the files beside them."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Writes a trained model as a model directory: the checkpoint's tensors laid over the base, streamed to disk."""
 
-from __future__ import annotations
-
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass

@@ -4,8 +4,6 @@ It reads a staged copy of the model, without code, in which the class token's po
 appends the class token to the patches and adds these rows in their order.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -6,8 +6,6 @@ in training (the tower's own are folded into its weights); ``preprocessor_config
 ``<img><image></img>`` in the text, as in training, with a token ``<image>`` that is added after all others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

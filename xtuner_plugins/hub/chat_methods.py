@@ -1,7 +1,5 @@
 """The public methods of a chat model: `chat`, `batch_chat`, and the prompts that they give to the network."""
 
-from __future__ import annotations
-
 from .constants import IMAGE_PLACEHOLDER
 from .conversation import get_conv_template
 from .prompts import PromptEncoder, pad_left, prompt_parts, token_id
@@ -135,10 +133,8 @@ class ChatMethods:
 
         `prompts` are arguments of `prompt_parts`, whose tiles are those of `pixel_values` or `visual_features`.
         """
-        images, counts = (
-            pixel_values if visual_features is None else visual_features,
-            [tiles for _, tiles, *_ in prompts],
-        )
+        images = pixel_values if visual_features is None else visual_features
+        counts = [tiles for _, tiles, *_ in prompts]
         num_tiles, expected = 0 if images is None else len(images), sum(map(sum, counts))
         if num_tiles != expected:
             given = f"num_patches_list = {counts if len(counts) > 1 else counts[0]}"

@@ -1,7 +1,5 @@
 """Configuration of the InternViT vision encoder."""
 
-from __future__ import annotations
-
 from transformers.configuration_utils import PretrainedConfig
 
 

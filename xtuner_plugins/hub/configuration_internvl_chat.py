@@ -1,7 +1,5 @@
 """Configuration of the chat model: vision encoder, LLM, and what joins them."""
 
-from __future__ import annotations
-
 import copy
 
 from transformers.configuration_utils import PretrainedConfig

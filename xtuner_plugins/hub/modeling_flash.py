@@ -9,8 +9,6 @@ InternVL3.5-Flash (arXiv 2508.18265, "ViCO") decides for each tile whether a qua
 Shapes in the docstrings are those of `modeling_internvl_chat.py`.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

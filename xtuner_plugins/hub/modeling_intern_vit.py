@@ -5,8 +5,6 @@ no final norm. Shapes in the docstrings: T tiles, P patches per tile, D width of
 side in pixels. Parameter names and layouts are those of the published weights.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint

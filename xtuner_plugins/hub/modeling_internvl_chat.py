@@ -5,8 +5,6 @@ docstrings: B batch, S sequence, H width of the LLM, T tiles in the batch, P pat
 N image tokens per tile (P after the pixel shuffle).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -86,8 +84,6 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         self._no_split_modules = [*self._no_split_modules, *(self.language_model._no_split_modules or ())]
         self.post_init()
 
-    # ---- embeddings and head are the LLM's
-
     def get_input_embeddings(self):
         """The LLM's token embeddings."""
         return self.language_model.get_input_embeddings()
@@ -102,12 +98,7 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         self.config.llm_config.vocab_size = self.language_model.config.vocab_size
         return embeddings
 
-    @property
-    def lm_head(self):
-        """The LLM's head."""
-        return self.get_output_embeddings()
-
-    # ---- images
+    lm_head = property(get_output_embeddings)  # as the published code names it
 
     def pixel_shuffle(self, x, scale_factor=0.5):
         """Trades resolution for width: r x r neighboring patches become one token, r = 1 / scale_factor.
@@ -186,8 +177,6 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
             return inputs_embeds
         features = features.to(inputs_embeds.device, inputs_embeds.dtype)  # whose numbers are taken in order
         return inputs_embeds.masked_scatter(mask.unsqueeze(-1).to(inputs_embeds.device), features)
-
-    # ---- training and generation
 
     def forward(
         self,

@@ -1,7 +1,5 @@
 """CLIP, SigLIP and DINOv3 towers of transformers in place of InternViT."""
 
-from __future__ import annotations
-
 import inspect
 
 import torch

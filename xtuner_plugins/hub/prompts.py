@@ -18,8 +18,6 @@ every control token, too (`always`). They never write one inside a text, so an a
 Works with fast and slow tokenizers of every supported release.
 """
 
-from __future__ import annotations
-
 import re
 
 import torch

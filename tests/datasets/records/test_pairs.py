@@ -27,7 +27,7 @@ BAD = {
     "no_pair": {"prompt": "a", "chosen": "b"},
     "empty_answer": {"prompt": "a", "chosen": "b", "rejected": " "},
     "equal_answers": {"prompt": "a", "chosen": "b", "rejected": "b\n"},
-    "no_prompt": {"chosen": "b", "rejected": "c"},
+    "no_prompt": {"chosen": [CAT], "rejected": [DOG]},
     "two_prompts": {"chosen": [*ASKED, CAT], "rejected": [{"role": "user", "content": "x"}, DOG]},
     "two_formats": {"prompt": "a", "question": "a", "chosen": "b", "rejected": "c"},
     "pair_answer": {"prompt": "a", "chosen": "b", "rejected": ["c", "d"]},

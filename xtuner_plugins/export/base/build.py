@@ -1,7 +1,6 @@
 """Assembles a vision tower and a language model to an official InternVL directory, the base of a training."""
 
-from __future__ import annotations
-
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,21 +119,19 @@ def build_base(
     with staged_directory(out, config, num_bytes) as stage:
         write_files(official, stage, config, llm_part.tokenizer)
         write_weights(stage, tensors)
-    counts = {name: tensor.numel for name, tensor in tensors.items()}
-    parts = {
-        key: sum(count for name, count in counts.items() if name.startswith(part.attribute))
-        for key, part in PARTS.items()
-    }
+    counts = Counter()
+    for name, tensor in tensors.items():
+        counts[name.partition(".")[0]] += tensor.numel
     return {
         "out": str(out),
-        "num_parameters": sum(counts.values()),
+        "num_parameters": counts.total(),
         "num_bytes": num_bytes,
         "vocab_size": num_rows,
         "num_new_tokens": llm_part.num_new_tokens,
         "num_image_token": official.num_image_tokens(config),
         "projector": str(projector) if projector else f"fresh, seed {seed}",
         "template": conversation.name,
-        "parts": parts,
+        "parts": {key: counts[part.attribute] for key, part in PARTS.items()},
         "notes": _notes(config, llm_part, conversation),
     }
 
@@ -150,19 +147,14 @@ def _notes(config: dict, llm: LLMPart, conversation: Conversation) -> list[str]:
         what = f"projector type {projector_type}" if encoder.is_intern_vit else encoder.architecture
         llava = encoder.llava and projector_type == "mlp"
         elsewhere = "; --format llava exports it for other programs" if llava else ""
-        notes.append(
-            f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"
-        )
+        told = "this directory runs with its own model code only (trust_remote_code, VLMEvalKit)"
+        notes.append(f"{what}: {told}{elsewhere}")
     if preprocessing.system_fields(conversation):
-        notes.append(
-            "the system message is this model's own; programs with an own table of templates (the official repository, "
-            f"LMDeploy) prompt with that of {conversation.name}"
-        )
+        others = "programs with an own table of templates (the official repository, LMDeploy)"
+        notes.append(f"the system message is this model's own; {others} prompt with that of {conversation.name}")
     if config.get("flash_mode"):
-        most = 1 - config["flash_relative_threshold"]
-        notes.append(
-            f"Flash compresses about {most:.0%} of the tiles of a request at most, and never a tile that is alone"
-        )
+        most = f"about {1 - config['flash_relative_threshold']:.0%} of the tiles of a request at most"
+        notes.append(f"Flash compresses {most}, and never a tile that is alone")
     return notes
 
 
@@ -218,10 +210,8 @@ def _choose_conversation(llm: LLMPart, template: str | None, system: str | None)
     if tokenizer_files.token_id(llm.tokenizer, found.stop_token) is None:
         stops = {name: get_conv_template(name).stop_token for name in TEMPLATES}
         fitting = [name for name, stop in stops.items() if tokenizer_files.token_id(llm.tokenizer, stop) is not None]
-        told = (
-            f"template {found.name} ends answers with {found.stop_token}, no token of this language model's tokenizer"
-        )
-        raise CheckpointError(f"{told}; its tokens fit --template {' or '.join(fitting) or '(none)'}")
+        told = f"{found.name} ends answers with {found.stop_token}, no token of this language model's tokenizer"
+        raise CheckpointError(f"template {told}; its tokens fit --template {' or '.join(fitting) or '(none)'}")
     return found if system is None else replace(found, system_message=system or None)
 
 

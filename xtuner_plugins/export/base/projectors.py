@@ -1,7 +1,5 @@
 """The projectors of a new base: from a file, or freshly drawn."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -10,8 +10,6 @@ This is exact because the convolution has no padding. CLIP's convolution has no 
 embeddings of the patches, which are added right after the convolution (not into that of the class token).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -17,10 +17,10 @@ LETTER = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
 
 
-def cell(red=0):
+def cell(image=None):
     """An image as a TSV file holds it."""
     buffer = io.BytesIO()
-    Image.new("RGB", (40, 30), (red, 0, 0)).save(buffer, "PNG")
+    (image or Image.new("RGB", (40, 30))).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -91,6 +91,7 @@ WRONG = [
     ({"question": "?", "answer": "x", "id": "line 1"}, "id 'line 1' was used before"),
     ({"question": "?", "answer": "x", "id": []}, "'id' is no text"),
     ("[1]", "not an object"),
+    ({"conversations": [1]}, "not one question with its answer"),
 ]
 BAD_ROWS = [
     (f"1\t{cell()[:80]}*\t?\tx", "its image isn't base64"),
@@ -158,9 +159,10 @@ def test_questions_without_answers_are_only_asked(opened, tmp_path):
 
 def test_limits_names_and_hashes(opened, tmp_path):
     rows = [{"id": n, "question": "?", "answer": "x", "group": group} for n, group in enumerate("ababc")]
-    long = opened("own.jsonl", *rows, {"question": "?", "answer": "x" * 65}, limit=1)
+    for length, tokens in ((64, 128), (65, 512)):
+        long = opened("own.jsonl", *rows, {"question": "?", "answer": "x" * length}, limit=1)
+        assert long.longest_answer == tokens
     whole = opened("own.jsonl", *rows)
-    assert (whole.longest_answer, long.longest_answer) == (128, 512)
     for limit, ids in ((2, "02"), (3, "0123")):
         part = opened("own.jsonl", *rows, limit=limit)
         assert [item.id for item in part.questions] == list(ids) and part.hash == whole.hash
@@ -198,12 +200,12 @@ def test_files_by_name(opened):
 
 
 def test_images_of_rows(opened, tmp_path):
-    """A row may come before the one that holds its image, or name a file; an image is written once."""
+    """A row may come before the one that holds its image, of whatever size, or name a file; it is written once."""
     rows = [
         {"index": "5", "image": "6", "question": 'Two\nlines and a "quote"?', "answer": "x"},
         {"index": "6", "image": cell(), "question": "?", "answer": "y"},
         {"index": "8", "image": "a.png", "question": "?", "answer": "z"},
-        {"index": "6", "image": cell(3), "question": "?", "answer": "y"},
+        {"index": "6", "image": cell(Image.effect_noise((400, 300), 90)), "question": "?", "answer": "y"},
     ]
     found = opened("mine.tsv", *rows)
     five, six, eight = found.questions

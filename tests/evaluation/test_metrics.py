@@ -74,12 +74,13 @@ NORMALIZED = {
     "none": "0", "june 29, 2013": "june 29 2013", "hammer time!": "hammer time", "???": "",
     # the official table and rules
     "Dont  Stop": "don't stop", "couldntve": "couldntve", "couldn'tve": "couldn't've", "somebody'd": "somebodyd",
-    "The man's hat.": "man 's hat", "3.5 cm.": "3.5 cm", "t-shirt - red": "tshirt red", "a\tb\nc": "b c",
+    "The man's hat.": "man 's hat", "3.5 cm.": "3.5 cm", "a\tb\nc": "b c",
+    "t-shirt- red": "tshirt red", "t-shirt -red": "tshirt red",
 }  # fmt: skip
 LETTERS = {  # open-compass/VLMEvalKit, vlmeval/utils/matching_util.py
     "B": "B", "b": None, "(C)": "C", "**C**": "C", "It shows corn": "C", "apple or corn": None, "A or B": None,
     "The answer is B. a red bus": "B",  # among the last four words of the cleaned text
-    "A man in front of the house": None,  # "A" too far from the end, and no text of a choice
+    "A man in the house": None,  # "A" too far from the end, and no text of a choice
     "Z apple": None, "中文": None,
     "I think that it is a very long explanation of why the corn is the right one here": None,  # too long
 }  # fmt: skip

@@ -15,40 +15,30 @@ from xtuner_plugins.export.export import convert
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.processes import free_port
 
-
-@pytest.fixture(scope="module")
-def ask(toy_base, tmp_path_factory):
-    """Asks a running server, which streams every answer, whether asked for or not."""
-    directory, port = tmp_path_factory.mktemp("serve") / "mine-hf", free_port()
-    convert(toy_base, directory, format="hf")
-    command = [Path(sys.executable).with_name("transformers"), "serve", "--host", "127.0.0.1", "--port", str(port)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen([*command, "--device", "cpu", "--dtype", "float32"], env=env)
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=40)  # it starts
-
-    def answer(question, images):
-        content = [*map(image_part, images), {"type": "text", "text": question}]
-        options = {"max_tokens": 8, "temperature": 0, "stream": True}
-        messages = [{"role": "user", "content": content}]
-        chunks = client.chat.completions.create(model=str(directory), messages=messages, **options)
-        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices).strip()
-
-    try:
-        yield answer
-    finally:
-        server.terminate()
-        server.wait(HANGS_AFTER)
+ITEMS = [
+    ("Which number is it?", [Image.new("RGB", (112, 112), "red")]),
+    ("Which number is it?", [Image.new("RGB", (225, 113), "white")]),  # two tiles and a thumbnail
+    ("Hello", []),
+]
 
 
 @pytest.mark.release
-def test_it_answers_as_we_do(ask, toy_base):
-    session = open_session(toy_base, device="cpu")
-    items = [
-        ("Which number is it?", [Image.new("RGB", (112, 112), "red")]),
-        ("Which number is it?", [Image.new("RGB", (225, 113), "white")]),  # two tiles and a thumbnail
-        ("What?", [Image.new("RGB", (112, 112), "white")]),
-        ("Hello", []),
-    ]
-    expected = session.answers(items, max_new_tokens=8)
-    assert len(set(expected)) == len(items), "the answers tell nothing"
-    assert [ask(*item) for item in items] == expected
+def test_it_answers_as_we_do(toy_base, tmp_path):
+    """It streams every answer, whether asked for or not."""
+    expected = open_session(toy_base, device="cpu").answers(ITEMS, max_new_tokens=8)
+    assert len(set(expected)) == len(ITEMS), "the answers tell nothing"
+    convert(toy_base, tmp_path / "mine-hf", format="hf")
+    program, port = Path(sys.executable).with_name("transformers"), free_port()
+    command = [program, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    server = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=40)  # it starts
+    options = {"model": str(tmp_path / "mine-hf"), "max_tokens": 8, "temperature": 0, "stream": True}
+    try:
+        for (question, images), answer in zip(ITEMS, expected, strict=True):
+            content = [*map(image_part, images), {"type": "text", "text": question}]
+            chunks = client.chat.completions.create(messages=[{"role": "user", "content": content}], **options)
+            said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            assert said.strip() == answer, question
+    finally:
+        server.terminate()
+        server.wait(HANGS_AFTER)

@@ -212,6 +212,16 @@ def test_what_servers_read(asked, written, tmp_path):
         probed(module.compare_opened, asked[0], out, asked[1])
 
 
+def test_tiles_of_a_processor_are_two_levels_off_at_most(asked):
+    case = asked[0][1]
+    found = {"stops": [case.task["stop"]], "logits": case.logits["cast"]}
+    near, far = (case.pixels + levels / 255 / 0.224 for levels in (1.995, 2.005))
+    module._compare_opened(case, {**found, "processor pixels": near})
+    for pixels in (far, near.repeat(2, 1, 1, 1)):
+        with pytest.raises(CheckpointError, match="case one tile: the processor's tiles differ"):
+            module._compare_opened(case, {**found, "processor pixels": pixels})
+
+
 def test_a_wrong_merge(job, tmp_path, monkeypatch):
     """Writer and lay-over share the merge; the other formula sees a bug in it, and so do the logits."""
     forgets = lambda base, parts, config, layer: cast(base, torch.float32)  # noqa: E731

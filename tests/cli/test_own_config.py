@@ -32,7 +32,7 @@ def test_every_config_is_listed_with_its_figures(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def write(toy_base, tmp_path, monkeypatch, capsys):
     """write(leaf, *words) -> (status, stdout, stderr) of writing mine.py in a folder whose name is no module."""
-    data, images = write_dataset(tmp_path / "data", num_samples=40)
+    data, images = write_dataset(tmp_path / "räume", num_samples=40)
     (tmp_path / "my-run").mkdir()
     monkeypatch.chdir(tmp_path / "my-run")
 
@@ -72,6 +72,7 @@ def test_every_leaf_becomes_a_config_of_ones_own(write, toy_base, run_tool):
         assert mine["starts from"] == str(toy_base) and write.data in mine["data"] and mine["trains"]
         code = [line for line in write.path.read_text().split('"""')[2].splitlines() if line]
         module = ".".join(leaves()[name].relative_to(ROOT / "configs").with_suffix("").parts)
+        assert f'["{write.data}"]' in write.path.read_text() or f'    "{write.data}",' in code
         assert len(code) <= 13 and code[2] == f"    from xtp_configs.{module} import *"
         assert (cfg.optim_wrapper.optimizer.lr, cfg.train_dataloader.num_workers) == (5e-5, 0)
         assert cfg.model.base == str(toy_base) and cfg.train_dataloader.dataset.data_paths == [write.data]
@@ -80,7 +81,7 @@ def test_every_leaf_becomes_a_config_of_ones_own(write, toy_base, run_tool):
 
 
 def test_it_passes_the_check_from_anywhere_with_files_that_share_an_image_folder(write, monkeypatch):
-    more = ("--data", write.data, "../data/train.jsonl", "--set", "num_workers=0")
+    more = ("--data", write.data, "../räume/train.jsonl", "--set", "num_workers=0")
     assert write("toy_finetune_full", *more)[::2] == (0, "")
     monkeypatch.chdir("/")
     check_config(cfg := read_config(str(write.path)))

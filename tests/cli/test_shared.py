@@ -4,10 +4,12 @@ from argparse import ArgumentTypeError
 from unittest import mock
 
 import pytest
+import torch
 from PIL import Image
 
 from xtuner_plugins.cli.shared import add_answers, add_model, at_least, finish, make_parser, open_model
 from xtuner_plugins.errors import MediaError
+from xtuner_plugins.weights.errors import CheckpointError
 
 
 def test_numbers_begin_with_the_lowest_and_are_finite():
@@ -36,9 +38,13 @@ def test_a_model_is_opened_as_the_words_say(toy_base):
     """An image that can't be read is said before weights are read."""
     add_model(parser := make_parser("A tool."))
     add_answers(parser)
-    args = parser.parse_args([str(toy_base), "--max-tiles", "1"])
-    (tiles,) = open_model(args).tiles([Image.new("RGB", (700, 700))])
-    assert (len(tiles), args.max_new_tokens) == (1, 512)
+    words = ["--device", "cpu", "--dtype", "bfloat16", "--max-tiles", "1"]
+    args = parser.parse_args([str(toy_base), *words])
+    session = open_model(args)
+    (tiles,) = session.tiles([Image.new("RGB", (700, 700))])
+    assert (len(tiles), session.model.dtype, args.max_new_tokens) == (1, torch.bfloat16, 512)
+    with pytest.raises(CheckpointError, match="has one template of its own"):
+        open_model(parser.parse_args([str(toy_base), "--template", "Hermes-2"]))
     with mock.patch("xtuner_plugins.inference.opening.open_session") as opened, pytest.raises(MediaError, match="none"):
         open_model(args, ["none.png"])
     assert not opened.called

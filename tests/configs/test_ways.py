@@ -1,7 +1,6 @@
 """However a config reaches the training, it trains the same: the third step's loss is equal to the last digit."""
 
 import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from tests.conftest import HANGS_AFTER, ROOT
+from tests.conftest import ROOT
 from tests.engine.forked import run_forked
 from tests.engine.parallel_case import logged, write_dataset
 from xtuner_plugins.engine.launch import launcher
@@ -94,30 +93,21 @@ def test_every_way_trains_the_same(settings, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_xtuners_own_command_trains_a_leaf_and_what_it_has_written(settings, tmp_path):
+def test_xtuners_own_command_trains_a_leaf_and_what_it_has_written(settings, tmp_path, run_tool):
     """It hands over to the launcher, or to torchrun; a short name among its options is refused."""
-    xtuner = str(Path(sys.executable).with_name("xtuner"))
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+    scripts, leaf = Path(sys.executable).parent, ROOT / f"configs/toy/{LEAF}.py"
 
-    def train(config, *arguments, **more):
-        command = [xtuner, "train", str(config), *arguments]
-        options = dict(capture_output=True, text=True, timeout=HANGS_AFTER)
-        return subprocess.run(command, cwd=tmp_path, env={**env, **more}, **options)
+    def train(*arguments, **more):
+        env = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **more}
+        return run_tool(scripts / "xtuner", "train", *arguments, cwd=tmp_path, env=env).stderr
 
-    leaf = ROOT / f"configs/toy/{LEAF}.py"
-    refused = train(leaf, "--cfg-options", "lr=5e-3")
-    assert "error: lr: no key of the runner; write optim_wrapper.optimizer.lr=" in refused.stderr, refused.stderr
-    done = train(leaf, "--work-dir", "run", "--cfg-options", *words(keyed(settings)))
-    again = train(Path("run") / f"{LEAF}.py", "--work-dir", "again")
-    assert len(logged(tmp_path / "run")) == 3 and logged(tmp_path / "run") == logged(tmp_path / "again"), (
-        done.stderr + again.stderr
-    )
+    said = train(leaf, "--cfg-options", "lr=5e-3")
+    assert "error: lr: no key of the runner; write optim_wrapper.optimizer.lr=" in said, said
+    said = train(leaf, "--work-dir", "run", "--cfg-options", *words(keyed(settings)))
+    said += train(Path("run") / f"{LEAF}.py", "--work-dir", "again")
+    assert len(logged(tmp_path / "run")) == 3 and logged(tmp_path / "run") == logged(tmp_path / "again"), said
     zero = ("--deepspeed", "deepspeed_zero3", "--work-dir", "two")  # under torchrun, which our launcher doesn't replace
     jpeg = "train_dataloader.dataset.jpeg_quality=(75, 100)"
-    done = train(leaf, *zero, "--cfg-options", *words(keyed(settings)), jpeg, NPROC_PER_NODE="2")
-    assert len(logged(tmp_path / "two")) == 2, done.stderr  # 16 samples, 4 on each of two ranks
+    said = train(leaf, *zero, "--cfg-options", *words(keyed(settings)), jpeg, NPROC_PER_NODE="2")
+    assert len(logged(tmp_path / "two")) == 2, said  # 16 samples, 4 on each of two ranks
     assert read_config(str(tmp_path / "two" / f"{LEAF}.py")).train_dataloader.dataset.jpeg_quality == (75, 100)

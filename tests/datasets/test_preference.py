@@ -1,9 +1,10 @@
 """Preference pairs as samples and as batches."""
 
+import numpy as np
 import pytest
 import torch
 
-from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, SettingError, collate_pairs
+from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, SettingError, collate_pairs, reference
 from xtuner_plugins.datasets.left_out import FILLER_INDEX
 from xtuner_plugins.hub.constants import IGNORE_INDEX
 
@@ -67,3 +68,17 @@ def test_pairs_and_fillers_share_a_row(make):
         assert batch.get("loss_weights", torch.ones(2)).tolist() == weights
         own = [sample["input_ids"] for sample in kept if "branches" in sample]
         assert torch.equal(batch["input_ids"][0, : sum(map(len, own))], torch.cat([*own, torch.zeros(0).long()]))
+
+
+def test_log_probabilities_are_kept_by_record(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "CHUNK", 2)
+    dataset = make()
+    kept, other = (reference.ReferenceLogProbs(tmp_path, dataset, [model]) for model in ("one", "another"))
+    assert kept.missing() == [0, 1] and kept.records(1) == [(0, 2), (0, 2)]  # each chunk has as many
+    for chunk in (0, 1):
+        kept.save(chunk, [np.full(3 + row, row, np.float32) for _, row in kept.records(chunk)])
+    assert kept.missing() == [] and other.missing() == [0, 1]
+    for row in range(3):
+        assert kept.of(0, row, 3 + row, "f:1").tolist() == [row] * (3 + row)
+    with pytest.raises(AssertionError, match="f:1: 3 log probabilities, 9 tokens; remove"):
+        kept.of(0, 0, 9, "f:1")

@@ -51,6 +51,7 @@ def test_resuming_with_other_ranks_goes_on_where_it_stopped(planned_dataset):
             sampler.seek(0, 6, together[0].cell)
         rest = [flat([step]) for steps in zip(*map(list, after), strict=True) for step in steps]
         assert [step for step in taken[:6] + rest if step] == [step for step in taken if step]
+        assert list(together[0].taken(0, 6)) == sum(taken[:6], [])
 
 
 def test_packs_are_weighed_as_the_base_computes(planned_dataset):

@@ -162,7 +162,7 @@ def _train(arguments: list[str], env: dict[str, str], log: Path, prepare: Callab
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code)  # multiprocessing would wait for loading processes, which ignore SIGTERM
 
 
 def _wait(children: list[multiprocessing.Process]) -> list[int]:

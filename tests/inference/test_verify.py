@@ -239,3 +239,10 @@ def test_what_breaks_it_off_is_no_verdict(written, monkeypatch):
     monkeypatch.setattr(module, "ask", mock.Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(CheckpointError, match=r"broke off: .*space left.*out stands, but is not verified"):
         verify(*written)
+
+
+@pytest.mark.slow
+def test_conversion_at_the_command_line(toy_base, run_tool, tmp_path):
+    for source, out, format in ((toy_base, tmp_path / "hf", "hf"), (tmp_path / "hf", tmp_path / "back", "official")):
+        done = run_tool("tools/convert_to_official.py", "--from", source, out, "--format", format, "--verify")
+        assert done.returncode == 0 and f"verified: {out} stands" in done.stdout, done.stderr

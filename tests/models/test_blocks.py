@@ -84,16 +84,19 @@ def test_under_zero_3(toy_base, monkeypatch):
         build(toy_base, compile_blocks=True)
 
 
-def test_other_lengths_make_no_new_graphs_and_names_stay(toy_base):
-    """Losses and gradients neither, of weights and adapters, with recomputation; the graphs run as they were traced."""
+def test_other_batches_make_no_new_graphs_and_names_stay(toy_base):
+    """Of other lengths and numbers of samples. The graphs run as they were traced, with the same losses and gradients.
+
+    Weights and adapters train, with recomputation.
+    """
     torch._dynamo.reset()
     graphs, counts = [], []
     eager, compiled = (batches.build(toy_base, freeze_llm=False, visual_encoder_lora=LORA).train() for _ in range(2))
     assert compile_model_blocks(compiled.model, backend=lambda graph, inputs: graphs.append(graph) or graph) == 4
     assert list(compiled.state_dict()) == list(eager.state_dict())
     assert [name for name, _ in compiled.named_modules()] == [name for name, _ in eager.named_modules()]
-    for length in (70, 83, 96):
-        batch = make_batch(eager, length=length)
+    for length, tiles_of in ((70, (2, 0, 1)), (83, (1, 2)), (96, (2, 0, 1, 0))):
+        batch = make_batch(eager, tiles_of, length)
         (loss, found), (expected_loss, expected) = backward(compiled, batch), backward(eager, batch)
         # Float32 sums in another order; gradients of keys' biases are nothing but rounding.
         torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)

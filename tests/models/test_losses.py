@@ -97,10 +97,12 @@ def test_autocast_decides_the_dtype_of_products():
 def test_the_weight_of_a_batch_counts_labels_that_are_predicted():
     labels = torch.tensor([[5, -100, 6, 7], [8, 9, -100, -100]])  # the first of each row is predicted by nothing
     rows = {"input_ids": labels, "labels": labels}
-    labels = torch.tensor([[-100, 5, 6, -100, 7, -100]])
-    pack = {"input_ids": labels, "labels": labels, "cu_seqlens": torch.tensor([0, 3, 5])}  # and a token of padding
+    packed = torch.tensor([[-100, 5, 6, -100, 7, -100]])
+    pack = {"input_ids": packed, "labels": packed, "cu_seqlens": torch.tensor([0, 3, 5])}  # and a token of padding
     for batch in (rows, pack):
         assert batch_weight(batch) == 3
         assert batch_weight({**batch, "loss_weights": torch.tensor([0.5, 4.0])}) == 0.5 * 2 + 4.0
+    unlabeled = {**rows, "labels": torch.where(labels > 7, -100, labels), "loss_weights": torch.tensor([0.5, 4.0])}
+    assert batch_weight(unlabeled) == 0.5 * 2
     pairs = {"follows": torch.tensor([-1, 0, 0]), "num_tiles": torch.tensor([2])}
     assert batch_weight(pairs) == 1 and batch_weight({**pairs, "loss_weights": torch.tensor([3.0])}) == 3

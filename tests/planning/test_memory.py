@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.bench_memory_plan import STATES, measure_states, small_job, states_of
 from xtuner_plugins.planning import activations as act
-from xtuner_plugins.planning.job import Adapters, Batch, Strategy, from_deepspeed, plain, strategy_named
+from xtuner_plugins.planning.job import FLOAT, Adapters, Batch, Strategy, from_deepspeed, plain, strategy_named
 from xtuner_plugins.planning.memory import FRAGMENTATION, PACKED, plan_memory, under
 
 
@@ -27,6 +27,10 @@ def test_parts_add_up_and_the_largest_batch_counts(warm_up):
     held = {"frozen weights": 2 * warm_up.frozen, "trained weights": 4 * trained, "optimizer": 8 * trained}
     assert plan.parts.items() >= {**held, "fragmentation": int(FRAGMENTATION * most)}.items()
     assert most == plan.moments[plan.moment] and plan.host == 0
+    # The gradient of a head that trains comes beside the sum of earlier ones, or with the last activations gone.
+    once, again = (replace(warm_up, train_head=True, accumulation=each) for each in (1, 2))
+    ends = [plan_memory(each, plain(1)).moments["end of backward"] for each in (once, again)]
+    assert ends[1] - ends[0] == 2 * FLOAT * warm_up.shape.table
     small, large = warm_up.batches[0], Batch(10**6, 0, 10)
     both, alone = (plan_memory(replace(warm_up, batches=each), plain(1)) for each in ((small, large), (large,)))
     assert both == alone
@@ -34,6 +38,9 @@ def test_parts_add_up_and_the_largest_batch_counts(warm_up):
 
 def test_zero_2_makes_whole_buckets_and_zero_3_gathers_and_keeps_an_adapted_encoder(warm_up):
     bucket, weights = 2 * 10**6, warm_up.shape.parameters
+    assert plan_memory(warm_up, plain(2)).parts["buffers"] == 4 * warm_up.trained  # DDP's
+    late = plan_memory(warm_up, Strategy("x", 2, 3, bucket=bucket, prefetch=10)).parts["gradients in buckets"]
+    assert late == 2 * (warm_up.trained - 10)  # a full bucket is copied when no weights are on their way ahead
     parts = [plan_memory(warm_up, Strategy("x", 2, n, bucket=bucket, overlap=True)).parts for n in (1, 2, 3)]
     assert [each["gradients in buckets"] for each in parts[:2]] == [0, 2 * 2 * bucket + warm_up.trained]
     assert [each["gathered weights"] for each in parts] == [0, 0, 2 * weights] and parts[2]["buffers"] == 2 * bucket

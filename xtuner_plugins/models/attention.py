@@ -53,6 +53,13 @@ class Branches(NamedTuple):
     keys: Segments  # where each segment begins in ``key_positions``
 
 
+class Opaque:
+    """Segments as decoders get them: a compiled block looks into a tuple, and begins again with other lengths of it."""
+
+    def __init__(self, segments: Segments):
+        self.segments = segments
+
+
 def branch_off(bounds: tuple[int, ...], follows: tuple[int, ...]) -> Branches:
     """The branches of a row, on the CPU, from ``bounds`` of `Segments` and ``follows`` of `Branches`.
 
@@ -84,7 +91,7 @@ def segment_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    segments: Segments | None = None,
+    segments: Segments | Opaque | None = None,
     sliding_window: int | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
@@ -107,6 +114,7 @@ def segment_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    segments = segments.segments if isinstance(segments, Opaque) else segments
     query, key, value = tokens_to_heads(segments.group, *_in_computing_dtype(query, key, value))
     keys = segments
     if segments.branches is not None:

@@ -22,7 +22,7 @@ from ..hub.constants import IMAGE_CONTEXT
 from ..hub.modeling_flash import FLASH_PARTS
 from ..ranges import ROW_MULTIPLE, check
 from ..weights.loader import is_partitioned, load_model, load_tokenizer, over_ranks, partition_dtype, read_config
-from .attention import SEGMENTS, no_mask
+from .attention import SEGMENTS, Opaque, no_mask
 from .blocks import compile_model_blocks, recompute_blocks, set_drop_path
 from .losses import LossHead, next_token_loss, sum_over_ranks, token_log_probs
 from .preprocessor import TilePreprocessor
@@ -245,7 +245,7 @@ class VisionLanguageModel(BaseModel):
                 inputs_embeds=embeds,
                 attention_mask=no_mask(patches.device),
                 position_ids=row.position_ids,
-                segments=row.segments,
+                segments=Opaque(row.segments),
                 use_cache=False,
             ).last_hidden_state
 

@@ -55,6 +55,14 @@ def test_keys_and_values(toy_base, found):
         assert re.search(message, said) and bool(message) == bool(said) and "\n" not in said, (changes, said)
 
 
+def test_limits_of_a_base_in_another_format_are_left_to_the_build(found, tmp_path):
+    for name, text in (("config", '{"vision_config": {}, "downsample_ratio": 0.5}'), ("tokenizer", "{}")):
+        (tmp_path / f"{name}.json").write_text(text)
+    (tmp_path / "model.safetensors").touch()
+    ready = {f"{DATA}.data_paths": [str(found["data"])], f"{DATA}.image_folders": [str(found["images"])]}
+    check_text(read_config(LORA, {**ready, "model.base": str(tmp_path), f"{DATA}.max_tiles": 200}))
+
+
 def test_commands(found, capsys):
     """In this process; what the text tells is told before anything is built."""
     for row in rows():

@@ -8,6 +8,7 @@ from scipy.stats import ttest_rel
 
 from tests.models.batches import WHOLE, build
 from xtuner_plugins.datasets import collate
+from xtuner_plugins.engine.hooks import image_gain
 from xtuner_plugins.engine.hooks.image_gain import ImageGain, ImageGainHook, measure
 from xtuner_plugins.engine.watch.errors import OutOfMemory
 from xtuner_plugins.weights.reading import load_pickle
@@ -56,6 +57,10 @@ def run_out(*_):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+def measure_half():
+    image_gain.SHARE = 1.0
+
+
 def measure_nothing():
     ImageGainHook.before_train = Hook.before_train
 
@@ -63,10 +68,11 @@ def measure_nothing():
 def test_a_run_says_it_warns_and_is_not_disturbed(train):
     """The toy base's random parts can't see yet."""
     case = dict(leaf="toy_finetune_lora", lora_dropout=0.1, batch_size=2, max_steps=4)
-    run = train("with", **case)
+    run = train("with", prepare=measure_half, **case)
     measured, last = scalars(run, "images/gain"), scalars(run, "loss")[-1]["step"]
     assert {line["step"] for line in measured} == {1, round(last / 2), last}
-    assert "own images lower the loss by" in run.output and all(line["images/low"] <= 0 for line in measured)
+    assert "own images lower the loss by" in run.output and ", 8 samples)" in run.output
+    assert all(line["images/low"] <= 0 for line in measured)
     assert run.output.count("has not learned to look") == len(measured)
     assert load_pickle(run.saved(last))["image_gain"]["images/gain"] == measured[-1]["images/gain"]
     without = train("without", prepare=measure_nothing, **case)

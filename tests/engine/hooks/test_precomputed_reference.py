@@ -45,9 +45,8 @@ def test_the_loss_is_that_with_a_live_reference_and_nothing_is_computed_twice(tr
     """A stopped start goes on; other tiles have a folder of their own."""
     live, once, kept = trained("live"), {"precompute_reference": True}, tmp_path / "kept"
     assert not kept.exists()
-    trained(
-        "stopped", codes=(-9,), prepare=partial(small_chunks, fault(SAVE, 2, partial(send, signal.SIGKILL))), **once
-    )
+    killed = fault(SAVE, 2, partial(send, signal.SIGKILL))
+    trained("stopped", codes=(-9,), prepare=partial(small_chunks, killed), **once)
     (first,) = kept.glob("*/0*.npz")
     since = first.stat().st_mtime_ns
     run = trained("run", **once)
@@ -59,14 +58,11 @@ def test_the_loss_is_that_with_a_live_reference_and_nothing_is_computed_twice(tr
     trained("tiles", max_tiles=2, **once)
     assert len(list(kept.iterdir())) == 2
     shutil.rmtree(kept)
+    file = {FOLDER: f"{run.work_dir}/last_checkpoint"}
     for name, more, says in (
         ("on", {"extra": ("--resume", str(run.saved(2)))}, "kept/.* isn't complete, and only a run that begins with"),
         ("other", {"own": {"load_from": str(run.saved(2))}}, "Start once with max_steps=1, without --resume and load"),
         ("jpeg", {"jpeg_quality": (75, 100)}, "precompute_reference with jpeg_quality"),
-        (
-            "file",
-            {"own": {FOLDER: f"{run.work_dir}/last_checkpoint"}},
-            "name another directory by default_hooks.reference.f",
-        ),
+        ("file", {"own": file}, "name another directory by default_hooks.reference.f"),
     ):
         assert re.search(says, trained(name, codes=(1,), **once, **more).errors[0])

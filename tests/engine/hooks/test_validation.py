@@ -151,9 +151,13 @@ def test_a_validation_that_a_signal_ends_is_left_out_and_the_run_goes_on(validat
     require_equal(contents(again.saved(4)), contents(validated.saved(4)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "processes, stage, dtype", [(1, None, "bfloat16"), *((2, n, "float32") for n in (None, 2, 3)), (3, 3, "float32")]
+    "processes, stage, dtype",
+    [
+        (2, None, "float32"),
+        pytest.param(1, None, "bfloat16", marks=pytest.mark.slow),
+        *(pytest.param(ranks, n, "float32", marks=pytest.mark.slow) for ranks, n in ((2, 2), (2, 3), (3, 3))),
+    ],
 )
 def test_any_strategy_and_dtype(once, settings, train, tmp_path, processes, stage, dtype):
     """The same losses and answers as one process; parameters of ZeRO-3 are cut, however small they are.

@@ -1,11 +1,13 @@
 """A checkpoint gets its name once it is whole; kills, full disks and other models are in `test_going_on.py`."""
 
 import tracemalloc
+from types import SimpleNamespace
 
 import torch
 from mmengine.runner import runner as mmengine_runner
 
-from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place
+from xtuner_plugins.engine.hooks import whole_checkpoint
+from xtuner_plugins.engine.hooks.whole_checkpoint import WholeCheckpointHook, _move_into_place
 from xtuner_plugins.engine.run.runtime import save_directly
 
 
@@ -28,3 +30,13 @@ def test_a_directory_is_replaced(tmp_path):
     _move_into_place(tmp_path / ".iter_1.pth.partial", tmp_path / "iter_1.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["iter_1.pth"]
     assert (tmp_path / "iter_1.pth" / "file").read_text() == ".iter_1.pth.partial"
+
+
+def test_at_the_end_a_stopped_run_alone_is_saved(monkeypatch):
+    """Others are saved by the interval, and where MMEngine's ``save_last`` says so."""
+    hook, saved = WholeCheckpointHook(), []
+    monkeypatch.setattr(hook, "_save_checkpoint", lambda runner: saved.append(runner.train_loop._iter))
+    for stopped_by, steps, expected in ((None, 3, []), (15, 0, []), (15, 3, [2])):
+        monkeypatch.setattr(whole_checkpoint.requests, "agreed", stopped_by)
+        hook.after_train(SimpleNamespace(iter=steps, train_loop=SimpleNamespace(_iter=steps)))
+        assert saved == expected

@@ -5,7 +5,7 @@ import pytest
 from mmengine.config import Config
 
 from xtuner_plugins.engine.launch import entry, launcher
-from xtuner_plugins.engine.launch.launcher import check_processes, main, make_reloadable, training_processes
+from xtuner_plugins.engine.launch.launcher import check_processes, main, training_processes
 from xtuner_plugins.processes import STARTED_BY
 from xtuner_plugins.settings import ConfigError, read_config
 
@@ -45,18 +45,6 @@ def test_more_processes_than_gpus_or_cores(monkeypatch):
         with pytest.raises(ConfigError, match=remedy):
             check_processes(3, env)
     check_processes(3, share)
-
-
-def test_what_a_run_writes_is_the_same_config(tmp_path):
-    """But for what only a lazy config can say: which function prepares XTuner's process."""
-    cfg = read_config(LEAF)
-    same = cfg.to_dict()
-    for _ in range(2):
-        make_reloadable(cfg)
-        (tmp_path / "a.py").write_text(cfg.pretty_text)
-        cfg = read_config(str(tmp_path / "a.py"))
-    del same["model_resource"], same["pretrained_model_name_or_path"]
-    assert cfg.to_dict() == {**same, "custom_imports": {"imports": ["xtuner_plugins.engine.prepared"]}}
 
 
 @pytest.mark.slow

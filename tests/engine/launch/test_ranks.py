@@ -51,4 +51,10 @@ def test_the_status_is_that_of_the_first_that_failed_and_others_are_ended(tmp_pa
     assert [run(f"exit({status})", tmp_path, 1) for status in (0, 3)] == [0, 3]
     for number, status in ((9, 137), (2, 130), (int(PARENT_ENDED), 143)):
         assert run(f"import os; os.kill(os.getpid(), {number})", tmp_path, 1) == status
+    # One request leaves a rank all the time that it needs, a second one doesn't.
+    slow = "import os, signal, sys, time\nsignal.signal(15, lambda *_: (time.sleep(1), sys.exit(7)))\n"
+    slow += "os.kill(os.getppid(), 15)\ntime.sleep(60)"
+    assert run(slow, tmp_path, 1) == 7
+    monkeypatch.setattr(ranks, "ONE_REQUEST_SECONDS", -1)
+    assert run(slow, tmp_path, 1) == 137
     assert run("import os, time\nif os.environ['RANK'] == '1': exit(5)\ntime.sleep(60)", tmp_path, 3) == 5

@@ -13,6 +13,7 @@ from tests.models.batches import build
 from xtuner_plugins.engine.run import strategy
 from xtuner_plugins.engine.run.gradient_sums import sum_gradients_as_told
 from xtuner_plugins.engine.run.steps import unwrap
+from xtuner_plugins.engine.run.transfer import read_state
 
 from ..forked import at_call
 from ..parallel_case import contents, require_equal
@@ -85,6 +86,8 @@ def as_deepspeed_does():
 def test_no_buffer_is_rounded_and_no_gradient_held_between_micro_steps(train, stage):
     """Its float32 masters go on bit-equal, and without DeepSpeed nearly so."""
     run = train("run", deepspeed=f"deepspeed_zero{stage}", prepare=as_ours, **CASE)
+    said = f"  strategy: ZeRO-{stage}, weights in bfloat16, gradients summed in float32\n"
+    assert said in run.output
     resume, left = ("--resume", str(run.saved(2))), contents(run.saved(4))
     again = train("again", deepspeed=f"deepspeed_zero{stage}", extra=resume, **CASE)
     assert again.logged() == run.logged()[2:]
@@ -93,6 +96,8 @@ def test_no_buffer_is_rounded_and_no_gradient_held_between_micro_steps(train, st
     if stage == 1:
         plain = train("plain", extra=resume, **CASE)
         assert plain.logged() == pytest.approx(run.logged()[2:], rel=0.02)
+        weights = read_state(plain.saved(4), with_optimizer=False).weights
+        assert weights.keys() == {key.removeprefix("weight ") for key in left if key.startswith("weight ")}
         usual = train("usual", deepspeed="deepspeed_zero1", prepare=as_deepspeed_does, **CASE)
         assert run.logged() == usual.logged() and min(usual.logged("grad_norm")) > 0.5  # clipped
         require_equal(contents(usual.saved(4)), left)

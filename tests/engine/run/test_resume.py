@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 
 from xtuner_plugins.engine.run.resume import settle_start
+from xtuner_plugins.engine.run.strategy import require_same_parameters
 from xtuner_plugins.weights.reading import CheckpointError
 
 
@@ -48,6 +49,12 @@ def test_what_a_run_goes_on_from_and_what_not(tmp_path):
     assert settled(tmp_path, load_from=str(path)) is None  # weights are enough
     with pytest.raises(CheckpointError, match="^load_from none.pth.* does not exist"):
         settled(tmp_path, load_from="none.pth")
+
+
+def test_many_other_parameters_are_counted():
+    found = {f"w{number}": (1,) for number in range(6)}
+    with pytest.raises(CheckpointError, match=r": missing w0; .*missing w4; and 1 more\. Resume"):
+        require_same_parameters(found, {})
 
 
 @pytest.mark.slow

@@ -52,10 +52,10 @@ def trained_by(model, optimizer, *batches, clip=None, warmup=1):
     return logged, {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def gradients(model, micro_batches):
+def gradients(model, micro_batches, clip=None):
     """What a step of plain descent with rate 1 takes off each parameter, and what it logs."""
     changed = copy.deepcopy(model)
-    (logged,), after = trained_by(changed, SGD(changed.parameters(), lr=1.0), micro_batches)
+    (logged,), after = trained_by(changed, SGD(changed.parameters(), lr=1.0), micro_batches, clip=clip)
     return {name: p.detach() - after[name] for name, p in model.named_parameters() if name in after}, logged
 
 
@@ -72,6 +72,8 @@ def test_micro_batches_give_the_gradient_of_the_whole(model, samples):
         in_parts, logged_in_parts = gradients(model, cut(samples, size, form))
         # Float32 sums in another order, and the rounding of weight - gradient. Averaged micro-batches were 25 % apart.
         assert relative(whole, in_parts) < 1e-5 and logged_in_parts == pytest.approx(logged, rel=1e-6), (size, form)
+    clipped, logged_clipped = gradients(model, cut(samples, 8), clip=0.1)
+    assert torch.nn.utils.get_total_norm(clipped.values()) == pytest.approx(0.1, rel=1e-3) and logged_clipped == logged
     weighted = [{**each, "loss_weights": torch.tensor([0.25 * n])} for n, each in enumerate(samples, 1)]
     weighted_whole, _ = gradients(model, cut(weighted, 8))
     assert relative(weighted_whole, gradients(model, weighted)[0]) < 1e-5 and relative(weighted_whole, whole) > 0.01

@@ -87,13 +87,11 @@ def test_pairs_under_zero_3(train, data):
         assert split.logged(key) == pytest.approx(alone.logged(key), rel=1e-5)
 
 
-def test_other_methods_in_two_processes(reference, train):
-    """Beside packed weights the first loss is near the unquantized one, and it falls; packs train every sample once."""
+def test_qlora_in_two_processes(reference, train):
+    """Beside packed weights the first loss is near the unquantized one, and it falls."""
     for layout in ("ddp", "zero2"):
         losses = train(f"qlora {layout}", "toy_finetune_qlora", layout=layout).logged()
         assert losses[0] == pytest.approx(reference.logged()[0], rel=0.05) and losses[-1] < losses[0]
-    packed = train("packed", "toy_finetune_packed", layout="zero2", batch_size=1, pack_tokens=400)
-    assert sum(packed.logged("supervised_tokens")) == sum(reference.logged("supervised_tokens")) > 0
 
 
 SHARED = {

@@ -1,9 +1,11 @@
 """What reaches the terminal of a run and what only its log file, by speaker, level and rank."""
 
+import logging
 import subprocess
 import sys
 
 from tests.conftest import ROOT
+from xtuner_plugins.engine.watch.console import Terminal
 
 # In a process of its own: the console replaces what a process has once.
 SPEAK = """
@@ -55,3 +57,8 @@ def test_the_terminal_shows_what_is_about_the_run_and_the_log_file_all(tmp_path)
     for text in (*SHOWN[1:], *HIDDEN, "error: the last one"):
         assert text == "short line" or text.partition(": ")[2] in written, text
     assert "\x1b" not in written and "short line" not in written
+
+
+def test_a_traceback_follows_its_message():
+    record = logging.LogRecord("a", logging.ERROR, "", 0, "failed", None, (ValueError, ValueError("why"), None))
+    assert Terminal().format(record) == "error: failed\nValueError: why"

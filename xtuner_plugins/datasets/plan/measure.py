@@ -32,7 +32,7 @@ class Complaint(NamedTuple):
     reason: str
     problem: str
     remedy: str
-    is_warning: bool = False
+    is_warning: bool
 
     @classmethod
     def of(cls, row: int, error: DataError, is_warning: bool = False) -> "Complaint":

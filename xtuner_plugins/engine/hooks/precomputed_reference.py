@@ -69,24 +69,18 @@ class PrecomputedReferenceHook(Hook):
         found = [reference.missing()]  # as rank 0 sees them: another run may write there meanwhile
         broadcast_object_list(found)
         if found[0]:
-            if not network.reference_is_complete:
-                _require_reference(runner, reference.folder)
+            if not network.reference_is_complete and (runner.iter > 0 or runner.cfg.get("load_from")):
+                raise TrainingStopped(
+                    f"{reference.folder.absolute()} isn't complete, and only a run that begins with the base computes "
+                    "the log probabilities of the reference. Start once with max_steps=1, without --resume and "
+                    "load_from; or export these weights as a base and begin with that"
+                )
             if is_main_process():
                 reference.begin()
             _compute(network, dataset, reference, runner.cfg.train_dataloader, found[0])
         dataset.reference = reference
         pairs = f"{reference.num_records:,} pairs"
         print_log(f"log probabilities of the reference for {pairs}: {reference.folder}", "current")
-
-
-def _require_reference(runner, folder: Path) -> None:
-    """Raises `TrainingStopped` where the model isn't the base that the config names (any more)."""
-    if runner.iter > 0 or runner.cfg.get("load_from"):
-        raise TrainingStopped(
-            f"{folder.absolute()} isn't complete, and only a run that begins with the base computes the log "
-            "probabilities of the reference. Start once with max_steps=1, without --resume and load_from; or export "
-            "these weights as a base and begin with that"
-        )
 
 
 def _load(dataset: PreferenceDataset, records: Sequence[tuple[int, int]]) -> dict:

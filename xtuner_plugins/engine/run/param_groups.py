@@ -17,8 +17,6 @@ from ...families import PARTS
 GROUPING = ("paramwise_cfg", "constructor")
 KEPT_UNDER = "optim_wrapper_grouping"
 RULES = {"part_lr", "loraplus_lr_ratio", "decay_norms_and_biases"}
-# Learning rates by what a parameter belongs to, as `paramwise_cfg.part_lr` names them.
-RATES = (*PARTS, "lora")
 B_MATRICES = (".lora_B.", ".lora_embedding_B.")  # in names of adapters
 
 
@@ -87,7 +85,7 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(f"loraplus_lr_ratio={b_ratio} is set, but there are no adapters; leave it 1")
         for kind in part_lr:
             if kind not in seen:
-                known = f"leave it None (parts are {', '.join(RATES)})"
+                known = f"leave it None (parts are {', '.join(PARTS)}, lora)"
                 raise ValueError(f"a learning rate is set for {kind}, but nothing of it trains; {known}")
 
 

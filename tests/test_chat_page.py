@@ -1,5 +1,6 @@
 """The page as its visitors and programs meet it: over HTTP, and in a browser where one is installed."""
 
+import json
 import shutil
 import threading
 import time
@@ -66,6 +67,13 @@ def test_twenty_visitors_are_not_mixed_up(echo):
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(visit, range(20)))
     assert answers == [(f"number {number}", f"Sys. number {number} | again") for number in range(20)]
+
+
+def test_curl_asks_in_two_requests_as_the_docs_show(echo):
+    data = {"data": [{"text": "Hello", "files": []}, None, *SETTINGS]}  # None: no conversation before
+    event = httpx.post(f"{echo}gradio_api/call/ask", json=data, timeout=HANGS_AFTER).json()["event_id"]
+    lines = httpx.get(f"{echo}gradio_api/call/ask/{event}", timeout=HANGS_AFTER).text.splitlines()
+    assert json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))[0] == "Hello"
 
 
 def test_a_client_that_hangs_up_stops_the_model(echo):

@@ -1,6 +1,7 @@
 """Every page works as written: paths exist, tools take the options shown, make has the targets."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from xtuner_plugins.cli.xtp import find_tool
@@ -47,6 +48,17 @@ def test_tools_take_the_options_that_the_pages_show(run_tool):
         assert [option for option in sorted(options) if option not in help_text] == [], tool
 
 
-def test_chinese_pages_show_the_same_commands():
+def blocks(page):
+    """Number of headings, paragraphs, lists, code blocks and tables of a page, and of the rows of its tables."""
+    text = re.sub(r"^```.*?^```", "\n\nCODE\n\n", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    kinds = {"code": r"CODE$", "heading": r"#", "table": r"\|", "list": r"(\*|-|\d+\.) ", "paragraph": ""}
+    found = [block for block in re.split(r"\n\s*\n", text) if block.strip()]
+    counts = Counter(next(kind for kind, start in kinds.items() if re.match(start, block)) for block in found)
+    return counts, text.count("\n|")
+
+
+def test_chinese_pages_show_the_same_commands_and_say_as_much():
     for chinese in (page for page in PAGES if page.stem.endswith("_zh-CN")):
-        assert code_lines(chinese.with_name(chinese.name.replace("_zh-CN", ""))) == code_lines(chinese), chinese
+        english = chinese.with_name(chinese.name.replace("_zh-CN", ""))
+        assert code_lines(english) == code_lines(chinese), chinese
+        assert blocks(english) == blocks(chinese), chinese

@@ -47,15 +47,10 @@ def check(toy_base, tmp_path, monkeypatch, capsys):
     return call
 
 
-LOST = """from mmengine.config import read_base
-with read_base():
-    from xtp_configs.toy.toy_finetune_lora import *
-from no_such import Thing
-model.projector = Thing
-"""
+LOST = "from no_such import Thing\ntrain_dataloader = dict(dataset=dict(type=Thing))\n"
 REFUSED = [
     ("{here}/nothing.py", "no train_dataloader.dataset"),
-    ("{here}/lost.py --set base={base}", "lost.py cannot be read: ModuleNotFoundError: Failed to import no_such"),
+    ("{here}/lost.py", "lost.py cannot be read: ModuleNotFoundError: Failed to import no_such"),
     ("{here}/lost.py --step 1", "lost.py cannot be read: ModuleNotFoundError: Failed to import no_such"),
     (f"{{leaf}} {KEY}.max_tile=3", "max_tile"),
     (f"{{leaf}} {KEY}.type=None.Such", "None.Such"),

@@ -10,12 +10,13 @@ import pytest
 from tests.conftest import ROOT, XTP
 from tests.engine.parallel_case import write_dataset
 from tests.vision_towers import write_tower
+from tests.weights.language_models import write_llm
 from xtuner_plugins.planning.plan import job_of, model_of
 from xtuner_plugins.settings import labels_of, leaves, read_config
 from xtuner_plugins.toy.models import write_random_parts
 
 LLAVA = "llava_qwen2_5_3b"
-FEW = "max_steps=2", "batch_size=2", "accumulative_counts=1", "num_workers=1"  # two steps of two samples
+FEW = dict(max_steps=2, batch_size=2, accumulative_counts=1, num_workers=1)  # two steps of two samples
 
 
 def test_the_parts_that_train_and_the_tokens_of_an_image():
@@ -31,36 +32,98 @@ def test_the_parts_that_train_and_the_tokens_of_an_image():
         assert settings["train_dataloader"]["dataset"]["max_tiles"] == 1
 
 
-@pytest.mark.slow
-def test_siglip_and_qwen_learn_captions_then_instructions_and_answer_about_a_folder(run_tool, tmp_path):
-    """The commands are typed in a user's folder, where tiny parts and data lie where the recipes look for them."""
+class Place:
+    """A user's folder: commands are typed there, and data lies where the recipes look for it."""
 
-    def xtp(*words):
-        done = run_tool("-c", XTP, *words, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    def __init__(self, folder, run_tool):
+        self.folder, self.run_tool = folder, run_tool
+
+    def type(self, *words):
+        """What `xtp WORDS` prints."""
+        done = self.run_tool("-c", XTP, *words, cwd=self.folder, env={"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         return done.stdout + done.stderr
 
-    def train(name):
-        said = xtp("train", name, "--set", *FEW)
-        assert "step 2/2  " in said and "What this run trains:" in said
+    def build(self, name, vision, llm):
+        """Types the command of a recipe's docstring with tiny parts in the places of the published ones."""
+        words = labels_of(leaves()[name])["starts from"].partition("build_base_model.py ")[2].split()
+        parts = {"--vision": vision, "--llm": llm}
+        return self.type("build", *(parts.get(before, word) for before, word in pairwise(["", *words])))
 
-    write_tower(tmp_path / "siglip", "siglip", image_size=384)
-    parts = {"--vision": tmp_path / "siglip", "--llm": write_random_parts(tmp_path / "parts")[1]}
-    typed = labels_of(leaves()["siglip_pretrain"])["starts from"].partition("build_base_model.py ")[2].split()
-    assert "169" in xtp("build", *(parts.get(before, word) for before, word in pairwise(["", *typed])))
-    for name in ("siglip_pretrain", "siglip_sft_mlp"):
-        data = read_config(name).train_dataloader.dataset
-        for number, (file, folder) in enumerate(zip(data.data_paths, data.image_folders, strict=True)):
-            records, images = write_dataset(tmp_path / f"{name}-{number}", 12)
-            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / file).write_text(f"[{','.join(records.read_text().splitlines())}]")
-            shutil.copytree(images, tmp_path / folder, dirs_exist_ok=True)
-    assert "24 records" in xtp("check", "siglip_sft_mlp", "--set", "base=models/SigLIP-Qwen2.5-0.5B")
-    train("siglip_pretrain")
-    xtp("export", "siglip_pretrain", "work_dirs/siglip_pretrain/iter_2.pth", "exports/siglip_pretrain", "--verify")
-    train("siglip_sft_mlp")
+    def lay_out(self, *names):
+        """Writes records, an array or lines as the file's name says, to the files of recipes."""
+        for name in names:
+            found = read_config(name).train_dataloader.dataset
+            for number, (file, images) in enumerate(zip(found.data_paths, found.image_folders, strict=True)):
+                lines, made = write_dataset(self.folder / f"{name}-{number}", 12)
+                target, records = self.folder / file, lines.read_text()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(records if file.endswith("l") else f"[{','.join(records.splitlines())}]")
+                shutil.copytree(made, self.folder / images, dirs_exist_ok=True)
+
+    def train(self, name, *settings):
+        """What two steps of a recipe print."""
+        said = self.type("train", name, "--set", *(f"{key}={value}" for key, value in FEW.items()), *settings)
+        assert "step 2/2  " in said and "What this run trains:" in said
+        return said
+
+    def export(self, name, *words):
+        """Exports the last checkpoint of a recipe's run to exports/NAME, and verifies it."""
+        self.type("export", name, f"work_dirs/{name}/iter_2.pth", f"exports/{name}", "--verify", *words)
+
+
+@pytest.fixture
+def place(tmp_path, run_tool):
+    return Place(tmp_path, run_tool)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    return write_random_parts(tmp_path_factory.mktemp("parts"))[1]
+
+
+@pytest.mark.slow
+def test_siglip_and_qwen_learn_captions_then_instructions_and_answer_about_a_folder(place, llm):
+    write_tower(place.folder / "siglip", "siglip", image_size=384)
+    assert "169" in place.build("siglip_pretrain", place.folder / "siglip", llm)
+    place.lay_out("siglip_pretrain", "siglip_sft_mlp")
+    said = place.type("check", "siglip_sft_mlp", "--set", "base=models/SigLIP-Qwen2.5-0.5B")
+    assert "24 records" in said
+    place.train("siglip_pretrain")
+    place.export("siglip_pretrain")
+    place.train("siglip_sft_mlp")
+    folder = Path(read_config("siglip_sft_mlp").train_dataloader.dataset.image_folders[0])
     asked = ("--data", folder, "--prompt", "What is it?", "--max-new-tokens", 3, "--out", "answers")
-    xtp("evaluate", "work_dirs/siglip_sft_mlp", *asked)
-    lines = (tmp_path / "answers" / "answers.jsonl").read_text().splitlines()
-    names = {path.name for path in (tmp_path / folder).iterdir()}
+    place.type("evaluate", "work_dirs/siglip_sft_mlp", *asked)
+    lines = (place.folder / "answers" / "answers.jsonl").read_text().splitlines()
+    names = {path.name for path in (place.folder / folder).iterdir()}
     assert {Path(json.loads(line)["id"]).name for line in lines} == names and len(names) == 9
+
+
+@pytest.mark.slow
+def test_clip_and_qwen_7b_learn_from_captions_behind_a_map_of_images(place, llm):
+    write_tower(place.folder / "clip", "clip")
+    place.build("clip_qwen_7b_lora", place.folder / "clip", write_llm("qwen", place.folder / "qwen", llm))
+    place.lay_out("clip_qwen_7b_lora")
+    images = place.folder / "data" / "coco" / "train2017"
+    paired = {f"{n}.png": {"image_file": f"{n}.png", "ID": str(n), "path": str(images)} for n in (0, 1, 2)}
+    texts = {str(n): {"q": "<|extra_0|>What is it?", "a": ["A square.", "A sign."]} for n in (0, 1, 2)}
+    (place.folder / "image_map.json").write_text(json.dumps(paired))
+    (place.folder / "captions.json").write_text(json.dumps(texts))
+    said = place.type("prepare", "basic-vlm", ".", "data/basic.jsonl", "--image-folder", images)
+    assert "3 records read, 6 written" in said
+    mixed = "data_paths=[data/basic.jsonl,data/LLaVA-Instruct-150K/detail_23k.json,data/ai_challenger/train.jsonl]"
+    place.train("clip_qwen_7b_lora", mixed)
+    place.export("clip_qwen_7b_lora")
+
+
+@pytest.mark.slow
+def test_llava_trains_in_its_four_ways_from_its_own_first_stage(place, llm):
+    write_tower(place.folder / "clip", "clip")
+    place.build("llava_pretrain", place.folder / "clip", llm)
+    place.lay_out("llava_pretrain", f"{LLAVA}_full")
+    place.train("llava_pretrain")
+    place.export("llava_pretrain")
+    for way in ("full", "freeze_vision", "lora", "lora_frozen_projector"):
+        place.train(f"{LLAVA}_{way}")
+    place.export(f"{LLAVA}_full", "--format", "llava")

@@ -63,3 +63,9 @@ def test_training_and_chat_agree_on_absent_keys_and_on_the_hf_form(
     for name, base in {"same": toy_base, "one tile": without(toy_base, dynamic_image_size=False)}.items():
         convert(base, tmp_path / name, format="hf")
         assert read(base) == read(tmp_path / name)
+
+
+def test_a_tile_of_twice_the_side_is_more_than_four_times_the_work(toy_base, without, write_data, qa):
+    bases = toy_base, without(toy_base, force_image_size=224)
+    small, large = (MultimodalDataset(base, write_data([qa()])).work_rates[2] for base in bases)
+    assert large > 4 * small

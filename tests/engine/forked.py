@@ -12,6 +12,7 @@ import os
 import pydoc
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -137,21 +138,31 @@ def fork_server():
 
 
 def _train(arguments: list[str], env: dict[str, str], log: Path, prepare: Callable[[], None] | None) -> None:
-    """The child."""
-    handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-    os.chdir(ROOT)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.argv = arguments
-    faulthandler.dump_traceback_later(HUNG_AFTER_S)  # a run that hangs says where
-    if prepare is not None:
-        prepare()
-    from xtuner_plugins.engine.launch.train_process import main
+    """The child: never returns."""
+    code = 70
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        os.chdir(ROOT)
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = arguments
+        faulthandler.dump_traceback_later(HUNG_AFTER_S)  # a run that hangs says where
+        if prepare is not None:
+            prepare()
+        from xtuner_plugins.engine.launch.train_process import main
 
-    sys.exit(main())
+        code = main()
+    except SystemExit as refusal:
+        code = refusal.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # multiprocessing would wait for loading processes, which ignore SIGTERM
 
 
 def _wait(children: list[multiprocessing.Process]) -> list[int]:

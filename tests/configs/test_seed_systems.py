@@ -115,3 +115,15 @@ def test_clip_and_qwen_7b_learn_from_captions_behind_a_map_of_images(place, llm)
     mixed = "data_paths=[data/basic.jsonl,data/LLaVA-Instruct-150K/detail_23k.json,data/ai_challenger/train.jsonl]"
     place.train("clip_qwen_7b_lora", mixed)
     place.export("clip_qwen_7b_lora")
+
+
+@pytest.mark.slow
+def test_llava_trains_in_its_four_ways_from_its_own_first_stage(place, llm):
+    write_tower(place.folder / "clip", "clip")
+    place.build("llava_pretrain", place.folder / "clip", llm)
+    place.lay_out("llava_pretrain", f"{LLAVA}_full")
+    place.train("llava_pretrain")
+    place.export("llava_pretrain")
+    for way in ("full", "freeze_vision", "lora", "lora_frozen_projector"):
+        place.train(f"{LLAVA}_{way}")
+    place.export(f"{LLAVA}_full", "--format", "llava")

@@ -12,7 +12,7 @@ from tests.weights.training import RSLORA, VISION_LORA, chat_inputs, logits, mak
 from xtuner_plugins.export.adapters import export_adapter
 from xtuner_plugins.export.export import export
 from xtuner_plugins.export.trained import lay_over
-from xtuner_plugins.weights import record
+from xtuner_plugins.weights import preprocessing, record
 from xtuner_plugins.weights.loader import load_model
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
@@ -21,13 +21,16 @@ EMBEDDING, ROWS = "language_model.model.embed_tokens.weight", [3, 500, 7, 505]
 BOTH = {"llm_lora": {**RSLORA, "use_dora": True}, "visual_encoder_lora": VISION_LORA}
 BOTH["llm_lora"]["trainable_token_indices"] = {"embed_tokens": ROWS, "lm_head": [1]}
 
+RULE = {"min_tiles": 1, "max_tiles": 3, "use_thumbnail": True, "template": "internvl2_5"}
+LOCK = {"datasets": [RULE], "token_rules": preprocessing.TOKEN_RULES}
+
 
 @pytest.fixture(scope="module")
 def case(toy_base, tmp_path_factory):
     """The trained model, its checkpoint with a record, and the adapter that was written from it without a config."""
     folder = tmp_path_factory.mktemp("adapter")
     trained = make_model(toy_base, **BOTH)
-    checkpoint = save_pth(trained, folder / "iter_1.pth")
+    checkpoint = save_pth(trained, folder / "iter_1.pth", preprocessing=LOCK)
     assert export_adapter(None, checkpoint, folder / "adapter")["parts"] == ["language_model", "vision_model"]
     return trained, checkpoint, folder / "adapter"
 
@@ -44,6 +47,7 @@ def test_peft_opens_each_part_and_its_export_is_the_checkpoints(toy_base, case, 
     inputs[1][0, :4] = torch.tensor(ROWS)
     assert torch.equal(logits(model.eval(), inputs), logits(trained.model, inputs))
     assert read_json(adapter / "export_manifest.json")["base"] == record.base_facts(toy_base)
+    assert read_json(adapter / preprocessing.FILE) == LOCK
     for name, source in (("direct", checkpoint), ("by_adapter", adapter)):
         export(None, source, tmp_path / name)
     direct, by_adapter = (load_file(tmp_path / name / "model.safetensors") for name in ("direct", "by_adapter"))

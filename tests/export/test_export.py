@@ -33,7 +33,7 @@ def runs(toy_base, tmp_path_factory):
 
 def test_exported_equals_trained(runs, toy_base, tmp_path):
     """The verification shows that what wasn't trained are the base's bytes."""
-    for name, merged in {"projector": 0, "full": 0, "lora": 6, "both_loras": 10}.items():
+    for name, merged in {"full": 0, "last_layer": 0, "lora": 6, "both_loras": 10}.items():
         checkpoint, trained = runs[name]
         assert export(None, checkpoint, tmp_path / name)["num_merged"] == merged
         exported, inputs = load_model(tmp_path / name, dtype=None), chat_inputs(trained.model)
@@ -81,7 +81,14 @@ def test_what_does_not_belong_together(runs, toy_base, tmp_path):
         ({"llm_lora": {**LORA, "r": 8}}, "lora", {}, r"adapter is .*\[4, 64\].* r=8 and use_dora=False need"),
         ({"llm_lora": {**LORA, "init_lora_weights": "pissa"}}, "lora", {}, "pissa.*changes the base weights"),
         ({"llm_lora": {**LORA, "rank": 2}}, "lora", {}, "LoRA settings: rank"),
+        (
+            {"llm_lora": {**LORA, "trainable_token_indices": [3]}},
+            "lora",
+            {},
+            "rows of language_model, but it holds none",
+        ),
         (SETTINGS["full"], "projector", {}, "trained vision_model, but it lacks"),
+        (SETTINGS["last_layer"], "projector", {}, r"it lacks 14 of its tensors: vision_model.encoder.layers.1"),
     ):
         model = runs[held][1]
         own, model.made_with = model.made_with, {"base": toy_base, **settings}

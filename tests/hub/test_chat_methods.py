@@ -116,6 +116,5 @@ def test_what_is_refused(model, tokenizer, tmp_path):
         ("chat", bare, 1, ask, "the tokenizer has no token '<img>'"),
     ):
         with pytest.raises((ValueError, NotImplementedError), match=message):
-            getattr(model, method)(
-                own, make_pixels(pixels) if pixels else None, generation_config={**GREEDY}, **options
-            )
+            given = make_pixels(pixels) if pixels else None
+            getattr(model, method)(own, given, generation_config={**GREEDY}, **options)

@@ -21,6 +21,8 @@ def test_defaults_are_those_of_a_missing_field():
     assert config.vision_config.to_dict() == vision.to_dict() and config.llm_config.model_type == "qwen2"
     sizes = dict(hidden_size=3200, intermediate_size=12800, num_hidden_layers=48, num_attention_heads=25)
     sizes |= dict(image_size=224, patch_size=14, norm_type="rms_norm", qk_normalization=True, qkv_bias=False)
+    sizes |= dict(num_channels=3, layer_norm_eps=1e-6, hidden_act="gelu", initializer_factor=0.1, drop_path_rate=0.0)
+    sizes |= dict(use_flash_attn=True, dropout=0.0, attention_dropout=0.0, initializer_range=0.02)
     expected = dict(ps_version="v1", downsample_ratio=0.5, select_layer=-1, min_dynamic_patch=1, max_dynamic_patch=6)
     expected |= dict(dynamic_image_size=False, use_thumbnail=False, hidden_size=config.llm_config.hidden_size)
     assert vars(vision).items() >= sizes.items() and vars(config).items() >= expected.items()

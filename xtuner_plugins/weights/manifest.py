@@ -12,7 +12,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .errors import CheckpointError, refusing
+from .errors import CheckpointError, from_outside
 
 FILE = "export_manifest.json"
 
@@ -33,7 +33,6 @@ def digests(folder: Path) -> dict[str, str]:
         return dict(zip((str(path.relative_to(folder)) for path in files), pool.map(digest, files), strict=True))
 
 
-@refusing
 def check(directory: Path, *, weights: bool) -> None:
     """Compares a model directory's files, the small ones or all, with its manifest; one without a manifest passes.
 
@@ -43,8 +42,10 @@ def check(directory: Path, *, weights: bool) -> None:
     from .reading import read_json  # imports torch, which those who only hash do without
 
     stored = read_json(directory / FILE, missing={}).get("files", {})
-    asked = sorted(name for name in stored if weights or not name.endswith(".safetensors"))
     held = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
-    if changed := [name for name in asked if name not in held or digest(held[name]) != stored[name]]:
+    with from_outside(directory / FILE):
+        asked = sorted(name for name in stored if weights or not name.endswith(".safetensors"))
+        changed = [name for name in asked if name not in held or digest(held[name]) != stored[name]]
+    if changed:
         said = f"{directory} is not as it was exported: {', '.join(changed[:4])} changed since"
         raise CheckpointError(f"{said}; export it again, or remove {FILE} if you made the change")

@@ -36,16 +36,20 @@ def test_files_tokens_and_config(toy_parts, toy_base):
     assert (config["ps_version"], config["select_layer"], config["force_image_size"]) == ("v2", -1, 112)
     assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
     assert config["hidden_size"] == config["llm_config"]["hidden_size"] and "system_message" not in config
+    assert config["llm_config"]["use_cache"] is True
     fields = {"hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "num_key_value_heads", "pad_token_id"}
     assert fields < config["llm_config"].keys()
 
 
 def test_rows(tmp_path):
     """Old rows as they were, new rows their mean (exact in the stored dtype), a tied head a copy, padding gone."""
-    for name, fields in {"tied": {}, "padded": {"vocab_size": 4096}, "untied": {"tie_word_embeddings": False}}.items():
+    untied = {"tie_word_embeddings": False, "bos_token_id": 7}
+    for name, fields in {"tied": {}, "padded": {"vocab_size": 4096}, "untied": untied}.items():
         parts, out = write_random_parts(tmp_path / name, llm_overrides=fields), tmp_path / name / "base"
         told = build_base(*parts, out, dtype="float32")
         assert any("stores a head beside the tied embedding" in note for note in told["notes"]) == (name != "untied")
+        own, config = read_json(parts[1] / "config.json"), read_json(out / "config.json")
+        assert config["llm_config"]["bos_token_id"] == own["bos_token_id"]
         old, new = load_file(parts[1] / "model.safetensors"), load_file(out / "model.safetensors")
         assert sum(told["parts"].values()) == told["num_parameters"] == sum(tensor.numel() for tensor in new.values())
         assert told["parts"]["projector"] == sum(new[name].numel() for name in new if name.startswith("mlp1."))
@@ -93,7 +97,7 @@ def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypa
         (vision, llm, {"template": "phi3-chat"}, r"ends answers with <\|end\|>.*its tokens fit --template .*Hermes-2"),
         (vision, llm, {"projector": tmp_path / "p.safetensors"}, "doesn't fit these parts"),
         (vision, llm, {"projector_type": "resampler"}, "projector_type 'resampler' is unknown"),
-        (vision, llm, {"max_tiles": 0}, "max_tiles = 0"),
+        *((vision, llm, {"max_tiles": count}, f"max_tiles = {count}") for count in (0, 129)),
         (vision, llm, {"select_layer": 1}, "select_layer = 1"),
         (odd, llm, {}, "must be three numbers"),
     ):

@@ -63,6 +63,7 @@ def test_written_read_and_shown(tmp_path):
     data_sets = {"own": own, "asked": results.summary(asked, unscored)}
     results.write_results(tmp_path, {"model": {"model": "m"}, "datasets": data_sets}, found.rows)
     again, rows = results.read_results(tmp_path)
+    assert "颜色" in (tmp_path / "items.jsonl").read_text(encoding="utf-8")  # to read and to search
     assert rows == found.rows and again["datasets"]["own"]["figures"] == found.figures
     assert [" ".join(line.split()) for line in results.aligned(results.table(data_sets)).splitlines()] == [
         "data set metric score 95 % interval questions left out",

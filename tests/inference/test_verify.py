@@ -70,6 +70,7 @@ def test_true_exports_and_conversions(job, toy_base, tmp_path):
         changes = {part: count for part, (count, _) in report.changed.items()}
         assert changes == dict(zip(("vision_model", "mlp1", "language_model"), differ, strict=True)), number
         assert report.text.startswith(f"verified: {out} stands\n") and ("cast" in report.text) == is_cast
+        assert "many tiles  logits: merged" in report.text and "note:" not in report.text
 
 
 def renewed(out):
@@ -100,8 +101,9 @@ def test_every_file_that_ships(job, tmp_path):
                 each.write_bytes(before)
         for name in ("tokenizer_config.json", "generation_config.json"):
             (out / name).unlink()
-        with pytest.raises(CheckpointError, match="generation_config.json, tokenizer_config.json"):
-            module.compare_files(held, out)
+        renewed(out)
+        with pytest.raises(CheckpointError, match="failed: generation_config.json, tokenizer_config.json: not what"):
+            verify(held, out)
 
 
 def test_a_changed_byte(written, tmp_path):
@@ -210,6 +212,16 @@ def test_what_servers_read(asked, written, tmp_path):
     (out / "prompts.py").write_text("import xtuner_plugins")
     with pytest.raises(CheckpointError, match="clean process can't use it: .*xtuner_plugins"):
         probed(module.compare_opened, asked[0], out, asked[1])
+
+
+def test_tiles_of_a_processor_are_two_levels_off_at_most(asked):
+    case = asked[0][1]
+    found = {"stops": [case.task["stop"]], "logits": case.logits["cast"]}
+    near, far = (case.pixels + levels / 255 / 0.224 for levels in (1.995, 2.005))
+    module._compare_opened(case, {**found, "processor pixels": near})
+    for pixels in (far, near.repeat(2, 1, 1, 1)):
+        with pytest.raises(CheckpointError, match="case one tile: the processor's tiles differ"):
+            module._compare_opened(case, {**found, "processor pixels": pixels})
 
 
 def test_a_wrong_merge(job, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ def test_pixels_cells_and_words_agree_with_the_scene():
             window = tiles[tile, :, y : y + CELL, x : x + CELL]
             assert window.min() < 60 and window.max() > 220
         assert (labels[:, 0] > 0).sum() == 2 * len(scene.signs)
+        assert (labels[-1, :2] == cells.IGNORE).all() == (len(tiles) > 1)  # a thumbnail shows no digit
         assert (labels[-1, 2] > 0).sum() == len(scene.shapes) == (labels[-1, 3] > 0).sum()
 
         words = cells.in_words(scene, random.Random(0)).replace(" .", "")

@@ -2,8 +2,10 @@
 
 import hashlib
 import random
+from itertools import islice
 
 import PIL
+import torch
 from PIL import Image
 
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
@@ -23,7 +25,7 @@ def test_the_toy_world_is_always_the_same(tmp_path, capsys):
         for path in sorted((tmp_path / folder).glob("*.json*")):
             found.update(path.read_bytes())
     assert found.hexdigest()[:16] == "9f3cb0e157498e1c"
-    assert main(["--out", str(tmp_path / "d"), "--scale", "0.005", "--pairs"]) == 0
+    main(["--out", str(tmp_path / "d"), "--scale", "0.005", "--pairs"])
     assert capsys.readouterr().out.startswith("drew 21 scenes of pairs, 16 scenes of test for ")
     scenes = [scene_of(split, index, seed)[0] for split in GRIDS for index in range(100) for seed in (0, 1)]
     scenes += [pretrain._crowded(random.Random(seed)) for seed in range(100)]
@@ -31,6 +33,10 @@ def test_the_toy_world_is_always_the_same(tmp_path, capsys):
     sizes = repr((COUNTS, PAIRS, stripes.COUNT, VISION_CONFIG, LLM_CONFIG, pretrain.VISION, pretrain.LLM))
     steps = repr((pretrain.VISION_STEPS, pretrain.LLM_STEPS, pretrain.VISION_BATCH, pretrain.LLM_BATCH))
     assert hashlib.sha256((sizes + steps).encode()).hexdigest()[:16] == "ab18f8ed6261f23e"
+    labels = [label for _, label in islice(pretrain._tiles(random.Random(0)), 100)]
+    dialogues = [pretrain._dialogue(random.Random(index), index / 100) for index in range(100)]
+    learned = torch.stack(labels).numpy().tobytes() + repr(dialogues).encode()
+    assert hashlib.sha256(learned).hexdigest()[:16] == "4f9338bee4afdef0"
     if PIL.__version__.startswith("12."):  # other releases round otherwise
         drawn = (hashlib.sha256(draw(scene).tobytes()).hexdigest() for scene in scenes[::20])
         assert hashlib.sha256("".join(drawn).encode()).hexdigest()[:16] == "32f9499f9535b76d"

@@ -167,8 +167,8 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--pairs", action="store_true", help="preference pairs instead")
     args = parser.parse_args(argv)
@@ -177,8 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     write(args.out, counts, seed=args.seed)
     kind = "scenes" if args.pairs else "images"
     print(f"drew {', '.join(f'{count} {kind} of {split}' for split, count in counts.items())} for {args.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -73,8 +73,8 @@ def answer(session, questions: Sequence[Mapping], images: str | Path, modes: Ite
     return answers
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
     from xtuner_plugins.processes import quiet_imports
 
     quiet_imports()
@@ -91,8 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     answers = answer(session, questions, args.images, args.modes)
     Path(args.out).write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
     print(f"answered {len(questions)} questions in {len(answers)} ways: {args.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -23,7 +23,7 @@ import importlib.util
 import math
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -173,39 +173,39 @@ def _background(rng: random.Random, width: int, height: int) -> Image.Image:
     return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
-@lru_cache(maxsize=256)
+@cache
 def _shape_mask(kind: str, size: int) -> Image.Image:
     """An antialiased mask: drawn four times as large, then shrunk."""
     big = size * 4
     mask = Image.new("L", (big, big))
     pen = ImageDraw.Draw(mask)
     if kind == "circle":
-        pen.ellipse((0, 0, big - 1, big - 1), fill=255)
+        pen.ellipse((0, 0, big - 1, big - 1), fill="white")
     elif kind == "square":
-        pen.rectangle((big * 0.06, big * 0.06, big * 0.94, big * 0.94), fill=255)
+        pen.rectangle((big * 0.06, big * 0.06, big * 0.94, big * 0.94), fill="white")
     elif kind == "triangle":
-        pen.polygon([(big / 2, big * 0.04), (big * 0.98, big * 0.94), (big * 0.02, big * 0.94)], fill=255)
+        pen.polygon([(big / 2, big * 0.04), (big * 0.98, big * 0.94), (big * 0.02, big * 0.94)], fill="white")
     else:  # a star
         corners = [(big * (0.21 if index % 2 else 0.5), math.pi * (index / 5 - 0.5)) for index in range(10)]
         points = [(big / 2 + radius * math.cos(angle), big / 2 + radius * math.sin(angle)) for radius, angle in corners]
-        pen.polygon(points, fill=255)
+        pen.polygon(points, fill="white")
     return mask.resize((size, size), Image.Resampling.BOX)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _plate_mask() -> Image.Image:
     width, height = 3 * CELL - 2, CELL - 5
     mask = Image.new("L", (width * 4, height * 4))
-    ImageDraw.Draw(mask).rounded_rectangle((0, 0, width * 4 - 1, height * 4 - 1), radius=20, fill=255)
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, width * 4 - 1, height * 4 - 1), radius=20, fill="white")
     return mask.resize((width, height), Image.Resampling.BOX)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _digit_mask(digit: str, font: str) -> Image.Image:
     typeface = ImageFont.truetype(str(font_file(font)), DIGIT_SIZE)
     left, top, right, bottom = typeface.getbbox(digit)
     mask = Image.new("L", (right - left, bottom - top))
-    ImageDraw.Draw(mask).text((-left, -top), digit, fill=255, font=typeface)
+    ImageDraw.Draw(mask).text((-left, -top), digit, fill="white", font=typeface)
     return mask
 
 

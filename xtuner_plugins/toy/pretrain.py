@@ -215,16 +215,15 @@ def _optimize(parameters: list[nn.Parameter], loss_of: LossOf, steps: int, lr: f
             print(f"[{name}] {said}", flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
     parser = make_parser(__doc__)
     parser.add_argument("part", choices=["vision", "llm"])
     args = parser.parse_args(argv)
     train, steps = {"vision": (pretrain_vision, VISION_STEPS), "llm": (pretrain_llm, LLM_STEPS)}[args.part]
     path = train(args.out, steps=max(2, round(steps * args.scale)), seed=args.seed)
     print(f"[{args.part}] wrote {path}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.engine.parallel_case import contents, logged, require_equal
 from tests.process_table import wait_until
 from xtuner_plugins.processes import free_port
 
@@ -25,6 +26,20 @@ def nodes(start):
         return [start(name=f"-{env['NODE_RANK']}", env=env, options=options, **case) for env in envs]
 
     return both
+
+
+@pytest.mark.slow
+def test_two_nodes_train_save_and_go_on(nodes, tmp_path):
+    def trained(**extra):
+        pair = nodes({"train_cfg.max_epochs": 1}, deepspeed="deepspeed_zero2", **extra)
+        for node in pair:
+            assert node.launcher.wait(STARTED_IN) == 0, node.said[-3000:]
+        return logged(node.work_dir), contents(node.work_dir / "iter_4.pth")
+
+    losses, last = trained()
+    rest, again = trained(extra=("--resume", str(tmp_path / "run" / "iter_2.pth")))
+    assert len(losses) == 4 and rest == losses[2:]
+    require_equal(again, last)
 
 
 @pytest.mark.parametrize(

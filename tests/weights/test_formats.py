@@ -99,6 +99,8 @@ def test_to_hf_and_back(toy_base, tmp_path):
         inputs = chat_inputs(ours)
         gap = hf_logits(folder / "hf", inputs)[..., :-1] - logits(ours, inputs)  # the last is of <video>
         assert gap.abs().max() <= 1e-5  # two implementations in fp32, 2+2 layers
+        written = read_json(folder / "hf/config.json")["vision_config"]
+        assert (written["image_size"], written["patch_size"]) == ([112, 112], [14, 14])
         convert(folder / "hf", folder / "back", format="official")
         assert_same_weights(base, folder / "back")
         assert load_tokenizer(folder / "back").get_vocab() == load_tokenizer(base).get_vocab()

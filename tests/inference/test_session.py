@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from unittest import mock
 
 import pytest
@@ -85,9 +86,10 @@ def test_what_the_model_is_given(session, monkeypatch):
 
 def test_who_stops_reading_stops_the_model(session):
     """Also where the reader fails; the next question is answered."""
-    reply = session.reply([Turn("Hello")], max_new_tokens=100_000)
+    count, reply = threading.active_count(), session.reply([Turn("Hello")], max_new_tokens=100_000)
     next(reply)
     reply.close()
+    assert threading.active_count() == count  # the thread that asks has ended
     with pytest.raises(KeyboardInterrupt):
         for _ in session.reply([Turn("Hello")], max_new_tokens=100_000):
             raise KeyboardInterrupt

@@ -144,6 +144,14 @@ def test_tiles_and_pixels_are_those_of_training(session, toy_base, tmp_path):
     assert torch.equal(normalize(tiles), TilePreprocessor().normalize(tiles))
 
 
+def test_what_differs_from_the_training_is_told(session, caplog):
+    """Another rule of Pillow, and tile limits as an earlier version had them."""
+    for lock in (None, {"tile_sharing": "equal"}, {"tile_sharing": "each", "resize_rule": "other"}):
+        ChatSession(session.model, session.tokenizer, lock=lock)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "resize rule other" in first and "had a tile limit of its own" in second
+
+
 def test_what_cannot_be_asked_or_opened(session, toy_base, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     for item, said in (

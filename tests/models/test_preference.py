@@ -111,8 +111,15 @@ def test_the_reference_is_the_base_as_it_was(build, toy_base):
         torch.testing.assert_close(sums, wanted.detach(), atol=1e-4, rtol=1e-5)
         assert all(value is before[name] for name, value in model.named_parameters()) and not expected.requires_grad
         assert [module.training for module in model.modules()] == modes
-        moved = dict(zip(model.metric_names, run(model, samples)["metrics"].tolist(), strict=True))
+        live = run(model, samples)["metrics"]
+        moved = dict(zip(model.metric_names, live.tolist(), strict=True))
         assert moved["kl"] > 1e-5 and moved["reward_chosen"] != 0
+        once = model(batch["row"]._replace(reference=expected), batch["pixel_values"])["metrics"]
+        torch.testing.assert_close(once, live)
+    model = build(precomputed_reference=True, **WHOLE)
+    assert not (model._reference._copies or model.reference_is_complete)
+    with pytest.raises(ValueError, match="the model has changed since: leave val_data_paths empty"):
+        run(model, samples)
 
 
 def test_a_step_is_the_mean_over_its_pairs_however_they_are_batched(build):

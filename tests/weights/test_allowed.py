@@ -64,6 +64,8 @@ def test_foreign_keys_are_left_out_and_named(toy_base, tmp_path, caplog):
     kept = language_fields({"model_type": "llama", "pad_token_id": -1, **fields}, "config.json")
     assert (kept["rope_scaling"], kept["rope_parameters"]) == ({"type": "dynamic", "factor": 2.0}, {})
     assert "config.json: rope_scaling: left out other" in caplog.text
+    newer = {"model_type": "qwen3_moe", "num_local_experts": 4}  # of transformers 5
+    assert language_fields(newer, "config.json")["num_experts"] == 4
 
 
 # Stands in for the package that fetches kernels, before anything is imported.

@@ -8,7 +8,7 @@ import torch
 from tests.engine.forked import train_forked
 from tests.small_data import write_dataset
 from xtuner_plugins.export.export import export
-from xtuner_plugins.weights import manifest
+from xtuner_plugins.weights import manifest, record
 from xtuner_plugins.weights.checkpoint import open_checkpoint
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.weights.writer import write_json
@@ -33,8 +33,9 @@ def test_refusals(tmp_path, refused):
     refused("is a PEFT adapter; .*merge_and_unload", read_checkpoint, tmp_path / "adapter")
     for call in (open_checkpoint, read_checkpoint):
         refused("does not exist", call, tmp_path / "nowhere")
-    write_json(tmp_path / manifest.FILE, {"files": ["a.pth"]})
-    refused(f"{manifest.FILE} holds something else than it should", manifest.check, tmp_path, weights=True)
+    write_json(tmp_path / record.FILE, {})
+    write_json(tmp_path / manifest.FILE, {"files": [record.FILE]})
+    refused(f"{manifest.FILE} holds something else than it should", open_checkpoint, tmp_path)
 
 
 def write(path, seconds=0):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoProcessor
+from transformers import AutoProcessor, InternVLForConditionalGeneration
 
 from tests.toy_bases import LARGE, as_internlm2
 from tests.weights.language_models import QWEN, write_internlm2, write_llm
@@ -71,21 +71,34 @@ def test_uncovered_and_incomplete(refused):
     refused("65 rows can't be cut in 2 groups of the shares", INTERNLM2.to_ours, tensors(WQKV, shape=(65, 1)))
 
 
+@torch.no_grad()
+def hf_logits(directory, inputs):
+    options = dict(torch_dtype=torch.float32, output_loading_info=True)
+    model, info = InternVLForConditionalGeneration.from_pretrained(directory, **options)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    pixels, ids, _ = inputs
+    return model.eval()(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
 def assert_same_weights(directory, other):
     a, b = (load_file(each / "model.safetensors") for each in (directory, other))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
 def test_to_hf_and_back(toy_base, tmp_path):
-    """With a tower of InternViT-300M's kind and of the 6B's; `verify` compares logits with those of transformers."""
+    """With a tower of InternViT-300M's kind and of the 6B's, and by transformers' own class."""
     large = build_base(*write_random_parts(tmp_path, vision_overrides=LARGE), tmp_path / "base", dtype="float32")
     for base, folder in ((toy_base, tmp_path / "300M"), (Path(large["out"]), tmp_path / "6B")):
         convert(base, folder / "hf", format="hf")
         processor, image = AutoProcessor.from_pretrained(folder / "hf"), Image.new("RGB", (336, 224))
         batch = processor(text="<IMG_CONTEXT>", images=[image], return_tensors="pt")
         assert batch["pixel_values"].shape == (7, 3, 112, 112)  # 3 x 2 tiles and the thumbnail
-        context = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
-        assert (batch["input_ids"] == context).sum() == 7 * 16
+        ours = load_model(base, dtype=None)
+        ours.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
+        assert (batch["input_ids"] == ours.img_context_token_id).sum() == 7 * 16
+        inputs = chat_inputs(ours)
+        gap = hf_logits(folder / "hf", inputs)[..., :-1] - logits(ours, inputs)  # the last is of <video>
+        assert gap.abs().max() <= 1e-5  # two implementations in fp32, 2+2 layers
         convert(folder / "hf", folder / "back", format="official")
         assert_same_weights(base, folder / "back")
         assert load_tokenizer(folder / "back").get_vocab() == load_tokenizer(base).get_vocab()

@@ -31,7 +31,9 @@ def test_numbers_come_module_by_module(toy_base, tmp_path):
     model = load_model(base, dtype=None, filled=filled)
     assert not held and all(p.is_meta for p in model.parameters()) and not model.training
     assert largest == max(p.numel() for p in model.parameters())
-    assert {(tensor.dtype, tensor.is_meta) for tensor in load_model(base).parameters()} == {(torch.bfloat16, False)}
+    whole, stops = load_model(base), read_json(base / "generation_config.json")["eos_token_id"]
+    assert {(tensor.dtype, tensor.is_meta) for tensor in whole.parameters()} == {(torch.bfloat16, False)}
+    assert whole.generation_config.eos_token_id == stops
 
 
 def test_what_does_not_fit(toy_parts, toy_base, tmp_path, refused):

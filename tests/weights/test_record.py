@@ -54,6 +54,7 @@ def make(config, files=(), **changes):
 def test_what_is_recorded(config):
     made = make(config, [("a", {3, 1})])
     assert made["steps"] == dict(zip(record.STEPS, (12, 2, 2, 3, 1, None), strict=True))
+    assert not any(name.endswith(".py") or name == "generation_config.json" for name in made["base"]["files"])
     settings, (data,) = made["settings"], made["data"]
     assert settings["model"]["llm_lora"] == {"type": "LoraConfig", "r": 4} and settings["model"]["dtype"] == "float32"
     assert settings["model"]["freeze_llm"] is True and "base" not in settings["model"]  # defaults of our classes

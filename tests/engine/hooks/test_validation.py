@@ -152,20 +152,21 @@ def test_a_validation_that_a_signal_ends_is_left_out_and_the_run_goes_on(validat
 
 
 @pytest.mark.parametrize(
-    "processes, stage, dtype",
+    "processes, shared, stage, dtype",
     [
-        (2, None, "float32"),
-        pytest.param(1, None, "bfloat16", marks=pytest.mark.slow),
-        *(pytest.param(ranks, n, "float32", marks=pytest.mark.slow) for ranks, n in ((2, 2), (2, 3), (3, 3))),
+        (2, 2, None, "float32"),
+        pytest.param(1, 1, None, "bfloat16", marks=pytest.mark.slow),
+        *(pytest.param(ranks, 1, n, "float32", marks=pytest.mark.slow) for ranks, n in ((2, 2), (2, 3), (3, 3))),
     ],
 )
-def test_any_strategy_and_dtype(once, settings, train, tmp_path, processes, stage, dtype):
+def test_any_strategy_and_dtype(once, settings, train, tmp_path, processes, shared, stage, dtype):
     """The same losses and answers as one process; parameters of ZeRO-3 are cut, however small they are.
 
     Where ranks don't divide one, the last share ends with memory that PyTorch fills with NaN here: it is no weight.
     """
     settings = {**settings, "lora_dropout": 0.0}
-    own = {"dtype": dtype, "batch_size": 4 // processes, "accumulative_counts": 1, "processes": processes}
+    own = {"dtype": dtype, "processes": processes, "sequence_parallel": shared}
+    own |= {"batch_size": 4 * shared // processes, "accumulative_counts": 1}
     if stage:
         cut = read_deepspeed(f"deepspeed_zero{stage}")
         cut["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -173,6 +174,7 @@ def test_any_strategy_and_dtype(once, settings, train, tmp_path, processes, stag
         own["deepspeed"] = str(tmp_path / "cut.json")
     run = train("run", options={"randomness.deterministic": True}, **{**settings, **own})
     assert len(answers(run)) == len(scalars(run, "val_loss")) > 0
+    assert ("; 2 ranks share each row\n" in run.output) == (shared == 2)
     if processes == 2:  # three ranks take other steps
         alone = once("alone", **settings)
         for line, expected in zip(scalars(run, "val_loss"), scalars(alone, "val_loss"), strict=True):

@@ -194,7 +194,7 @@ def test_what_is_asked_and_what_the_cast_costs(asked):
 
 def test_what_servers_read(asked, written, tmp_path):
     """The comparison of files would see these first; a writer that is wrong would write them."""
-    assert len(module.compare_opened(asked[0], written[1], asked[1])) == len(asked[0])  # in a process of its own
+    assert len(probed(module.compare_opened, asked[0], written[1], asked[1])) == len(asked[0])
     for number, (file, change, words) in enumerate(
         (
             ("generation_config.json", {"eos_token_id": 5}, r"stop tokens \[5\]"),
@@ -211,7 +211,7 @@ def test_what_servers_read(asked, written, tmp_path):
     out = shutil.copytree(written[1], tmp_path / "importing")
     (out / "prompts.py").write_text("import xtuner_plugins")
     with pytest.raises(CheckpointError, match="clean process can't use it: .*xtuner_plugins"):
-        probed(module.compare_opened, asked[0], out, asked[1])
+        module.compare_opened(asked[0], out, asked[1])
 
 
 def test_tiles_of_a_processor_are_two_levels_off_at_most(asked):

@@ -73,6 +73,7 @@ def test_questions_of_ones_own(opened, tmp_path):
     assert texts(opened("own.jsonl", prompt="Which?")) == ["Total?", "Same?", "{hint}?", "Which?"]
     with pytest.raises(SettingError, match="has no {question}; write {question} where"):
         opened("asked.jsonl", {"question": "?", "answer": "x"}, prompt="Short.")
+    opened("many.jsonl", {"question": "Which?", "choices": list("abcdefghijklmnopqrstuvwxyz"), "answer": "z"})
     rows = [{"question": "Which?", "choices": ["red", "blue"], "answer": "B"}]
     rows += [{"question": "Which?", "choices": {"C": "Cat", "D": "dog"}, "answer": "cat", "hint": "An animal."}]
     chosen = opened("chosen.jsonl", *rows)

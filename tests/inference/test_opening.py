@@ -83,7 +83,7 @@ def test_what_cannot_be_opened_is_named(run, toy_base, tmp_path):
         (tmp_path / name).write_text('{"model_type": "qwen2"}')
     (tmp_path / "empty").mkdir()
     for words, message in (
-        ((tmp_path / "missing",), "missing does not exist"),
+        ((tmp_path / "missing",), "model directory .*missing does not exist"),
         ((tmp_path / "empty",), "neither a model directory .it has no config.json. nor a work directory"),
         ((tmp_path / "llm",), "is not an official InternVL directory .model_type 'qwen2'"),
         ((tmp_path / "adapter",), "is a PEFT adapter; give the directory above it"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from unittest import mock
 
 import pytest
@@ -85,9 +86,10 @@ def test_what_the_model_is_given(session, monkeypatch):
 
 def test_who_stops_reading_stops_the_model(session):
     """Also where the reader fails; the next question is answered."""
-    reply = session.reply([Turn("Hello")], max_new_tokens=100_000)
+    count, reply = threading.active_count(), session.reply([Turn("Hello")], max_new_tokens=100_000)
     next(reply)
     reply.close()
+    assert threading.active_count() == count  # the thread that asks has ended
     with pytest.raises(KeyboardInterrupt):
         for _ in session.reply([Turn("Hello")], max_new_tokens=100_000):
             raise KeyboardInterrupt
@@ -140,6 +142,14 @@ def test_tiles_and_pixels_are_those_of_training(session, toy_base, tmp_path):
         assert ChatSession(session.model, session.tokenizer, **limits).tiling == tiling_of(read_base(toy_base), limits)
     tiles = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, 3, 16, 16)
     assert torch.equal(normalize(tiles), TilePreprocessor().normalize(tiles))
+
+
+def test_what_differs_from_the_training_is_told(session, caplog):
+    """Another rule of Pillow, and tile limits as an earlier version had them."""
+    for lock in (None, {"tile_sharing": "equal"}, {"tile_sharing": "each", "resize_rule": "other"}):
+        ChatSession(session.model, session.tokenizer, lock=lock)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "resize rule other" in first and "had a tile limit of its own" in second
 
 
 def test_what_cannot_be_asked_or_opened(session, toy_base, tmp_path):

@@ -1,5 +1,8 @@
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from mmengine.config import Config
@@ -94,3 +97,24 @@ def test_what_reaches_the_training_processes(monkeypatch, toy_base, data, tmp_pa
     cfg = read_config(str(written))
     assert cfg.optim_wrapper.optimizer.lr == 5e-5 and cfg.train_cfg.max_iters == 2
     assert cfg.train_dataloader.dataset.jpeg_quality == (75, 100)
+
+
+def test_under_xtuners_command_a_process_becomes_ours_and_ends_with_it(monkeypatch):
+    """Started by our launcher, or by a program that passes signals on, it stays what it is."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "a config.py", "--seed", "3"])
+    for name in (entry.ENDED_BY, entry.COMMAND):
+        monkeypatch.setenv(name, "")
+    with mock.patch.object(entry, "die_with_parent") as bound, mock.patch.object(os, "execv") as replaced:
+        monkeypatch.setattr(entry, "program_of", lambda pid: "xtuner")
+        monkeypatch.setenv(STARTED_BY, "us")
+        entry._end_with_xtuner()
+        monkeypatch.delenv(STARTED_BY)
+        monkeypatch.setattr(entry, "program_of", lambda pid: "bash")
+        entry._end_with_xtuner()
+        assert not bound.called
+        monkeypatch.setattr(entry, "program_of", lambda pid: "xtuner")
+        entry._end_with_xtuner()
+    bound.assert_called_once_with(os.getppid())
+    words = [sys.executable, "-m", "xtuner_plugins.engine.launch.launcher", "a config.py", "--seed", "3"]
+    replaced.assert_called_once_with(sys.executable, words)
+    assert os.environ[entry.COMMAND] == "xtuner train 'a config.py' --seed 3"

@@ -24,6 +24,7 @@ def test_the_processes_of_a_node():
     assert [(each["RANK"], each["LOCAL_RANK"]) for each in found] == [("2", "0"), ("3", "1")]
     places = {(each["WORLD_SIZE"], each["MASTER_ADDR"], each["MASTER_PORT"]) for each in found}
     assert places == {("4", "10.0.0.1", "29500")}
+    assert training_processes([], {}, None)[1] == [{}] and len(training_processes([], {}, "pytorch")[1][0]) > 1
     for option in ("slurm", "mpi"):  # which start their own processes
         assert training_processes([], {"NPROC_PER_NODE": "8"}, option)[1] == [{}]
     for change, message in (

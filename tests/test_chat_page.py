@@ -87,9 +87,11 @@ def test_a_client_that_hangs_up_stops_the_model(echo):
 
 def test_bad_input_gets_one_clear_answer(echo, tmp_path, capfd, monkeypatch):
     (tmp_path / "a.png").write_text("hello")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     client = connect(echo)
     for words, said in (
-        (("What?", tmp_path / "a.png"), r"^'?a.png: can't be .*another file"),
+        (("What?", tmp_path / "a.png"), r"^'?a.png: can't be decoded .*another file"),
+        (("What?", tmp_path / "phone.heic"), "phone.heic: .*it is HEIC.*convert it to JPEG"),
         ((" ",), "Type a question"),
     ):
         with pytest.raises(Exception, match=said):

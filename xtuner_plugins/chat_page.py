@@ -74,7 +74,8 @@ def turn_of(text: str, paths: list[str], num_frames: int, answer: str | None = N
                 images.append(load_image(path))
                 lines.append(IMAGE_PLACEHOLDER)
         except MediaError as error:  # loaders speak of records and of the server's folders
-            remedy = error.remedy if "pip" in error.remedy else "send it again, or another file"
+            is_of_data = any(word in error.remedy for word in ("record", "folder"))
+            remedy = "send it again, or another file" if is_of_data else error.remedy
             raise MediaError(error.reason, error.problem, remedy, Path(path).name) from None
     return Turn(text if IMAGE_PLACEHOLDER in text else "\n".join([*lines, text]), images, answer)
 

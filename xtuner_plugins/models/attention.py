@@ -54,7 +54,7 @@ class Branches(NamedTuple):
 
 
 class Opaque:
-    """Segments as decoders get them: a compiled block looks into a tuple, and begins again with other lengths of it."""
+    """Segments, hidden from the compiler, which would compile a block again for every other length of their tuples."""
 
     def __init__(self, segments: Segments):
         self.segments = segments

@@ -8,7 +8,7 @@ shape and a function that reads rows, and memory holds one block at a time::
     k_proj    [D, D]                       |------------------|                         .rows(D, 2 * D)
     back      [3D, D]   Joined([q, k, v])                                               three runs, read in order
 
-Files are read by calls, not through a memory map, whose pages would count as memory of the process.
+Files are read in pieces, not through a memory map, whose pages would count as memory of the process.
 """
 
 from __future__ import annotations

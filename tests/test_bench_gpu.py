@@ -53,3 +53,20 @@ def test_a_row_that_dies_ends_alone(monkeypatch, tmp_path, capsys):
     first, second, third = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert first["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB"
     assert second["error"].startswith("BrokenProcessPool: ") and third == {"row": "full", "steps": 3}
+
+
+NAMES = {
+    "torch_attn::_varlen_attn_backward": "varlen",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "flash",
+    "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<128, 64>>(Params)": "flash",
+    "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<bf16>)": "mem-efficient",
+    "aten::_scaled_dot_product_efficient_attention": "mem-efficient",
+    "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_kernel0_0": "cudnn",
+    "aten::_scaled_dot_product_attention_math": "math",
+    "aten::scaled_dot_product_attention": None,  # what chooses
+    "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64": None,
+}
+
+
+def test_names_of_operators_and_kernels_tell_the_kind_of_attention():
+    assert {name: bench_gpu.kind_of(name) for name in NAMES} == NAMES

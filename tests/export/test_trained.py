@@ -1,5 +1,7 @@
 """What a checkpoint lays over its base: tensors by their names in training, and settings by its record alone."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -69,6 +71,14 @@ def test_a_record_that_lacks_or_lies(toy_base, recorded, tmp_path, refused):
     table += [("x", unreadable), (None, "holds no record of its run .*export it with the version that wrote it")]
     for said, words in table:
         refused(words, lay_over, recorded[1], save_pth(recorded[2], tmp_path / "iter_1.pth", record=said))
+
+
+def test_another_base_is_refused(toy_base, recorded, tmp_path, refused):
+    for name in ("config.json", "vocab.json", "model.safetensors"):
+        base = shutil.copytree(toy_base, tmp_path / name)
+        (base / name).write_bytes((base / name).read_bytes() + b"\n")
+        config = write_config(tmp_path / "c.py", base, llm_lora=RSLORA)
+        refused(f"belongs to another base: {name} of .* has SHA-256", lay_over, config, recorded[0])
 
 
 def test_the_base_is_found_where_the_config_or_the_record_says(recorded, tmp_path, refused):

@@ -136,7 +136,7 @@ def test_configs_that_lie(toy_base, tmp_path, run_tool, refused):
         (llm, "num_hidden_layers", 10**6, "is 1000000, expected a whole number from 1 to 1,000"),
         (vision, "hidden_size", True, "hidden_size is True"),
         (vision, "patch_size", 0, "patch_size is 0"),
-        *((llm, "model_type", name, "is not a language") for name in ("gptj", None, 3)),
+        *((llm, "model_type", name, "is not a language") for name in ("gptj", "bloom", "codegen", "xglm", None, 3)),
         (vision, "hidden_act", "os.system", "hidden_act is 'os.system', expected one of silu"),
     ):
         lies.append(({**fields, part: {**fields[part], key: value}}, words))

@@ -1,5 +1,6 @@
 """Readers: every kind of file gives the same tensors, and files that lie or attack are refused and run nothing."""
 
+import json
 import os
 import pickle
 import struct
@@ -88,22 +89,36 @@ def test_shards_and_what_is_no_weights(tmp_path, refused):
         refused("pytorch_model.bin holds no state dict", open_weights, old)
 
 
-def test_json_and_safetensors_that_lie(tmp_path, refused):
-    """Most is found by the library; a type that it alone knows, and no object, here."""
+def test_json(tmp_path, refused):
     assert read_json(tmp_path / "a.json", missing={"a": 1}) == {"a": 1}
     writer.write_json(tmp_path / "b.json", {"a": "你"})
     assert "你" in (tmp_path / "b.json").read_text(encoding="utf-8")
-    strange = b'{"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}'
-    for read, name, content, words in (
-        (open_safetensors, "a.safetensors", b"", "a.safetensors is not a whole"),
-        (open_safetensors, "a.safetensors", struct.pack("<Q", len(strange)) + strange + bytes(8), "is not a whole"),
-        (read_json, "a.json", b"{", "a.json is not readable JSON"),
-        (read_json, "a.json", b"[1]", "holds a JSON list, expected an object"),
-    ):
-        (tmp_path / name).write_bytes(content)
-        refused(words, read, tmp_path / name)
+    for text, words in (("{", "a.json is not readable JSON"), ("[1]", "holds a JSON list, expected an object")):
+        (tmp_path / "a.json").write_text(text)
+        refused(words, read_json, tmp_path / "a.json")
     refused("not readable JSON: .*No such file", read_json, tmp_path / "c.json")
     refused("not readable JSON: .*too long", read_json, tmp_path / ("x" * 300), missing={})
+
+
+def header(b=None, **entry):
+    first = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **entry}
+    text = json.dumps({"a": first, **({"b": b} if b else {})}).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+def test_lying_safetensors(tmp_path, refused):
+    for content in (
+        b"",
+        b"\xff" * 12,
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 10**5) + b"[" * 10**5,
+        header(b={"dtype": "F32", "shape": [4], "data_offsets": [8, 24]}) + bytes(24),
+        header() + bytes(8),
+        *(header(data_offsets=[start, 8]) + bytes(16) for start in (0, -8)),
+        *(header(**entry) + bytes(16) for entry in ({"shape": [-4]}, {"dtype": "F8_E4M3"}, {"dtype": "Q3"})),
+    ):
+        (tmp_path / "m.safetensors").write_bytes(content)
+        refused("m.safetensors is not a whole", open_safetensors, tmp_path / "m.safetensors")
 
 
 class Attack:

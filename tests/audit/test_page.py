@@ -75,6 +75,7 @@ def test_the_page_is_whole(write, six_records, kind):
     has_tokens = kind is MultimodalDataset
     assert ("Yes.<|im_end|>" in parsed.cards[0], "16 image tokens" in parsed.cards[0]) == (has_tokens, has_tokens)
     assert '<span class="learn">Yes.' in page and '<span class="learn">A?' not in page
+    assert ">1 image_missing</b>" in page and ">1 no_conversations</b>" in page
     tiles = parsed.images.count("tile 1"), len([name for name in parsed.images if name.startswith("tile")])
     assert tiles == ((3, 10) if has_tokens else (0, 0))
     assert [name for name in parsed.images if name.startswith("b.png")] == ["b.png 360×120"] * 2
@@ -100,6 +101,9 @@ def test_answers_of_a_pair_frames_of_a_video_and_boxes(write, qa, tmp_path):
     words = [r"What is it\?", "chosen", r"A <cat>\.<\|im_end\|>", "rejected", r"A dog\.<\|im_end\|>"]
     assert re.search(".*".join(words), parsed.cards[0], re.DOTALL)
     assert page.count('<span class="learn">A') == 2
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "No.", "loss": 0}, *qa("Sure?")["conversations"]]
+    page, _, _ = write({"a.jsonl": [{"conversations": turns}]}, PlainFiles)
+    assert '<span class="learn">A cat.' in page and '<span class="learn">No.' not in page
     (tmp_path / "images/clip").mkdir()
     for number in range(3):
         Image.new("RGB", (60, 40), (80 * number,) * 3).save(tmp_path / f"images/clip/{number}.png")
@@ -158,6 +162,7 @@ def test_figures_are_those_of_runs_with_these_limits(data_base, write_data, make
     assert rows[0]["repeat"] == 2.5 and sum(row["tokens_share"] for row in rows) == pytest.approx(1)
     rows = what_if(dataset, reports)
     assert [(row["max_length"], row["max_tiles"]) for row in rows if row["is_current"]] == [(100, 6)]
+    assert {row["max_length"] for row in rows} == {50, 100, 200, 400}
     for row in rows:
         assert row.items() >= sums(max_length=row["max_length"], max_tiles=row["max_tiles"]).items()
     dataset = opened(dataset_settings=[{"max_tiles": 2}, None])  # a lower limit of its own

@@ -69,7 +69,12 @@ def test_records_train_and_others_are_left_out(tmp_path):
         with pytest.raises(SettingError, match="not one of the first 100 records is usable"):
             prepare(name, path, other)
     tools = {"conversations": [{"role": "user", "content": "你好", "tools": [{"name": "search"}]}]}
-    for name, row, words in [("minimind-v", tools, "its turns call tools"), ("llava", {}, "known are ai-challenger")]:
+    refused = [
+        ("minimind-v", minimind("<image><image>?", image="0.jpg"), "2 <image> in the user's turns, but 1 image given"),
+        ("minimind-v", tools, "its turns call tools"),
+        ("llava", {}, "known are ai-challenger"),
+    ]
+    for name, row, words in refused:
         path.write_text(json.dumps(row))
         with pytest.raises(SettingError, match=words):
             prepare(name, path, other)

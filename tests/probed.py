@@ -14,8 +14,9 @@ from xtuner_plugins.inference import verify as module
 MODULES = tempfile.TemporaryDirectory(prefix="modules-")  # where transformers copies the code of exports
 
 
-def _run(command, **_):
+def _run(command, *, env, **_):
     """The probe's end as `subprocess.run` tells it; the probe makes this project impossible to import meanwhile."""
+    assert env["HF_HUB_OFFLINE"] == "1"
     own = sys.modules["xtuner_plugins"]
     try:
         runpy.run_path(command[2])["main"](*map(Path, command[3:]))

@@ -56,7 +56,7 @@ def test_the_longest_come_first_and_those_about_an_image_together(questions, ses
     assert [question.id for question, _ in unusable] == ["text.png"]
     limited = replace(session.lengths, tiling=session.lengths.tiling.limited(2))
     two = Question("two", "", paths=asked[2].paths * 2)  # images of one tile each
-    assert limited.planned(two) == 2 * limited.tokens_per_tile
+    assert limited.planned(two) == 2 * limited.tokens_per_tile and limited.planned(Question("", "x" * 30)) == 10
     texts = ("Why?", "Who is that?")
     mixed = [replace(each, id=f"{each.id} {text}", text=text) for text in texts for each in (asked[2], other)]
     ((batch,), _) = plan_batches(mixed, session.lengths, 4)

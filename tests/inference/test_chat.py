@@ -30,12 +30,12 @@ def chat():
 def test_questions_images_and_commands(chat, tmp_path, capsys):
     """No control code of an answer or a name reaches the terminal; what is kept is the answer itself."""
     Image.new("RGB", (40, 20)).save(image := tmp_path / "it's\x1b[2J a.png")
-    chat.session.said = ["\x1b]0;title\x07Red.\x7f\x9b"]
+    chat.session.said = ["\x1b]0;title\x07Red.\x7f\x80"]
     for line in (f"/image {image}", "What is it?", "And now?"):
         assert chat.handle(line)
     shown = f"({image}, 40 x 20, goes with the next question)".replace("\x1b", "\u241b")
     assert capsys.readouterr().out == f"{shown}\n\u241b]0;title\u2407Red.\u2421\ufffd\nYes.\n"
-    assert [turn.answer for turn in chat.turns] == ["\x1b]0;title\x07Red.\x7f\x9b", "Yes."]
+    assert [turn.answer for turn in chat.turns] == ["\x1b]0;title\x07Red.\x7f\x80", "Yes."]
     for line in ("/tiles 3", f"/image {image}", "/system Be brief.", "Hi", "/clear", "/help"):
         assert chat.handle(line)
     out = capsys.readouterr().out

@@ -54,7 +54,7 @@ def test_what_the_words_mean(run):
         ((run, "iter_2.pth"), None, "iter_2.pth"),
         ((run / "mine.py", run / "iter_2.pth"), run / "mine.py", "iter_2.pth"),
     ):
-        assert find_source(*words) == Source(config, run / name)
+        assert find_source(*words) == Source(config, run / name) and str(find_source(*words)) == str(run / name)
 
 
 def test_a_description_is_what_a_session_does(toy_base, run, tmp_path):

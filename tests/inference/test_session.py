@@ -71,7 +71,8 @@ def test_what_the_model_is_given(session, monkeypatch):
     monkeypatch.setattr(session.model, "generate", generate)
     turns = [Turn("What is it?", [make_image(224, 224)], "A cat."), Turn("Which?", [make_image(336, 224)] * 2)]
     list(session.reply(turns))
-    assert generate.call_args.kwargs["input_ids"].tolist() == [session.prompt_ids(turns)]
+    given = generate.call_args.kwargs
+    assert given["input_ids"].tolist() == [session.prompt_ids(turns)] and given["max_new_tokens"] == 512
     list(session.reply(turns, system="Be brief."))
     assert "Be brief." in session.tokenizer.decode(generate.call_args.kwargs["input_ids"][0])
     assert session.model.system_message == own

@@ -20,7 +20,7 @@ from .questions import Lengths, Question, Unusable
 if TYPE_CHECKING:
     from .session import ChatSession
 
-ALIKE = 1.25  # lengths within this factor are about the same
+ALIKE = math.log(1.25)  # lengths within this factor, 1.25, are about the same
 Answered = tuple[Question, "str | Unusable"]
 
 
@@ -72,7 +72,7 @@ def plan_batches(
     for question in questions:
         try:
             length = lengths.planned(question)
-            alike = int(math.log(max(1, length), ALIKE))
+            alike = math.log1p(length) // ALIKE
             planned.append(((-alike, question.paths, -length), question))
         except MediaError as error:
             unusable.append((question, Unusable(question.id, str(error))))

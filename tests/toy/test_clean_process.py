@@ -1,14 +1,14 @@
 """The export's own code answers as this project does."""
 
 import json
+from pathlib import Path
 
 from PIL import Image
 
-from tests.weights.training import make_model, save_pth, write_config
+from tests.weights.training import make_model, save_pth
 from xtuner_plugins.export.export import export
-from xtuner_plugins.inference.opening import open_session
+from xtuner_plugins.toy import evaluate
 from xtuner_plugins.toy.data import messages, write_data
-from xtuner_plugins.toy.evaluate import answer, read_questions
 from xtuner_plugins.toy.quickstart import CLEAN_PROCESS
 
 
@@ -20,14 +20,14 @@ def test_an_export_answers_as_the_trained_model(toy_base, run_tool, tmp_path):
             turns = messages([("What number is on the sign?", "47")])
             record = {"id": str(size), "image": f"{size[0]}.png", "kind": "number", "conversations": turns}
             file.write(json.dumps(record) + "\n")
-    config = write_config(tmp_path / "c.py", toy_base)
-    checkpoint = save_pth(make_model(toy_base), tmp_path / "iter_1.pth")
-    export(config, checkpoint, tmp_path / "out", dtype="float32")
-    paths = [tmp_path / name for name in ("out", "test.jsonl", "images", "answers.json")]
-    done = run_tool("-I", CLEAN_PROCESS, *paths, cwd=tmp_path)
+    (tmp_path / "run").mkdir()
+    export(None, save_pth(make_model(toy_base), tmp_path / "run/iter_1.pth"), tmp_path / "out", dtype="float32")
+    run, out, *asked, answers, expected = (
+        str(tmp_path / name) for name in ("run", "out", "test.jsonl", "images", "answers.json", "expected.json")
+    )
+    done = run_tool("-I", CLEAN_PROCESS, out, *asked, answers, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "transformers_modules" in done.stdout and "in 2 ways" in done.stdout  # the model's class is the export's
-    session = open_session(config, checkpoint, device="cpu", dtype="float32")
-    expected = answer(session, read_questions(tmp_path / "test.jsonl"), tmp_path / "images")
-    assert json.loads((tmp_path / "answers.json").read_text()) == expected
-    assert expected["tiling"] != expected["one tile"]
+    evaluate.main([run, *asked, "--out", expected])
+    given, wanted = (json.loads(Path(path).read_text()) for path in (answers, expected))
+    assert given == wanted and list(wanted) == ["tiling", "one tile"] and wanted["tiling"] != wanted["one tile"]

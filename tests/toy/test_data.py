@@ -10,7 +10,7 @@ from PIL import Image
 
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.toy import pretrain, stripes
-from xtuner_plugins.toy.data import GRIDS, SHRUNK, main, scene_of, write_data, write_pairs
+from xtuner_plugins.toy.data import GRIDS, main, scene_of, write_data, write_pairs
 from xtuner_plugins.toy.images import TILE, draw
 from xtuner_plugins.toy.language import NUMBER_WORDS, ask
 
@@ -61,4 +61,4 @@ def test_the_toy_world_is_always_the_same(tmp_path, capsys):
     for path in (tmp_path / "b/images/test").glob("*_small.jpg"):
         small, large = Image.open(path), Image.open(str(path).replace("_small", ""))
         assert tiling.grid(*small.size) == tiling.grid(*large.size)
-        assert abs(large.width / SHRUNK - small.width) < 1 > abs(large.height / SHRUNK - small.height)
+        assert (large.width // 6, large.height // 6) == small.size

@@ -48,30 +48,39 @@ def test_verdict_sees_a_wrong_number_and_a_differing_export():
 # Commands with some words shortened: W is a demo's folder, Q that of the quick start.
 SHORT = {f"{quickstart.CLEAN_PROCESS.parent}/": "", "tools/train.py": "TRAIN", "tools/convert_to_official.py": "EXPORT"}
 SHORT |= {"data/test.jsonl W/data/images": "ASKED", "configs/toy/toy_": "C/", "xtuner_plugins.toy": "TOY"}
-JUDGED = {
-    quickstart: """TRAIN C/pretrain_mlp.py --seed 3 --work-dir W/control/runs/pretrain_mlp --set max_tiles=1
+COMMANDS = {
+    quickstart: """-m TOY.data --out W/data --scale 0.5 --seed 3
+-m TOY.pretrain vision --out W/parts/vision --scale 0.5 --seed 3
+-m TOY.pretrain llm --out W/parts/llm --scale 0.5 --seed 3
+tools/build_base_model.py --vision W/parts/vision --llm W/parts/llm --out W/base --max-tiles 6 --dtype float32
+tools/check_data.py C/pretrain_mlp.py
+TRAIN C/pretrain_mlp.py --seed 3 --work-dir W/runs/pretrain_mlp
+TRAIN C/pretrain_mlp.py --seed 3 --work-dir W/control/runs/pretrain_mlp --set max_tiles=1
+EXPORT C/pretrain_mlp.py W/runs/pretrain_mlp W/pretrain_mlp
 EXPORT W/control/runs/pretrain_mlp/toy_pretrain_mlp.py W/control/runs/pretrain_mlp W/control/pretrain_mlp
+TRAIN C/finetune_full.py --seed 3 --work-dir W/runs/finetune_full
 TRAIN C/finetune_full.py --seed 3 --work-dir W/control/runs/finetune_full --set max_tiles=1 base=W/control/pretrain_mlp
+EXPORT C/finetune_full.py W/runs/finetune_full W/model
 -m TOY.evaluate W/runs/finetune_full W/ASKED --out W/answers_trained.json
 -I clean_process.py W/model W/ASKED W/answers_exported.json
 -m TOY.evaluate W/control/runs/finetune_full W/ASKED --modes one tile --out W/answers_control.json""",
-    preference: """-m TOY.evaluate Q/model W/ASKED --modes tiling --out W/answers_before.json
+    preference: """-m TOY.data --pairs --out W/data --scale 0.5 --seed 3
+tools/check_data.py C/finetune_mpo_full.py
+TRAIN C/finetune_mpo_full.py --seed 3 --work-dir W/runs/finetune_mpo_full
+EXPORT C/finetune_mpo_full.py W/runs/finetune_mpo_full W/model
+-m TOY.evaluate Q/model W/ASKED --modes tiling --out W/answers_before.json
 -m TOY.evaluate W/model W/ASKED --modes tiling --out W/answers_after.json""",
 }
 
 
-def test_what_the_demos_compare(tmp_path):
-    """Commands that run as well when they are wrong: those of the control, and who answers; the others are run below.
-
-    The demos end here where they would read the answers.
-    """
-    for demo, expected in JUDGED.items():
+def test_commands_of_the_demos(tmp_path):
+    """Some would run as well if they were wrong. The demos end here where they would read the answers."""
+    for demo, expected in COMMANDS.items():
         chain = mock.Mock(root=tmp_path, out=tmp_path)
         with pytest.raises(FileNotFoundError):
             demo.run_chain(chain, 0.5, 3)
-        commands = [" ".join(map(str, command)) for call in chain.run.call_args_list for command in call.args[1:]]
-        text = "\n".join(command for command in commands if "control" in command or "answers" in command)
-        text = text.replace(f"{tmp_path}/", "")
+        commands = [command for call in chain.run.call_args_list for command in call.args[1:]]
+        text = "\n".join(" ".join(map(str, command)) for command in commands).replace(f"{tmp_path}/", "")
         for path, short in {str(quickstart.OUT): "Q", str(demo.OUT): "W", **SHORT}.items():
             text = text.replace(path, short)
         assert text == expected
@@ -92,7 +101,7 @@ def test_whole_chain_in_short(tmp_path):
     """The real commands from end to end, on a copy of the sources so that a user's own run stays."""
     for folder in ("configs", "tools", "xtuner_plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for demo in JUDGED:
+    for demo in COMMANDS:
         command = [sys.executable, "-m", demo.__name__, "--scale", "0.02"]
         env = {**os.environ, "PYTHONPATH": str(tmp_path)}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)

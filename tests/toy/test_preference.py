@@ -12,7 +12,7 @@ def test_verdict():
     asked = [{"id": str(index), "kind": kind, "answer": answer} for index, (kind, answer) in enumerate(facts)]
     right = {question["id"]: question["answer"] for question in asked}
     before = {name: "55" if answer == UNREADABLE else answer for name, answer in right.items()}
-    for wrong, reached in (((), [True, True]), (("10", "11"), [False, True]), (("0",), [True, False])):
+    for wrong, reached in ((("10",), [True, True]), (("10", "11"), [False, True]), (("0",), [True, False])):
         after = {**right, **dict.fromkeys(wrong, "55")}
         result = evaluate.summary(asked, {BEFORE: before, AFTER: after}, ["number"])
         assert [good for good, _ in verdict(result)] == reached

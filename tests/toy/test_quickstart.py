@@ -21,6 +21,8 @@ def test_a_failing_command_ends_the_chain_with_its_last_words(tmp_path, capfd):
     chain.run("fine", ["-c", "print('wrote it'); print('What this run trains:')"])
     said = capfd.readouterr().out
     assert "wrote it" in said and "What" not in said.replace("print('What", "") and chain.seconds["fine"] < HANGS_AFTER
+    result = chain.keep({"table": "x"})
+    assert json.loads((tmp_path / "results.json").read_text()) == result and list(result["seconds"]) == ["fine", "all"]
     with pytest.raises(StageError, match="exit status 3") as caught:
         chain.run("bad", ["-c", "import time; time.sleep(60)"], ["-c", "print('why'); raise SystemExit(3)"])
     assert "why" in str(caught.value) and quickstart.progress_line("error: no such file\n") == "error: no such file"

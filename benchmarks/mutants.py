@@ -49,8 +49,9 @@ OPERATORS = {
     ast.FloorDiv: ("//", "*"),
     ast.Mod: ("%", "*"),
 }
-# What a run doesn't do: messages and assertions, with zip's `strict`; annotations are left out below.
+# What a run doesn't do: messages and assertions; annotations are left out below.
 NOT_RUN = (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)
+GUARDS = ("strict", "frozen")  # arguments that only a mistake in the code itself would run into
 
 
 @dataclass(frozen=True, order=True)
@@ -118,7 +119,7 @@ def mutants(source: str, path: str) -> Iterator[Mutant]:
 
 def executed(node: ast.AST) -> Iterator[ast.AST]:
     """Nodes of the tree, without messages, assertions, imports and annotations."""
-    if isinstance(node, NOT_RUN) or isinstance(node, ast.keyword) and node.arg == "strict":
+    if isinstance(node, NOT_RUN) or isinstance(node, ast.keyword) and node.arg in GUARDS:
         return
     yield node
     for name, value in ast.iter_fields(node):

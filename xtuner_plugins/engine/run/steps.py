@@ -15,7 +15,6 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -203,8 +202,9 @@ class _PlainDriver:
                 torch.nn.utils.clip_grads_with_norm_(trained, clip["max_norm"], norm)
             elif clip:
                 wrapper.clip_func(trained, **clip)
-            step = wrapper.optimizer.step if scaler is None else partial(scaler.step, wrapper.optimizer)
-            step()
+            wrapper.clip_grad_kwargs = None
+            wrapper.step()  # not the optimizer's own: schedulers count the wrapper's
+            wrapper.clip_grad_kwargs = clip
         if scaler is not None:
             scaler.update()
         wrapper.zero_grad()

@@ -133,6 +133,12 @@ def check_room(max_tiles: int, use_thumbnail: bool, tokens_per_tile: int, limit:
         raise SettingError("max_tiles", problem, f"{lower}raise {name} above {most}")
 
 
+def check_packs(batch_size: Any) -> None:
+    """The number of packs in a micro-batch; raises `SettingError`."""
+    if batch_size != 1:
+        raise SettingError("batch_size", f"batch_size={batch_size} with packing", "set it to 1: a pack is a batch")
+
+
 def check_benchmarks(value: Any) -> None:
     """``val_benchmarks``: a path or several; raises `SettingError`."""
     for path in [value] if isinstance(value, str) else value or ():

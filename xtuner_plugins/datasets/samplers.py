@@ -21,7 +21,7 @@ from mmengine.registry import DATA_SAMPLERS
 
 from ..errors import SettingError
 from ..files import array_hash, text_hash
-from ..ranges import check
+from ..ranges import check, check_packs
 from ..settings import ConfigError
 from .dataset import MultimodalDataset
 from .left_out import FILLER_INDEX, describe, left_out
@@ -171,8 +171,7 @@ class PackBatchSampler(Plan):
     """
 
     def __init__(self, sampler: PlanSampler, batch_size: int = 1, max_tokens: int = 8192, max_tiles: int | None = None):
-        if batch_size != 1:
-            raise SettingError("batch_size", f"batch_size={batch_size} with packing", "set it to 1: a pack is a batch")
+        check_packs(batch_size)
         if not isinstance(sampler, PlanSampler):
             problem = f"packing works with PlanSampler, not {type(sampler).__name__}"
             raise SettingError("sampler", problem, "set sampler=dict(type=PlanSampler)")

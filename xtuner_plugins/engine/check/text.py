@@ -131,6 +131,9 @@ def check_values(cfg: Mapping[str, Any]) -> None:
         if (value := value_at(cfg, key_path)) is not None:
             with refused(key_path.rpartition(".")[0]):
                 check_value(value)
+    if value_at(cfg, SETTINGS["pack_tokens"].key) is not None:
+        with refused("train_dataloader"):
+            ranges.check_packs(value_at(cfg, "train_dataloader.batch_size", 1))
     with refused("train_cfg"):
         ranges.check_length(value_at(cfg, "train_cfg.max_iters"), value_at(cfg, "train_cfg.max_epochs"))
     _check_what_trains(cfg.get("model") or {})

@@ -6,6 +6,7 @@ It is gradio's ChatInterface over a session. Nothing is fetched from other sites
 # Annotations are evaluated here: gradio looks for its own classes among them.
 import hmac
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ def launch(
     Raises:
         OSError: The port can't be used.
     """
+    warnings.filterwarnings("ignore", message="'HTTP_422", module="gradio")  # its own use of Starlette
     page, i18n = build_page(session, name)
     hosts = ["*"] if host in ("0.0.0.0", "::") else [host, "localhost", "127.0.0.1"]
     page.launch(

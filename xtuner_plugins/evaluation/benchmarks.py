@@ -192,7 +192,8 @@ def _question(
     names = [each for key in ("images", "image") for each in _texts(row, key, place)]
     paths = [folder.resolve(name) for name in names]
     if gone := [path for path in paths if not os.path.isfile(path)]:
-        raise RecordError("image_missing", f"image {gone[0]!r} isn't there", "give the image folder", place)
+        remedy = "give the image folder (--images, or val_benchmark_images of a run)"
+        raise RecordError("image_missing", f"image {gone[0]!r} isn't there", remedy, place)
     if WRITTEN in row:
         names, paths = [os.path.basename(row[WRITTEN])], [row[WRITTEN]]
     answers = [_letter(each, choices) for key in ("answers", "answer") for each in _texts(row, key, place)]

@@ -23,7 +23,7 @@ from ..datasets.images.media import load_image
 from ..datasets.images.video import load_frames
 from ..datasets.plan.budget import DROPPED, FATES, SHRUNK, TRUNCATED
 from ..datasets.plan.measure import Measure
-from ..datasets.records.boxes import COLOR, find_boxes
+from ..datasets.records.boxes import COLOR, FRAME_SIZE, find_boxes
 from ..datasets.records.records import Record
 from ..errors import DataError
 from ..html_page import render
@@ -317,13 +317,14 @@ def pictures(task: Measure, record: Record) -> list[tuple[str, str]]:
 
 
 def _with_boxes(image: Image.Image, record: Record) -> Image.Image:
-    image, frame = image.copy(), (1000, 1000)
+    image, frame = image.copy(), (FRAME_SIZE, FRAME_SIZE)
     image.thumbnail((SIDE, SIDE))
     if record.extra.get("boxes") == "pixel":
         frame = record.extra.get("width") or image.width, record.extra.get("height") or image.height
-    for box in find_boxes(" ".join(turn.text for turn in record.turns)):
-        corners = zip(box, image.size * 2, frame * 2, strict=True)
-        x1, y1, x2, y2 = (value * side / whole for value, side, whole in corners)
-        if x1 <= x2 and y1 <= y2:
-            ImageDraw.Draw(image).rectangle((x1, y1, x2, y2), outline=COLOR, width=3)
+    for box in find_boxes(" ".join(record.texts)):
+        (left, right), (top, bottom) = (
+            sorted(value * side / whole for value in values)
+            for values, side, whole in zip((box[::2], box[1::2]), image.size, frame, strict=True)
+        )
+        ImageDraw.Draw(image).rectangle((left, top, right, bottom), outline=COLOR, width=3)
     return image

@@ -141,28 +141,27 @@ def test_a_plan_that_no_longer_fits_follows_the_policy(half):
         batches()
 
 
-TILING = DynamicTiling(max_tiles=6, tile_size=112)
-WIDE, SQUARE, SMALL = (360, 120), (700, 700), (50, 50)  # 3, 4 and 1 tiles of at most 6
+WIDE, SQUARE, SMALL = (360, 120), (700, 700), (50, 50)
+FITTED = [  # most tiles, images, tokens left for them, what stands before an answer; their limits, tiles and fate
+    (6, [FRAME, WIDE, FRAME, SQUARE], 999, (0, 0), ([1, 3, 1, 3], [1, 4, 1, 1], 0)),
+    (6, [WIDE, SQUARE, SMALL], 86, (0, 0), ([2, 2, 2], [3, 1, 1], 0)),
+    (6, [WIDE, SQUARE, SMALL], 85, (0, 0), ([1, 2, 2], [1, 1, 1], 1)),
+    (6, [WIDE, SQUARE, SMALL], 53, (981, 1), ([1, 2, 2], [1, 1, 1], 2)),  # 999 tokens before it
+    (6, [WIDE, SQUARE, SMALL], 53, (982, 1), ([1, 2, 2], [1, 1, 1], 3)),
+    # 43,200 / 4 source pixels per tile, and 490,000 / 5; then 43,200 / 3
+    (12, [WIDE, SQUARE], 148, (0, 0), ([6, 6], [4, 5], 0)),
+    (12, [WIDE, SQUARE], 147, (0, 0), ([2, 6], [3, 5], 1)),
+    (12, [WIDE, SQUARE], 131, (0, 0), ([1, 6], [1, 5], 1)),
+    (12, [SQUARE, SQUARE], 163, (0, 0), ([3, 6], [1, 5], 1)),
+]
 
 
-def test_images_share_the_limit_as_the_official_code_says_and_frames_are_one_tile():
+def test_images_share_the_limit_and_lose_tiles_where_they_are_needed_least_until_the_sample_fits():
+    """As the official code shares them; frames are one tile."""
     assert [first_limit(12, number) for number in (0, 1, 2, 5, 13)] == [12, 12, 6, 2, 1]
-    budget = TileBudget(16, 10_000)
-    assert budget.fit(TILING, [FRAME, WIDE, FRAME, SQUARE], 0, (0, 0))[0] == [1, 3, 1, 3]
-    assert [budget.count(TILING, size, 6) for size in (FRAME, WIDE, SMALL)] == [1, 4, 1]  # thumbnail included
-    assert budget.tokens([]) == 0 and budget.tokens([4, 1]) == 5 * 16 + 2 * 2
-
-
-def test_tiles_are_taken_from_the_image_that_needs_them_least_until_the_sample_fits():
-    budget, sizes = TileBudget(16, 1000), [WIDE, SQUARE, SMALL]
-    for room in (400, 150, 120, 60, 10):
-        limits, counts, _ = budget.fit(TILING, sizes, 1000 - room, (0, 0))
-        assert counts == [budget.count(TILING, size, limit) for size, limit in zip(sizes, limits, strict=True)]
-        assert budget.tokens(counts) <= room or counts == [1, 1, 1]
-        assert limits == [2] * 3 or room < 400  # everything fits into that
-    # Under a limit of 12, 6 each: 43,200 / 4 source pixels per tile, and 490,000 / 5
-    tiling, whole = DynamicTiling(max_tiles=12, tile_size=112), budget.tokens([4, 5])
-    assert [budget.fit(tiling, sizes[:2], 1000 + more - whole, (0, 0))[0] for more in (0, 1)] == [[6, 6], [2, 6]]
+    for most, sizes, room, before, expected in FITTED:
+        tiling = DynamicTiling(max_tiles=most, tile_size=112)
+        assert TileBudget(16, 1000).fit(tiling, sizes, 1000 - room, before) == expected, (sizes, room)
 
 
 def test_the_end_is_cut_off_but_never_inside_a_span():

@@ -54,15 +54,6 @@ def test_resuming_with_other_ranks_goes_on_where_it_stopped(planned_dataset):
         assert list(together[0].taken(0, 6)) == sum(taken[:6], [])
 
 
-def test_packs_are_weighed_as_the_base_computes(planned_dataset):
-    packs, (square, token, tile) = ranks(planned_dataset, 1, True)[0].packs(0), planned_dataset.work_rates
-    tokens, tiles, _ = planned_dataset.layout()
-    for number, pack in enumerate(packs):
-        own = tokens[pack].astype(float)
-        work = square * (own**2).sum() + token * own.sum() + tile * tiles[pack].sum()
-        assert packs.work[number] == pytest.approx(work) and min(square, token, tile) > 0
-
-
 def test_groups_are_of_alike_length_and_kind_and_padding_falls(planned_dataset):
     samplers = [PlanSampler(planned_dataset, seed=0, group_by=by, group_size=4) for by in ("modality", "length", None)]
     tokens, tiles, _ = planned_dataset.layout()

@@ -80,15 +80,6 @@ def test_ranks_wait_little_for_each_other_and_the_order_is_random():
     assert abs(np.corrcoef(steps[1:], steps[:-1])[0, 1]) < 0.1  # what a step has to do says nothing of the next
 
 
-def test_sparing_short_samples_fills_packs_that_few_can_close_where_it_is_worth_waiting(monkeypatch):
-    tokens, tiles = draw(3000, **SCARCE)
-    found = []
-    for worth in (1.0, 1.1):
-        monkeypatch.setattr("xtuner_plugins.datasets.plan.packing.WORTH_WAITING", worth)
-        found.append(len(pack_samples(np.arange(3000), tokens, tiles, max_tokens=8192)))
-    assert found[0] < 0.9992 * found[1]
-
-
 def test_figures_of_a_packing_and_a_sample_that_fits_nowhere():
     packs = pack_samples(np.arange(3), [60, 50, 30], [0, 0, 0], max_tokens=100)  # 60 + 30, and 50
     figures = {"padded": 0.3, "samples_per_pack": 1.5, "waiting": 1 - 70 / 90}

@@ -6,11 +6,13 @@ from functools import partial
 from itertools import chain, product
 
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.engine.forked import train_forked
 from tests.engine.parallel_case import write_dataset
 from xtuner_plugins.datasets import PackBatchSampler, PlanSampler, SettingError
 from xtuner_plugins.datasets.left_out import FILLER_INDEX
+from xtuner_plugins.datasets.plan import plan
 
 
 def ranks(dataset, number, packed, **options):
@@ -76,6 +78,28 @@ def test_the_order_of_the_mixture_needs_no_lengths_and_wrong_settings_are_named(
         with pytest.raises(SettingError, match=words):
             kind(**settings)
     assert list(sampler) == list(range(40)) and sampler.digest and sampler.left_out() == []
+
+
+SAID = """data: 37 of 40 samples will train; left out: 1 too_long, 1 image_missing, 1 no_conversations
+packing: 37 samples in 8 packs of at most 350 tokens (4.62 samples per pack, 3.50% of the budget empty, \
+1 ranks wait 0.00% of the time)"""
+
+
+def test_what_is_said_of_a_plan_and_what_tells_it_from_others(planned_dataset, monkeypatch):
+    plans = [PlanSampler(planned_dataset, seed=seed) for seed in (3, 3, 4)]
+    packs = [PackBatchSampler(each, max_tokens=most) for each, most in zip(plans, (350, 350, 349), strict=True)]
+    assert packs[0].describe_data() == SAID and len(packs[0].left_out()) == 3
+    for name, (first, same, other) in {"sampler": plans, "batch_sampler": packs}.items():
+        assert first.digest == same.digest != other.digest
+        assert plan.plan_of(DataLoader(planned_dataset, **{name: first})) is first
+    with pytest.raises(SettingError, match="can't plan a SequentialSampler"):
+        plan.plan_of(DataLoader(planned_dataset))
+    monkeypatch.setattr(plan, "all_gather_object", lambda digest: [digest, plans[0].digest])
+    monkeypatch.setattr(plan, "get_world_size", lambda: 2)
+    plan.require_agreement(plans[1])
+    with pytest.raises(SettingError, match="the ranks don't find the same data") as refused:
+        plan.require_agreement(plans[2])
+    assert refused.value.on_every_rank
 
 
 def read_other_file_on_rank_1(path, other):

@@ -2,9 +2,11 @@
 
 import os
 import sys
+import zlib
 from functools import partial
 from itertools import chain, product
 
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
@@ -43,6 +45,21 @@ def test_every_sample_once_an_epoch_over_all_ranks_and_the_heaviest_first(planne
             orders.append(sum(together, []))
             assert sorted(orders[-1]) == list(range(37))
         assert orders[0] != orders[1] != orders[2]
+
+
+ORDERS = {None: 1252522626, "length": 1521935925, "modality": 691789402}
+
+
+def test_plans_stay_the_same_from_version_to_version(planned_dataset):
+    """A run that goes on under a newer version goes on with its plan: hashes of two epochs' samples, and of packs."""
+    found = {}
+    for group_by in ORDERS:
+        sampler = PlanSampler(planned_dataset, seed=3, group_by=group_by, group_size=2)
+        packs = PackBatchSampler(sampler, max_tokens=350)
+        orders = [sampler.order(0), sampler.order(1), packs.packs(0).order, packs.packs(1).order]
+        found[group_by] = zlib.crc32(np.concatenate(orders).astype("int32").tobytes())
+        assert list(packs.taken(0, 99)) == packs.packs(0).order.tolist() and not len(packs.taken(0, 0))
+    assert found == ORDERS
 
 
 def test_resuming_with_other_ranks_goes_on_where_it_stopped(planned_dataset):

@@ -1,21 +1,16 @@
 """Records of other trainers mean what the same conversation means in our form; marks of loss are obeyed or refused."""
 
 import copy
-import json
-import random
 
 import pytest
 
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.foreign import renamed
-from xtuner_plugins.datasets.records.json_index import parse_json
 from xtuner_plugins.datasets.records.records import parse_record
-from xtuner_plugins.errors import DataError, RecordError
+from xtuner_plugins.errors import RecordError
 
 OURS = {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
 TALK = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-VALUES = [None, True, 0, -1, 1.5, 1e400, "", "x", [], {}, ["x"], {"a": 1}, [None], [[]], "human", "data:", "<image>"]
-VALUES += ["\ud800", "data:image/png;base64,AAAA", "data:image/png;base64,AAA"]
 BOX = "<ref>it</ref><box>[[100, 100, 500, 500]]</box>"
 TEXTS = ["<image>What  is 中文 e\u0301?\r\n", "<b>bold</b> 👩\u200d👧", "<image>1 < 2?\nmore", f"<|im_end|> {BOX}"]
 PAIRS = [TEXTS[:2], TEXTS[2:]]
@@ -57,32 +52,12 @@ def meaning(raw):
     return record.turns, record.system
 
 
-def changed(value, rng):
-    """The value with a few places changed, left out or doubled."""
-    if rng.random() < 0.03:
-        return copy.deepcopy(rng.choice(VALUES))
-    if isinstance(value, dict):
-        return {key if rng.random() > 0.01 else "image": changed(part, rng) for key, part in value.items()}
-    if isinstance(value, list):
-        return [changed(part, rng) for part in value for _ in range(rng.choice([0, 2] + [1] * 50))]
-    return value
-
-
-def test_each_form_gives_the_same_turns_and_a_wrong_one_our_errors():
-    rng, fates = random.Random(0), []
+def test_each_form_gives_the_same_turns():
     shared = {"images": ["a.png", "b.png"], "system": "Be brief."}
     expected = meaning({**shared, "conversations": turns(TEXTS, "from", "value", ("human", "gpt"))})
     for theirs in ({**shared, **form} for form in FORMS):
         before = copy.deepcopy(theirs)
         assert meaning(theirs) == expected and theirs == before, theirs
-        for _ in range(80):
-            try:
-                meaning(parse_json(json.dumps(changed(theirs, rng)).encode(), "f:1"))
-                fates.append(True)
-            except DataError as error:
-                assert str(error).startswith("f:1: ") and error.reason and error.remedy, error
-                fates.append(False)
-    assert 0.1 < sum(fates) / len(fates) < 0.9
     alpaca = {"instruction": "", "input": "Q", "output": "A"}
     assert parse_record(alpaca, "f:1").turns == parse_record(OURS, "f:1").turns
 

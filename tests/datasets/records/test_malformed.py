@@ -57,6 +57,11 @@ LINES = [
     ("no_conversations", [{}, {"image": "ok.png"}, talk(), {"messages": []}]),
     ("conversations_type", [{"conversations": "hi"}, {"conversations": None}]),
     ("two_formats", [talk(H, G, messages=[])]),
+    ("no_conversations", [{"query": "a", "rejected_response": "b"}, {"instruction": "a", "response": "b"}]),
+    ("history", [{"query": "a", "response": "b", "history": history} for history in (3, ["ab"], [["a"]], [3])]),
+    ("turn_content", [{"instruction": question, "input": "a", "output": "b"} for question in (3, ["a"])]),
+    ("turn_content", [{"instruction": "a", "input": 3, "output": "b"}, {"query": 3, "response": "b"}]),
+    ("turn_keys", [{"texts": turns} for turns in (["a"], [{"user": "a"}], [{"human": "a", "role": "b"}])]),
     # turns
     ("turn_type", [{"conversations": ["a", "b"]}]),
     ("turn_keys", [talk({"from": H}), talk({"value": "a"})]),

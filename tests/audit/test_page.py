@@ -23,14 +23,15 @@ class Cards(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.cards, self.images, self.scripts = [], [], [], page.count("<script")
+        self.open, self.cards, self.images, self.scripts = [], [], {}, page.count("<script")
         self.feed(page)
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
         own = dict(attributes)
         assert own.get("src", own.get("href", "#")).startswith(("data:image/jpeg;base64,", "#"))
-        self.images += [own["alt"]] if tag == "img" else []
+        if tag == "img":
+            self.images[own["alt"]] = Image.open(io.BytesIO(base64.b64decode(own["src"].partition(",")[2])))
         self.cards += [""] if own.get("class") == "card" else []
         self.open += [(tag, own.get("class"))] if tag not in ("meta", "input", "img", "br") else []
 
@@ -75,9 +76,9 @@ def test_the_page_is_whole_and_its_numbers_are_those_of_the_data(write, six_reco
         assert ("Yes.<|im_end|>" in parsed.cards[0], "16 image tokens" in parsed.cards[0]) == (has_tokens, has_tokens)
         assert '<span class="learn">Yes.' in page and '<span class="learn">A?' not in page
         assert ">1 image_missing</b>" in page and ">1 no_conversations</b>" in page
-        tiles = parsed.images.count("tile 1"), len([name for name in parsed.images if name.startswith("tile")])
-        assert tiles == ((3, 10) if has_tokens else (0, 0))
-        assert [name for name in parsed.images if name.startswith("b.png")] == ["b.png 360×120"] * 2
+        tiles = [f"tile {number}" for number in range(1, 6)] * has_tokens
+        assert sorted(parsed.images) == ["a.png 100×90", "b.png 360×120", *tiles]
+        assert ("data · 110 tokens词元, 5 learned参与学习 · 5 tiles图块\n" in parsed.cards[5]) == has_tokens
     path, counts = f"{tmp_path}/data.jsonl", {"image_missing": 1, "no_conversations": 1}
     small = {
         "kind": "upscaled",
@@ -100,10 +101,10 @@ def test_texts_never_become_markup_and_only_images_of_the_folder_are_shown(write
     (tmp_path / "images/link.png").symlink_to(tmp_path / "secret.png")
     names = ("../secret.png", str(tmp_path / "secret.png"), "link.png")  # outside of their folder: not shown
     _, parsed, _ = write({"a.jsonl": [qa(image=name) for name in names]})
-    assert parsed.images == [] and all("image_outside" in card for card in parsed.cards)
+    assert parsed.images == {} and all("image_outside" in card for card in parsed.cards)
 
 
-def test_answers_of_a_pair_frames_of_a_video_and_boxes(write, qa, tmp_path):
+def test_answers_of_a_pair_frames_of_a_video_and_boxes(write, qa, tmp_path, make_image):
     pair = {"image": "a.png", "question": "What is it?", "chosen": "A <cat>.", "rejected": "A dog."}
     page, parsed, _ = write({"pairs.jsonl": [pair]}, PreferenceDataset)
     words = [r"What is it\?", "chosen", r"A <cat>\.<\|im_end\|>", "rejected", r"A dog\.<\|im_end\|>"]
@@ -112,22 +113,30 @@ def test_answers_of_a_pair_frames_of_a_video_and_boxes(write, qa, tmp_path):
     turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "No.", "loss": 0}, *qa("Sure?")["conversations"]]
     page, _, _ = write({"a.jsonl": [{"conversations": turns}]}, PlainFiles)
     assert '<span class="learn">A cat.' in page and '<span class="learn">No.' not in page
-    (tmp_path / "images/clip").mkdir()
     for number in range(3):
-        Image.new("RGB", (60, 40), (80 * number,) * 3).save(tmp_path / f"images/clip/{number}.png")
+        make_image(f"clip/{number}.png", 60 + number, 40)
     _, parsed, _ = write({"a.jsonl": [qa("<video>\nWhat?", video="clip")]})
-    assert parsed.images == ["clip 60×40", "tile 1", "tile 2", "tile 3"]
+    sizes = {"clip 60×40": (60, 40)} | {f"tile {number}": (96, 96) for number in (1, 2, 3)}
+    assert {name: image.size for name, image in parsed.images.items()} == sizes
     Image.new("RGB", (800, 400)).save(tmp_path / "images/black.png")  # it is shown smaller
     for box, pixels in (
         ([250, 200, 750, 800], {}),
         ([750, 800, 250, 200], {}),  # inverted ones are complained of, and shown
         ([200, 80, 600, 320], {"boxes": "pixel", "width": 800, "height": 400}),
     ):
-        page, _, _ = write({"a.jsonl": [qa("Where?", f"<box>{box}</box>", image="black.png", **pixels)]}, PlainFiles)
-        data = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
-        green = np.asarray(Image.open(io.BytesIO(data)))[..., 1] > 100
+        _, parsed, _ = write({"a.jsonl": [qa("Where?", f"<box>{box}</box>", image="black.png", **pixels)]}, PlainFiles)
+        green = np.asarray(parsed.images["black.png 800×400"])[..., 1] > 100
         edges = [np.flatnonzero(green.any(axis))[[0, -1]].tolist() for axis in (0, 1)]
         assert green.shape == (180, 360) and edges == [[90, 270], [36, 144]]
+
+
+def test_a_card_has_so_many_images_and_reasons_come_by_kind_and_number(write, write_data, qa):
+    records = [qa("<image>" * 7, image=["b.png"] * 6 + ["图 片/c.png"]), qa(image="none.png"), {"a": 1}, {"a": 2}]
+    rejected = write_data([{"file": write_data([], "a.jsonl"), "row": 4}], "rejected.jsonl")
+    files = {"a.jsonl": [*records, qa("?"), *[qa(answer="")] * 3]}
+    page, parsed, _ = write(files, max_tiles=40, reject_list=rejected)
+    assert list(parsed.images) == ["b.png 360×120", *(f"tile {number}" for number in range(1, 27))]
+    assert re.findall(r">(\d+ \w+)</b>", page) == ["2 no_conversations", "1 image_missing", "3 empty_answer"]
 
 
 def test_every_file_has_cards_and_records_with_a_reason_come_first(write, qa, tmp_path):

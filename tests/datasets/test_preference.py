@@ -85,9 +85,7 @@ def test_log_probabilities_are_kept_by_record(make, tmp_path, monkeypatch):
     dataset.reference = kept
     for row, count in counts.items():
         assert dataset[row]["reference"].tolist() == [row + place for place in range(count)]
-    assert collate_pairs([dataset[0], dataset[1]])["reference"].tolist() == [
-        *range(counts[0]),
-        *range(1, counts[1] + 1),
-    ]
+    found = collate_pairs([dataset[0], dataset[1], dataset[FILLER_INDEX]])["reference"].tolist()
+    assert found == [*range(counts[0]), *range(1, counts[1] + 1), 0, 0]
     with pytest.raises(AssertionError, match=f"f:1: {counts[0]} log probabilities, 9 tokens; remove"):
         kept.of(0, 0, 9, "f:1")

@@ -162,6 +162,8 @@ def test_what_is_no_video(videos, tmp_path, monkeypatch):
     refused(tmp_path / "list.mp4", "list.mp4: can't be decoded")
     (tmp_path / "11.png").symlink_to(videos / "frames" / "f1.png")
     refused(tmp_path, "'11.png' is a link out of the image folder")
+    monkeypatch.setattr(media, "MAX_PIXELS", 64 * 48)
+    assert probe_video(str(videos / "a.mp4"), 1)[0] == len(load_frames(str(videos / "frames"), 1)) == 1
     monkeypatch.setattr(media, "MAX_PIXELS", 64 * 48 - 1)
     for name in ("a.mp4", "a.gif", "frames"):
         refused(videos / name, "64x48 pixels")

@@ -91,10 +91,15 @@ def test_the_order_of_the_mixture_needs_no_lengths_and_wrong_settings_are_named(
         ("batch_size", PackBatchSampler, {"sampler": sampler, "batch_size": 2}),
         ("PlanSampler", PackBatchSampler, {"sampler": [1, 2]}),
         ("group_by", PlanSampler, {"dataset": planned_dataset, "group_by": "size"}),
+        ("no whole groups of 2", PlanSampler, {"dataset": planned_dataset, "ranks": (0, 3), "sequence_parallel": 2}),
     ):
-        with pytest.raises(SettingError, match=words):
+        with pytest.raises(ValueError, match=words):
             kind(**settings)
     assert list(sampler) == list(range(40)) and sampler.digest and sampler.left_out() == []
+    shared = PlanSampler(planned_dataset, seed=0, shuffle=False, ranks=(3, 4), sequence_parallel=2)
+    shared.seek(0, 6)
+    shared.set_epoch(0)  # a run that is resumed within the epoch
+    assert list(shared) == list(range(7, 40, 2)) and shared.copies == 2
 
 
 SAID = """data: 37 of 40 samples will train; left out: 1 too_long, 1 image_missing, 1 no_conversations

@@ -65,6 +65,7 @@ def test_ranks_wait_little_for_each_other_and_the_order_is_random():
 def test_figures_of_a_packing_and_a_sample_that_fits_nowhere():
     packs = pack_samples(np.arange(3), [60, 50, 30], [0, 0, 0], max_tokens=100)  # 60 + 30, and 50
     figures = {"padded": 0.3, "samples_per_pack": 1.5, "waiting": 1 - 70 / 90}
+    assert len(pack_samples(np.arange(2), [100, 1], [4, 4], max_tokens=100, max_tiles=4)) == 2
     assert efficiency(packs, 100, 2) == pytest.approx(figures) and efficiency(packs, 100, 3)["waiting"] == 0
     with pytest.raises(SettingError, match="sample 5 has 101 tokens"):
         pack_samples(np.array([4, 5]), np.array([1, 101]), np.array([0, 0]), max_tokens=100)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, PackBatchSampler, PlanSampler, RecordError
@@ -100,16 +99,11 @@ def half(data_base, write_data, make_image, qa):
     return dict(base=data_base, data_paths=path, image_folders=folder)
 
 
-def draw(folder, numbers, size=(100, 90)):
-    for number in numbers:
-        Image.new("RGB", size).save(Path(folder, f"{number}.png"))
-
-
-def test_skip_trains_what_has_been_mended_and_says_why_the_rest_is_left_out(half):
+def test_skip_trains_what_has_been_mended_and_says_why_the_rest_is_left_out(half, make_image):
     gone = list(range(10, 20))
-    for mended in ((), (13, 17)):
-        draw(half["image_folders"], mended)
-        gone = [index for index in gone if index not in mended]
+    for mended in (13, 17):
+        make_image(f"{mended}.png", 100, 90)
+        gone.remove(mended)
         sampler = PlanSampler(MultimodalDataset(**half, on_bad_sample="skip"), seed=0)
         assert sorted(sampler.order(0)) == [index for index in range(20) if index not in gone]
         assert [(each["index"], each["dropped"]) for each in sampler.left_out()] == [
@@ -117,17 +111,17 @@ def test_skip_trains_what_has_been_mended_and_says_why_the_rest_is_left_out(half
         ]
 
 
-def test_a_plan_that_no_longer_fits_follows_the_policy(half):
+def test_a_plan_that_no_longer_fits_follows_the_policy(half, make_image):
     def batches(**more):
         """Of a run that starts now, read by a worker."""
         sampler = PlanSampler(MultimodalDataset(**half, **more), seed=0, group_by="length")
         packs = dict(batch_sampler=PackBatchSampler(sampler, max_tokens=200), collate_fn=collate_packed)
         return list(DataLoader(sampler.dataset, num_workers=1, **packs))
 
-    folder = half["image_folders"]
-    draw(folder, range(20))
+    for number in range(10, 20):
+        make_image(f"{number}.png", 100, 90)
     batches()  # measures
-    draw(folder, [7], (360, 120))
+    make_image("7.png", 360, 120)
     found = batches(on_bad_sample="skip")
     dropped = [sample for batch in found for sample in batch.get("dropped", ())]
     assert [(sample["index"], sample["dropped"]) for sample in dropped] == [(7, "plan_changed")]
@@ -135,7 +129,7 @@ def test_a_plan_that_no_longer_fits_follows_the_policy(half):
     again = batches(on_bad_sample="skip")  # the next start has measured it
     assert not any("dropped" in batch for batch in again)
     assert sum(int(batch["num_tiles"].sum()) for batch in again) == 19 + 4
-    draw(folder, [7], (240, 240))
+    make_image("7.png", 240, 240)
     with pytest.raises(RuntimeError, match=r"data.jsonl:8: \d+ tokens and 5 tiles, but \d+ tokens and 4 tiles"):
         batches()
 

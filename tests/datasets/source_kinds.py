@@ -122,7 +122,6 @@ def write_webdataset(records, images: Path, out: Path) -> dict:
 
 
 KINDS = {
-    "zst": write_zstd,
     "zip": write_zip,
     "parquet": write_parquet,
     "saved": write_saved,

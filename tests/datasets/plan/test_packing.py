@@ -51,9 +51,6 @@ def test_ranks_wait_little_for_each_other_and_the_order_is_random():
     tokens, tiles = draw(20_000, SIX_TILES)
     for rates, limit in product(((2 * 36 * 4096, 14e9, 0.6e12), (2 * 24 * 896, 0.7e9, 0.6e12)), (None, 26)):
         packs = pack_samples(np.arange(20_000), tokens, tiles, max_tokens=8192, max_tiles=limit, work_rates=rates)
-        work = rates[0] * tokens**2 + rates[1] * tokens + rates[2] * tiles
-        for number in (0, 7, len(packs) - 1):
-            assert packs.work[number] == pytest.approx(work[packs[number]].sum())
         assert limit or efficiency(packs, 8192)["padded"] <= 0.001
         arranged = arrange(packs, 8, 0)
         assert efficiency(arranged, 8192, 8)["waiting"] <= 0.005
@@ -63,6 +60,9 @@ def test_ranks_wait_little_for_each_other_and_the_order_is_random():
 
 
 def test_figures_of_a_packing_and_a_sample_that_fits_nowhere():
+    packs = pack_samples(np.arange(3), [60, 50, 30], [1, 0, 2], max_tokens=100, work_rates=(2, 3, 4))
+    of_two = 2 * (60**2 + 30**2) + 3 * (60 + 30) + 4 * (1 + 2)
+    assert sorted(packs.work) == [2 * 50**2 + 3 * 50, of_two]
     packs = pack_samples(np.arange(3), [60, 50, 30], [0, 0, 0], max_tokens=100)  # 60 + 30, and 50
     figures = {"padded": 0.3, "samples_per_pack": 1.5, "waiting": 1 - 70 / 90}
     assert len(pack_samples(np.arange(2), [100, 1], [4, 4], max_tokens=100, max_tiles=4)) == 2

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from ..datasets.dataset import MultimodalDataset
@@ -153,7 +152,9 @@ def _card(dataset: Checked, reports: Sequence[FileReport], place: Place, reasons
             ids, labels, tiles = sample["input_ids"].numpy(), sample["labels"].numpy(), sample["tiles"]
             shown["facts"] = {"tokens": len(ids), "learned": int((labels >= 0).sum()), "tiles": len(tiles)}
             shown["runs"] = token_runs(dataset.tokenizer, ids, labels, sample.get("branches", ()))
-            shown["tiles"] = embed_tiles(tiles)
+            shown["tiles"] = [
+                embed(Image.fromarray(tile.permute(1, 2, 0).numpy()), TILE) for tile in tiles[:MOST_TILES]
+            ]
     except DataError as error:
         shown["messages"] = shown["messages"] or [str(error)]  # it has changed since it was checked
         shown.setdefault("runs", shorten([("plain", _raw(source.index, row))]))
@@ -178,7 +179,7 @@ def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
     for (reason, is_bad), pairs in sorted(found.items(), key=lambda group: (not group[0][1], -len(group[1]))):
         said = [report.message(each).removesuffix(f"; {each.remedy}") for report, each in pairs[:MOST_MESSAGES]]
         facts = {"reason": reason, "is_bad": is_bad, "count": len(pairs), "remedy": pairs[0][1].remedy}
-        groups.append({**facts, "messages": said})
+        groups.append(facts | {"messages": said})
     return groups
 
 
@@ -249,11 +250,6 @@ def embed(image: Image.Image, side: int = SIDE) -> str:
     image.thumbnail((side, side))
     image.save(buffer := io.BytesIO(), "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def embed_tiles(tiles: torch.Tensor) -> list[str]:
-    """The first tiles of a sample, uint8 `[T, 3, S, S]`, as data URLs."""
-    return [embed(Image.fromarray(tile.permute(1, 2, 0).numpy()), TILE) for tile in tiles[:MOST_TILES]]
 
 
 def token_runs(tokenizer: Any, ids: np.ndarray, labels: np.ndarray, branches: Sequence[int] = ()) -> list[Run]:

@@ -113,11 +113,12 @@ def test_answers_of_a_pair_frames_of_a_video_and_boxes(write, qa, tmp_path, make
     turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "No.", "loss": 0}, *qa("Sure?")["conversations"]]
     page, _, _ = write({"a.jsonl": [{"conversations": turns}]}, PlainFiles)
     assert '<span class="learn">A cat.' in page and '<span class="learn">No.' not in page
-    for number in range(3):
+    for number in range(17):
         make_image(f"clip/{number}.png", 60 + number, 40)
-    _, parsed, _ = write({"a.jsonl": [qa("<video>\nWhat?", video="clip")]})
-    sizes = {"clip 60×40": (60, 40)} | {f"tile {number}": (96, 96) for number in (1, 2, 3)}
-    assert {name: image.size for name, image in parsed.images.items()} == sizes
+    for kind, num_tiles in ((MultimodalDataset, 8), (PlainFiles, 0)):
+        _, parsed, _ = write({"a.jsonl": [qa("<video>\nWhat?", video="clip")]}, kind)
+        sizes = {"clip 61×40": (61, 40)} | {f"tile {number}": (96, 96) for number in range(1, num_tiles + 1)}
+        assert {name: image.size for name, image in parsed.images.items()} == sizes  # the first of the eight taken
     Image.new("RGB", (800, 400)).save(tmp_path / "images/black.png")  # it is shown smaller
     for box, pixels in (
         ([250, 200, 750, 800], {}),

@@ -96,6 +96,7 @@ def test_the_order_of_the_mixture_needs_no_lengths_and_wrong_settings_are_named(
         with pytest.raises(ValueError, match=words):
             kind(**settings)
     assert list(sampler) == list(range(40)) and sampler.digest and sampler.left_out() == []
+    assert sampler.describe_data().startswith("data: 40 samples in the order of the mixture; their lengths aren't")
     shared = PlanSampler(planned_dataset, seed=0, shuffle=False, ranks=(3, 4), sequence_parallel=2)
     shared.seek(0, 6)
     shared.set_epoch(0)  # a run that is resumed within the epoch

@@ -19,18 +19,14 @@ from xtuner_plugins.datasets.left_out import FILLER
 from xtuner_plugins.models import VisionLanguageModel
 
 
-@pytest.fixture
-def mixture(data_base, write_data, make_image, qa):
-    """Two files: three records with images (one tile, several tiles), four without."""
+def test_a_sample_with_its_tiles(hf_tokenizer, data_base, write_data, make_image, qa):
+    """Of two files: three records with images (one tile, several tiles), four without."""
     images = {"a.png": (100, 90), "b.png": (360, 120), "sub/c.jpg": (300, 400)}
     for name, size in images.items():
         folder = make_image(name, *size)
     seen = write_data([qa("<image>?", "No.", image=name) for name in images], "a.json")
     text = write_data([qa(f"{i}?", f"{i}.") for i in range(4)], "text.jsonl")
-    return dict(base=str(data_base), data_paths=[seen, text], image_folders=[folder, None])
-
-
-def test_a_sample_with_its_tiles(mixture, hf_tokenizer):
+    mixture = dict(base=str(data_base), data_paths=[seen, text], image_folders=[folder, None])
     dataset = MultimodalDataset(**mixture)
     assert [sample["index"] for sample in list(dataset)] == list(range(7)) and dataset[-1]["index"] == dataset[-7][
         "index"

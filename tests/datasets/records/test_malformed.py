@@ -5,7 +5,6 @@ import os
 import re
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from xtuner_plugins.audit.check import check_dataset
@@ -149,25 +148,19 @@ def make_zoo(folder):
     Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tiff")
 
 
-@pytest.fixture(scope="module")
-def zoo(data_base, tmp_path_factory):
-    make_zoo(images := tmp_path_factory.mktemp("zoo") / "images")
-    lines = [b"{}", *(line if isinstance(line, bytes) else json.dumps(line).encode() for _, line in LINES)]
-    (images.parent / "zoo.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    return MultimodalDataset(data_base, str(images.parent / "zoo.jsonl"), str(images), max_length=400)
-
-
-def test_each_is_diagnosed(zoo):
+def test_each_is_diagnosed(data_base, tmp_path):
     """By training and by the check; without decoding by what measures lengths."""
-    path, wrong = re.escape(zoo.sources[0].index.path), []
+    make_zoo(images := tmp_path / "images")
+    lines = [b"{}", *(line if isinstance(line, bytes) else json.dumps(line).encode() for _, line in LINES)]
+    (file := tmp_path / "zoo.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    zoo, wrong, said = MultimodalDataset(data_base, str(file), str(images), max_length=400), [], []
     fates = zoo.lengths(0, num_workers=0).lay_out(zoo.sources[0].tiling, zoo.budget)[2]
-    said = []
     check_dataset(zoo, num_workers=2, say=lambda report, each: said.append((each.row, each.reason, each.is_warning)))
     for number, (reason, line) in enumerate(LINES, 1):
         try:
             found = None if len(zoo.load(0, number)["input_ids"]) else "no tokens"
         except RecordError as error:
-            is_said = re.fullmatch(rf"{path}:{number + 1}: .{{1,650}}", str(error)) and error.remedy
+            is_said = re.fullmatch(rf"{re.escape(str(file))}:{number + 1}: .{{1,650}}", str(error)) and error.remedy
             found = error.reason if is_said else str(error)
         is_measured = fates[number] >= 3 or reason in (None, "image_mode") or line in [*DECODED, PAGE]
         if found != reason or not is_measured or said.count((number, reason, False)) != bool(reason):

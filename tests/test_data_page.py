@@ -6,12 +6,12 @@ import shlex
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
 from xtuner_plugins import datasets
+from xtuner_plugins.audit.page import token_runs
 from xtuner_plugins.datasets import MultimodalDataset
 
 PAGE, CHINESE = ROOT / "docs/data.md", ROOT / "docs/data_zh-CN.md"
@@ -31,20 +31,15 @@ def project(tmp_path_factory, toy_base):
     for name in ("models/base", "models/InternVL3_5-2B"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(toy_base)
-    sizes = {"bus.jpg": (640, 480), "left.jpg": (200, 120), "right.jpg": (120, 200)}
-    sizes |= {f"clip.mp4/{frame}.png": (64, 48) for frame in range(4)}  # a folder of frames, whatever its name
-    for name, size in sizes.items():
-        (folder / "A" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (200, 30, 30)).save(folder / "A" / name)
+    (folder / "A/clip.mp4").mkdir(parents=True)  # a folder of frames, whatever its name
+    for name in ("bus.jpg", "left.jpg", "right.jpg", *(f"clip.mp4/{frame}.png" for frame in range(4))):
+        Image.new("RGB", (640, 480), (200, 30, 30)).save(folder / "A" / name)
     (folder / "data/mine").mkdir(parents=True)
     for name in ("B", "a", "c", "data/mine/images"):
         (folder / name).symlink_to(folder / "A")
-    first, others = blocks(language="json")[0], blocks(language="jsonl")[0]
-    records = [json.loads(first), *map(json.loads, others.splitlines())]
-    for name in ("data/mine/train.jsonl", "a.jsonl"):
+    records = [json.loads(text) for text in (blocks(language="json")[0], *blocks(language="jsonl")[0].splitlines())]
+    for name in ("data/mine/train.jsonl", "a.jsonl", "a.json", "b.json", "c.json"):
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
-    for name in "abc":
-        (folder / f"{name}.json").write_text(json.dumps(records))
     (folder / "b.jsonl").write_text('{"query": "Hi?", "response": "Hi."}\n' * 8)
     return folder
 
@@ -79,14 +74,9 @@ def test_mixtures_are_built_as_shown(project, monkeypatch):
 
 def draw(dataset, sample):
     """A sample as the page draws it: learned runs in brackets, a line per turn."""
-    ids, labels = sample["input_ids"].numpy(), sample["labels"].numpy()
-    edges = np.flatnonzero(np.diff(labels != -100)) + 1
-    text = ""
-    for run, learned in zip(np.split(ids, edges), np.split(labels != -100, edges), strict=True):
-        part = dataset.tokenizer.decode(run.tolist())
-        text += f"[{part}]" if learned[0] else part
-    text = re.sub(r"(<IMG_CONTEXT>)+", "(256 x tiles)", text.replace("\n", r"\n"))
-    text = re.sub(r"(system\\n).*?(<\|im_end\|>)", r"\1...\2", text, count=1)
+    runs = token_runs(dataset.tokenizer, sample["input_ids"].numpy(), sample["labels"].numpy())
+    text = "".join({"learn": f"[{text}]", "span": "(256 x tiles)"}.get(kind, text) for kind, text in runs)
+    text = re.sub(r"(system\\n).*?(<\|im_end\|>)", r"\1...\2", text.replace("\n", r"\n"), count=1)
     return re.sub(r"(<\|im_end\|>\]?\\n)", r"\1" + "\n", text)
 
 

@@ -34,7 +34,9 @@ OBJECTIVES = ({}, None, ["dpo"], {"ppo": 1.0}, {"dpo": 0}, {"dpo": "1"}, {"sft":
 
 def test_ends_of_ranges():
     rows = [(partial(ranges.check, name), *values) for name, values in ENDS.items()]
-    rows.append((lambda limits: ranges.check_tiles(*limits), [(1, 1), (1, 256)], [(0, 1), (2, 1), (1, 257), (1, 2.0)]))
+    rows.append(
+        (lambda limits: ranges.check_tiles(*limits), [(1, 1), (1, 256)], [(0, 1), (2, 1), (1, 257), (1, 2.0), (1, "2")])
+    )
     rows.append((ranges.check_objectives, [{"dpo": 0.8, "sft": 1}], OBJECTIVES))
     for check, right, wrong in rows:
         for value in right:

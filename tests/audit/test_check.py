@@ -7,7 +7,7 @@ from PIL import Image
 
 from xtuner_plugins.audit import check, opening
 from xtuner_plugins.audit.check import PlainFiles, check_dataset, stops
-from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset
 from xtuner_plugins.datasets.plan.measure import Measure
 
 
@@ -18,7 +18,7 @@ def files(data_base, write_data, six_records, tmp_path):
 
 def test_reports_and_the_reject_list(files, tmp_path):
     plain = PlainFiles(files["data_paths"], files["image_folders"])
-    assert plain.sources[0].tiling.max_tiles == 12
+    assert plain.sources[0].tiling == DynamicTiling(1, 12, 448, True)
     for dataset, num_workers in ((plain, 0), (MultimodalDataset(**files), 2)):
         said, done = [], []
         say = {"say": lambda report, each, to=said: to.append((report.message(each), each)), "progress": done.append}
@@ -61,13 +61,18 @@ def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path, monkeypatch)
 
 
 def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
-    records = [qa("<image>Is <image_1> it?", image="a.png"), qa("", ""), qa("word " * 99), qa("What?", "It.")]
-    dataset = MultimodalDataset(str(data_base), write_data(records), make_image("a.png", 100, 90), max_length=60)
+    records = [qa("<image>Is <image_1> it?", image="a.png"), qa("", ""), qa("word " * 99), qa("<video>", video="clip")]
+    records[3]["conversations"][1:1] = qa("", " ")["conversations"][::-1]  # one of its answers is empty
+    for name, side in (("a", 100), ("clip/0", 50), ("clip/1", 60)):
+        folder = make_image(f"{name}.png", side, 40)
+    dataset = MultimodalDataset(str(data_base), write_data(records), folder, max_length=90)
     (report,) = check_dataset(dataset, num_workers=0)
     found = [(each.row, each.reason, each.is_warning, stops(each)) for each in report.found]
     expected = [(0, "foreign_form", True, False), (1, "empty_answer", False, False), (2, "too_long", False, True)]
+    expected.append((3, "empty_answer", True, False))
     assert found == expected and report.records["row"].tolist() == [0, 3]
-    assert report.warnings == {"foreign_form": 1, "empty_answer": 1} and report.complaints == {"too_long": 1}
+    assert report.images[["row", "width"]].tolist() == [(0, 100), (3, 50)]  # of a video, its first frame
+    assert report.warnings == {"foreign_form": 1, "empty_answer": 2} and report.complaints == {"too_long": 1}
 
 
 def test_nothing_is_opened_twice_unless_it_has_changed(tmp_path, monkeypatch, write_data, make_image, qa):

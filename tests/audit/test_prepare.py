@@ -32,16 +32,21 @@ SIGNS = [
     {"filename": "x/a2.jpg", "caption_image": "A sign.", "caption_text": "STOP", "caption_condensed": "S"},
     {"image_id": "train_images/a3", "caption_image": "A sign.", "caption_text": "STOP"},
 ]
-ASKED = [("a1", "Describe this image in detail.", "A sign: STOP"), ("a2", "", "S"), ("a3", "", "A sign.\nSTOP")]
+DESCRIBED = [
+    (["a1.jpg"], "\nDescribe this image in detail.", ["A sign: STOP"]),
+    (["a2.jpg"], "\nWhat does the image show? Include any text in it.", ["S"]),
+    (["a3.jpg"], "\nDescribe this image in detail.", ["A sign.\nSTOP"]),
+]
+PROMPTS = ["\n请描述这张图片。", "\n请用一句话描述图片的内容。", "\n这张图片里有什么?"]
 TALKS = [minimind("<image>与<image>?", image="0.jpg, 1.jpg"), minimind("你好", image="x.jpg")]
-# Rows of the file, and (images, end of the first question, answers) of what is written
+# Rows of the file, and (images, the first question's text, answers) of what is written
 SHAPES = {
     "ai-challenger": (
         [{"url": "x", "image_id": "8f.jpg", "caption": CAPTIONS}],
-        [(["8f.jpg"], "请描述这张图片。", CAPTIONS[:1]), *((["8f.jpg"], "", [text]) for text in CAPTIONS[1:])],
+        [(["8f.jpg"], prompt, [caption]) for prompt, caption in zip(PROMPTS, CAPTIONS, strict=True)],
     ),
-    "textocr-gpt4o": (SIGNS, [([f"{name}.jpg"], question, [answer]) for name, question, answer in ASKED]),
-    "minimind-v": (TALKS, [(["0.jpg", "1.jpg"], "?", ["这是。"]), ([], "你好", ["这是。"])]),
+    "textocr-gpt4o": (SIGNS, DESCRIBED),
+    "minimind-v": (TALKS, [(["0.jpg", "1.jpg"], "与?", ["这是。"]), ([], "你好", ["这是。"])]),
 }
 
 
@@ -61,8 +66,7 @@ def test_records_train_and_others_are_left_out(tmp_path):
     for name, (rows, expected) in SHAPES.items():
         path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"foo": 1}, []]))
         result, number = prepare(name, path, out), len(rows)
-        for (images, question, answers), theirs in zip(written(out, name), expected, strict=True):
-            assert (images, answers) == (theirs[0], theirs[2]) and question.strip().endswith(theirs[1])
+        assert written(out, name) == expected and (name == "textocr-gpt4o" or "\\u" not in out.read_text("utf-8"))
         assert (result.num_read, result.num_written) == (number + 2, len(expected))
         assert [text.split(" ")[0] for text in result.complaints] == [f"{path}:{number + 1}:", f"{path}:{number + 2}:"]
         path.write_text('{"foo": 1}\n' * (GIVE_UP_AFTER + 1))

@@ -85,13 +85,13 @@ def as_rows(records, images: Path) -> list[dict]:
     return rows
 
 
-def write_table(rows: list[dict], path: Path, group: int = 3) -> None:
+def write_table(rows: list[dict], path: Path, group: int = 1) -> Path:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
+    return path
 
 
 def write_parquet(records, images: Path, out: Path) -> dict:
-    write_table(as_rows(records, images), out / "data.parquet")
-    return {"data_paths": str(out / "data.parquet")}
+    return {"data_paths": str(write_table(as_rows(records, images), out / "data.parquet", 3))}
 
 
 def write_saved(records, images: Path, out: Path) -> dict:
@@ -122,7 +122,6 @@ def write_webdataset(records, images: Path, out: Path) -> dict:
 
 
 KINDS = {
-    "zst": write_zstd,
     "zip": write_zip,
     "parquet": write_parquet,
     "saved": write_saved,

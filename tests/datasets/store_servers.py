@@ -13,26 +13,18 @@ BUCKET = "bucket"
 
 
 class ObjectServer(ThreadingHTTPServer):
-    """Objects in this process: GET with ranges, HEAD.
-
-    Attributes:
-        objects: path, such as `bucket/a.jpg`, or with a query -> bytes.
-        mode: how it answers: 'ok', a status as text, or one of the words in `_Handler.do_GET`; or path -> mode.
-        asked: (method, path, range) of each request.
-    """
+    """Objects in this process: GET with ranges, HEAD."""
 
     daemon_threads = True
+    handle_error = staticmethod(lambda *args: None)  # nothing is said of a client that has gone
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.objects: dict[str, bytes] = {}
-        self.mode: str | Callable[[str], str] = "ok"
-        self.asked: list[tuple[str, str, str | None]] = []
+        self.objects: dict[str, bytes] = {}  # by path, such as `bucket/a.jpg`, or with a query
+        self.mode: str | Callable[[str], str] = "ok"  # or a status, or a word of `_Handler.do_GET`; or path -> mode
+        self.asked: list[tuple[str, str, str | None]] = []  # method, path and range of each request
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def handle_error(self, *args) -> None:
-        """Nothing is said of a client that has gone."""
 
 
 @functools.cache
@@ -43,9 +35,7 @@ def shared_server() -> ObjectServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args) -> None:
-        pass
+    log_message = staticmethod(lambda *args: None)
 
     def do_GET(self) -> None:
         path, mode, span = unquote(self.path).lstrip("/"), self.server.mode, self.headers.get("Range")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.base import read_base, work_rates
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.export.export import convert
 from xtuner_plugins.inference.opening import open_session
@@ -65,7 +66,16 @@ def test_training_and_chat_agree_on_absent_keys_and_on_the_hf_form(
         assert read(base) == read(tmp_path / name)
 
 
-def test_a_tile_of_twice_the_side_is_more_than_four_times_the_work(toy_base, without, write_data, qa):
-    bases = toy_base, without(toy_base, force_image_size=224)
-    small, large = (MultimodalDataset(base, write_data([qa()])).work_rates[2] for base in bases)
-    assert large > 4 * small
+MIXED = {"model_type": "qwen3_moe", "head_dim": 64, "num_experts_per_tok": 4, "moe_intermediate_size": 100}
+
+
+def test_the_work_of_tokens_and_tiles_by_hand(data_base, without):
+    """Of 32 layers of width 4096 with 32 heads and 8 of keys; 48 layers of width 3200 see 16 x 16 patches of a tile."""
+    tile = 256 * 48 * (2 * (4 * 3200**2 + 2 * 3200 * 12800) + 4 * 256 * 3200)
+    for llm, head_dim, inner in (({"model_type": "qwen2"}, 128, 11008), (MIXED, 64, 4 * 100)):
+        sizes = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+        config = read_base(
+            without(data_base, force_image_size=224, llm_config=sizes | {"intermediate_size": 11008} | llm)
+        )
+        token = 2 * 32 * 4096 * (2 * (32 + 8) * head_dim + 3 * inner)
+        assert work_rates(config) == (2 * 32 * head_dim * 32, token, tile)

@@ -89,12 +89,3 @@ def test_a_disk_that_can_not_be_written_is_one_line_with_a_remedy(data_base, wri
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
-
-
-def test_forked_workers_measure_where_xtuner_has_switched_the_tokenizers_threads_on(
-    data_base, write_data, qa, monkeypatch
-):
-    """Threads of the tokenizer don't survive a fork: a worker would wait for them for ever."""
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
-    dataset = MultimodalDataset(str(data_base), write_data([qa(f"What is {index}?") for index in range(9)]))
-    assert os.environ["TOKENIZERS_PARALLELISM"] == "false" and len(dataset.layout(num_workers=2)[0]) == 9

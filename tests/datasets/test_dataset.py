@@ -15,23 +15,22 @@ from torch.utils.data import DataLoader
 from tests.process_table import ends
 from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, collate, collate_packed
 from xtuner_plugins.datasets.images.media import load_image
+from xtuner_plugins.datasets.left_out import FILLER
 from xtuner_plugins.models import VisionLanguageModel
 
 
-@pytest.fixture
-def mixture(data_base, write_data, make_image, qa):
-    """Two files: three records with images (one tile, several tiles), four without."""
+def test_a_sample_with_its_tiles(hf_tokenizer, data_base, write_data, make_image, qa):
+    """Of two files: three records with images (one tile, several tiles), four without."""
     images = {"a.png": (100, 90), "b.png": (360, 120), "sub/c.jpg": (300, 400)}
     for name, size in images.items():
         folder = make_image(name, *size)
     seen = write_data([qa("<image>?", "No.", image=name) for name in images], "a.json")
     text = write_data([qa(f"{i}?", f"{i}.") for i in range(4)], "text.jsonl")
-    return dict(base=str(data_base), data_paths=[seen, text], image_folders=[folder, None])
-
-
-def test_a_sample_with_its_tiles(mixture, hf_tokenizer):
+    mixture = dict(base=str(data_base), data_paths=[seen, text], image_folders=[folder, None])
     dataset = MultimodalDataset(**mixture)
-    assert [sample["index"] for sample in list(dataset)] == list(range(7)) and dataset[-1]["index"] == 6
+    assert [sample["index"] for sample in list(dataset)] == list(range(7)) and dataset[-1]["index"] == dataset[-7][
+        "index"
+    ] + 6 == 6
     sample = dataset[1]
     image = load_image(mixture["image_folders"][0] + "/b.png")
     assert torch.equal(sample["tiles"], DynamicTiling(1, 6, 112)(image)) and len(sample["tiles"]) == 4
@@ -42,20 +41,16 @@ def test_a_sample_with_its_tiles(mixture, hf_tokenizer):
     assert len(other[1]["tiles"]) == 3 and other.sources[0].template.name == "Hermes-2"
 
 
-# How a sample with n supervised tokens counts; as the official code's len2weight.
-REDUCTIONS = {"token": lambda n: 1.0, "sample": lambda n: 1 / n, "square": lambda n: n**-0.5}
-
-
 def test_the_loss_is_the_mean_weighted_by_reduction_and_file(toy_base, write_data, make_image, qa):
     """By hand: the sum of weight x cross entropy over all tokens, by their weights; the last file's weigh double."""
     model = VisionLanguageModel(base=str(toy_base), dtype="float32").train()
     short = [qa("A?", "Yes.", image="a.png"), qa("B?", "It is not so, and never was, I think.")]
     paths = [write_data(short, name="a.json"), write_data([qa("C?", "No, it isn't.")], name="b.json")]
     settings = dict(image_folders=make_image("a.png", 100, 90), dataset_settings=[None, {"loss_weight": 2.0}])
-    for reduction, weight_of in REDUCTIONS.items():
+    for reduction, power in {"token": 0, "sample": -1, "square": -0.5}.items():  # as the official code's len2weight
         samples = list(MultimodalDataset(str(toy_base), paths, **settings, loss_reduction=reduction))
         counts = torch.tensor([int((sample["labels"] != -100).sum()) for sample in samples])
-        weights = torch.tensor([weight_of(count) for count in counts.tolist()]) * torch.tensor([1, 1, 2])
+        weights = counts.float() ** power * torch.tensor([1, 1, 2])
         outputs = model(**model.data_preprocessor(collate(samples), True), mode="loss")
         expected = (weights * outputs["sample_losses"]).sum() / (weights * counts).sum()
         assert len(set(counts.tolist())) == 3 and outputs["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
@@ -102,32 +97,35 @@ def test_a_worker_outlives_the_thread_that_started_it(planned_dataset):
 
 def test_a_packed_batch_through_mmengine(planned_dataset):
     """As a config names everything by strings, in a worker process."""
-    packs, seen = dict(type="PackBatchSampler", max_tokens=600), 0
+    packs = dict(type="PackBatchSampler", max_tokens=600)
     loader = dict(sampler=dict(type="PlanSampler"), batch_sampler=packs, batch_size=1, num_workers=1)
     loader |= dict(dataset=planned_dataset, collate_fn=dict(type="collate_packed"))
-    for batch in Runner.build_dataloader(loader, seed=1):
-        total, borders = batch["input_ids"].shape[1], batch["cu_seqlens"].tolist()
-        assert batch["cu_seqlens"].dtype == torch.int32 and borders[0] == 0 and borders[-1] == total <= 600
-        assert batch["position_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (1, total)
-        lengths = batch["cu_seqlens"].diff().tolist()
-        assert batch["position_ids"][0].tolist() == [place for length in lengths for place in range(length)]
-        assert (batch["labels"][0, borders[:-1]] == -100).all() and batch["max_seqlen"] == max(lengths)
-        assert len(batch["num_tiles"]) == len(lengths) and batch["num_tiles"].sum() == len(batch["tiles"])
-        seen += len(batch["sources"])
-    assert seen == 37
+    batches = list(Runner.build_dataloader(loader, seed=1))
+    assert max(batch["input_ids"].shape[1] for batch in batches) <= 600
+    assert sum(len(batch["sources"]) for batch in batches) == 37
 
 
-def test_rows_and_packs_hold_their_samples_unchanged(planned_dataset):
-    samples = [planned_dataset[0], planned_dataset[30], planned_dataset[1]]
-    packed = collate_packed(samples, pad_token_id=7, pad_to=500)
-    padded = collate(samples, pad_token_id=7, pad_to_multiple_of=64)
-    assert packed["input_ids"].shape == (1, 500) and padded["input_ids"].shape[1] % 64 == 0
-    borders = packed["cu_seqlens"].tolist()
-    assert borders[-1] == 500 and len(borders) == 5
-    for row, sample in enumerate(samples):
-        first, last, length = borders[row], borders[row + 1], len(sample["input_ids"])
-        assert torch.equal(packed["input_ids"][0, first:last], sample["input_ids"])
-        assert torch.equal(packed["labels"][0, first + 1 : last], sample["labels"][1:])
-        for name, filling in (("attention_mask", False), ("input_ids", 7), ("labels", -100)):
-            assert torch.equal(padded[name][row, :length], sample.get(name, torch.ones(length, dtype=torch.bool)))
-            assert (padded[name][row, length:] == filling).all() and (packed[name][0, borders[3] :] == filling).all()
+def test_rows_and_packs_hold_their_samples_unchanged():
+    tiles, none = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2), torch.empty(0, 3, 2, 2, dtype=torch.uint8)
+    dropped = {"dropped": "json", "source": "f:3"}
+    samples = [{"tiles": tiles, "num_tiles": 2, "source": "f:1", "dataset": "a", "loss_weight": 2.0}]
+    samples += [{"tiles": none, "num_tiles": 0, "source": "f:2"}, {"tiles": none, **dropped}]
+    for sample, ids in zip(samples, ([1, 2, 3], [4, 5]), strict=False):
+        sample |= {"input_ids": torch.tensor(ids), "labels": torch.tensor([-100, *ids[1:]])}
+    rest = {"num_tiles": [2, 0], "sources": ["f:1", "f:2"], "datasets": ["a", ""], "loss_weights": [2.0, 1.0]}
+    padded = {"input_ids": [[1, 2, 3, 7], [4, 5, 7, 7]], "labels": [[-100, 2, 3, -100], [-100, 5, -100, -100]]}
+    padded["attention_mask"] = [[True] * 3 + [False], [True] * 2 + [False] * 2]
+    packed = {"input_ids": [[1, 2, 3, 4, 5, 7, 7]], "labels": [[-100, 2, 3, -100, 5, -100, -100]]}
+    packed |= {"attention_mask": [[True] * 5 + [False] * 2], "position_ids": [[0, 1, 2, 0, 1, 0, 1]]}
+    packed |= {"cu_seqlens": [0, 3, 5, 7], "max_seqlen": 3}
+    found = collate(samples, 7, pad_to_multiple_of=4), collate_packed(samples, 7, pad_to=7)
+    for batch, expected in zip(found, (padded, packed), strict=True):
+        assert torch.equal(batch.pop("tiles"), tiles)
+        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in batch.items()}
+        assert plain == {**expected, **rest, "dropped": [dropped]}
+    bare = collate_packed(samples[1:2])
+    assert (
+        "loss_weights" not in bare
+        and bare["cu_seqlens"].tolist() == [0, 2]
+        and collate(samples[2:])["sources"] == [FILLER]
+    )

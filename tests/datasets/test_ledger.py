@@ -58,6 +58,9 @@ def test_the_ceiling_is_of_an_epoch_and_of_what_is_broken_on_all_ranks_together(
         second.account(0, 1, [bad(5)])
     resumed.begin(0, [1, 2, 3])
     resumed.account(0, 1, [bad(4)])
-    for each, samples in ((resumed, [bad(5), bad(6)]), (own, [bad(4)])):
-        with pytest.raises(TooManyBadSamples, match="4 samples"):
-            each.account(0, 0, samples)
+    with pytest.raises(TooManyBadSamples, match="4 samples"):
+        resumed.account(0, 0, [bad(5), bad(6)])
+    batch = {"labels": 1, "dropped": [bad(4)]}
+    with pytest.raises(TooManyBadSamples, match="4 samples"):
+        own.take_from(batch)
+    assert batch == {"labels": 1} and own.dropped[0] == 14

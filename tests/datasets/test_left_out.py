@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, RecordError, SettingError
+from xtuner_plugins.datasets.figures import file_figures
 from xtuner_plugins.datasets.left_out import FILLER, FILLER_INDEX, describe, left_out, read_reject_list, require_usable
 from xtuner_plugins.datasets.plan.budget import DROPPED
 
@@ -30,6 +31,16 @@ def test_one_line_one_error_and_an_entry_each(dataset):
         "data: 4 of 20 samples will train; left out: 10 no_conversations, 2 rejected, 2 image_missing, 1 too_long, "
         "1 empty_answer; of those that train, 1 with their end cut off to fit it"
     )
+    first = {
+        "name": "first",
+        "samples": 4,
+        "seen": 2,
+        "tokens": 89,
+        "tiles": 0,
+        "supervised": 78,
+    }  # 28 and 150, 6 and 150
+    second = {"name": "second", "samples": 16, "seen": 2, "tokens": 30, "tiles": 0, "supervised": 6}
+    assert file_figures(dataset) == [first, second]
     entries = left_out(dataset, fates)
     assert [entry["index"] for entry in entries] == np.flatnonzero(fates >= DROPPED).tolist()
     second = [("second", reason) for reason in ("image_missing", *["no_conversations"] * 5, "rejected")]

@@ -9,6 +9,7 @@ import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
 from xtuner_plugins.datasets.mixture import pick_records
+from xtuner_plugins.datasets.plan.budget import TileBudget
 
 # Values that a setting can't have.
 WRONG = dict(max_tiles=(0, "12"), template=("none", 3), base=("nowhere", None), max_length=(0,), num_frames=(0, 2.5))
@@ -29,6 +30,8 @@ def mixture(data_base, write_data, qa):
 def test_a_file_contributes_what_it_should(mixture):
     """Twice everything, a half, three times everything and a half of it once more; the same each time."""
     first, again = (mixture(repeat_times=[2, 0.5, 3.5]) for _ in range(2))
+    assert first.picks[1].tolist() == [0, 1, 4, 7, 8] and first.picks[2].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 2]
+    assert first.budget == TileBudget(16, 4096, True) and first.num_frames == 8
     places = [first.locate(index) for index in range(len(first))]
     assert places == [again.locate(index) for index in range(len(again))]
     counts = [Counter(row for number, row in places if number == wanted) for wanted in range(3)]

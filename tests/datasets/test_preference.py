@@ -72,13 +72,20 @@ def test_pairs_and_fillers_share_a_row(make):
 
 def test_log_probabilities_are_kept_by_record(make, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "CHUNK", 2)
-    dataset = make()
+    dataset = make([*PAIRS[:2], {**PAIRS[1], "rejected": "5 " * 400}, PAIRS[2]], max_length=120, on_bad_sample="skip")
     kept, other = (reference.ReferenceLogProbs(tmp_path, dataset, [model]) for model in ("one", "another"))
-    assert kept.missing() == [0, 1] and kept.records(1) == [(0, 2), (0, 2)]  # each chunk has as many
+    assert kept.missing() == [0, 1] and kept.records(0) == [(0, 0), (0, 1)]
+    assert kept.records(1) == [(0, 3), (0, 3)]  # each chunk has as many
+    kept.begin()
+    assert np.load(kept.folder / "records.npz")["rows"].tolist() == [0, 1, 3]
+    counts = {row: int((dataset[row]["labels"] >= 0).sum()) for row in (0, 1, 3)}
     for chunk in (0, 1):
-        kept.save(chunk, [np.full(3 + row, row, np.float32) for _, row in kept.records(chunk)])
+        kept.save(chunk, [np.arange(counts[row], dtype=np.float32) + row for _, row in kept.records(chunk)])
     assert kept.missing() == [] and other.missing() == [0, 1]
-    for row in range(3):
-        assert kept.of(0, row, 3 + row, "f:1").tolist() == [row] * (3 + row)
-    with pytest.raises(AssertionError, match="f:1: 3 log probabilities, 9 tokens; remove"):
+    dataset.reference = kept
+    for row, count in counts.items():
+        assert dataset[row]["reference"].tolist() == [row + place for place in range(count)]
+    found = collate_pairs([dataset[0], dataset[1], dataset[FILLER_INDEX]])["reference"].tolist()
+    assert found == [*range(counts[0]), *range(1, counts[1] + 1), 0, 0]
+    with pytest.raises(AssertionError, match=f"f:1: {counts[0]} log probabilities, 9 tokens; remove"):
         kept.of(0, 0, 9, "f:1")

@@ -163,9 +163,7 @@ def _near(images: np.ndarray) -> list[np.ndarray]:
     """Groups of images that look alike, without those that have the pixels of an earlier one."""
     first = _firsts(images["pixels"])
     looks, inverse = np.unique(images["look"][first], axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    order = np.argsort(inverse, kind="stable")
-    having = np.split(first[order], np.cumsum(np.bincount(inverse, minlength=len(looks)))[:-1])  # the images of a look
+    having = np.split(first[np.argsort(inverse, kind="stable")], np.cumsum(np.bincount(inverse))[:-1])  # images of each
     same = [rows for rows, look in zip(having, looks, strict=False) if len(rows) > 1 and _has_structure(look)]
     return same + [np.sort(np.concatenate([having[left], having[right]])) for left, right in near_pairs(looks)]
 
@@ -178,18 +176,17 @@ def _has_structure(looks: np.ndarray) -> np.ndarray:
 def near_pairs(looks: np.ndarray) -> np.ndarray:
     """Pairs of rows whose looks differ in at most `NEAR` bits: int64 `[n, 2]`, each pair once, i < j.
 
-    Where more than `WINDOW` rows share a part, each is compared with the next of them in the order of their looks.
+    Where more than `WINDOW` rows share a part, each is compared with the next of them.
 
     Args:
-        looks: uint64 `[r, 2]`, distinct.
+        looks: uint64 `[r, 2]`, distinct, in ascending order.
     """
-    looks = np.ascontiguousarray(looks).reshape(-1, 2)
     rows = np.flatnonzero(_has_structure(looks))
     bits = np.unpackbits(looks[rows].view(np.uint8), axis=1)
     found = [np.zeros((0, 2), np.int64)]
     for part in np.array_split(np.arange(BITS), BANDS):
         keys = bits[:, part] @ (1 << np.arange(len(part)))
-        order = np.lexsort((looks[rows, 1], looks[rows, 0], keys))
+        order = np.argsort(keys, kind="stable")
         for distance in range(1, WINDOW + 1):
             left = np.flatnonzero(keys[order[distance:]] == keys[order[:-distance]])
             if not len(left):

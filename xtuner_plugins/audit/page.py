@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from ..datasets.dataset import MultimodalDataset
@@ -23,7 +22,7 @@ from ..datasets.images.media import load_image
 from ..datasets.images.video import load_frames
 from ..datasets.plan.budget import DROPPED, FATES, SHRUNK, TRUNCATED
 from ..datasets.plan.measure import Measure
-from ..datasets.records.boxes import COLOR, find_boxes
+from ..datasets.records.boxes import COLOR, FRAME_SIZE, find_boxes
 from ..datasets.records.records import Record
 from ..errors import DataError
 from ..html_page import render
@@ -153,7 +152,9 @@ def _card(dataset: Checked, reports: Sequence[FileReport], place: Place, reasons
             ids, labels, tiles = sample["input_ids"].numpy(), sample["labels"].numpy(), sample["tiles"]
             shown["facts"] = {"tokens": len(ids), "learned": int((labels >= 0).sum()), "tiles": len(tiles)}
             shown["runs"] = token_runs(dataset.tokenizer, ids, labels, sample.get("branches", ()))
-            shown["tiles"] = embed_tiles(tiles)
+            shown["tiles"] = [
+                embed(Image.fromarray(tile.permute(1, 2, 0).numpy()), TILE) for tile in tiles[:MOST_TILES]
+            ]
     except DataError as error:
         shown["messages"] = shown["messages"] or [str(error)]  # it has changed since it was checked
         shown.setdefault("runs", shorten([("plain", _raw(source.index, row))]))
@@ -178,7 +179,7 @@ def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
     for (reason, is_bad), pairs in sorted(found.items(), key=lambda group: (not group[0][1], -len(group[1]))):
         said = [report.message(each).removesuffix(f"; {each.remedy}") for report, each in pairs[:MOST_MESSAGES]]
         facts = {"reason": reason, "is_bad": is_bad, "count": len(pairs), "remedy": pairs[0][1].remedy}
-        groups.append({**facts, "messages": said})
+        groups.append(facts | {"messages": said})
     return groups
 
 
@@ -251,11 +252,6 @@ def embed(image: Image.Image, side: int = SIDE) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def embed_tiles(tiles: torch.Tensor) -> list[str]:
-    """The first tiles of a sample, uint8 `[T, 3, S, S]`, as data URLs."""
-    return [embed(Image.fromarray(tile.permute(1, 2, 0).numpy()), TILE) for tile in tiles[:MOST_TILES]]
-
-
 def token_runs(tokenizer: Any, ids: np.ndarray, labels: np.ndarray, branches: Sequence[int] = ()) -> list[Run]:
     """Tokens as the model gets them (ids, labels: int64 `[s]`), run by run; a pair has heads before its answers.
 
@@ -317,13 +313,14 @@ def pictures(task: Measure, record: Record) -> list[tuple[str, str]]:
 
 
 def _with_boxes(image: Image.Image, record: Record) -> Image.Image:
-    image, frame = image.copy(), (1000, 1000)
+    image, frame = image.copy(), (FRAME_SIZE, FRAME_SIZE)
     image.thumbnail((SIDE, SIDE))
     if record.extra.get("boxes") == "pixel":
         frame = record.extra.get("width") or image.width, record.extra.get("height") or image.height
-    for box in find_boxes(" ".join(turn.text for turn in record.turns)):
-        corners = zip(box, image.size * 2, frame * 2, strict=True)
-        x1, y1, x2, y2 = (value * side / whole for value, side, whole in corners)
-        if x1 <= x2 and y1 <= y2:
-            ImageDraw.Draw(image).rectangle((x1, y1, x2, y2), outline=COLOR, width=3)
+    for box in find_boxes(" ".join(record.texts)):
+        (left, right), (top, bottom) = (
+            sorted(value * side / whole for value in values)
+            for values, side, whole in zip((box[::2], box[1::2]), image.size, frame, strict=True)
+        )
+        ImageDraw.Draw(image).rectangle((left, top, right, bottom), outline=COLOR, width=3)
     return image

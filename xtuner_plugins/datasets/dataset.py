@@ -214,7 +214,7 @@ class MultimodalDataset(Dataset):
         tiles = torch.cat([torch.empty(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8), *opened])
         if rng is not None and source.jpeg_quality is not None:
             tiles = degrade(tiles, source.jpeg_quality, rng)
-        num_supervised = int((sample.labels[1:] != IGNORE_INDEX).sum())
+        num_supervised = int((sample.labels != IGNORE_INDEX).sum())  # at least one, also of a text that was cut off
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
             "labels": torch.from_numpy(sample.labels),
@@ -222,7 +222,7 @@ class MultimodalDataset(Dataset):
             "num_tiles": len(tiles),
             "source": record.source,
             "fate": FATES[fate],
-            "loss_weight": source.loss_weight * max(1, num_supervised) ** REDUCTIONS[self.loss_reduction],
+            "loss_weight": source.loss_weight * num_supervised ** REDUCTIONS[self.loss_reduction],
             **({"branches": sample.branches} if sample.branches else {}),
         }
 

@@ -1,5 +1,7 @@
 """Tokens, tiles and supervised tokens of an average sample, file by file."""
 
+import numpy as np
+
 from .dataset import MultimodalDataset
 from .plan.budget import DROPPED
 
@@ -17,8 +19,9 @@ def file_figures(dataset: MultimodalDataset) -> list[dict]:
         if is_measured:
             lengths = dataset.lengths(number)
             tokens, tiles, fates = lengths.lay_out(source.tiling, dataset.budget)
-            rows = pick[fates[pick] < DROPPED]
-            columns = zip(means, (tokens, tiles, lengths.supervised), strict=True)
+            rows = pick[(fates[pick] < DROPPED) & ~np.isin(pick, list(dataset.rejected[number]))]
+            supervised = np.minimum(lengths.supervised, tokens)  # an end that is cut off isn't learned
+            columns = zip(means, (tokens, tiles, supervised), strict=True)
             means = {name: float(column[rows].mean()) for name, column in columns} if len(rows) else means
         files.append({"name": source.name, "samples": len(pick), "seen": len(rows), **means})
     return files

@@ -27,8 +27,8 @@ from .records.json_index import parse_json
 HEAD = 1 << 16  # bytes that show whether a file may be a meta file
 FIRST_ENTRY = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 KEYS = {  # whether a value can be used, and what it is
-    "root": (lambda value: isinstance(value, str) and "\0" not in value, "a path"),
-    "annotation": (lambda value: isinstance(value, str) and value and "\0" not in value, "a path"),
+    "root": (lambda value: isinstance(value, str), "a path"),
+    "annotation": (lambda value: isinstance(value, str), "a path"),
     "repeat_time": (lambda value: type(value) in (int, float) and 0 <= value < math.inf, "a number, 0 or more"),
     "data_augment": (lambda value: isinstance(value, bool), "true or false"),
     "max_dynamic_patch": (lambda value: value is None or type(value) is int and value > 0, "a number above 0"),

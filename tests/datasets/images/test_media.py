@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xtuner_plugins.datasets.images import media
 from xtuner_plugins.datasets.images.media import Blob, ImageFolder, load_image
 from xtuner_plugins.errors import MediaError
 
 PALETTE = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
 PALETTE.putpalette([10, 20, 30, 40, 50, 60])
-GRAY = Image.fromarray(np.array([[0, 257, 128 * 257, 65535]], np.uint16))
+GRAY = Image.fromarray(np.array([[0, 257, 1413, 1414, 65535]], np.uint16))  # 5.498 and 5.502 times 257
 CLEAR = Image.fromarray(np.array([[[200, 0, 0, 255], [200, 0, 0, 0]]], np.uint8))
 RED, BLUE = (Image.new("RGB", (2, 1), color) for color in ("red", "blue"))
 PIXELS = [  # image, options of its file, its first row: transparency on white, 16 bits scaled, the first frame
     (CLEAR, {}, [[200, 0, 0], [255, 255, 255]]),
     (PALETTE, {"transparency": 1}, [[10, 20, 30], [255, 255, 255]]),
-    (GRAY, {}, [[level] * 3 for level in (0, 1, 128, 255)]),
+    (GRAY, {}, [[level] * 3 for level in (0, 1, 5, 6, 255)]),
     (RED, {"save_all": True, "append_images": [BLUE]}, [[255, 0, 0]] * 2),
 ]
 
@@ -30,7 +31,10 @@ def test_every_mode_becomes_rgb(tmp_path):
         assert np.asarray(load_image(tmp_path / "a.png"))[0].tolist() == expected
 
 
-def test_what_is_no_image_is_said():
+def test_what_is_no_image_is_said(monkeypatch):
+    RED.save(damaged := io.BytesIO(), "JPEG", exif=b"Exif\0\0damaged")  # which counts as upright
+    monkeypatch.setattr(media, "MAX_PIXELS", 2)
+    assert load_image(Blob("a.jpg", damaged.getvalue())).size == (2, 1)
     RED.save(eps := io.BytesIO(), "EPS")  # for which Pillow would start Ghostscript
     wrong = {b"": "an empty file", b"GIF89a broken": "(?!.*0x)", eps.getvalue(): "it begins as no known image does\\)"}
     wrong = {data: f"{problem}.*fetch the image again" for data, problem in wrong.items()}

@@ -37,17 +37,14 @@ SAVED |= {
 }
 
 
-@pytest.fixture(scope="module")
-def kinds(tmp_path_factory):
-    """A folder of images: subsampling, depths, palettes, transparency, animations, and what can't be read."""
-    folder = tmp_path_factory.mktemp("kinds")
+def write_kinds(folder):
+    """Images of all subsamplings, depths, palettes, transparencies, animations, and what can't be read."""
     for name, (image, options) in SAVED.items():
         image.save(folder / name, **options)
     cv2.imwrite(str(folder / "rgb16.png"), DEEP[..., ::-1])
     (folder / "cut.jpg").write_bytes((folder / "420.jpg").read_bytes()[:-200])
     for name, kind in NUMBERS.items():
         tifffile.imwrite(folder / f"{name}.tiff", PHOTO[..., 0].astype(kind) - kind(100))
-    return folder
 
 
 def compare(paths, rule):
@@ -70,11 +67,12 @@ def compare(paths, rule):
     return differ / values, refused
 
 
-def test_every_kind_is_nearly_the_same_and_refused_alike(kinds):
+def test_every_kind_is_nearly_the_same_and_refused_alike(tmp_path):
+    write_kinds(tmp_path)
     for rule in (DynamicTiling(max_tiles=6, tile_size=112), DynamicTiling(max_tiles=2, tile_size=42)):
-        share, refused = compare(sorted(kinds.iterdir()), rule)
+        share, refused = compare(sorted(tmp_path.iterdir()), rule)
         assert 0 < share < 0.01 and refused == {f"{name}.tiff" for name in NUMBERS} | {"cut.jpg"}
-    plain = {name: decode_plain(kinds / name) for name in (*PLAIN, "L.jpg", "L.png", "rgb16.png")}
+    plain = {name: decode_plain(tmp_path / name) for name in (*PLAIN, "L.jpg", "L.png", "rgb16.png")}
     assert [name for name, pixels in plain.items() if pixels is None] == ["rgb16.png"]
     assert len(plain["rgb.png"]) == 3 and len(plain["L.jpg"]) == 1
 

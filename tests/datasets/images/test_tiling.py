@@ -82,8 +82,8 @@ def test_pixels_equal_the_slow_reference():
 
 
 def test_limits():
-    for limits in [(0, 12), (3, 2), (1, 0), (1, 10**6), (1.0, 12), (1, "12")]:
-        with pytest.raises(SettingError, match="min_tiles"):
-            DynamicTiling(*limits)
-    assert [DynamicTiling(max_tiles=6).limited(limit).max_tiles for limit in (9, 6, 2, 0)] == [6, 6, 2, 1]
-    assert DynamicTiling(min_tiles=4).limited(2).min_tiles == 2
+    with pytest.raises(SettingError, match="min_tiles=3 and max_tiles=2"):
+        DynamicTiling(3, 2)
+    rule = DynamicTiling(4, 6, 112, False)
+    assert [rule.limited(limit) for limit in (9, 6, 5)] == [rule, rule, DynamicTiling(4, 5, 112, False)]
+    assert [rule.limited(limit) for limit in (2, 0)] == [DynamicTiling(most, most, 112, False) for most in (2, 1)]

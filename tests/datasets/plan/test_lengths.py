@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, PackBatchSampler, PlanSampler, RecordError
@@ -100,35 +99,29 @@ def half(data_base, write_data, make_image, qa):
     return dict(base=data_base, data_paths=path, image_folders=folder)
 
 
-def draw(folder, numbers, size=(100, 90)):
-    for number in numbers:
-        Image.new("RGB", size).save(Path(folder, f"{number}.png"))
-
-
-def test_skip_trains_what_has_been_mended_and_says_why_the_rest_is_left_out(half):
+def test_skip_trains_what_has_been_mended_and_says_why_the_rest_is_left_out(half, make_image):
     gone = list(range(10, 20))
-    for mended in ((), (13, 17)):
-        draw(half["image_folders"], mended)
-        gone = [index for index in gone if index not in mended]
+    for mended in (13, 17):
+        make_image(f"{mended}.png", 100, 90)
+        gone.remove(mended)
         sampler = PlanSampler(MultimodalDataset(**half, on_bad_sample="skip"), seed=0)
         assert sorted(sampler.order(0)) == [index for index in range(20) if index not in gone]
-        entries = [(entry["index"], entry["dropped"]) for entry in sampler.left_out()]
-        assert entries == [(index, "image_missing") for index in gone]
-        words = f"data: {20 - len(gone)} of 20 samples will train; left out: {len(gone)} image_missing"
-        assert words == sampler.describe_data()
+        assert [(each["index"], each["dropped"]) for each in sampler.left_out()] == [
+            (at, "image_missing") for at in gone
+        ]
 
 
-def test_a_plan_that_no_longer_fits_follows_the_policy(half):
+def test_a_plan_that_no_longer_fits_follows_the_policy(half, make_image):
     def batches(**more):
         """Of a run that starts now, read by a worker."""
         sampler = PlanSampler(MultimodalDataset(**half, **more), seed=0, group_by="length")
         packs = dict(batch_sampler=PackBatchSampler(sampler, max_tokens=200), collate_fn=collate_packed)
         return list(DataLoader(sampler.dataset, num_workers=1, **packs))
 
-    folder = half["image_folders"]
-    draw(folder, range(20))
+    for number in range(10, 20):
+        make_image(f"{number}.png", 100, 90)
     batches()  # measures
-    draw(folder, [7], (360, 120))
+    make_image("7.png", 360, 120)
     found = batches(on_bad_sample="skip")
     dropped = [sample for batch in found for sample in batch.get("dropped", ())]
     assert [(sample["index"], sample["dropped"]) for sample in dropped] == [(7, "plan_changed")]
@@ -136,33 +129,32 @@ def test_a_plan_that_no_longer_fits_follows_the_policy(half):
     again = batches(on_bad_sample="skip")  # the next start has measured it
     assert not any("dropped" in batch for batch in again)
     assert sum(int(batch["num_tiles"].sum()) for batch in again) == 19 + 4
-    draw(folder, [7], (240, 240))
+    make_image("7.png", 240, 240)
     with pytest.raises(RuntimeError, match=r"data.jsonl:8: \d+ tokens and 5 tiles, but \d+ tokens and 4 tiles"):
         batches()
 
 
-TILING = DynamicTiling(max_tiles=6, tile_size=112)
-WIDE, SQUARE, SMALL = (360, 120), (700, 700), (50, 50)  # 3, 4 and 1 tiles of at most 6
+WIDE, SQUARE, SMALL = (360, 120), (700, 700), (50, 50)
+FITTED = [  # most tiles, images, tokens left for them, what stands before an answer; their limits, tiles and fate
+    (6, [FRAME, WIDE, FRAME, SQUARE], 999, (0, 0), ([1, 3, 1, 3], [1, 4, 1, 1], 0)),
+    (6, [WIDE, SQUARE, SMALL], 86, (0, 0), ([2, 2, 2], [3, 1, 1], 0)),
+    (6, [WIDE, SQUARE, SMALL], 85, (0, 0), ([1, 2, 2], [1, 1, 1], 1)),
+    (6, [WIDE, SQUARE, SMALL], 53, (981, 1), ([1, 2, 2], [1, 1, 1], 2)),  # 999 tokens before it
+    (6, [WIDE, SQUARE, SMALL], 53, (982, 1), ([1, 2, 2], [1, 1, 1], 3)),
+    # 43,200 / 4 source pixels per tile, and 490,000 / 5; then 43,200 / 3
+    (12, [WIDE, SQUARE], 148, (0, 0), ([6, 6], [4, 5], 0)),
+    (12, [WIDE, SQUARE], 147, (0, 0), ([2, 6], [3, 5], 1)),
+    (12, [WIDE, SQUARE], 131, (0, 0), ([1, 6], [1, 5], 1)),
+    (12, [SQUARE, SQUARE], 163, (0, 0), ([3, 6], [1, 5], 1)),
+]
 
 
-def test_images_share_the_limit_as_the_official_code_says_and_frames_are_one_tile():
+def test_images_share_the_limit_and_lose_tiles_where_they_are_needed_least_until_the_sample_fits():
+    """As the official code shares them; frames are one tile."""
     assert [first_limit(12, number) for number in (0, 1, 2, 5, 13)] == [12, 12, 6, 2, 1]
-    budget = TileBudget(16, 10_000)
-    assert budget.fit(TILING, [FRAME, WIDE, FRAME, SQUARE], 0, (0, 0))[0] == [1, 3, 1, 3]
-    assert [budget.count(TILING, size, 6) for size in (FRAME, WIDE, SMALL)] == [1, 4, 1]  # thumbnail included
-    assert budget.tokens([]) == 0 and budget.tokens([4, 1]) == 5 * 16 + 2 * 2
-
-
-def test_tiles_are_taken_from_the_image_that_needs_them_least_until_the_sample_fits():
-    budget, sizes = TileBudget(16, 1000), [WIDE, SQUARE, SMALL]
-    for room in (400, 150, 120, 60, 10):
-        limits, counts, _ = budget.fit(TILING, sizes, 1000 - room, (0, 0))
-        assert counts == [budget.count(TILING, size, limit) for size, limit in zip(sizes, limits, strict=True)]
-        assert budget.tokens(counts) <= room or counts == [1, 1, 1]
-        assert limits == [2] * 3 or room < 400  # everything fits into that
-    # Under a limit of 12, 6 each: 43,200 / 4 source pixels per tile, and 490,000 / 5
-    tiling, whole = DynamicTiling(max_tiles=12, tile_size=112), budget.tokens([4, 5])
-    assert [budget.fit(tiling, sizes[:2], 1000 + more - whole, (0, 0))[0] for more in (0, 1)] == [[6, 6], [2, 6]]
+    for most, sizes, room, before, expected in FITTED:
+        tiling = DynamicTiling(max_tiles=most, tile_size=112)
+        assert TileBudget(16, 1000).fit(tiling, sizes, 1000 - room, before) == expected, (sizes, room)
 
 
 def test_the_end_is_cut_off_but_never_inside_a_span():

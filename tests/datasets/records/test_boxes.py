@@ -3,7 +3,7 @@
 import pytest
 
 from xtuner_plugins.datasets import RecordError
-from xtuner_plugins.datasets.records.boxes import normalize_boxes
+from xtuner_plugins.datasets.records.boxes import find_boxes, normalize_boxes
 from xtuner_plugins.datasets.records.pairs import parse_pair
 from xtuner_plugins.datasets.records.records import parse_record
 
@@ -40,6 +40,10 @@ def test_objects_are_filled_in_reading_order_or_refused():
         record = filled(answer, objects=objects, **facts)
         assert record.turns[1].text == expected and not record.warnings
     assert filled("<bbox>").turns[0].text == "Where is <ref>the bus</ref>?"
+    assert find_boxes("<box>[[1, 2, 3, 4], [5, 6]]</box><box>x</box><box>[5, 6, 7, 8]</box>") == [
+        (1, 2, 3, 4),
+        (5, 6, 7, 8),
+    ]
     (warning,) = filled("<bbox>", objects={"bbox": [[1, 2, 3, 4], [1, 2, 3, 4]]}).warnings
     other = parse_record({**grounded("a<b>", "<image>Q"), "objects": [{"name": "bus"}]}, "f:3")
     assert warning.reason == "objects" and normalize_boxes(other) == other and not other.warnings

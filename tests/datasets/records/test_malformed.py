@@ -5,9 +5,9 @@ import os
 import re
 
 import numpy as np
-import pytest
 from PIL import Image
 
+from xtuner_plugins.audit.check import check_dataset
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 
 H, G, S = "human", "gpt", "system"
@@ -57,6 +57,11 @@ LINES = [
     ("no_conversations", [{}, {"image": "ok.png"}, talk(), {"messages": []}]),
     ("conversations_type", [{"conversations": "hi"}, {"conversations": None}]),
     ("two_formats", [talk(H, G, messages=[])]),
+    ("no_conversations", [{"query": "a", "rejected_response": "b"}, {"instruction": "a", "response": "b"}]),
+    ("history", [{"query": "a", "response": "b", "history": history} for history in (3, ["ab"], [["a"]], [3])]),
+    ("turn_content", [{"instruction": question, "input": "a", "output": "b"} for question in (3, ["a"])]),
+    ("turn_content", [{"instruction": "a", "input": 3, "output": "b"}, {"query": 3, "response": "b"}]),
+    ("turn_keys", [{"texts": turns} for turns in (["a"], [{"user": "a"}], [{"human": "a", "role": "b"}])]),
     # turns
     ("turn_type", [{"conversations": ["a", "b"]}]),
     ("turn_keys", [talk({"from": H}), talk({"value": "a"})]),
@@ -143,37 +148,21 @@ def make_zoo(folder):
     Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tiff")
 
 
-@pytest.fixture(scope="module")
-def zoo(data_base, tmp_path_factory):
-    make_zoo(images := tmp_path_factory.mktemp("zoo") / "images")
+def test_each_is_diagnosed(data_base, tmp_path):
+    """By training and by the check; without decoding by what measures lengths."""
+    make_zoo(images := tmp_path / "images")
     lines = [b"{}", *(line if isinstance(line, bytes) else json.dumps(line).encode() for _, line in LINES)]
-    (images.parent / "zoo.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    return MultimodalDataset(data_base, str(images.parent / "zoo.jsonl"), str(images), max_length=400)
-
-
-def test_each_is_diagnosed(zoo):
-    """By training, and without decoding by what measures lengths."""
-    path, wrong = re.escape(zoo.sources[0].index.path), []
+    (file := tmp_path / "zoo.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    zoo, wrong, said = MultimodalDataset(data_base, str(file), str(images), max_length=400), [], []
     fates = zoo.lengths(0, num_workers=0).lay_out(zoo.sources[0].tiling, zoo.budget)[2]
+    check_dataset(zoo, num_workers=2, say=lambda report, each: said.append((each.row, each.reason, each.is_warning)))
     for number, (reason, line) in enumerate(LINES, 1):
         try:
             found = None if len(zoo.load(0, number)["input_ids"]) else "no tokens"
         except RecordError as error:
-            is_said = re.fullmatch(rf"{path}:{number + 1}: .{{1,650}}", str(error)) and error.remedy
+            is_said = re.fullmatch(rf"{re.escape(str(file))}:{number + 1}: .{{1,650}}", str(error)) and error.remedy
             found = error.reason if is_said else str(error)
         is_measured = fates[number] >= 3 or reason in (None, "image_mode") or line in [*DECODED, PAGE]
-        if found != reason or not is_measured:
+        if found != reason or not is_measured or said.count((number, reason, False)) != bool(reason):
             wrong.append((line, reason, found, is_measured))
-    assert wrong == []
-
-
-def test_the_tool_says_each_once_with_its_line(zoo, data_base, run_tool):
-    path, folder = zoo.sources[0].index.path, zoo.sources[0].folder.folder
-    done = run_tool("tools/check_data.py", path, "--image-folder", folder, "--base", data_base, "--workers", 2)
-    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
-    said = re.findall(rf"^(warning: )?{re.escape(path)}:(\d+): \S.*; \S", done.stdout, re.MULTILINE)
-    warned, lines = (sorted(int(line) for mark, line in said if bool(mark) == kind) for kind in (True, False))
-    unusable = [number for number, (reason, _) in enumerate(LINES, 2) if reason not in (None, "empty_answer")]
-    assert lines == [1, *unusable]
-    assert {number for number, (reason, _) in enumerate(LINES, 2) if reason == "empty_answer"} <= set(warned)
-    assert f"{len(lines)} of {len(LINES) + 1} records can't be trained on" in done.stdout
+    assert wrong == [] and len([each for each in said if not each[2]]) == 1 + sum(bool(reason) for reason, _ in LINES)

@@ -21,6 +21,7 @@ FORMS = {
     "swift": {"messages": [*ASKED, CAT], "rejected_response": "A dog."},
     "swift messages": {"messages": [*ASKED, CAT], "rejected_messages": [*ASKED, DOG]},
     "swift query": QUERY,
+    "lists": {"prompt": ASKED, "chosen": [CAT], "rejected": [DOG]},
     "trl": {"chosen": [*ASKED, CAT], "rejected": [*ASKED, PARTS]},
 }
 BAD = {

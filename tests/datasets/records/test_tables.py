@@ -25,37 +25,26 @@ LAYOUTS = [
 ]
 
 
-@pytest.fixture
-def table(tmp_path):
-    """table(rows) -> the path of a table of them, in groups of one row."""
-
-    def write(rows):
-        write_table(rows, tmp_path / "a.parquet", 1)
-        return tmp_path / "a.parquet"
-
-    return write
-
-
 def images_of(record):
     """Bytes or names of the images of a record."""
     return [getattr(medium.name, "data", medium.name) for medium in parse_record(record, "f:1").media]
 
 
-def test_layouts_of_rows(table, monkeypatch):
+def test_layouts_of_rows(tmp_path, monkeypatch):
     for in_place in (32 << 20, 0):
         monkeypatch.setattr(tables, "IN_PLACE", in_place)
         for row, expected in LAYOUTS:
-            records = open_records(path := table([row]))
+            records = open_records(path := write_table([row], tmp_path / "a.parquet"))
             assert (records.source(0), len(records)) == (f"{path}:1", 1)
             assert images_of(records.parse(0)) == expected and None not in records.parse(0).values()
             assert isinstance(records.rows, tables.ParquetRows) == bool(in_place)
     with pytest.raises(RecordError, match="a.parquet:1: not JSON"):
-        open_records(table([{"conversations": "[{"}])).parse(0)
+        open_records(write_table([{"conversations": "[{"}], path)).parse(0)
 
 
-def test_a_copy_is_announced_once_and_refused_without_room(table, monkeypatch, capfd):
+def test_a_copy_is_announced_once_and_refused_without_room(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(tables, "IN_PLACE", 10)
-    path, prints = table([{**TALK, "id": str(number)} for number in range(250)]), []
+    path, prints = write_table([{**TALK, "id": str(at)} for at in range(250)], tmp_path / "a.parquet"), []
     for time in (1, 1, 2):
         os.utime(path, ns=(time, time))
         records = open_records(path)
@@ -99,10 +88,10 @@ def test_images_and_captions_of_samples(tmp_path):
         assert refused.value.reason == reason
 
 
-def test_files_that_change_or_are_damaged(table, tmp_path):
-    records = open_records(table([TALK] * 30))
+def test_files_that_change_or_are_damaged(tmp_path):
+    records = open_records(path := write_table([TALK] * 30, tmp_path / "a.parquet"))
     assert records.parse(0) == TALK
-    path = table([TALK] * 20)
+    write_table([TALK] * 20, path)
     with pytest.raises(SourceError, match="a.parquet: the file has changed"):
         records.parse(1)
     rows = datasets.Dataset.from_list([TALK])
@@ -122,4 +111,4 @@ def test_files_that_change_or_are_damaged(table, tmp_path):
         with pytest.raises(SettingError, match=words):
             open_records(named)
     with pytest.raises(SettingError, match="holds no rows"):
-        open_records(table([]))
+        open_records(write_table([], path))

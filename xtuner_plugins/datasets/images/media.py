@@ -195,7 +195,7 @@ def open_image(source: MediaSource) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
         width, height = image.size
-        if not 0 < width * height <= MAX_PIXELS:
+        if width * height > MAX_PIXELS:
             image.close()
             remedy = f"at most {MAX_PIXELS} pixels are read; scale the image down"
             raise MediaError("image_pixels", f"{width}x{height} pixels", remedy)

@@ -93,10 +93,10 @@ def _count_tiles(sizes: np.ndarray, limits: np.ndarray, tiling: DynamicTiling, b
     """Tiles of each image, int64 `[m]`; each size and limit is counted once."""
     width, height = sizes.T.astype(np.int64)
     _, codes = np.unique(width << 32 | height, return_inverse=True)
-    codes = codes.reshape(-1) * (limits.max(initial=0) + 1) + limits  # one number sorts much faster than a row of three
+    codes = codes * (limits.max(initial=0) + 1) + limits  # one number sorts much faster than a row of three
     _, places, inverse = np.unique(codes, return_index=True, return_inverse=True)
     each = [budget.count(tiling, (width[place], height[place]), int(limits[place])) for place in places]
-    return np.array(each, np.int64)[inverse.reshape(-1)]
+    return np.array(each, np.int64)[inverse]
 
 
 def measure(task: Measure, *, num_workers: int | None = None) -> LengthIndex:

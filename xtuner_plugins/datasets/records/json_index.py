@@ -61,7 +61,7 @@ class OffsetIndex:
             problem = f"{length:,} bytes; at most {MOST_BYTES:,} are read of a record"
             raise RecordError("record_bytes", problem, "divide it, or remove it", self.source(row))
         try:
-            with open(self.file, "rb", buffering=0) as file:
+            with open(self.file, "rb") as file:
                 check_unchanged(file.fileno(), self.stamp, self.path)
                 return os.pread(file.fileno(), length, start)
         except SourceError:

@@ -47,9 +47,6 @@ class Encoded:
     spans: tuple[tuple[int, int], ...]  # (first, length) of each image's span, `<img>` and `</img>` included, in order
     branches: tuple[int, ...] = ()  # of a pair, the tokens of prompt, chosen and rejected answer
 
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
 
 def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
     """The pieces of a record in order; neighboring plain texts of the same kind are joined.

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from tests.small_data import write_dataset  # noqa: F401
 from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: F401
@@ -32,8 +33,8 @@ def contents(path: Path) -> dict[str, torch.Tensor]:
     state = read_state(path)
     found = {f"weight {name}": tensor.read() for name, tensor in state.weights.items()}
     for name, entries in state.states.items():
-        for key, value in entries.items():
-            found[f"{key} {name}"] = value.read() if hasattr(value, "read") else torch.as_tensor(value)
+        for key, value in tree_leaves_with_path(entries):  # of 8 bits some are in a dict
+            found[f"{keystr(key)} {name}"] = value.read() if hasattr(value, "read") else torch.as_tensor(value)
     return found
 
 

@@ -70,23 +70,23 @@ def ending(way, layout):
     return fault(STEP, STOPPED + 1, partial(send, signal.SIGKILL)), SAVED
 
 
-@pytest.mark.parametrize(
-    "way, layout, dtype",
-    [
-        *(pytest.param("killed", layout, "float16", marks=pytest.mark.slow) for layout in ("plain", "zero2")),
-        *((way, "plain", "float32") for way in WAYS),
-        *(
-            pytest.param(way, layout, "float32", marks=pytest.mark.slow)
-            for way, layouts in WAYS.items()
-            for layout in layouts
-            if layout != "plain"
-        ),
-    ],
-)
-def test_a_run_goes_on_bit_equal(train, once, way, layout, dtype):
+def in_tiers(rows):
+    """Rows of a table with a layout each: one process in float32 is quick."""
+    return [
+        row if "plain" in row and "float16" not in row else pytest.param(*row, marks=pytest.mark.slow) for row in rows
+    ]
+
+
+KINDS = {"float32": {}, "float16": {"dtype": "float16"}, "8 bits": {"optimizer": "AdamW8bit"}}
+CASES = [(way, layout, "float32") for way, layouts in WAYS.items() for layout in layouts]
+CASES += [("killed", "plain", "8 bits"), ("killed", "plain", "float16"), ("killed", "zero2", "float16")]
+
+
+@pytest.mark.parametrize("way, layout, kind", in_tiers(CASES))
+def test_a_run_goes_on_bit_equal(train, once, way, layout, kind):
     """In float16 the scale of the loss, too, which overflows have changed."""
-    case, (end, saved) = recipe(layout, dtype=dtype), ending(way, layout)
-    whole = once(f"{layout}-{dtype}", prepare=overflow_at_first, **case)
+    case, (end, saved) = recipe(layout, **KINDS[kind]), ending(way, layout)
+    whole = once(f"{layout}-{kind}", prepare=overflow_at_first, **case)
     status = 128 + SIGNALS[layout] if way == "stopped" else -signal.SIGKILL
     ended = train("run", codes=(status, *[1] * (way != "stopped")), prepare=partial(overflow_at_first, end), **case)
     checkpoint = ended.saved(saved)
@@ -98,7 +98,7 @@ def test_a_run_goes_on_bit_equal(train, once, way, layout, dtype):
         assert lines[lines.index(told) + 1].endswith("--resume auto")
     again = train("run", extra=("--resume", "auto"), prepare=overflow_at_first, **case)
     assert f"resuming from {checkpoint}" in again.output and len(whole.logged()) == NUM_STEPS
-    assert (len(set(whole.logged("loss_scale"))) > 1) == (dtype == "float16")
+    assert (len(set(whole.logged("loss_scale"))) > 1) == (kind == "float16")
     for key in ("loss", "loss_scale", "overflows"):
         assert again.logged(key) == whole.logged(key)[saved:]
     final = again.saved(NUM_STEPS)
@@ -171,7 +171,7 @@ ENDS = [
 
 @pytest.mark.parametrize(
     "layout, prepare, says, named, is_saved",
-    [row if row[0] == "plain" else pytest.param(*row, marks=pytest.mark.slow) for row in ENDS],
+    in_tiers(ENDS),
     ids=[f"{number}-{row[0]}" for number, row in enumerate(ENDS)],
 )
 def test_a_run_that_cannot_go_on_ends_in_one_line(train, data, layout, prepare, says, named, is_saved):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from tests.conftest import ROOT
-from tests.engine.parallel_case import logged, training
+from tests.engine.parallel_case import logged, scalars, training
 from xtuner_plugins.engine.launch.launcher import SHARE_CORES, training_processes
 from xtuner_plugins.settings import SETTINGS
 
@@ -47,6 +47,9 @@ class Run(NamedTuple):
 
     def logged(self, key: str = "loss") -> list[float]:
         return logged(self.work_dir, key)
+
+    def scalars(self, key: str) -> list[dict[str, float]]:
+        return scalars(self.work_dir, key)
 
     def saved(self, step: int) -> Path:
         return self.work_dir / f"iter_{step}.pth"

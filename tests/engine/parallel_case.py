@@ -12,11 +12,16 @@ from tests.small_data import write_dataset  # noqa: F401
 from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: F401
 
 
-def logged(work_dir: Path, key: str = "loss") -> list[float]:
-    """What the newest start of a run logged under ``key``, one value per step."""
+def scalars(work_dir: Path, key: str) -> list[dict[str, float]]:
+    """What the newest start of a run logged in the steps that have a ``key``."""
     newest = max(work_dir.glob("*/vis_data/scalars.json"))
     lines = [json.loads(line) for line in newest.read_text(encoding="utf-8").splitlines()]
-    return [line[key] for line in lines if key in line]
+    return [line for line in lines if key in line]
+
+
+def logged(work_dir: Path, key: str = "loss") -> list[float]:
+    """The values of a ``key`` alone."""
+    return [line[key] for line in scalars(work_dir, key)]
 
 
 def base_and_data(base: Path, data: tuple[Path, Path]) -> dict[str, str | list[str]]:

@@ -134,7 +134,7 @@ def test_each_file_has_its_loss_and_answers_are_scored_as_those_of_the_checkpoin
     scored = zip(asked, given, measured.scores, strict=True)
     *own, (*where, answer, score) = map(list, (row.values() for row in rows["iter_4.jsonl"]))
     assert own == [[*row, answer, score] for row, answer, score in scored]
-    assert [where[0], *where[3:]] == ["asked", "Where?", []] and answer and score is None
+    assert [where[0], *where[3:], score] == ["asked", "Where?", [], None] and answer is not None
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,6 @@ def _take_over(logger) -> None:
 def _speaker() -> str:
     """The module that logs: the nearest caller outside of the machinery of logging."""
     frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name != __name__ and not name.startswith(("logging", "mmengine.logging")):
-            return name
+    while (name := frame.f_globals.get("__name__", "")).startswith((__name__, "logging", "mmengine.logging")):
         frame = frame.f_back
-    return ""
+    return name

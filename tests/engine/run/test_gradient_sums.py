@@ -11,27 +11,25 @@ import pytest
 import torch
 
 from tests.models.batches import build
+from xtuner_plugins.engine.launch.launcher import training_processes
 from xtuner_plugins.engine.run import strategy
 from xtuner_plugins.engine.run.gradient_sums import hold_sums_alone, sum_gradients_as_told
 from xtuner_plugins.engine.run.runtime import _build_no_cpu_op
 from xtuner_plugins.engine.run.steps import unwrap
 from xtuner_plugins.engine.run.transfer import read_state
-from xtuner_plugins.processes import free_port
 from xtuner_plugins.settings import read_deepspeed
 
 from ..forked import at_call, fork_server
 from ..parallel_case import contents, require_equal
 
-MICRO_STEPS, RANKS = 16, 2
+MICRO_STEPS = 16
 # bfloat16 has 8 significant bits: beside 256 its next number is 258, so that a 0.5 that is added to 256 is lost.
 GRADIENTS = [256.0] + [0.5] * (MICRO_STEPS - 1)
 
 
-def take_two_steps(name, rank, port, out):
+def take_two_steps(name, env, out):
     """One rank: a step of plain descent at rate 1 by `GRADIENTS`, whose figures it writes, and one by NaN."""
-    for key, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_PORT": port}.items():
-        os.environ[key] = str(value)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    os.environ |= env
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -57,19 +55,19 @@ def take_two_steps(name, rank, port, out):
         engine.step()
         moved = [(-safe_get_full_fp32_param(each)).unique().tolist() for each in model.parameters()]
         found.append([*moved, float(engine.get_global_grad_norm())])
-    if rank == 0:
+    if env["RANK"] == "0":
         out.write_text(json.dumps(found))
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"])
 def test_16_micro_steps_are_summed_in_float32_and_norms_that_are_not_finite_told(tmp_path, name):
-    shared = free_port(), tmp_path / "found"
-    ranks = [fork_server().Process(target=take_two_steps, args=(name, rank, *shared)) for rank in range(RANKS)]
+    _, envs = training_processes([], {"NPROC_PER_NODE": "2"}, None)
+    ranks = [fork_server().Process(target=take_two_steps, args=(name, env, tmp_path / "found")) for env in envs]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * RANKS
+    assert [rank.exitcode for rank in ranks] == [0, 0]
     first, (*_, norm) = json.loads((tmp_path / "found").read_text())
     # Each of 64 weights moves by the sum, 263.5, each of 8 biases by 8 rows of it: 263.5 x sqrt(64 + 8 x 64) = 6324.
     assert first == [[263.5], [8 * 263.5], 6324.0] and not math.isfinite(norm)

@@ -121,5 +121,3 @@ def test_a_fault_on_a_rank_that_shares_rows_stops_all(train):
     run = train("nan", codes=(1,), prepare=fault("engine.run.steps.naming", 1, poison, 1), **share("lora", 2, 2))
     (line,) = run.errors
     assert "step 1: the loss is nan" in line and line.count("train.jsonl:") == 4
-    run = train("alone", codes=(2,), **share("full", 1, 2))
-    assert "sequence_parallel=2: the run has 1 process(es)" in run.errors[0]

@@ -9,8 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.engine.forked import run_forked
-from tests.engine.parallel_case import base_and_data, logged, write_dataset
+from tests.engine.forked import base_and_data, logged, run_forked, write_dataset
 from tests.toy_bases import kind, write_tiny_base
 from tests.weights.training import chat_inputs, logits
 from xtuner_plugins.export.export import export

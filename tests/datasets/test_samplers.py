@@ -7,8 +7,7 @@ from itertools import chain, product
 
 import pytest
 
-from tests.engine.forked import train_forked
-from tests.engine.parallel_case import write_dataset
+from tests.engine.forked import train_forked, write_dataset
 from xtuner_plugins.datasets import PackBatchSampler, PlanSampler, SettingError
 from xtuner_plugins.datasets.left_out import FILLER_INDEX
 

@@ -11,8 +11,7 @@ from xtuner_plugins.datasets.left_out import FILLER
 from xtuner_plugins.engine.hooks.run_contract import TITLE
 from xtuner_plugins.engine.hooks.step_line import _Window, step_line
 
-from ..forked import at_call
-from ..parallel_case import STEP_LINE
+from ..forked import STEP_LINE, at_call
 
 
 def test_a_line_has_everything_in_one_order():

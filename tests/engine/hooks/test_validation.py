@@ -17,8 +17,7 @@ from xtuner_plugins.evaluation.results import measure
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.settings import read_deepspeed
 
-from ..forked import fault, send
-from ..parallel_case import contents, require_equal, write_dataset
+from ..forked import contents, fault, require_equal, send, write_dataset
 
 # 16 samples in 4 steps of 2 micro-batches, with dropout.
 LORA = dict(leaf="toy_finetune_lora", lora_dropout=0.1, batch_size=2, accumulative_counts=2)

@@ -11,8 +11,7 @@ import torch
 
 from xtuner_plugins.engine.watch.stopping import ONE_REQUEST_SECONDS
 
-from ..forked import LAYOUTS, at_call, fault, send
-from ..parallel_case import contents, require_equal
+from ..forked import LAYOUTS, at_call, contents, fault, require_equal, send
 
 NUM_STEPS, SAVED, STOPPED = 8, 3, 5  # 16 samples in steps of 4, twice
 STEP, UPDATE = "engine.run.loops.PlannedTrainLoop.run_iter", "engine.hooks.step_line.StepLineHook.after_train_iter"

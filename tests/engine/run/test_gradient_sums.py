@@ -19,8 +19,7 @@ from xtuner_plugins.engine.run.steps import unwrap
 from xtuner_plugins.engine.run.transfer import read_state
 from xtuner_plugins.settings import read_deepspeed
 
-from ..forked import at_call, fork_server
-from ..parallel_case import contents, require_equal
+from ..forked import at_call, contents, fork_server, require_equal
 
 MICRO_STEPS = 16
 # bfloat16 has 8 significant bits: beside 256 its next number is 258, so that a 0.5 that is added to 256 is lost.

@@ -10,7 +10,7 @@ from xtuner_plugins.datasets.plan.plan import Plan
 from xtuner_plugins.engine.run.loops import PlanIterator, TrainingStopped, take_step
 from xtuner_plugins.settings import ConfigError, read_config
 
-from ..parallel_case import base_and_data
+from ..forked import base_and_data
 
 
 class Numbers(Dataset):

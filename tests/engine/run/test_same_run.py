@@ -16,8 +16,7 @@ import torch
 from xtuner_plugins.engine.launch import launcher
 from xtuner_plugins.weights.work_dir import read_checkpoint
 
-from ..forked import run_forked
-from ..parallel_case import write_dataset
+from ..forked import run_forked, write_dataset
 
 LEAF = "toy_finetune_lora"
 

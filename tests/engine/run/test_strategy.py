@@ -6,8 +6,7 @@ import pytest
 
 from xtuner_plugins.engine.hooks.run_contract import CONTRACT_FILE
 
-from ..forked import fault
-from ..parallel_case import write_dataset
+from ..forked import fault, write_dataset
 from .test_going_on import poison
 
 pytestmark = pytest.mark.slow

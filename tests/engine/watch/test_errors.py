@@ -17,8 +17,7 @@ from xtuner_plugins.engine.watch.stopping import COMMAND
 from xtuner_plugins.settings import ConfigError
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 
-from ..forked import fault
-from ..parallel_case import write_dataset
+from ..forked import fault, write_dataset
 
 BATCH = {"num_tiles": torch.tensor([3, 1]), "sources": ["a.jsonl:1", "a.jsonl:9"]}
 MASK = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])

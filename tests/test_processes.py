@@ -13,17 +13,18 @@ from xtuner_plugins.processes import ALLOCATOR, allocator_settings, is_ancestor
 
 SLEEPER = "import time; time.sleep(600)"
 BY_POPEN = f"""
-import sys, time
+import sys
 from xtuner_plugins.processes import start_bound
-print(start_bound([sys.executable, "-c", {SLEEPER!r}]).pid, flush=True)
-time.sleep(600)
+process = start_bound([sys.executable, "-c", {SLEEPER!r}])
+print(process.pid, flush=True)
+process.wait()
 """
-WORK = """
-import os, time
+WORK = f"""
+import os
 from xtuner_plugins.processes import die_with_parent
 die_with_parent(watch=WATCH)
 print(os.getpid(), flush=True)
-time.sleep(600)
+{SLEEPER}
 """
 # A fork server stands between its workers and the process that asked for them.
 BY_MULTIPROCESSING = f"""
@@ -60,9 +61,9 @@ def test_children_of_a_killed_process_end():
 
 
 def test_segments_grow_on_a_gpu_unless_the_user_has_said_otherwise():
-    assert all(allocator_settings({name: "max_split_size_mb:128"}, has_gpu=True) == {} for name in ALLOCATOR)
-    assert allocator_settings({}, has_gpu=False) == {}
-    assert allocator_settings({}, has_gpu=True) == {ALLOCATOR[1]: "expandable_segments:True"}
+    grow = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    for said, has_gpu, added in (({}, True, grow), ({}, False, {}), *(({name: "x"}, True, {}) for name in ALLOCATOR)):
+        assert allocator_settings(said, has_gpu) == added
 
 
 def test_progress_in_a_log_is_whole_lines(monkeypatch):

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import HANGS_AFTER, ROOT
-from tests.engine.parallel_case import STEP_LINE, logged
+from tests.engine.forked import STEP_LINE, logged
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from xtuner_plugins.engine.check.text import check_values
-from xtuner_plugins.settings import CONFIGS, LABELS, RUNNER_KEYS, labels_of, leaves, read_config
+from xtuner_plugins.settings import CONFIGS, DEEPSPEED, LABELS, RUNNER_KEYS, labels_of, leaves, read_config
 
 LEAVES = leaves()
 BATCH = re.compile(r"batch_size ?= ?(\d+),?  # x (\d+) accumulation x (\d+) (?:GPU|process)e?s? = (\d+) \w+ per step")
@@ -30,6 +30,8 @@ def complaints(name: str, path: Path) -> list[str]:
     launch = labels["launch"].split()
     if str(path.relative_to(CONFIGS.parent)) not in launch:
         found.append("the launch line starts another config")
+    if not {word for word in launch if word.startswith("deepspeed_")} <= DEEPSPEED.keys():
+        found.append("the launch line names no file of ours")
     processes = next((int(word.partition("=")[2]) for word in launch if word.startswith("NPROC_PER_NODE=")), 1)
     real = [cfg.train_dataloader.batch_size, cfg.optim_wrapper.accumulative_counts, processes]
     real.append(real[0] * real[1] * real[2])

@@ -9,8 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.engine.forked import run_forked
-from tests.engine.parallel_case import base_and_data, logged, write_dataset
+from tests.engine.forked import base_and_data, logged, run_forked, write_dataset
 from tests.toy_bases import kind, write_tiny_base
 from tests.weights.training import chat_inputs, logits
 from xtuner_plugins.export.export import export
@@ -18,6 +17,7 @@ from xtuner_plugins.families import PARTS
 from xtuner_plugins.planning.published import BASES, known_base
 from xtuner_plugins.settings import labels_of, leaves
 from xtuner_plugins.settings import read_config as read
+from xtuner_plugins.weights.checkpoint import open_checkpoint
 from xtuner_plugins.weights.loader import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,22 +84,33 @@ def options(data, tmp_path_factory):
     return of
 
 
-def train(name, settings, folder, *, processes=1, extra=()):
+def train(name, settings, folder, stage):
     settings = {**settings, "train_cfg.max_iters": STEPS, "train_cfg.max_epochs": 50}
     settings["default_hooks.logger.interval"] = 1
     words = [f"{k}={json.dumps(v) if isinstance(v, list) else v}".replace('"', "") for k, v in settings.items()]
-    arguments = [str(LEAVES[name]), "--work-dir", str(folder / name), *extra, "--cfg-options", *words]
-    run = run_forked(arguments, {**os.environ, "OMP_NUM_THREADS": "1"}, folder / name, processes=processes)
+    arguments = [str(LEAVES[name]), "--work-dir", str(folder / name), "--cfg-options", *words]
+    if stage:
+        arguments[1:1] = ["--deepspeed", stage]
+    run = run_forked(
+        arguments, {**os.environ, "OMP_NUM_THREADS": "1"}, folder / name, processes=1 if stage is None else 2
+    )
     assert run.ok, run.output[-3000:] + run.others
     gradients = logged(folder / name, "grad_norm")
     assert len(gradients) == STEPS and all(norm > 0 for norm in gradients)
     return folder / name
 
 
-@pytest.mark.parametrize("name", one_of_each())
-def test_leaf_trains_and_saves_what_its_export_holds(name, options, tmp_path):
-    work_dir = train(name, options(name), tmp_path)
-    checkpoint = torch.load(work_dir / f"iter_{STEPS}.pth", weights_only=False)["state_dict"]
+# A leaf for every way in which launch lines start several processes.
+STAGES = {labels_of(path)["launch"].partition("--deepspeed ")[2]: name for name, path in LEAVES.items()}
+STARTS = [pytest.param(name, stage, marks=pytest.mark.slow) for stage, name in STAGES.items()]
+
+
+@pytest.mark.parametrize("name, stage", [*((name, None) for name in one_of_each()), *STARTS])
+def test_leaf_trains_and_saves_what_its_export_holds(name, stage, options, tmp_path):
+    """In one process; a leaf of each launch line in two."""
+    work_dir = train(name, options(name), tmp_path, stage)
+    saved = open_checkpoint(work_dir / f"iter_{STEPS}.pth").tensors
+    checkpoint = {key: tensor.read() for key, tensor in saved.items()}
     config = Config.fromfile(work_dir / f"{name}.py")
     settings = {k: v for k, v in config.model.items() if k != "type" and not k.endswith("_quantization")}
     torch.manual_seed(0)
@@ -121,16 +132,3 @@ def test_leaf_trains_and_saves_what_its_export_holds(name, options, tmp_path):
     expected = logits(trained.model, inputs)
     gap = (logits(exported, inputs) - expected).abs().max()
     assert expected.std() > 0.01 and gap <= 1e-4 * max(1.0, float(expected.abs().max()))
-
-
-# A leaf for every way in which launch lines start several processes.
-STAGES = {labels_of(path)["launch"].partition("--deepspeed ")[2]: name for name, path in LEAVES.items()}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_leaf_of_each_launch_line_trains_in_two_processes(stage, options, tmp_path):
-    name, deepspeed = STAGES[stage], ("--deepspeed", stage) if stage else ()
-    work_dir = train(name, options(name), tmp_path, processes=2, extra=deepspeed)
-    assert (work_dir / f"iter_{STEPS}.pth").exists()
-    export(work_dir / f"{name}.py", work_dir / f"iter_{STEPS}.pth", tmp_path / "out")

@@ -19,10 +19,9 @@ def test_the_example_trains_on_its_own_loop(toy_base, tmp_path):
     cfg.train_dataloader.dataset.update(data_paths=[str(path)], image_folders=[str(images)], base=None)
     with pytest.raises(SettingError, match="base=None can't be used.*that of model.base"):
         Runner.build_dataloader(cfg.train_dataloader)
-    cfg.merge_from_dict({"model.base": str(toy_base), "train_dataloader.dataset.base": str(toy_base)})
-    cfg.merge_from_dict({"train_cfg.max_iters": 3, "default_hooks.logger.interval": 1})
-    cfg.merge_from_dict({"default_hooks.checkpoint.interval": 3, "work_dir": str(tmp_path / "run")})
-    cfg.experiment_name = "toy_mmengine_loop"
+    own = {"model.base": str(toy_base), "train_dataloader.dataset.base": str(toy_base), "train_cfg.max_iters": 3}
+    own |= {"default_hooks.logger.interval": 1, "default_hooks.checkpoint.interval": 3}
+    cfg.merge_from_dict({**own, "work_dir": str(tmp_path / "run"), "experiment_name": "toy_mmengine_loop"})
     runner = Runner.from_cfg(cfg)
     before = {name: p.detach().clone() for name, p in runner.model.named_parameters() if p.requires_grad}
     runner.train()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, XTP
-from tests.engine.parallel_case import write_dataset
+from tests.engine.forked import write_dataset
 from tests.vision_towers import write_tower
 from tests.weights.language_models import write_llm
 from xtuner_plugins.planning.plan import job_of, model_of

@@ -2,8 +2,6 @@
 
 import re
 
-import pytest
-
 from xtuner_plugins.settings import labels_of, leaves, read_config
 
 # Full fine-tuning of a released model, by family and size: learning rate, weight decay, drop path of an encoder that
@@ -59,6 +57,9 @@ PART_RATES = {
 PACKS = {"finetune_packed": (8192, 26), "internvl_v3_5_sft": (32768, 96)}
 
 
+RECIPES = {name: path for name, path in leaves().items() if path.parent.name != "toy"}
+
+
 def expected(name):
     """The row of a recipe: that of `OTHERS`, or by the family's table and the rules for LoRA."""
     if name in OTHERS:
@@ -81,18 +82,13 @@ def shipped(name, path):
     return optimizer.lr, optimizer.weight_decay, samples, loader.dataset.max_length, *ranks
 
 
-@pytest.fixture(scope="module")
-def recipes():
-    return {name: path for name, path in leaves().items() if path.parent.name != "toy"}
-
-
-def test_every_recipe_ships_the_values_of_the_table(recipes):
-    wrong = {name: (shipped(name, path), expected(name)) for name, path in recipes.items()}
+def test_every_recipe_ships_the_values_of_the_table():
+    wrong = {name: (shipped(name, path), expected(name)) for name, path in RECIPES.items()}
     assert {name: pair for name, pair in wrong.items() if pair[0] != pair[1]} == {}
 
 
-def test_what_the_recipes_share(recipes):
-    for name in recipes:
+def test_what_the_recipes_share():
+    for name in RECIPES:
         cfg = read_config(name)
         model, data = cfg.model, cfg.train_dataloader.dataset
         reduction = "square" if name in PACKS else "sample" if name == "flash_router" else "token"

@@ -9,8 +9,7 @@ import pytest
 from mmengine.config import Config
 
 from tests.conftest import ROOT
-from tests.engine.forked import run_forked
-from tests.engine.parallel_case import logged, write_dataset
+from tests.engine.forked import logged, run_forked, write_dataset
 from xtuner_plugins.engine.launch import launcher
 from xtuner_plugins.settings import SETTINGS, read_config
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from tests.engine.forked import train_forked
-from tests.engine.parallel_case import write_dataset
+from tests.engine.forked import train_forked, write_dataset
 from xtuner_plugins.datasets import PackBatchSampler, PlanSampler, SettingError
 from xtuner_plugins.datasets.left_out import FILLER_INDEX
 from xtuner_plugins.datasets.plan import plan

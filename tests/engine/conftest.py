@@ -4,8 +4,7 @@ import pytest
 
 from tests.process_table import end_all
 
-from .forked import Trainer
-from .parallel_case import write_dataset
+from .forked import Trainer, write_dataset
 from .started import OURS, Started
 
 

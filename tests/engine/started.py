@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import HANGS_AFTER, ROOT
-from tests.engine.parallel_case import STEP_LINE, training
+from tests.engine.forked import STEP_LINE, training
 from tests.process_table import MARK, marked, wait_until
 
 OURS, XTUNER = (sys.executable, "tools/train.py"), (str(Path(sys.executable).with_name("xtuner")), "train")

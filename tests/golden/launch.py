@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..engine.parallel_case import logged
+from ..engine.forked import logged
 from .runs import LOADER, RUNS, arguments, prepare
 
 ROOT = Path(__file__).resolve().parents[2]

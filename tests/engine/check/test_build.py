@@ -12,7 +12,7 @@ from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.settings import ConfigError, read_config
 from xtuner_plugins.weights import lazy
 
-from ..parallel_case import base_and_data
+from ..forked import base_and_data
 
 LORA, MPO = "toy_finetune_lora", "toy_finetune_mpo_full"
 DATASET, LLM_LORA, VALIDATION = "train_dataloader.dataset", "model.llm_lora", "default_hooks.validation"

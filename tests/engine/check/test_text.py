@@ -1,6 +1,5 @@
 """What is refused from a config's text; tests/golden/wrong_inputs.tsv has the commands, and more rows."""
 
-import re
 from unittest import mock
 
 import pytest
@@ -15,27 +14,16 @@ from xtuner_plugins.settings import ConfigError, read_config
 DATA = "train_dataloader.dataset"
 LORA = "toy_finetune_lora"
 NOTHING = {"model.llm_lora": None, "model.freeze_projector": True}
-# Changed values by key, and what is said of them; what passes says nothing.
-ROWS = [
-    ({f"{DATA}.max_length": "long"}, f"^{DATA}.max_length='long': MultimodalDataset takes int$"),
-    ({"model.llm_lora.r": True}, "llm_lora.r=True: LoraConfig takes int"),
-    ({"train_cfg.max_iters": 10.5}, "max_iters=10.5: PlannedTrainLoop takes int or None"),
-    ({"train_cfg.max_epochs": None}, "train_cfg: train_cfg needs max_iters .* or max_epochs"),
-    ({"train_cfg.max_epochs": -1}, "train_cfg: max_epochs=-1"),
-    ({"train_dataloader.datset": {}}, "train_dataloader.datset: DataLoader has no setting 'datset'; did you mean"),
-    ({"custom_hooks.0.zzz": 1}, r"custom_hooks\[0\].zzz: RunContractHook has no setting 'zzz'; known: "),
-    ({"default_hooks.chekpoint": {"interval": 5}}, "default_hooks.chekpoint: a hook needs a type.* 'checkpoint'"),
-    ({f"{DATA}.storage_options": {"secret": "x"}}, "dataset: storage_options holds a credential itself .secret."),
-    ({f"{DATA}.data_paths": ["ftp://me:x@host/a.jsonl"]}, r"data_paths: ftp://\*\*\*@host/a.jsonl is a URL of a"),
-    ({f"{DATA}.max_tiles": 200, f"{DATA}.dataset_settings": [{"max_tiles": 1}]}, ""),  # the build looks at each file
-    ({"train_cfg.max_epochs": 0.5, "train_cfg.max_iters": 10}, ""),
-    ({"model.freeze_projector": None}, ""),
-    ({**NOTHING, "model.train_head": True}, ""),
-    ({**NOTHING, "model.visual_encoder_last_layers": 1}, ""),
-    *(({**NOTHING, f"model.freeze_{key}": False}, "") for key in ("visual_encoder", "llm")),
-    ({**NOTHING, "model.visual_encoder_lora": {"r": 4}}, ""),
-    ({"model.llm_lora": None, "model.llm_quantization": {"load_in_4bit": True}}, "trains through adapters"),
-    ({"model.llm_lora": None, "model.llm_quantization": {}, "model.train_head": True}, ""),
+# Changed values by key of what can be trained.
+PASSES = [
+    {f"{DATA}.max_tiles": 200, f"{DATA}.dataset_settings": [{"max_tiles": 1}]},  # the build looks at each file
+    {"train_cfg.max_epochs": 0.5, "train_cfg.max_iters": 10},
+    {"model.freeze_projector": None},
+    {"model.llm_lora": None, "model.llm_quantization": {}, "model.train_head": True},
+    {**NOTHING, "model.train_head": True},
+    {**NOTHING, "model.visual_encoder_last_layers": 1},
+    {**NOTHING, "model.visual_encoder_lora": {"r": 4}},
+    *({**NOTHING, f"model.freeze_{key}": False} for key in ("visual_encoder", "llm")),
 ]
 
 
@@ -44,22 +32,14 @@ def found(toy_base, tmp_path_factory):
     return places(tmp_path_factory.mktemp("found"), toy_base)
 
 
-def test_keys_and_values(toy_base, found):
-    ready = {"model.base": str(toy_base), f"{DATA}.data_paths": [str(found["data"])]}
-    for changes, message in ROWS:
-        said = ""
-        try:
-            check_text(read_config(LORA, {**ready, f"{DATA}.image_folders": [str(found["images"])], **changes}))
-        except ConfigError as error:
-            said = str(error)
-        assert re.search(message, said) and bool(message) == bool(said) and "\n" not in said, (changes, said)
-
-
-def test_limits_of_a_base_in_another_format_are_left_to_the_build(found, tmp_path):
+def test_what_can_be_trained_passes(found, tmp_path):
+    """Limits of a base in another format are left to the build."""
+    ready = {f"{DATA}.data_paths": [str(found["data"])], f"{DATA}.image_folders": [str(found["images"])]}
+    for changes in PASSES:
+        check_text(read_config(LORA, {**ready, "model.base": str(found["base"]), **changes}))
     for name, text in (("config", '{"vision_config": {}, "downsample_ratio": 0.5}'), ("tokenizer", "{}")):
         (tmp_path / f"{name}.json").write_text(text)
     (tmp_path / "model.safetensors").touch()
-    ready = {f"{DATA}.data_paths": [str(found["data"])], f"{DATA}.image_folders": [str(found["images"])]}
     check_text(read_config(LORA, {**ready, "model.base": str(tmp_path), f"{DATA}.max_tiles": 200}))
 
 

@@ -13,8 +13,6 @@ from xtuner_plugins.engine.hooks.image_gain import ImageGain, ImageGainHook, mea
 from xtuner_plugins.engine.watch.errors import OutOfMemory
 from xtuner_plugins.weights.reading import load_pickle
 
-from .test_validation import scalars
-
 
 def test_with_one_token_each_the_interval_is_that_of_the_paired_t_test():
     own, other = np.random.default_rng(0).normal(1, 0.3, (2, 9))
@@ -69,7 +67,7 @@ def test_a_run_says_it_warns_and_is_not_disturbed(train):
     """The toy base's random parts can't see yet."""
     case = dict(leaf="toy_finetune_lora", lora_dropout=0.1, batch_size=2, max_steps=4)
     run = train("with", prepare=measure_half, **case)
-    measured, last = scalars(run, "images/gain"), scalars(run, "loss")[-1]["step"]
+    measured, last = run.scalars("images/gain"), run.scalars("loss")[-1]["step"]
     assert {line["step"] for line in measured} == {1, round(last / 2), last}
     assert "own images lower the loss by" in run.output and ", 8 samples)" in run.output
     assert all(line["images/low"] <= 0 for line in measured)

@@ -10,8 +10,7 @@ from mmengine.runner import IterBasedTrainLoop
 
 from xtuner_plugins.engine import LedgerHook, StateHook
 
-from ..forked import fault
-from ..parallel_case import write_dataset
+from ..forked import fault, write_dataset
 
 LEFT_OUT = {1: "image_missing", 9: "image_unreadable", 17: "too_long"}
 STEP = "engine.run.loops.PlannedTrainLoop.run_iter"

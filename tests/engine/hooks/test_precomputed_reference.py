@@ -7,8 +7,7 @@ from functools import partial
 
 import pytest
 
-from ..forked import at_call, fault, send
-from ..parallel_case import write_dataset
+from ..forked import at_call, fault, send, write_dataset
 
 FOLDER = "default_hooks.reference.folder"
 SAVE = "datasets.reference.ReferenceLogProbs.save"

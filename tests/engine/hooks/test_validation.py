@@ -17,8 +17,7 @@ from xtuner_plugins.evaluation.results import measure
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.settings import read_deepspeed
 
-from ..forked import fault, send
-from ..parallel_case import contents, require_equal, write_dataset
+from ..forked import contents, fault, require_equal, send, write_dataset
 
 # 16 samples in 4 steps of 2 micro-batches, with dropout.
 LORA = dict(leaf="toy_finetune_lora", lora_dropout=0.1, batch_size=2, accumulative_counts=2)
@@ -51,13 +50,6 @@ def settings(files, tmp_path_factory):
     case = dict(val_benchmarks=[own, where], val_benchmark_images=files[1][0], val_metric="cer", save_steps=2)
     case |= dict(val_data_paths=files[0], val_image_folders=files[1], max_length=512, val_max_new_tokens=4)
     return dict(**case, val_interval=2, val_batch_size=2, **LORA)
-
-
-def scalars(run, key):
-    """What all starts of a run logged with a key, in order."""
-    logs = sorted(run.work_dir.glob("*/vis_data/scalars.json"))
-    lines = [json.loads(line) for file in logs for line in file.read_text().splitlines()]
-    return [line for line in lines if key in line]
 
 
 def answers(run):
@@ -103,20 +95,28 @@ def validated(once, settings):
     return once("validated", **settings)
 
 
-def test_training_is_bit_equal_and_each_file_has_its_loss(validated, train):
+def test_training_is_bit_equal_and_a_run_that_a_signal_stops_validates_on(validated, settings, train):
+    """What was validated in part is left out, and an unfinished file of answers replaced."""
     plain = train("plain", max_length=512, **LORA)
-    assert scalars(plain, "val_loss") == [] and answers(plain) == {} and plain.logged() == validated.logged()
-    require_equal(contents(validated.saved(4)), contents(plain.saved(4)))
-    found = scalars(validated, "val_loss")
-    assert [line["step"] for line in found] == [2, 4] and found[0]["val_loss"] != found[1]["val_loss"]
-    assert "validation after step 4 (" in validated.output
-    for line in found:
-        low, high = sorted(value for key, value in line.items() if key.startswith("val_loss_by_dataset/"))
-        assert low < line["val_loss"] < high and {"val_loss_by_dataset/five", "val_loss_by_dataset/two"} < line.keys()
+    assert plain.scalars("val_loss") == [] and answers(plain) == {} and plain.logged() == validated.logged()
+    told = fault("engine.hooks.validation.validation_loss", 1, partial(send, signal.SIGTERM))
+    stopped = train("run", codes=(128 + signal.SIGTERM,), prepare=told, **settings)
+    assert stopped.saved(2).exists() and answers(stopped) == {} and stopped.scalars("val_loss") == []
+    (stopped.work_dir / "validation").mkdir()
+    (stopped.work_dir / "validation/iter_4.jsonl").write_text('{"step": 4, "ima')
+    again, key = train("run", extra=("--resume", "auto"), **settings), "iter_4.jsonl"
+    assert answers(again) == {key: answers(validated)[key]}
+    assert again.scalars("val_loss") == validated.scalars("val_loss")[1:]
+    for run in (plain, again):
+        require_equal(contents(run.saved(4)), contents(validated.saved(4)))
 
 
-def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
+def test_each_file_has_its_loss_and_answers_are_scored_as_those_of_the_checkpoint(validated, settings):
     """By the code of tools/evaluate.py, on the weights of the same step; a question without its image is left out."""
+    two, four = validated.scalars("val_loss")
+    assert (two["step"], four["step"]) == (2, 4) and two["val_loss"] != four["val_loss"]
+    low, high = sorted(four[f"val_loss_by_dataset/{name}"] for name in ("five", "two"))
+    assert low < four["val_loss"] < high and "validation after step 4 (" in validated.output
     session = open_session(validated.work_dir, "iter_4.pth", device="cpu")
     images = settings["val_benchmark_images"]
     (data_set,) = open_data_sets(settings["val_benchmarks"][:1], metric="cer", images=images)
@@ -124,31 +124,16 @@ def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
     given = session.answers(questions, batch_size=2, max_new_tokens=4)
     known = dict(zip((item.id for item in data_set.questions), given, strict=True))
     measured = measure(data_set, known)
-    _, four = (line["val/own/cer"] for line in scalars(validated, "val/own/cer"))
-    assert len(measured.questions) == 5 and four == pytest.approx(measured.headline, rel=1e-6)
+    assert validated.logged("val/own/cer")[1] == pytest.approx(measured.headline, rel=1e-6)
     assert "left out of own: " in validated.output and "none.png" in validated.output
     assert f"s): own cer {measured.headline:.1f} of 5, asked 1 answers; left out: 1\n" in validated.output
     rows = answers(validated)
     assert list(rows) == ["iter_2.jsonl", "iter_4.jsonl"] and [len(each) for each in rows.values()] == [6, 6]
-    keys = ("dataset", "question", "expected", "answer", "score")
-    lines = [[row[key] for key in keys] for row in rows["iter_4.jsonl"]]
-    assert lines[5][:3] == ["asked", "Where?", []] and lines[5][4] is None
-    assert [line[:4] for line in lines[:5]] == [
-        ["own", item.text, ["Yes."], answer] for item, answer in zip(data_set.questions, given, strict=True)
-    ]
-
-
-def test_a_validation_that_a_signal_ends_is_left_out_and_the_run_goes_on(validated, settings, train):
-    """An unfinished file of answers is replaced."""
-    told = fault("engine.hooks.validation.validation_loss", 1, partial(send, signal.SIGTERM))
-    stopped = train("run", codes=(128 + signal.SIGTERM,), prepare=told, **settings)
-    assert stopped.saved(2).exists() and answers(stopped) == {} and scalars(stopped, "val_loss") == []
-    (stopped.work_dir / "validation").mkdir()
-    (stopped.work_dir / "validation/iter_4.jsonl").write_text('{"step": 4, "ima')
-    again, key = train("run", extra=("--resume", "auto"), **settings), "iter_4.jsonl"
-    assert answers(again) == {key: answers(validated)[key]}
-    assert scalars(again, "val_loss") == scalars(validated, "val_loss")[1:]
-    require_equal(contents(again.saved(4)), contents(validated.saved(4)))
+    asked = [["own", item.id, list(item.images), item.text, ["Yes."]] for item in data_set.questions]
+    scored = zip(asked, given, measured.scores, strict=True)
+    *own, (*where, answer, score) = map(list, (row.values() for row in rows["iter_4.jsonl"]))
+    assert own == [[*row, answer, score] for row, answer, score in scored]
+    assert [where[0], *where[3:], score] == ["asked", "Where?", [], None] and answer is not None
 
 
 @pytest.mark.parametrize(
@@ -173,10 +158,10 @@ def test_any_strategy_and_dtype(once, settings, train, tmp_path, processes, shar
         (tmp_path / "cut.json").write_text(json.dumps(cut))
         own["deepspeed"] = str(tmp_path / "cut.json")
     run = train("run", options={"randomness.deterministic": True}, **{**settings, **own})
-    assert len(answers(run)) == len(scalars(run, "val_loss")) > 0
+    assert len(answers(run)) == len(run.scalars("val_loss")) > 0
     assert ("; 2 ranks share each row\n" in run.output) == (shared == 2)
     if processes == 2:  # three ranks take other steps
         alone = once("alone", **settings)
-        for line, expected in zip(scalars(run, "val_loss"), scalars(alone, "val_loss"), strict=True):
+        for line, expected in zip(run.scalars("val_loss"), alone.scalars("val_loss"), strict=True):
             assert line == pytest.approx(expected, rel=1e-5)
         assert answers(run) == answers(alone)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.engine.parallel_case import contents, logged, require_equal
+from tests.engine.forked import contents, logged, require_equal
 from tests.process_table import wait_until
 from xtuner_plugins.processes import free_port
 

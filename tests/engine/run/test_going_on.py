@@ -11,12 +11,12 @@ import torch
 
 from xtuner_plugins.engine.watch.stopping import ONE_REQUEST_SECONDS
 
-from ..forked import LAYOUTS, at_call, fault, send
-from ..parallel_case import contents, require_equal
+from ..forked import LAYOUTS, at_call, contents, fault, require_equal, send
 
 NUM_STEPS, SAVED, STOPPED = 8, 3, 5  # 16 samples in steps of 4, twice
 STEP, UPDATE = "engine.run.loops.PlannedTrainLoop.run_iter", "engine.hooks.step_line.StepLineHook.after_train_iter"
 AGREE, TERM = "engine.run.steps.agree_to_stop", partial(send, signal.SIGTERM)
+DISK = "checkpoint {run}/iter_6.pth could not be written: "
 SIGNALS = {"plain": signal.SIGINT, "ddp": signal.SIGUSR1, "zero3": signal.SIGUSR2}
 
 
@@ -70,23 +70,24 @@ def ending(way, layout):
     return fault(STEP, STOPPED + 1, partial(send, signal.SIGKILL)), SAVED
 
 
-@pytest.mark.parametrize(
-    "way, layout, dtype",
-    [
-        *(pytest.param("killed", layout, "float16", marks=pytest.mark.slow) for layout in ("plain", "zero2")),
-        *((way, "plain", "float32") for way in WAYS),
-        *(
-            pytest.param(way, layout, "float32", marks=pytest.mark.slow)
-            for way, layouts in WAYS.items()
-            for layout in layouts
-            if layout != "plain"
-        ),
-    ],
-)
-def test_a_run_goes_on_bit_equal(train, once, way, layout, dtype):
+def in_tiers(rows):
+    """Rows of a table: one process in float32 is quick, and so is what can't be written."""
+    is_quick = [not {"plain", DISK}.isdisjoint(row) and "float16" not in row for row in rows]
+    return [
+        row if quick else pytest.param(*row, marks=pytest.mark.slow) for row, quick in zip(rows, is_quick, strict=True)
+    ]
+
+
+KINDS = {"float32": {}, "float16": {"dtype": "float16"}, "8 bits": {"optimizer": "AdamW8bit"}}
+CASES = [(way, layout, "float32") for way, layouts in WAYS.items() for layout in layouts]
+CASES += [("killed", "plain", "8 bits"), ("killed", "plain", "float16"), ("killed", "zero2", "float16")]
+
+
+@pytest.mark.parametrize("way, layout, kind", in_tiers(CASES))
+def test_a_run_goes_on_bit_equal(train, once, way, layout, kind):
     """In float16 the scale of the loss, too, which overflows have changed."""
-    case, (end, saved) = recipe(layout, dtype=dtype), ending(way, layout)
-    whole = once(f"{layout}-{dtype}", prepare=overflow_at_first, **case)
+    case, (end, saved) = recipe(layout, **KINDS[kind]), ending(way, layout)
+    whole = once(f"{layout}-{kind}", prepare=overflow_at_first, **case)
     status = 128 + SIGNALS[layout] if way == "stopped" else -signal.SIGKILL
     ended = train("run", codes=(status, *[1] * (way != "stopped")), prepare=partial(overflow_at_first, end), **case)
     checkpoint = ended.saved(saved)
@@ -98,7 +99,7 @@ def test_a_run_goes_on_bit_equal(train, once, way, layout, dtype):
         assert lines[lines.index(told) + 1].endswith("--resume auto")
     again = train("run", extra=("--resume", "auto"), prepare=overflow_at_first, **case)
     assert f"resuming from {checkpoint}" in again.output and len(whole.logged()) == NUM_STEPS
-    assert (len(set(whole.logged("loss_scale"))) > 1) == (dtype == "float16")
+    assert (len(set(whole.logged("loss_scale"))) > 1) == (kind == "float16")
     for key in ("loss", "loss_scale", "overflows"):
         assert again.logged(key) == whole.logged(key)[saved:]
     final = again.saved(NUM_STEPS)
@@ -155,7 +156,6 @@ def limit_files(*_):
 NAMED, GRADIENT = "engine.run.steps.naming", "models.vlm.next_token_loss"
 PLAIN, DEEPSPEED = (f"engine.run.steps.{name}.backward" for name in ("_PlainDriver", "_DeepSpeedDriver"))
 MEMORY, GRADIENT_SAYS = "step 1: out of memory on rank 0 with 1 samples of ", "step 1: the gradient norm is "
-DISK = "checkpoint {run}/iter_6.pth could not be written: "
 # Layout; what happens, and where; what the one error line says, how many samples it names, and whether the third step
 # was saved before. `naming` is called with each micro-batch, and with all of a step at the update.
 ENDS = [
@@ -171,7 +171,7 @@ ENDS = [
 
 @pytest.mark.parametrize(
     "layout, prepare, says, named, is_saved",
-    [row if row[0] == "plain" else pytest.param(*row, marks=pytest.mark.slow) for row in ENDS],
+    in_tiers(ENDS),
     ids=[f"{number}-{row[0]}" for number, row in enumerate(ENDS)],
 )
 def test_a_run_that_cannot_go_on_ends_in_one_line(train, data, layout, prepare, says, named, is_saved):

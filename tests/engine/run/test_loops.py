@@ -10,7 +10,7 @@ from xtuner_plugins.datasets.plan.plan import Plan
 from xtuner_plugins.engine.run.loops import PlanIterator, TrainingStopped, take_step
 from xtuner_plugins.settings import ConfigError, read_config
 
-from ..parallel_case import base_and_data
+from ..forked import base_and_data
 
 
 class Numbers(Dataset):
@@ -90,11 +90,6 @@ def test_no_epoch_goes_on_with_other_data():
         assert take(changed, 1)
 
 
-def test_other_samplers_are_refused():
-    with pytest.raises(SettingError, match="PlannedTrainLoop can't plan a SequentialSampler; set sampler="):
-        PlanIterator(DataLoader(Numbers(4), batch_size=2, collate_fn=list))
-
-
 class Packs(Plan):
     """So many packs in each epoch."""
 
@@ -111,6 +106,8 @@ def test_steps_of_an_epoch():
     loader = DataLoader(Numbers(10), batch_sampler=Packs())
     for micro_batches, steps in ((1, {2: 15, 3: 21, 0.5: 4, 1.5: 11}), (4, {1: 2, 2: 4, 3: 6, 1.5: 3})):
         assert {epochs: PlanIterator(loader, micro_batches).count_steps(epochs) for epochs in steps} == steps
+    with pytest.raises(SettingError, match="PlannedTrainLoop can't plan a SequentialSampler; set sampler="):
+        PlanIterator(DataLoader(Numbers(4)))
 
 
 SETTINGS = {"train_dataloader.batch_size": 1, "train_cfg.max_epochs": 2, "optim_wrapper.accumulative_counts": 2}

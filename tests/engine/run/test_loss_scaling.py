@@ -8,7 +8,7 @@ from tests.models.batches import build, make_batch
 from xtuner_plugins.engine.run.loss_scaling import LossScalingOptimWrapper, scaled_wrapper, settle_deepspeed_dtype
 from xtuner_plugins.engine.run.steps import NonFiniteError, run_step
 
-from ..parallel_case import require_equal
+from ..forked import require_equal
 
 
 def stepped(base, scale, clip, spoil=None):

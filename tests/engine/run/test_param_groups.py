@@ -7,7 +7,13 @@ from torch import nn
 from torch.optim import AdamW
 
 from tests.models.batches import LORA, build
-from xtuner_plugins.engine.run.param_groups import GroupedOptimWrapperConstructor, keep_grouping, settle_grouping
+from xtuner_plugins.engine.hooks.run_contract import describe_optimizer
+from xtuner_plugins.engine.run.param_groups import (
+    GroupedOptimWrapperConstructor,
+    build_adamw,
+    keep_grouping,
+    settle_grouping,
+)
 
 LR, DECAY = 1e-3, 0.1
 OPTIMIZER = dict(type=AdamW, lr=LR, weight_decay=DECAY)
@@ -50,6 +56,13 @@ def test_every_trainable_parameter_has_the_options_of_its_rule(toy_base):
     ):
         with pytest.raises(ValueError, match=message):
             groups(**paramwise)
+
+
+def test_adamw_is_fused_where_there_is_a_gpu(monkeypatch):
+    """PyTorch has the kernel on a CPU, too."""
+    for has_gpu, shown in ((False, "AdamW of torch"), (True, "AdamW of torch, fused")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert describe_optimizer(build_adamw([nn.Parameter(torch.zeros(1))])) == shown
 
 
 def test_what_xtuner_drops_is_restored():

@@ -1,20 +1,23 @@
 """What --resume and load_from take, and what they say of broken, half-written and foreign checkpoints."""
 
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 
+from xtuner_plugins.engine.run.param_groups import build_adamw
 from xtuner_plugins.engine.run.resume import settle_start
 from xtuner_plugins.engine.run.strategy import require_same_parameters
+from xtuner_plugins.settings import ConfigError
 from xtuner_plugins.weights.reading import CheckpointError
 
 
-def settled(work_dir, given=None, **cfg):
+def settled(work_dir, given=None, deepspeed=None, **cfg):
     """The checkpoint that a run in one process resumes from."""
-    args = SimpleNamespace(resume=given, work_dir=str(work_dir), deepspeed=None)
+    args = SimpleNamespace(resume=given, work_dir=str(work_dir), deepspeed=deepspeed)
     settle_start(cfg := Config(cfg), args)
     assert bool(args.resume) == bool(cfg.get("resume"))
     return args.resume
@@ -49,6 +52,18 @@ def test_what_a_run_goes_on_from_and_what_not(tmp_path):
     assert settled(tmp_path, load_from=str(path)) is None  # weights are enough
     with pytest.raises(CheckpointError, match="^load_from none.pth.* does not exist"):
         settled(tmp_path, load_from="none.pth")
+
+
+def test_optimizers_whose_state_would_not_come_back(tmp_path):
+    """Other optimizers are named as in MMEngine, and ours by itself or its path."""
+    paged = type("PagedAdamW32bit", (), {})
+    for kind, deepspeed, says in (
+        *((kind, "zero2", None) for kind in ("AdamW", "xtuner_plugins.engine.build_adamw", build_adamw)),
+        ("AdamW8bit", "zero2", "'AdamW8bit' can't run under --deepspeed"),
+        (paged, None, "set it to 'AdamW32bit', or use --deepspeed deepspeed_zero2_offload"),
+    ):
+        with pytest.raises(ConfigError, match=says) if says else nullcontext():
+            settled(tmp_path, deepspeed=deepspeed, optim_wrapper={"optimizer": {"type": kind}})
 
 
 def test_many_other_parameters_are_counted():

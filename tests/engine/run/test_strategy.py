@@ -6,8 +6,7 @@ import pytest
 
 from xtuner_plugins.engine.hooks.run_contract import CONTRACT_FILE
 
-from ..forked import fault
-from ..parallel_case import write_dataset
+from ..forked import fault, write_dataset
 from .test_going_on import poison
 
 pytestmark = pytest.mark.slow
@@ -53,38 +52,31 @@ def test_same_steps_as_one_process(reference, train, processes, stage, batch_siz
     assert found == expected and len(found[0]) == 4
 
 
-@pytest.mark.parametrize("layout", ["ddp", "zero1", "zero2", "zero3"])
-def test_a_rank_that_never_sees_an_image(train, tmp_path, layout):
-    """Unshuffled, the second of two ranks gets every odd sample: text only, beside a rank with images.
-
-    The encoder trains and recomputes too, in two micro-batches per step.
-    """
-    data = write_dataset(tmp_path / "odd", num_samples=8, text_only=lambda index: index % 2 == 1)
-    case = dict(freeze_visual_encoder=False, gradient_checkpointing=True, accumulative_counts=2, data=data)
-    case["options"] = {"train_dataloader.sampler.shuffle": False}
-    alone, split = train("alone", batch_size=2, **case), train("split", batch_size=1, layout=layout, **case)
-    assert split.logged() == pytest.approx(alone.logged(), abs=TOLERANCE)
-
-
 ENCODER = {"model.visual_encoder_lora": {"type": "LoraConfig", "r": 4}, "model.gradient_checkpointing": True}
+LORA = dict(leaf="toy_finetune_lora", accumulative_counts=2)
+UNSHUFFLED = {"train_dataloader.sampler.shuffle": False}
+SPLIT = {
+    # The second of two ranks gets every odd sample: text only, beside a rank with images for an encoder that trains.
+    "odd": dict(freeze_visual_encoder=False, gradient_checkpointing=True, accumulative_counts=2, options=UNSHUFFLED),
+    # Frozen and trained weights in one block, which is recomputed; or nothing trained before the first block.
+    "lora": LORA,
+    "lora, frozen projector": dict(freeze_projector=True, **LORA),
+    "lora, encoder": dict(options=ENCODER, **LORA),
+    # The head is gathered for the forward pass, and again for the backward pass, which makes its gradient.
+    "pairs": dict(leaf="toy_finetune_mpo_full", objectives={"orpo": 1.0}),
+}
 
 
-@pytest.mark.parametrize("changes", [{}, {"freeze_projector": True}, {"options": ENCODER}])
-def test_lora_under_zero_3(train, changes):
-    """Frozen and trained weights in one block, which is recomputed; or nothing trained before the first block."""
-    case = dict(leaf="toy_finetune_lora", accumulative_counts=2, **changes)
-    alone, split = train("alone", **case), train("split", layout="zero3", **case)
-    assert ("its activations are kept" in split.output) == ("options" in changes)
-    for key in ("loss", "grad_norm"):
-        assert split.logged(key) == pytest.approx(alone.logged(key), rel=1e-5)
-
-
-def test_pairs_under_zero_3(train, data):
-    """The head is gathered for the forward pass, and again for the backward pass, which makes its gradient."""
-    case = dict(leaf="toy_finetune_mpo_full", data=(data[0].with_name("pairs.jsonl"), data[1]))
-    alone, split = (train(name, layout=name, objectives={"orpo": 1.0}, **case) for name in ("plain", "zero3"))
-    for key in ("loss", "grad_norm"):
-        assert split.logged(key) == pytest.approx(alone.logged(key), rel=1e-5)
+@pytest.mark.parametrize(
+    "name, layout", [*(("odd", layout) for layout in ("ddp", "zero1", "zero2")), *((name, "zero3") for name in SPLIT)]
+)
+def test_parts_and_data_that_ranks_have_unequally(train, tmp_path, name, layout):
+    path, images = write_dataset(tmp_path / "data", text_only=lambda index: index % 2 == 1)
+    case = dict(data=(path.with_name("pairs.jsonl") if name == "pairs" else path, images), **SPLIT[name])
+    alone, split = train("alone", **case), train("split", layout=layout, **case)
+    assert ("its activations are kept" in split.output) == (name == "lora, encoder")
+    assert split.logged() == pytest.approx(alone.logged(), abs=TOLERANCE)
+    assert split.logged("grad_norm") == pytest.approx(alone.logged("grad_norm"), rel=1e-5)
 
 
 def test_qlora_in_two_processes(reference, train):
@@ -128,5 +120,3 @@ def test_a_fault_on_a_rank_that_shares_rows_stops_all(train):
     run = train("nan", codes=(1,), prepare=fault("engine.run.steps.naming", 1, poison, 1), **share("lora", 2, 2))
     (line,) = run.errors
     assert "step 1: the loss is nan" in line and line.count("train.jsonl:") == 4
-    run = train("alone", codes=(2,), **share("full", 1, 2))
-    assert "sequence_parallel=2: the run has 1 process(es)" in run.errors[0]

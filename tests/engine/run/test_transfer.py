@@ -5,8 +5,7 @@ import torch
 
 from xtuner_plugins.engine.run.transfer import read_state
 
-from ..forked import LAYOUTS
-from ..parallel_case import contents, write_dataset
+from ..forked import LAYOUTS, contents, write_dataset
 
 pytestmark = pytest.mark.slow
 

@@ -57,8 +57,5 @@ def test_the_terminal_shows_what_is_about_the_run_and_the_log_file_all(tmp_path)
     for text in (*SHOWN[1:], *HIDDEN, "error: the last one"):
         assert text == "short line" or text.partition(": ")[2] in written, text
     assert "\x1b" not in written and "short line" not in written
-
-
-def test_a_traceback_follows_its_message():
     record = logging.LogRecord("a", logging.ERROR, "", 0, "failed", None, (ValueError, ValueError("why"), None))
     assert Terminal().format(record) == "error: failed\nValueError: why"

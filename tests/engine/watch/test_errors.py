@@ -3,18 +3,21 @@
 import multiprocessing
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from xtuner_plugins.engine.launch import train_process
 from xtuner_plugins.engine.launch.train_process import user_message
-from xtuner_plugins.engine.watch.errors import NO_MEMORY, OutOfMemory, lost_process, name_sources, naming
+from xtuner_plugins.engine.run.loops import TrainingStopped
+from xtuner_plugins.engine.watch.errors import NO_MEMORY, OutOfMemory, lost_process, name_sources, naming, peak_gib
 from xtuner_plugins.engine.watch.stopping import COMMAND
+from xtuner_plugins.settings import ConfigError
 from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 
-from ..forked import fault
-from ..parallel_case import write_dataset
+from ..forked import fault, write_dataset
 
 BATCH = {"num_tiles": torch.tensor([3, 1]), "sources": ["a.jsonl:1", "a.jsonl:9"]}
 MASK = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
@@ -54,6 +57,27 @@ def test_one_line_names_the_reason_and_the_way_on(monkeypatch):
     assert (
         user_message(RuntimeError(caught.format("ZeroDivisionError"))) is user_message(RuntimeError("shapes")) is None
     )
+
+
+def test_statuses_and_who_speaks(monkeypatch, capsys):
+    """Where all ranks end of the same, the first one speaks; what no user can fix keeps its traceback."""
+    for rank, error, status, said in (
+        ("0", TrainingStopped("why"), 1, "error (rank 0): why (XTUNER_PLUGINS_TRACEBACK=1 shows the traceback)\n"),
+        ("1", TrainingStopped("why"), 1, ""),
+        ("1", ConfigError("why"), 2, "error (rank 1): why (XTUNER_PLUGINS_TRACEBACK=1 shows the traceback)\n"),
+        ("0", KeyboardInterrupt(), 128 + signal.SIGINT, "interrupted outside of training: nothing to save\n"),
+        ("1", ZeroDivisionError("why"), 1, "NoneType: None\n"),  # it isn't being handled here
+    ):
+        monkeypatch.setenv("RANK", rank)
+        assert train_process._tell(error) == status and capsys.readouterr().err == said
+
+
+def test_the_peak_is_of_the_gpu_or_of_the_process(monkeypatch):
+    monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=3 << 20))  # KiB
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 5 << 30)
+    for has_gpu, gib in ((False, 3), (True, 5)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert peak_gib() == gib
 
 
 def kill_worker(*_):

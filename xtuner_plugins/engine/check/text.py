@@ -64,18 +64,12 @@ def step_note(cfg: Config, ranks: int) -> str:
     return f"{told}; change accumulative_counts or lr"
 
 
-# Arguments that the runner adds when it builds these parts.
-BUILT_WITH = {
-    "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg"},
-    "optimizer": {"params"},
-    "param_scheduler": {"optimizer", "convert_to_iter_based"},
-    "sampler": {"dataset", "seed"},
-    "batch_sampler": {"sampler", "batch_size"},
-    "train_cfg": {"runner", "dataloader", "by_epoch"},
+# What the runner takes out of these parts before it builds them.
+_TAKEN_OUT = {
+    "optim_wrapper": {"constructor", "paramwise_cfg"},
+    "param_scheduler": {"convert_to_iter_based"},
+    "train_cfg": {"by_epoch"},
     "train_dataloader": {"num_batch_per_epoch"},
-    "collate_fn": {"samples", "data_batch", "instances"},
-    "visualizer": {"name", "save_dir"},
-    "model_wrapper_cfg": {"module", "device_ids"},
 }
 # Parts without a type, and what takes their keys.
 _UNTYPED = {
@@ -150,7 +144,7 @@ def check_keywords(key_path: str, node: Mapping[str, Any], module: str | None, n
     found = parameters(module, name) if module and name else None
     if found is None or (found.takes_any and not module.startswith("xtuner_plugins.")):
         return
-    known = {*found.hints, *BUILT_WITH.get(key_path.rsplit(".", 1)[-1].split("[")[0], ())}
+    known = {*found.hints, *_TAKEN_OUT.get(key_path.rsplit(".", 1)[-1].split("[")[0], ())}
     for key, value in node.items():
         if key == "type":
             continue

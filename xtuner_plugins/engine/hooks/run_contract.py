@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
@@ -43,7 +43,6 @@ class RunContractHook(Hook):
             text = json.dumps(contract, indent=2, ensure_ascii=False) + "\n"
             path = Path(runner.work_dir, CONTRACT_FILE)
             write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
-        barrier()
 
 
 def gather(runner) -> dict[str, Any]:

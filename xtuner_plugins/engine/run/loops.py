@@ -297,8 +297,6 @@ def _settle_optimizer(runner) -> int:
 
     The number is taken out of the optimizer wrapper, which would average micro-batches without regard to their tokens.
     """
-    if not isinstance(runner.optim_wrapper, dict):
-        return 1
     settle_grouping(runner.optim_wrapper, runner.cfg)
     if isinstance(runner, FlexibleRunner):
         return runner.strategy.config.get("gradient_accumulation_steps", 1)

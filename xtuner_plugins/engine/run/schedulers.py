@@ -39,22 +39,17 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     def __init__(self, optimizer: Any, warmup_ratio: float = 0.0, eta_min: float = 0.0, end: int = 1, **kwargs):
         check("warmup_ratio", warmup_ratio)
         self.warmup_ratio, self.eta_min = warmup_ratio, eta_min
-        super().__init__(optimizer, **{**kwargs, "end": max(end, 1), "by_epoch": False})
-
-    @property
-    def warmup_steps(self) -> int:
-        """Optimizer steps of the warm-up."""
-        return math.ceil(self.warmup_ratio * self.end)
+        super().__init__(optimizer, **{**kwargs, "end": end, "by_epoch": False})
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restores the saved step, but not the length of the run, which may have changed."""
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "end"})
 
     def _get_value(self) -> list[float]:
-        step, warmup = self.last_step, self.warmup_steps
+        step, warmup = self.last_step, math.ceil(self.warmup_ratio * self.end)
         if step < warmup:
             return [base * (step + 1) / warmup for base in self.base_values]
-        progress = min(1.0, (step - warmup) / max(1, self.end - warmup))
+        progress = (step - warmup) / (self.end - warmup)  # MMEngine asks for steps before the end alone
         share = (1 + math.cos(math.pi * progress)) / 2
         return [self.eta_min + (base - self.eta_min) * share for base in self.base_values]
 
@@ -73,7 +68,7 @@ def count_steps(schedulers: Any) -> Any:
     """
     if isinstance(schedulers, (list, tuple)):
         return [count_steps(item) for item in schedulers]
-    if not isinstance(schedulers, dict) or "type" not in schedulers:
+    if not isinstance(schedulers, dict):
         return schedulers
     kind, own = schedulers["type"], WarmupCosineLR.__name__
     if kind is WarmupCosineLR or (isinstance(kind, str) and kind.rpartition(".")[2] == own):  # a dump has its path

@@ -65,13 +65,6 @@ def backward(model, batch):
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same(found, expected, **tolerances):
-    """Gradients by name are the same."""
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, **tolerances, msg=name)
-
-
 def learn(model, batch, steps, optimizer=torch.optim.SGD, lr=0.1):
     """The losses of some steps on one batch."""
     optimizer, losses = optimizer([p for p in model.parameters() if p.requires_grad], lr=lr), []

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from xtuner_plugins.models import TilePreprocessor
 
-from .batches import LORA, WHOLE, assert_same, backward, build, learn, make_batch, make_samples, pack, run
+from .batches import LORA, WHOLE, backward, build, learn, make_batch, make_samples, pack, run
 
 
 def test_losses_are_those_of_the_shipped_forward(toy_base):
@@ -24,7 +25,7 @@ def test_losses_are_those_of_the_shipped_forward(toy_base):
             expected = {"loss": (losses.sum() / 5 / len(alone)).float(), "sample_losses": losses}
             expected |= {"num_supervised": torch.tensor(5 * len(alone)), "num_tiles": torch.tensor(sum(tiles_of))}
             # The same float32 products, summed over other positions
-            torch.testing.assert_close(run(model, form(batch)), expected, rtol=3e-7, atol=0)
+            assert_close(run(model, form(batch)), expected, rtol=3e-7, atol=0)
     with pytest.raises(ValueError, match="the mode 'loss' alone, not 'predict'"):
         model(**model.data_preprocessor(batch), mode="predict")
 
@@ -35,9 +36,7 @@ def test_packed_and_filled_rows_have_the_same_loss_and_gradients(toy_base, monke
         model = build(toy_base, **trains).train()
         batch = make_batch(model, tiles_of=(2, 0, 1, 3))
         packed, (loss, expected) = pack(batch), backward(model, batch)
-        packed_loss, found = backward(model, packed)
-        torch.testing.assert_close(packed_loss, loss, atol=1e-5, rtol=0)
-        assert_same(found, expected, atol=1e-5, rtol=0)
+        assert_close(backward(model, packed), (loss, expected), atol=1e-5, rtol=0)
         one = {"cu_seqlens": packed["cu_seqlens"][[0, -1]], "num_tiles": packed["num_tiles"].sum()[None]}
         assert abs(run(model, {**packed, **one})["loss"] - loss) > 1e-3
         with monkeypatch.context() as patch:
@@ -48,8 +47,8 @@ def test_packed_and_filled_rows_have_the_same_loss_and_gradients(toy_base, monke
             lengths = [model.data_preprocessor(each)["row"].input_ids.shape[1] for each in (batch, packed)]
         assert lengths == [384, 384] and model.data_preprocessor(batch)["row"].input_ids.shape[1] == 342
         # Matrix products of other lengths sum float32 in another order.
-        torch.testing.assert_close(filled_loss, loss, rtol=1e-6, atol=0)
-        assert_same(found, expected, rtol=1e-5, atol=1e-7)
+        assert_close(filled_loss, loss, rtol=1e-6, atol=0)
+        assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_autocast_follows_the_dtype_of_what_trains(toy_base):
@@ -74,6 +73,10 @@ def test_what_trains_has_a_gradient_with_images_and_without(toy_base):
         assert bool(trains) or all(name.startswith("model.mlp1.") for name in gradients)
         assert [output.requires_grad for output in outputs] == [bool(trains)]
         assert (model.model.vision_model.training, model.model.mlp1.training) == (bool(trains), True)
+        if not trains:  # a frozen LLM has no dropout, but blocks that are recomputed
+            modules = model.model.language_model.named_modules()
+            assert [name for name, module in modules if module.training] == ["model.layers.0", "model.layers.1"]
+        assert not any(module.training for module in model.eval().modules())
         assert any(each.any() for name, each in gradients.items() if "mlp1" in name) == any(tiles_of)
 
 
@@ -83,7 +86,7 @@ def test_on_a_gpu(toy_base, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     on_cpu, on_gpu = build(toy_base).eval(), build(toy_base).eval().cuda()
     batch = make_batch(on_cpu)
-    torch.testing.assert_close(run(on_gpu, batch)["loss"].cpu(), run(on_cpu, batch)["loss"], atol=1e-5, rtol=0)
+    assert_close(run(on_gpu, batch)["loss"].cpu(), run(on_cpu, batch)["loss"], atol=1e-5, rtol=0)
     for quantization in (None, dict(load_in_4bit=True, bnb_4bit_quant_type="nf4")):
         model = build(toy_base, dtype="auto", llm_lora=LORA | dict(r=8), llm_quantization=quantization).cuda()
         losses = learn(model, batch, 20, torch.optim.AdamW, lr=1e-3)

@@ -87,24 +87,41 @@ def test_what_cannot_be_checked_is_said_in_one_line(check, tmp_path, monkeypatch
 
 
 MIXED = "{leaf} data_paths={here}/mixed.jsonl max_length=100 repeat_times=2"
+UNREAD = "the record has 'reasoning_content', which isn't read; remove it, or name it in columns"
+SHOWN = "\n".join(f"warning: {{here}}/mixed.jsonl:{number}: {UNREAD}" for number in range(9, 14))
+# An epoch has the samples that train: repeats count, unusable and rejected records don't.
+WHOLE = f"""{{here}}/mixed.jsonl:8: {{images}}/none.png: no such image; correct the name or the image folder
+{SHOWN}
+{{here}}/mixed.jsonl: 14 records, 1 wrong (1 image_missing), 6 warnings (6 unread_key:reasoning_content); 6 images, \
+6 tiles, 526 tokens, longest 100
+  1 record with fewer tiles, to fit max_length
+  1 record with the end cut off, to fit max_length
+1 of 14 records can't be trained on; an epoch has 26 of 28 samples without them
+
+validation data
+{{here}}/val.jsonl:2: {{images}}/none.png: no such image; correct the name or the image folder
+{{here}}/val.jsonl: 3 records, 1 wrong (1 image_missing); 1 image, 1 tile, 75 tokens, longest 47
+1 of 3 records can't be trained on; an epoch has 2 of 3 samples without them
+1 record on the reject list {{here}}/reject.jsonl
+
+findings
+  1 of 2 validation records that are training records, too (val / mixed: 1)
+  1 of 1 validation images that are training images, too (val / mixed: 1)
+  4 of 13 records that repeat another: equal text and equal images (mixed: 4)
+"""
 SAID = [  # words, status, parts of what is said
-    ("{leaf} --workers 0", 0, ["all 5 records can be trained on; an epoch has 5 of 5 samples"]),
-    ("{leaf} val_data_paths={here}/val.jsonl val_image_folders=['{images}'] --workers 0", 1,
-     ["all 5 records can be trained on", "{here}/val.jsonl:2: ", "1 of 3 records can't be trained on"]),
     ("{leaf} val_benchmarks={here}/own.jsonl val_benchmark_images={images} --workers 0", 0,
-     ["1 of 1 validation images that are training images, too (own / data: 1)"]),
-    # an epoch has the samples that train: repeats count, unusable and rejected records don't
-    (f"{MIXED} --workers 0 --reject-list {{here}}/reject.jsonl", 1,
-     ["  1 record with fewer tiles, to fit max_length", "  1 record with the end cut off, to fit max_length",
-      "1 of 8 records can't be trained on; an epoch has 14 of 16 samples without them"]),
+     ["all 5 records can be", "1 of 1 validation images that are training images, too (own / data: 1)"]),
+    (f"{MIXED} val_data_paths={{here}}/val.jsonl val_image_folders=['{{images}}'] --workers 0 "
+     "--reject-list {here}/reject.jsonl", 1, [WHOLE]),
     (f"{MIXED} {KEY}.reject_list={{here}}/reject.jsonl --workers 0", 0,
-     ["  1 record on the reject list", "all 7 records can be trained on; an epoch has 14 of 16 samples"]),
+     ["  1 record on the reject list", "all 13 records can be trained on; an epoch has 26 of 28 samples"]),
     # copies and leaks, without a model
     ("{data} --image-folder {images} --workers 0 --val {here}/val.jsonl --val-image-folder {images} "
-     "--html {here}/page.html --json {here}/numbers.json", 1,
-     ["1 of 2 validation records that are training records, too (val / data: 1)", "cards written to {here}/page.html"]),
+     "--html {here}/page.html --json {here}/numbers.json", 1, ["page with 6 cards written to {here}/page.html"]),
     ("{leaf} data_paths={here}/more/train.jsonl image_folders={here}/more/images batch_size=4 "
-     "--step 1 --ranks 2 --rank 1", 0, ["; rank 1 of 2", "micro-batch 1 of", "in the image.<|im_end|>]"]),
+     "--step 1 --ranks 2 --rank 1", 0,
+     ["step 1, in epoch 1; rank 1 of 2\n\nmicro-batch 1 of 1:\n4 x 114 tokens", "in the image.<|im_end|>]"]),
 ]  # fmt: skip
 
 
@@ -112,7 +129,8 @@ def test_what_is_said(check, tmp_path, run_tool):
     write(tmp_path / "val.jsonl", record("a.png"), record("none.png"), record())
     write(tmp_path / "own.jsonl", {"image": "a.png", "question": "Is it black?", "answer": "yes"})
     odd = record("large.png"), record(answer="word " * 5000), record("none.png")
-    write(tmp_path / "mixed.jsonl", *[record("a.png")] * 5, *odd)
+    unread = [record(answer=f"{number}") | {"reasoning_content": "x"} for number in range(6)]
+    write(tmp_path / "mixed.jsonl", *[record("a.png")] * 5, *odd, *unread)
     write_dataset(tmp_path / "more", 12)
     for words, status, parts in SAID:
         found, printed = check(words)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xtuner_plugins.cli.shared import add_answers, add_model, at_least, finish, make_parser, open_model
+from xtuner_plugins.cli.shared import add_answers, add_model, add_weights, at_least, finish, make_parser, open_model
 from xtuner_plugins.errors import MediaError
 from xtuner_plugins.weights.errors import CheckpointError
 
@@ -39,6 +39,11 @@ def test_a_model_is_opened_as_the_words_say(toy_base):
     add_model(parser := make_parser("A tool."))
     add_answers(parser)
     words = ["--device", "cpu", "--dtype", "bfloat16", "--max-tiles", "1"]
+    told = dict(model="m", checkpoint=None, template=None, device="auto", dtype="auto", max_tiles=None)
+    assert vars(parser.parse_args(["m"])) == told | {"max_new_tokens": 512}
+    add_model(optional := make_parser(""), optional=True)
+    add_weights(weights := make_parser(""))
+    assert optional.parse_args([]).model is None and vars(weights.parse_args([])) == {"dtype": None, "force": False}
     args = parser.parse_args([str(toy_base), *words])
     session = open_model(args)
     (tiles,) = session.tiles([Image.new("RGB", (700, 700))])

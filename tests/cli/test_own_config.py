@@ -130,7 +130,7 @@ def test_a_run_planned_for_one_gpu(write):
     lines = {"optim_wrapper.optimizer.lr = 1e-5", 'optim_wrapper.optimizer.type = "AdamW8bit"'}
     lines |= {"train_dataloader.batch_size = 4  # x 32 accumulation x 1 GPU = 128 samples per step"}
     assert lines < set(write.path.read_text().splitlines())
-    _, said, _ = write("finetune_qlora", "--gpu", "auto", "--force", base="models/InternVL3_5-1B")
+    _, said, _ = write("finetune_qlora", "--gpu", "auto", "--force", "--data", "none", base="models/InternVL3_5-1B")
     assert "no GPU was found: on a processor this is a trial" in said
     labels, frozen = labels_of(write.path), "vision encoder, projector, the LLM's own weights, in 4 bits"
     assert labels["frozen"] == frozen and labels["trains"].startswith("LoRA of rank 16 on the LLM: 10,")

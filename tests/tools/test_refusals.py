@@ -41,7 +41,7 @@ def places(toy_base, tmp_path_factory):
 
 LEAF = "toy_finetune_lora"
 TEXT_ALONE = [
-    ("check_data.py", LEAF, "model directory 'work_dirs/quickstart/pretrain_mlp' isn't there"),
+    ("check_data.py", LEAF, "'work_dirs/quickstart/pretrain_mlp': no such directory; make it: make q"),
     ("check_data.py", f"{LEAF} --set max_tile=3", "did you mean max_tiles"),
     ("convert_to_official.py", "no_such a b", "config no_such does not exist"),
     ("configs.py", "no_such", "config no_such does not exist"),

@@ -57,6 +57,11 @@ def run(model, batch):
     return model(**model.data_preprocessor(batch), mode="loss")
 
 
+def figures(model, outputs):
+    """What a model's metrics are called, and their sums."""
+    return dict(zip(model.metric_names, outputs["metrics"].tolist(), strict=True))
+
+
 def backward(model, batch):
     """The loss of a batch, and the gradient of each parameter that has one."""
     model.zero_grad()

@@ -3,14 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.logging import MessageHub
 
 from xtuner_plugins.datasets import collate, collate_packed
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.models import FlashConsistencyModel, FlashRouterModel
 from xtuner_plugins.models.flash import draw_tiles
 
-from .batches import STARTED, build, make_samples
+from .batches import STARTED, build, figures, make_samples
 
 N, TILES = 16, (3, 1, 0, 2)  # tokens of a tile; tiles of the samples
 ANSWERS = (3, 4, 5, 3)  # tokens
@@ -24,23 +23,12 @@ def base(toy_base, tmp_path_factory):
     return str(out)
 
 
-@pytest.fixture(autouse=True)
-def hub():
-    hub = MessageHub.get_current_instance()
-    hub.runtime_info.clear()
-    return hub
-
-
 def samples(model, tiles=TILES, seed=0):
     return make_samples(model, tiles, length=60, seed=seed, answers=ANSWERS)
 
 
 def run(model, batch, collated=collate, **options):
     return model(**model.data_preprocessor(collated(batch), True), **options)
-
-
-def logged(model, outputs):
-    return model.end_step(dict(zip(model.metric_names, outputs["metrics"].tolist(), strict=True)))
 
 
 def predictions(model, sample, compressed):
@@ -80,7 +68,7 @@ def test_the_loss_is_the_mean_divergence_from_the_reference_by_hand(base, monkey
         found = run(model, batch, collated)
         assert abs(found["loss"] - torch.cat(kl).mean()) < 1e-6
         assert (found["sample_losses"][:4] - torch.stack([each.sum() for each in entropies])).abs().max() < 1e-5
-        assert logged(model, found) == pytest.approx(expected, abs=1e-5)
+        assert model.end_step(figures(model, found)) == pytest.approx(expected, abs=1e-5)
     weighted = [{**sample, "loss_weight": 0.5 + number} for number, sample in enumerate(batch)]
     weights = torch.tensor([0.5, 1.5, 2.5, 3.5]) * torch.tensor(ANSWERS)
     expected = sum(weight * each.mean() for weight, each in zip(weights, kl, strict=True)) / weights.sum()
@@ -110,7 +98,9 @@ def test_labels_say_where_compressing_costs_least(base, hub):
         right, few = int((logits.argmax(-1) == labels).sum()), int((labels == 0).sum())
         assert abs(outputs["loss"] - loss) < 1e-6 and outputs["metrics"].tolist() == [6, few, right, agreeing]
         expected = {"compress_labels": few / 6, "router_accuracy": right / 6}
-        assert logged(model, outputs) == (expected | {"label_agreement": agreeing / 6} if exact else expected)
+        assert model.end_step(figures(model, outputs)) == (
+            expected | {"label_agreement": agreeing / 6} if exact else expected
+        )
 
 
 def test_adapters_and_mlp2_or_the_router_alone_get_a_gradient(base, hub):

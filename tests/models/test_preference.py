@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from torch.optim import SGD
 from torch.testing import assert_close
@@ -17,17 +16,10 @@ from xtuner_plugins.models import PreferenceModel
 from xtuner_plugins.models.preference import REWARDS, reward_mean
 
 from . import batches
-from .batches import LORA, make_samples
+from .batches import LORA, figures, make_samples
 
 MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # as its authors mix them
 WHOLE, ADAPTED = dict(freeze_llm=False), dict(llm_lora=LORA)
-
-
-@pytest.fixture(autouse=True)
-def hub():
-    hub = MessageHub.get_current_instance()
-    hub.runtime_info.clear()
-    return hub
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +44,6 @@ def run(model, samples):
     return model(**model.data_preprocessor(collate_pairs(samples)), mode="loss")
 
 
-def named(model, outputs):
-    return dict(zip(model.metric_names, outputs["metrics"].tolist(), strict=True))
-
-
 def token_log_probs(model, sample):
     """Of the labels of both answers, each in a row of its own, by the forward pass of the shipped code."""
     prompt, *answers = (part[None] for part in sample["input_ids"].split(sample["branches"]))
@@ -68,7 +56,7 @@ def token_log_probs(model, sample):
 
 def by_hand(model, reference, samples):
     """The loss of each pair under dpo + bco_pair / 2, and the sums of the figures that are logged."""
-    losses, figures = [], torch.zeros(11)
+    losses, sums = [], torch.zeros(11)
     for sample in samples:
         own, theirs = token_log_probs(model, sample), [each.detach() for each in token_log_probs(reference, sample)]
         good, bad = (0.1 * (one.sum() - other.sum()) for one, other in zip(own, theirs, strict=True))
@@ -77,8 +65,8 @@ def by_hand(model, reference, samples):
         kl, lengths = (ratios.exp() - 1 - ratios).mean(), map(len, own)
         losses.append(dpo + bco / 2)
         row = 1, good, bad, good > bad, *(each.sum() for each in own), *lengths, kl, dpo, bco
-        figures += torch.stack([torch.as_tensor(each).detach() for each in row])
-    return torch.stack(losses), figures
+        sums += torch.stack([torch.as_tensor(each).detach() for each in row])
+    return torch.stack(losses), sums
 
 
 def test_losses_gradients_and_figures_are_those_of_two_rows_beside_the_base_as_it_was(build, toy_base, hub):
@@ -97,18 +85,18 @@ def test_losses_gradients_and_figures_are_those_of_two_rows_beside_the_base_as_i
         model.model.vision_model.embeddings.register_forward_pre_hook(lambda _, args, to=tiles: to.append(len(args[0])))
         decoder.norm.register_forward_pre_hook(lambda norm, args, to=read: to.append((args[0].shape[1], norm.training)))
         modes, before = [module.training for module in model.train().modules()], dict(model.named_parameters())
-        first = named(model, run(model, samples))
+        first = figures(model, run(model, samples))
         assert tiles == [3] and read == [(sum(len(sample["labels"]) for sample in samples), each) for each in (0, 1)]
         assert abs(first["loss_dpo"] - 3 * 0.6931472) < 1e-5 and abs(first["reward_chosen"]) < 1e-6 > first["kl"]
         assert first["accuracy"] == 0  # no answer is above the other
         for parameter in trained.values():
             parameter.data += torch.randn(parameter.shape) * 0.02
         hub.update_info(REWARDS, (0.5, 2))  # of earlier steps
-        found, (losses, figures) = run(model, samples), by_hand(model, untouched, samples)
+        found, (losses, sums) = run(model, samples), by_hand(model, untouched, samples)
         assert [module.training for module in model.modules()] == modes
         assert all(value is before[name] for name, value in model.named_parameters())
         assert_close(found["sample_losses"], losses.detach().double(), atol=1e-5, rtol=1e-5)
-        assert_close(found["metrics"], figures, atol=1e-4, rtol=1e-5)
+        assert_close(found["metrics"], sums, atol=1e-4, rtol=1e-5)
         total = (losses * weights).sum() / 5
         ours, theirs = (torch.autograd.grad(loss, trained.values()) for loss in (found["loss"], total))
         assert_close(ours, theirs, atol=1e-6, rtol=1e-4)

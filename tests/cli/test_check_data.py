@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from tests.small_data import write_dataset
-from tools import check_data
 from xtuner_plugins.files import CACHE_VARIABLE
 
 KEY = "train_dataloader.dataset"
@@ -25,7 +24,7 @@ def write(path, *records):
 
 
 @pytest.fixture
-def check(toy_base, tmp_path, monkeypatch, capsys):
+def check(toy_base, tmp_path, monkeypatch, tool):
     """check(words) -> (status, what was printed), of the tool in this process; what is in braces is one of `places`."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     (tmp_path / "images").mkdir()
@@ -36,12 +35,8 @@ def check(toy_base, tmp_path, monkeypatch, capsys):
     places["leaf"] = "toy_finetune_lora --set base={base} data_paths={data} image_folders={images}".format(**places)
 
     def call(words):
-        try:
-            status = check_data.main(words.format(**places).split())
-        except SystemExit as stop:
-            status = stop.code
-        printed = capsys.readouterr()
-        return status, printed.out if status != 2 else printed.err
+        status, said, errors = tool("check_data", *words.format(**places).split())
+        return status, said if status != 2 else errors
 
     call.places = places
     return call

@@ -6,16 +6,14 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.small_data import write_dataset
-from tools import configs as tool
 from xtuner_plugins.cli import own_config
 from xtuner_plugins.engine.check.build import check_config
 from xtuner_plugins.settings import labels_of, leaves, read_config
 
 
-def test_every_config_is_listed_with_its_figures(tmp_path, monkeypatch, capsys):
+def test_every_config_is_listed_with_its_figures(tmp_path, monkeypatch, tool):
     def listed(*words):
-        assert tool.main(list(words)) == 0
-        blocks = [block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n")]
+        blocks = [block.splitlines() for block in tool("configs", *words)[1].strip().split("\n\n")]
         return {name: dict(re.split(r"  +", line.strip(), maxsplit=1) for line in lines) for name, *lines in blocks}
 
     monkeypatch.chdir(tmp_path)  # where no quick start has left its models
@@ -31,27 +29,22 @@ def test_every_config_is_listed_with_its_figures(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def write(toy_base, tmp_path, monkeypatch, capsys):
+def write(toy_base, tmp_path, monkeypatch, tool):
     """write(leaf, *words) -> (status, stdout, stderr) of writing mine.py in a folder whose name is no module."""
     data, images = write_dataset(tmp_path / "räume", num_samples=40)
     (tmp_path / "my-run").mkdir()
     monkeypatch.chdir(tmp_path / "my-run")
 
     def call(leaf, *words, base=toy_base):
-        command = [leaf, "--write", "mine.py", "--base", base, "--data", data, "--images", images, *words]
-        try:
-            status = tool.main(list(map(str, command)))
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
+        return tool("configs", leaf, "--write", "mine.py", "--base", base, "--data", data, "--images", images, *words)
 
     call.data, call.images, call.path = str(data), str(images), tmp_path / "my-run/mine.py"
     return call
 
 
-def test_settings_come_first_with_their_keys(capsys):
-    assert tool.main(["toy_finetune_lora", "--set", "lr=5e-5", "--cfg-options", "log_level=DEBUG"]) == 0
-    settings, resolved = capsys.readouterr().out.split("# ---- Resolved\n")
+def test_settings_come_first_with_their_keys(tool):
+    _, said, _ = tool("configs", "toy_finetune_lora", "--set", "lr=5e-5", "--cfg-options", "log_level=DEBUG")
+    settings, resolved = said.split("# ---- Resolved\n")
     assert "lr = 5e-05  # optim_wrapper.optimizer.lr: learning rate" in settings
     assert "max_tiles = 6  # train_dataloader.dataset.max_tiles: + thumbnail\n" in settings
     assert "\npack_tokens  # train_dataloader.batch_sampler.max_tokens: " in settings  # without a value here

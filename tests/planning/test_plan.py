@@ -73,6 +73,8 @@ def test_a_reference_is_a_copy_of_what_trains_whole_and_reads_each_pair(toy_base
             real = PreferenceModel(**ours, dtype="float32")._reference
             held = plan_memory(replace(job, half=False), plain(8)).parts["reference"]
             assert held == sum(copy.nbytes for _, _, copy in real._copies), ours
+    flash = [planned(f"flash_{each}").job for each in ("consistency", "router")]
+    assert [(set(job.whole), job.copied) for job in flash] == [({"mlp2"}, 0), ({"router"}, 0)]
     settings, took = settings_of("finetune_mpo_full"), {}
     assert planned("finetune_dpo_lora").work.reference > 0 == planned("finetune_mpo_full").work.reference
     for name in ("dpo", "sft"):

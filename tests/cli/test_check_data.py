@@ -53,7 +53,7 @@ REFUSED = [
     ("{data} --image-folder {here} --image-folder {here}", "2 image folders for 1 files"),
     ("{data} --image-folder nosuch://bucket/images", "nosuch"),
     ("{data} --base {here}", "config.json"),
-    ("{data} --reject-list {data}/x", "can't be written"),
+    ("{data} --reject-list {images}", "can't be written"),
     ("finetune_lora {data}", "a config and other inputs together"),
     ("finetune_lora --base x", "--base goes with annotation files"),
     ("{data} --cfg-options a=1", "--cfg-options goes with a config"),
@@ -113,7 +113,7 @@ SAID = [  # words, status, parts of what is said
      ["  1 record on the reject list", "all 13 records can be trained on; an epoch has 26 of 28 samples"]),
     # copies and leaks, without a model
     ("{data} --image-folder {images} --workers 0 --val {here}/val.jsonl --val-image-folder {images} "
-     "--html {here}/page.html --json {here}/numbers.json", 1, ["page with 6 cards written to {here}/page.html"]),
+     "--html {here}/a/b/page.html --json {here}/n.json", 1, ["page with 6 cards written to {here}/a/b/page.html"]),
     ("{leaf} data_paths={here}/more/train.jsonl image_folders={here}/more/images batch_size=4 "
      "--step 1 --ranks 2 --rank 1", 0,
      ["step 1, in epoch 1; rank 1 of 2\n\nmicro-batch 1 of 1:\n4 x 114 tokens", "in the image.<|im_end|>]"]),
@@ -130,8 +130,8 @@ def test_what_is_said(check, tmp_path, run_tool):
     for words, status, parts in SAID:
         found, printed = check(words)
         assert found == status and [p for p in parts if p.format(**check.places) not in printed] == [], (words, printed)
-    assert "Data check" in (tmp_path / "page.html").read_text()
-    findings = json.loads((tmp_path / "numbers.json").read_text())["findings"]
+    assert "Data check" in (tmp_path / "a/b/page.html").read_text()
+    findings = json.loads((tmp_path / "n.json").read_text())["findings"]
     assert [(each["kind"], each["count"]) for each in findings][:2] == [("leaked_records", 1), ("leaked_images", 1)]
     assert findings[0]["examples"] == [[f"{tmp_path}/val.jsonl:1", f"{tmp_path}/data.jsonl:1"]]
     planned = run_tool("tools/plan.py", *check.places["leaf"].split())  # finds the lengths of the check

@@ -165,8 +165,8 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def show_step(args: argparse.Namespace) -> int:
-    """Prints what a step of a run trains on; returns the exit status.
+def show_step(args: argparse.Namespace) -> None:
+    """Prints what a step of a run trains on.
 
     Raises:
         ConfigError, DataError: the config or its data can't be used.
@@ -184,4 +184,3 @@ def show_step(args: argparse.Namespace) -> int:
     print(f"step {args.step:,}, in epoch {epoch + 1}; rank {rank} of {ranks}")
     for number, batch in enumerate(batches, 1):
         print(f"\nmicro-batch {number} of {len(batches)}:", *describe_batch(batch, dataset.tokenizer), sep="\n")
-    return 0

@@ -67,7 +67,7 @@ def find_xtuner_config(name: str) -> str:
     return known[name]
 
 
-def import_config(name: str, out: Path, base: str | None = None, force: bool = False) -> None:
+def import_config(name: str, out: Path, base: str | None, force: bool) -> None:
     """Writes an InternVL config of XTuner's as one of ours; prints what it couldn't say and how it is started.
 
     Args:

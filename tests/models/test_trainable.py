@@ -111,7 +111,9 @@ def test_drop_path_is_that_of_the_settings_and_only_of_what_trains(toy_base, tmp
     whole, lora = dict(freeze_visual_encoder=False), dict(visual_encoder_lora=LORA)
     for settings, trains in ((whole, [True] * 2), (lora, [True] * 2), (LAST, [False, True]), ({}, [False] * 2)):
         for rate in (0.0, 0.5):
-            blocks = build(base, drop_path=rate, **settings).train().model.vision_model.encoder.layers
+            model = build(base, drop_path=rate, **settings).train()
+            blocks, tiles = model.model.vision_model.encoder.layers, torch.ones(4, 3, model.tile_size, model.tile_size)
+            assert torch.equal(model._encode(tiles), model._encode(tiles)) == (not rate or not settings)
             assert [block.drop_path_rate for block in blocks] == [0, rate]
             assert [block.training for block in blocks] == trains, settings
 

@@ -1,6 +1,7 @@
 """Fixtures that every room uses: tiny parts and a tiny base, made once a session, nothing downloaded."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -63,3 +64,17 @@ def run_tool():
         return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, **options)
 
     return run
+
+
+@pytest.fixture
+def tool(capsys):
+    """tool(name, *words) -> (status, stdout, stderr) of a tool in this process; another takes seconds to start."""
+
+    def call(name, *words):
+        try:
+            status = runpy.run_path(str(ROOT / f"tools/{name}.py"))["main"](list(map(str, words)))
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call

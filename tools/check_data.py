@@ -76,7 +76,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if args.step:
         return cli.show_step(args)

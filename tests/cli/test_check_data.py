@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from tests.small_data import write_dataset
-from tools import check_data
 from xtuner_plugins.files import CACHE_VARIABLE
 
 KEY = "train_dataloader.dataset"
@@ -25,7 +24,7 @@ def write(path, *records):
 
 
 @pytest.fixture
-def check(toy_base, tmp_path, monkeypatch, capsys):
+def check(toy_base, tmp_path, monkeypatch, tool):
     """check(words) -> (status, what was printed), of the tool in this process; what is in braces is one of `places`."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     (tmp_path / "images").mkdir()
@@ -36,12 +35,8 @@ def check(toy_base, tmp_path, monkeypatch, capsys):
     places["leaf"] = "toy_finetune_lora --set base={base} data_paths={data} image_folders={images}".format(**places)
 
     def call(words):
-        try:
-            status = check_data.main(words.format(**places).split())
-        except SystemExit as stop:
-            status = stop.code
-        printed = capsys.readouterr()
-        return status, printed.out if status != 2 else printed.err
+        status, said, errors = tool("check_data", *words.format(**places).split())
+        return status, said if status != 2 else errors
 
     call.places = places
     return call
@@ -58,7 +53,7 @@ REFUSED = [
     ("{data} --image-folder {here} --image-folder {here}", "2 image folders for 1 files"),
     ("{data} --image-folder nosuch://bucket/images", "nosuch"),
     ("{data} --base {here}", "config.json"),
-    ("{data} --reject-list {data}/x", "can't be written"),
+    ("{data} --reject-list {images}", "can't be written"),
     ("finetune_lora {data}", "a config and other inputs together"),
     ("finetune_lora --base x", "--base goes with annotation files"),
     ("{data} --cfg-options a=1", "--cfg-options goes with a config"),
@@ -87,24 +82,41 @@ def test_what_cannot_be_checked_is_said_in_one_line(check, tmp_path, monkeypatch
 
 
 MIXED = "{leaf} data_paths={here}/mixed.jsonl max_length=100 repeat_times=2"
+UNREAD = "the record has 'reasoning_content', which isn't read; remove it, or name it in columns"
+SHOWN = "\n".join(f"warning: {{here}}/mixed.jsonl:{number}: {UNREAD}" for number in range(9, 14))
+# An epoch has the samples that train: repeats count, unusable and rejected records don't.
+WHOLE = f"""{{here}}/mixed.jsonl:8: {{images}}/none.png: no such image; correct the name or the image folder
+{SHOWN}
+{{here}}/mixed.jsonl: 14 records, 1 wrong (1 image_missing), 6 warnings (6 unread_key:reasoning_content); 6 images, \
+6 tiles, 526 tokens, longest 100
+  1 record with fewer tiles, to fit max_length
+  1 record with the end cut off, to fit max_length
+1 of 14 records can't be trained on; an epoch has 26 of 28 samples without them
+
+validation data
+{{here}}/val.jsonl:2: {{images}}/none.png: no such image; correct the name or the image folder
+{{here}}/val.jsonl: 3 records, 1 wrong (1 image_missing); 1 image, 1 tile, 75 tokens, longest 47
+1 of 3 records can't be trained on; an epoch has 2 of 3 samples without them
+1 record on the reject list {{here}}/reject.jsonl
+
+findings
+  1 of 2 validation records that are training records, too (val / mixed: 1)
+  1 of 1 validation images that are training images, too (val / mixed: 1)
+  4 of 13 records that repeat another: equal text and equal images (mixed: 4)
+"""
 SAID = [  # words, status, parts of what is said
-    ("{leaf} --workers 0", 0, ["all 5 records can be trained on; an epoch has 5 of 5 samples"]),
-    ("{leaf} val_data_paths={here}/val.jsonl val_image_folders=['{images}'] --workers 0", 1,
-     ["all 5 records can be trained on", "{here}/val.jsonl:2: ", "1 of 3 records can't be trained on"]),
     ("{leaf} val_benchmarks={here}/own.jsonl val_benchmark_images={images} --workers 0", 0,
-     ["1 of 1 validation images that are training images, too (own / data: 1)"]),
-    # an epoch has the samples that train: repeats count, unusable and rejected records don't
-    (f"{MIXED} --workers 0 --reject-list {{here}}/reject.jsonl", 1,
-     ["  1 record with fewer tiles, to fit max_length", "  1 record with the end cut off, to fit max_length",
-      "1 of 8 records can't be trained on; an epoch has 14 of 16 samples without them"]),
+     ["all 5 records can be", "1 of 1 validation images that are training images, too (own / data: 1)"]),
+    (f"{MIXED} val_data_paths={{here}}/val.jsonl val_image_folders=['{{images}}'] --workers 0 "
+     "--reject-list {here}/reject.jsonl", 1, [WHOLE]),
     (f"{MIXED} {KEY}.reject_list={{here}}/reject.jsonl --workers 0", 0,
-     ["  1 record on the reject list", "all 7 records can be trained on; an epoch has 14 of 16 samples"]),
+     ["  1 record on the reject list", "all 13 records can be trained on; an epoch has 26 of 28 samples"]),
     # copies and leaks, without a model
     ("{data} --image-folder {images} --workers 0 --val {here}/val.jsonl --val-image-folder {images} "
-     "--html {here}/page.html --json {here}/numbers.json", 1,
-     ["1 of 2 validation records that are training records, too (val / data: 1)", "cards written to {here}/page.html"]),
+     "--html {here}/a/b/page.html --json {here}/n.json", 1, ["page with 6 cards written to {here}/a/b/page.html"]),
     ("{leaf} data_paths={here}/more/train.jsonl image_folders={here}/more/images batch_size=4 "
-     "--step 1 --ranks 2 --rank 1", 0, ["; rank 1 of 2", "micro-batch 1 of", "in the image.<|im_end|>]"]),
+     "--step 1 --ranks 2 --rank 1", 0,
+     ["step 1, in epoch 1; rank 1 of 2\n\nmicro-batch 1 of 1:\n4 x 114 tokens", "in the image.<|im_end|>]"]),
 ]  # fmt: skip
 
 
@@ -112,13 +124,14 @@ def test_what_is_said(check, tmp_path, run_tool):
     write(tmp_path / "val.jsonl", record("a.png"), record("none.png"), record())
     write(tmp_path / "own.jsonl", {"image": "a.png", "question": "Is it black?", "answer": "yes"})
     odd = record("large.png"), record(answer="word " * 5000), record("none.png")
-    write(tmp_path / "mixed.jsonl", *[record("a.png")] * 5, *odd)
+    unread = [record(answer=f"{number}") | {"reasoning_content": "x"} for number in range(6)]
+    write(tmp_path / "mixed.jsonl", *[record("a.png")] * 5, *odd, *unread)
     write_dataset(tmp_path / "more", 12)
     for words, status, parts in SAID:
         found, printed = check(words)
         assert found == status and [p for p in parts if p.format(**check.places) not in printed] == [], (words, printed)
-    assert "Data check" in (tmp_path / "page.html").read_text()
-    findings = json.loads((tmp_path / "numbers.json").read_text())["findings"]
+    assert "Data check" in (tmp_path / "a/b/page.html").read_text()
+    findings = json.loads((tmp_path / "n.json").read_text())["findings"]
     assert [(each["kind"], each["count"]) for each in findings][:2] == [("leaked_records", 1), ("leaked_images", 1)]
     assert findings[0]["examples"] == [[f"{tmp_path}/val.jsonl:1", f"{tmp_path}/data.jsonl:1"]]
     planned = run_tool("tools/plan.py", *check.places["leaf"].split())  # finds the lengths of the check

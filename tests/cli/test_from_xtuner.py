@@ -20,7 +20,8 @@ SAME = """train_dataloader.batch_size train_dataloader.num_workers train_dataloa
     optim_wrapper.clip_grad.max_norm optim_wrapper.accumulative_counts train_cfg.max_epochs
     default_hooks.checkpoint.interval default_hooks.checkpoint.max_keep_ckpts default_hooks.checkpoint.by_epoch
     model.llm_lora.r model.llm_lora.lora_alpha model.llm_lora.lora_dropout""".split()
-NOTED = ("'float16'", "'dynamic'", "DatasetInfoHook", "save_optimizer", "hf download")
+HOOKS = "custom_hooks=[{'type': DatasetInfoHook, 'tokenizer': {'type': from_pretrained,... is not carried over"
+NOTED = ("'float16'", "'dynamic'", HOOKS, "save_optimizer", "hf download")
 
 
 def edited(folder, *pairs, name=LORA):
@@ -50,22 +51,22 @@ def differences(name, taken_over, path):
     """What one of XTuner's configs says otherwise than its import."""
     theirs, (notes, launch, ours) = read_config(cfgs_name_path[name])._to_lazy_dict(), taken_over
     pairs = {key: (value_at(ours, key), value_at(theirs, key)) for key in SAME}
-    for part in ("visual_encoder", "llm"):
+    for part, usual in (("visual_encoder", True), ("llm", True), ("projector", False)):  # which XTuner always trains
         key = f"model.freeze_{part}"
-        pairs[key] = value_at(ours, key, True), value_at(theirs, key)
-    pairs["freeze_projector"] = value_at(ours, "model.freeze_projector", False), False
+        pairs[key] = value_at(ours, key, usual), value_at(theirs, key, usual)
     pairs["base"] = ours.model.base, os.path.abspath(f"models/{HUBS[theirs['model']['model_path']].name}")
     data = ours.train_dataloader.dataset
     for key in ("data_paths", "image_folders"):
         pairs[key] = data[key], [os.path.abspath(theirs["train_dataloader"]["dataset"][key])]
     pairs["warm-up"] = ours.param_scheduler.warmup_ratio, theirs["warmup_ratio"]
-    pairs["LoRA"] = "llm_lora" in ours.model, "lora" in name
+    trains = "LoRA on every linear layer of the LLM, projector" if "lora" in name else "projector, LLM"
+    pairs["LoRA"] = ("llm_lora" in ours.model, labels_of(path)["trains"]), ("lora" in name, trains)
     pairs["4 bits"] = "llm_quantization" in ours.model, bool(theirs["model"].get("quantization_llm"))
     pairs["dtype"] = value_at(ours, "model.dtype", "auto"), "auto"
     pairs["groups"] = ours.train_dataloader.sampler.group_by, "length"
     pairs["left out"] = {"template", "repeat_times"} & set(data), set()
-    pairs["launch"] = labels_of(path)["launch"], launch
-    pairs["processes"] = launch.startswith("NPROC_PER_NODE=8 ") and "--deepspeed" in launch, True
+    started = f"NPROC_PER_NODE=8 python tools/train.py {path} --deepspeed deepspeed_zero{3 - ('lora' in name)}"
+    pairs["launch"] = (labels_of(path)["launch"], launch), (started, started)
     pairs["notes"] = [sum(word in note for note in notes) for word in NOTED], [1] * len(NOTED)
     pairs["number of notes"] = len(notes), 7 + ("qlora" in name)  # it says quantization_vit=False
     return {f"{name} {key}": pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -97,10 +98,8 @@ EDITS = [
 
 
 def test_what_a_user_changed_is_carried_over_or_named(take_over, tmp_path):
-    sgd = (
-        "from torch.optim import AdamW",
-        "from mmengine.dataset import DefaultSampler\nfrom torch.optim import SGD, AdamW",
-    )
+    optimizer = "from torch.optim import AdamW"
+    sgd = (optimizer, f"{optimizer}, SGD\nfrom mmengine.dataset import DefaultSampler")
     plain, *_ = take_over(LORA)
     for edit, note, settings in EDITS:
         notes, _, found = take_over(edited(tmp_path, sgd, edit))
@@ -122,11 +121,10 @@ def test_the_tool_writes_names_and_replaces_nothing(toy_base, tmp_path):
         (["theirs.py", "--write", "out.py"], "dataset.type is AdamW; XTuner's configs of"),
         ([other], "type is SupervisedFinetune; XTuner's configs of InternVL_V1_5 are read, no others"),
     )
-    calls = [[name], *(words for words, _ in refused), [name, "--force", "--base", str(toy_base)]]
-    (status, lines, imported), *found, again, below = in_turn(
-        [("configs.py", ["--from-xtuner", *words]) for words in (*calls, [name, "--write", "a/b/c.py"])], tmp_path
-    )
-    assert (status, imported) == (0, []) and all(line.endswith("does not exist yet") for line in lines)
+    calls = [name], *(words for words, _ in refused), [name, "--force", "--base", str(toy_base)]
+    calls = [("configs.py", ["--from-xtuner", *words]) for words in (*calls, [name, "--write", "a/b/c.py"])]
+    (status, lines, imported), *found, again, below = in_turn(calls, tmp_path)
+    assert (status, imported) == (0, []) and len(lines) == 3 and all("does not exist yet" in line for line in lines)
     for (_, message), (status, lines, _) in zip(refused, found, strict=True):
         assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
     assert again[0] == below[0] == 0 and not any(str(toy_base) in line for line in again[1])

@@ -7,7 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from xtuner_plugins.cli.shared import add_answers, add_model, at_least, finish, make_parser, open_model
+from xtuner_plugins.cli.shared import (
+    add_answers,
+    add_model,
+    add_weights,
+    at_least,
+    command,
+    finish,
+    make_parser,
+    open_model,
+)
 from xtuner_plugins.errors import MediaError
 from xtuner_plugins.weights.errors import CheckpointError
 
@@ -30,21 +39,29 @@ def test_a_tool_ends_with_a_status_and_says_why(capsys):
     ):
         assert finish(mock.Mock(side_effect=outcome), smaller="--limit", so_far="; all is kept") == status
         assert capsys.readouterr().err == said
+    assert command(str, len)("two") == 3
     with pytest.raises(RuntimeError, match="shapes"):  # keeps its traceback
         finish(mock.Mock(side_effect=RuntimeError("shapes")))
 
 
 def test_a_model_is_opened_as_the_words_say(toy_base):
-    """An image that can't be read is said before weights are read."""
+    """A wrong path, then an image that can't be read, is said before weights are read."""
     add_model(parser := make_parser("A tool."))
     add_answers(parser)
     words = ["--device", "cpu", "--dtype", "bfloat16", "--max-tiles", "1"]
+    told = dict(model="m", checkpoint=None, template=None, device="auto", dtype="auto", max_tiles=None)
+    assert vars(parser.parse_args(["m"])) == told | {"max_new_tokens": 512}
+    add_model(optional := make_parser(""), optional=True)
+    add_weights(weights := make_parser(""))
+    assert optional.parse_args([]).model is None and vars(weights.parse_args([])) == {"dtype": None, "force": False}
     args = parser.parse_args([str(toy_base), *words])
     session = open_model(args)
     (tiles,) = session.tiles([Image.new("RGB", (700, 700))])
     assert (len(tiles), session.model.dtype, args.max_new_tokens) == (1, torch.bfloat16, 512)
     with pytest.raises(CheckpointError, match="has one template of its own"):
         open_model(parser.parse_args([str(toy_base), "--template", "Hermes-2"]))
+    with pytest.raises(CheckpointError, match="none"):
+        open_model(parser.parse_args(["none"]), ["none.png"])
     with mock.patch("xtuner_plugins.inference.opening.open_session") as opened, pytest.raises(MediaError, match="none"):
         open_model(args, ["none.png"])
     assert not opened.called

@@ -21,12 +21,7 @@ STAGES = (dict(freeze_llm=False), dict(llm_lora=LORA | dict(lora_dropout=0.05)),
 
 
 class Watch(LiveBytes):
-    """What a step on fake CUDA tensors would ask of the device.
-
-    Attributes:
-        calls: operations by name and dtype.
-        waits: copies between CPU and device.
-    """
+    """Counts what a step on fake CUDA tensors asks of the device, by name and dtype, and copies to or from the CPU."""
 
     def __init__(self):
         super().__init__()

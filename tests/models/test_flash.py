@@ -3,17 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.logging import MessageHub
 
 from xtuner_plugins.datasets import collate, collate_packed
 from xtuner_plugins.export.base.build import build_base
-from xtuner_plugins.models import FlashConsistencyModel, FlashRouterModel, VisionLanguageModel
+from xtuner_plugins.models import FlashConsistencyModel, FlashRouterModel
 from xtuner_plugins.models.flash import draw_tiles
 
-from .batches import STARTED, build, make_samples
+from .batches import STARTED, build, figures, make_samples
 
 N, TILES = 16, (3, 1, 0, 2)  # tokens of a tile; tiles of the samples
 ANSWERS = (3, 4, 5, 3)  # tokens
+ADAPTED = dict(freeze_projector=True, llm_lora=STARTED)
 
 
 @pytest.fixture(scope="module")
@@ -23,23 +23,12 @@ def base(toy_base, tmp_path_factory):
     return str(out)
 
 
-@pytest.fixture(autouse=True)
-def hub():
-    hub = MessageHub.get_current_instance()
-    hub.runtime_info.clear()
-    return hub
-
-
 def samples(model, tiles=TILES, seed=0):
     return make_samples(model, tiles, length=60, seed=seed, answers=ANSWERS)
 
 
 def run(model, batch, collated=collate, **options):
     return model(**model.data_preprocessor(collated(batch), True), **options)
-
-
-def moved(model):
-    return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
 
 
 def predictions(model, sample, compressed):
@@ -55,10 +44,6 @@ def predictions(model, sample, compressed):
     return found, found.gather(1, labels[:, None])[:, 0]
 
 
-def consistency_model(base, **settings):
-    return build(base, FlashConsistencyModel, freeze_projector=True, llm_lora=STARTED, **settings)
-
-
 @torch.no_grad()
 def test_the_loss_is_the_mean_divergence_from_the_reference_by_hand(base, monkeypatch):
     """In padded batches and packs; weights, and the mean weight of a step, count as in other training.
@@ -67,7 +52,7 @@ def test_the_loss_is_the_mean_divergence_from_the_reference_by_hand(base, monkey
     """
     assert 0.45 < draw_tiles(["a:1"], [2000], 3).float().mean() < 0.55
     assert not draw_tiles(["a:1"], [20], 3).equal(draw_tiles(["a:1"], [20], 4))
-    model, reference = consistency_model(base).eval(), build(base).eval()
+    model, reference = build(base, FlashConsistencyModel, **ADAPTED).eval(), build(base).eval()
     batch, kl, entropies, few = samples(model), [], [], 0
     for sample in batch:
         compressed = draw_tiles([sample["source"]], [sample["num_tiles"]], 0)
@@ -76,38 +61,19 @@ def test_the_loss_is_the_mean_divergence_from_the_reference_by_hand(base, monkey
         kl.append((p.exp() * (p - q)).sum(-1))
         entropies.append(-own)
         few += int(compressed.sum())
-    expected = torch.cat(kl)
-    assert expected.mean() > 0.01 and kl[3].min() > 0 < few < 6
+    assert torch.cat(kl).mean() > 0.01 and kl[3].min() > 0 < few < 6
+    expected = {"cross_entropy": torch.cat(entropies).mean().item(), "image_tokens": (6 * N - 12 * few) / (6 * N)}
     for collated, rows in ((collate, 8), (collate_packed, 100)):
         monkeypatch.setattr("xtuner_plugins.models.flash.softmax_rows", lambda words, rows=rows: rows)
         found = run(model, batch, collated)
-        assert abs(found["loss"] - expected.mean()) < 1e-6
+        assert abs(found["loss"] - torch.cat(kl).mean()) < 1e-6
         assert (found["sample_losses"][:4] - torch.stack([each.sum() for each in entropies])).abs().max() < 1e-5
-        figures = dict(zip(model.metric_names, found["metrics"].tolist(), strict=True))
-        logged = model.end_step(figures)
-        assert logged["cross_entropy"] == pytest.approx(torch.cat(entropies).mean().item(), abs=1e-5)
-        assert logged["image_tokens"] == (6 * N - 12 * few) / (6 * N)
+        assert model.end_step(figures(model, found)) == pytest.approx(expected, abs=1e-5)
     weighted = [{**sample, "loss_weight": 0.5 + number} for number, sample in enumerate(batch)]
     weights = torch.tensor([0.5, 1.5, 2.5, 3.5]) * torch.tensor(ANSWERS)
     expected = sum(weight * each.mean() for weight, each in zip(weights, kl, strict=True)) / weights.sum()
     apart = sum(run(model, [sample], mean_weight=weights.sum())["loss"] for sample in weighted)
     assert abs(run(model, weighted)["loss"] - expected) < 1e-6 and abs(apart - expected) < 1e-6
-
-
-def test_adapters_and_mlp2_get_the_gradient(base):
-    """Without an image the projectors run, too. Other training leaves the Flash parts alone."""
-    model = consistency_model(base).train()
-    run(model, samples(model))["loss"].backward()
-    names = moved(model)
-    assert names == set(model.state_dict()) and {name.split(".")[1] for name in names} == {"mlp2", "language_model"}
-    assert all("lora_" in name for name in names if "language" in name)
-    model.zero_grad()
-    text = run(model, samples(model, (0, 0)))["loss"]
-    text.backward()
-    assert text > 0 and all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    other = build(base, VisionLanguageModel)
-    assert all(name.startswith("model.mlp1") for name in other.state_dict())
-    assert {"mlp2", "gating", "pooling_before_gating"} < other.parts().keys()
 
 
 @torch.no_grad()
@@ -131,24 +97,35 @@ def test_labels_say_where_compressing_costs_least(base, hub):
         loss = sum(each.mean() * answer for each, answer in losses if len(each)) / sum(ANSWERS)
         right, few = int((logits.argmax(-1) == labels).sum()), int((labels == 0).sum())
         assert abs(outputs["loss"] - loss) < 1e-6 and outputs["metrics"].tolist() == [6, few, right, agreeing]
-        logged = model.end_step(dict(zip(model.metric_names, outputs["metrics"].tolist(), strict=True)))
         expected = {"compress_labels": few / 6, "router_accuracy": right / 6}
-        assert logged == (expected | {"label_agreement": agreeing / 6} if exact else expected)
+        assert model.end_step(figures(model, outputs)) == (
+            expected | {"label_agreement": agreeing / 6} if exact else expected
+        )
 
 
-def test_the_router_alone_gets_a_gradient_and_remembers_ratios(base, hub):
-    model = build(base, FlashRouterModel, window=8).train()
-    for seed in range(2):
-        outputs = run(model, samples(model, seed=seed))
-    outputs["loss"].backward()
-    trained = set(model.state_dict())
-    # The bias of keys adds the same to all scores of a query, so its gradient is nil but for rounding.
-    assert moved(model) == trained and {n.split(".")[1] for n in trained} == {"pooling_before_gating", "gating"}
-    assert not any(f".{unused}{number}" in name for name in trained for unused in ("attn", "norm") for number in (3, 4))
-    assert all(p.grad is None for name, p in model.named_parameters() if name not in trained)
+def test_adapters_and_mlp2_or_the_router_alone_get_a_gradient(base, hub):
+    """Without an image all of it runs, too. Ratios are remembered; other training leaves the Flash parts alone."""
+    for kind, settings, parts in (
+        (FlashConsistencyModel, ADAPTED, {"mlp2", "language_model"}),
+        (FlashRouterModel, dict(window=8), {"pooling_before_gating", "gating"}),
+    ):
+        model = build(base, kind, **settings).train()
+        for seed in range(2):
+            outputs = run(model, samples(model, seed=seed))
+        outputs["loss"].backward()
+        # The bias of keys adds the same to all scores of a query, so its gradient is nil but for rounding.
+        moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert moved == set(model.state_dict()) and {name.split(".")[1] for name in moved} == parts
+        assert all("lora_" in name for name in moved if "language" in name)
+        model.zero_grad()
+        text = run(model, samples(model, (0, 0)))["loss"]
+        text.backward()
+        assert (text.item() > 0) == (kind is FlashConsistencyModel)
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     assert len(hub.get_info("flash_ratios_cheap")) == 8
-    text = run(model, samples(model, (0, 0)))["loss"]
-    assert text.requires_grad and text.item() == 0
+    other = build(base)
+    assert all(name.startswith("model.mlp1") for name in other.state_dict())
+    assert {"mlp2", "gating", "pooling_before_gating"} < other.parts().keys()
 
 
 def test_what_does_not_fit_is_refused(base, toy_base):

@@ -10,23 +10,15 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.testing import assert_close
 
-from xtuner_plugins.models.objectives import LOSSES, PairLogProbs, Settings, preference_losses, rewards
-from xtuner_plugins.ranges import OBJECTIVES, check_objectives
+from xtuner_plugins.models.objectives import PairLogProbs, Settings, preference_losses
+from xtuner_plugins.ranges import OBJECTIVES
 
 MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # as its authors mix them
 SETTINGS = Settings(beta=0.3, label_smoothing=0.1, margin=0.4, reward_mean=0.25)
 TRL = "1.16.0"
 OURS_TO_TRL = {"dpo": "sigmoid", "ipo": "ipo", "hinge": "hinge", "bco_pair": "bco_pair", "sft": "sft"}
-
-
-def make_pairs(count=40, reference=True):
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1, 60, (2, count), generator=generator)
-    means = -torch.empty(4, count).exponential_(1.0, generator=generator) - 1e-3
-    chosen, rejected = (means[side] * tokens[side] for side in (0, 1))
-    others = [means[2] * tokens[0], means[3] * tokens[1]] if reference else [None, None]
-    return PairLogProbs(chosen.requires_grad_(), rejected.requires_grad_(), *others, *tokens)
 
 
 def log_sigmoid(x):
@@ -54,22 +46,21 @@ def expected(c, r, rc, rr, nc, nr, per_token):
 
 
 def test_equals_its_definition():
-    assert list(LOSSES) == list(OBJECTIVES)
-    for name, per_token in itertools.product(OBJECTIVES, (False, True)):
-        columns = zip(*(column.tolist() for column in vars(make_pairs()).values()), strict=True)
-        wanted = torch.tensor([expected(*values, per_token)[name] for values in columns])
-        total, each = preference_losses(make_pairs(), {name: 1.0}, replace(SETTINGS, per_token=per_token))
-        torch.testing.assert_close(total, wanted, atol=1e-6, rtol=2e-6, msg=name)
-        assert torch.equal(total.detach(), each[name])
-
-
-def test_mixtures_and_extremes():
-    """MPO is a weighted sum; orpo stays finite for sure and for hopeless answers."""
-    total, each = preference_losses(make_pairs(), MPO, SETTINGS)
-    torch.testing.assert_close(total.detach(), 0.8 * each["dpo"] + 0.2 * each["bco_pair"] + 1.0 * each["sft"])
-    assert not each["dpo"].requires_grad and list(each) == list(MPO) and check_objectives(MPO) == MPO
-    assert {name for name in OBJECTIVES if OBJECTIVES[name]} == {"dpo", "ipo", "hinge", "bco_pair"}
-    assert torch.stack(rewards(make_pairs(reference=False), SETTINGS)).isfinite().all()
+    """Each objective, and a weighted sum of them as MPO is; orpo stays finite for sure and for hopeless answers."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 60, (2, 40), generator=generator)
+    log_probs = (-torch.empty(4, 40).exponential_(1.0, generator=generator) - 1e-3) * tokens.repeat(2, 1)
+    pairs = PairLogProbs(log_probs[0].requires_grad_(), *log_probs[1:], *tokens)
+    for per_token in (False, True):
+        settings = replace(SETTINGS, per_token=per_token)
+        columns = zip(*(column.tolist() for column in vars(pairs).values()), strict=True)
+        rows = [expected(*values, per_token) for values in columns]
+        wanted = {name: torch.tensor([row[name] for row in rows]) for name in OBJECTIVES}
+        _, each = preference_losses(pairs, dict.fromkeys(OBJECTIVES, 1.0), settings)
+        assert_close(each, wanted, atol=1e-6, rtol=2e-6)
+        total, some = preference_losses(pairs, MPO, settings)
+        assert_close(total.detach(), sum(weight * wanted[name] for name, weight in MPO.items()))
+        assert list(some) == list(MPO) and total.requires_grad and not some["dpo"].requires_grad
     chosen = torch.tensor([0.0, -1e-30, -1e-7, -0.69, -0.7, -5.0, -100.0], requires_grad=True)
     rejected, one = -torch.ones(7), torch.ones(7)
     total, _ = preference_losses(PairLogProbs(chosen, rejected, None, None, one, one), {"orpo": 1.0}, SETTINGS)
@@ -108,16 +99,11 @@ def test_losses_are_those_of_trl(tmp_path, monkeypatch):
         own, reference = ([-3 * torch.rand(n, generator=generator) for n in lengths] for _ in range(2))
         sums = [answer.sum()[None] for answer in (*own, *reference)]
         pairs = PairLogProbs(*sums, *(torch.tensor([length]) for length in lengths))
-        for name, other in OURS_TO_TRL.items():
-            ours, theirs = (
-                preference_losses(pairs, {name: 1.0}, Settings(beta=beta))[0][0],
-                trl_loss(trl, other, own, reference, beta),
-            )
-            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6, msg=name)
+        theirs = {name: trl_loss(trl, other, own, reference, beta) for name, other in OURS_TO_TRL.items()}
         means, accelerator = [answer.mean()[None] for answer in own], SimpleNamespace(device="cpu")
         simpo = dict(beta=beta, alpha=0.0, loss_type="simpo", simpo_gamma=0.5, label_smoothing=0.0)
-        simpo = CPOTrainer.cpo_loss(SimpleNamespace(accelerator=accelerator, **simpo), *means)[0]
-        orpo = -ORPOTrainer.odds_ratio_loss(SimpleNamespace(beta=1.0, accelerator=accelerator), *means)[0]
-        for name, theirs in (("orpo", orpo), ("simpo", simpo)):
-            ours = preference_losses(pairs, {name: 1.0}, Settings(beta=beta, margin=0.5))[0][0]
-            torch.testing.assert_close(ours, theirs[0], atol=1e-6, rtol=1e-6, msg=name)
+        theirs["simpo"] = CPOTrainer.cpo_loss(SimpleNamespace(accelerator=accelerator, **simpo), *means)[0][0]
+        odds = SimpleNamespace(beta=1.0, accelerator=accelerator)
+        theirs["orpo"] = -ORPOTrainer.odds_ratio_loss(odds, *means)[0][0]
+        _, ours = preference_losses(pairs, dict.fromkeys(theirs, 1.0), Settings(beta=beta, margin=0.5))
+        assert_close({name: loss[0] for name, loss in ours.items()}, theirs, atol=1e-6, rtol=1e-6)

@@ -1,7 +1,6 @@
 """Which weights train, for each kind of encoder and of adapters, and what exports hold; stochastic depth; QLoRA."""
 
 import shutil
-from functools import partial
 
 import bitsandbytes as bnb
 import pytest
@@ -14,10 +13,9 @@ from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import export
 from xtuner_plugins.families import encoder_family, llm_family
 from xtuner_plugins.models.blocks import used_blocks
-from xtuner_plugins.models.trainable import build_quantization_config, linear_quantizer
 from xtuner_plugins.weights.loader import load_model
 
-from .batches import LORA, assert_same, backward, build, learn, make_batch, run
+from .batches import LORA, backward, build, learn, make_batch, run
 
 
 def lora(**options):
@@ -83,15 +81,14 @@ def test_last_blocks_get_the_gradient_of_the_whole_encoder(encoder_base):
     for recompute in (False, True):
         model, runs = build(encoder_base, **LAST, gradient_checkpointing=recompute).train(), []
         blocks = used_blocks(model.model.vision_model, model.model.select_layer)
-        for index, block in enumerate(blocks):
-            note = partial(lambda index, to, _module, args: to.append((index, args[0].requires_grad)), index, runs)
-            block.register_forward_pre_hook(note)
+        for block in blocks:
+            block.register_forward_pre_hook(lambda block, args, to=runs: to.append((block, args[0].requires_grad)))
         gradients, below = backward(model, batch)[1], len(blocks) - 1
-        assert runs[: len(blocks)] == [(index, False) for index in range(len(blocks))]
-        assert [index for index, _ in runs[len(blocks) :]] == [below] * recompute
+        assert runs[: len(blocks)] == [(block, False) for block in blocks]
+        assert [block for block, _ in runs[len(blocks) :]] == blocks[below:] * recompute
         assert [block.training for block in blocks] == [False] * below + [True]
         assert gradients.keys() < expected.keys()
-        assert_same(gradients, {name: expected[name] for name in gradients}, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(gradients, {name: expected[name] for name in gradients}, rtol=1e-5, atol=1e-8)
 
 
 def test_adapters_are_where_the_row_says(encoder_base):
@@ -111,19 +108,14 @@ def test_drop_path_is_that_of_the_settings_and_only_of_what_trains(toy_base, tmp
     base = shutil.copytree(toy_base, tmp_path / "base")
     config = (base / "config.json").read_text()
     (base / "config.json").write_text(config.replace('"drop_path_rate": 0.0', '"drop_path_rate": 0.9'))
-
-    def encoded(seed=0, training=True, **settings):
-        model = build(base, **settings).train(training)
-        torch.manual_seed(seed)
-        return model._encode(torch.ones(4, 3, model.tile_size, model.tile_size))
-
-    plain = encoded()
-    for settings in (dict(freeze_visual_encoder=False), LAST, dict(visual_encoder_lora=LORA)):
-        dropped = [encoded(seed, drop_path=0.5, **settings) for seed in (0, 1)]
-        assert not torch.equal(dropped[0], plain) and not torch.equal(*dropped)
-        assert torch.equal(encoded(**settings), plain)
-        assert torch.equal(encoded(training=False, drop_path=0.5, **settings), plain)
-    assert torch.equal(encoded(drop_path=0.5), plain)
+    whole, lora = dict(freeze_visual_encoder=False), dict(visual_encoder_lora=LORA)
+    for settings, trains in ((whole, [True] * 2), (lora, [True] * 2), (LAST, [False, True]), ({}, [False] * 2)):
+        for rate in (0.0, 0.5):
+            model = build(base, drop_path=rate, **settings).train()
+            blocks, tiles = model.model.vision_model.encoder.layers, torch.ones(4, 3, model.tile_size, model.tile_size)
+            assert torch.equal(model._encode(tiles), model._encode(tiles)) == (not rate or not settings)
+            assert [block.drop_path_rate for block in blocks] == [0, rate]
+            assert [block.training for block in blocks] == trains, settings
 
 
 def test_what_does_not_go_together_is_refused(toy_base):
@@ -149,42 +141,35 @@ def test_each_kind_trains_and_is_what_its_exports_hold(toy_base, tmp_path):
         assert gap.abs().max() <= 2e-5, name
 
 
-def test_loaded_into_4_bits(toy_base, monkeypatch):
-    """A layer is packed before the next one is read, and holds the numbers that 4 bits can hold."""
-    plain, held = load_model(toy_base, dtype=torch.float32), []
+def test_qlora_trains_beside_four_bit_weights(toy_base, monkeypatch):
+    """A layer is packed before the next one is read, and holds the numbers that 4 bits can hold.
+
+    DoRA's magnitudes start as the norms of the packed weights, so that a fresh adapter changes nothing either.
+    """
+    plain, held, losses = load_model(toy_base, dtype=torch.float32), [], []
     targets = llm_family(plain.config.llm_config.to_dict()).lora_targets
-    for double in (True, False):
-        options = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
-        settings = build_quantization_config(PACKED | options, "llm")
-        quantize = linear_quantizer("language_model", targets, settings, torch.float32)
 
-        def watched(model, name, quantize=quantize):
-            quantize(model, name)
+    def watched(*args, filled, **options):
+        def fill(model, name):
+            filled(model, name)
             layers = [layer for each, layer in model.language_model.named_modules() if each.endswith(targets)]
-            held.append([layer for layer in layers if type(layer) is nn.Linear and not layer.weight.is_meta])
+            held.extend(layer for layer in layers if type(layer) is nn.Linear and not layer.weight.is_meta)
 
-        packed = load_model(toy_base, dtype=torch.float32, filled=watched)
-        layers = {name: each for name, each in packed.named_modules() if isinstance(each, bnb.nn.Linear4bit)}
-        assert not any(held) and len(layers) == len(targets) * plain.config.llm_config.num_hidden_layers
+        return load_model(*args, filled=fill, **options)
+
+    monkeypatch.setattr("xtuner_plugins.models.vlm.load_model", watched)
+    for double, is_dora in ((False, False), (True, False), (True, True)):
+        packing = PACKED | dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+        model = build(toy_base, llm_quantization=packing, llm_lora=LORA | dict(use_dora=is_dora)).train()
+        layers = {name: each for name, each in model.model.named_modules() if isinstance(each, bnb.nn.Linear4bit)}
+        assert len(layers) == len(targets) * plain.config.llm_config.num_hidden_layers and not held
         for name, layer in layers.items():
-            weight = plain.get_submodule(name).weight.data
+            weight = plain.get_submodule(name.removesuffix(".base_layer")).weight.data
             expected = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
             found = layer.weight.data, layer.weight.quant_state
             assert torch.equal(*(bnb.functional.dequantize_4bit(*each) for each in (found, expected))), name
-            assert name.startswith("language_model.") and layer.weight.quant_state.nested == double
-    monkeypatch.setattr("xtuner_plugins.models.trainable.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="deepspeed_zero2"):
-        linear_quantizer("language_model", targets, settings, torch.float32)
-
-
-def test_qlora_trains_beside_four_bit_weights(toy_base):
-    """DoRA's magnitudes start as the norms of the packed weights, so that a fresh adapter changes nothing either."""
-    losses = []
-    for is_dora in (False, True):
-        model = build(toy_base, llm_quantization=PACKED, llm_lora=LORA | dict(use_dora=is_dora)).train()
-        layer, batch = model.model.language_model.model.layers[0].self_attn.q_proj.base_layer, make_batch(model)
-        packed, head = layer.weight.clone(), model.model.language_model.lm_head.weight
-        assert (packed.dtype, packed.numel(), head.dtype) == (torch.uint8, 64 * 64 // 2, torch.float32)
+            assert layer.weight.dtype == torch.uint8 and layer.weight.quant_state.nested == double
+        packed, batch = {name: layer.weight.clone() for name, layer in layers.items()}, make_batch(model)
         loss, gradients = backward(model, batch)
         assert gradients.keys() == set(model.state_dict())
         magnitudes = [gradient.any() for name, gradient in gradients.items() if "magnitude" in name]
@@ -193,6 +178,10 @@ def test_qlora_trains_beside_four_bit_weights(toy_base):
         # A validation in between changes nothing: on some CPUs bitsandbytes would repack the weights then.
         with torch.no_grad():
             run(model.eval(), batch)
-        assert torch.equal(layer.weight, packed) and backward(model.train(), batch)[0] == loss
+        assert all(torch.equal(layer.weight, packed[name]) for name, layer in layers.items())
+        assert backward(model.train(), batch)[0] == loss
         losses.append(loss.item())
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[1], abs=1e-5)
+    monkeypatch.setattr("xtuner_plugins.models.trainable.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="deepspeed_zero2"):
+        build(toy_base, llm_quantization=PACKED)

@@ -1,41 +1,33 @@
 """The training model against the hub's own forward, and its promises: frozen, counted, safe without images."""
 
+import itertools
+
 import pytest
 import torch
+from torch.testing import assert_close
 
 from xtuner_plugins.models import TilePreprocessor
 
-from .batches import LORA, WHOLE, assert_same, backward, build, learn, make_batch, pack, run
+from .batches import LORA, WHOLE, backward, build, learn, make_batch, make_samples, pack, run
 
 
-def test_loss_equals_the_shipped_forward(toy_base):
-    """And text doesn't depend on the tile that stands in for images."""
+def test_losses_are_those_of_the_shipped_forward(toy_base):
+    """Of each sample and of all, padded or packed; text doesn't depend on the tile that stands in for images."""
     model = build(toy_base).eval()
     for tiles_of in ((2, 0, 1), (0,)):
-        batch = make_batch(model, tiles_of)
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-        pixels = model.data_preprocessor.normalize(batch["tiles"]) if sum(tiles_of) else None
-        # The same float32 products, summed over fewer positions.
-        shipped = model.model(pixel_values=pixels, **inputs).loss
-        torch.testing.assert_close(run(model, batch)["loss"], shipped, atol=2e-6, rtol=0)
+        batch, alone = make_batch(model, tiles_of), []
+        for sample in make_samples(model, tiles_of):
+            pixels = model.data_preprocessor.normalize(sample["tiles"]) if sample["num_tiles"] else None
+            words = {name: sample[name][None] for name in ("input_ids", "labels")}
+            alone.append(5 * model.model(pixel_values=pixels, **words).loss.item())  # the mean over five labels
+        for form in (dict, pack):
+            losses = torch.tensor(alone + [0] * (form is pack), dtype=torch.float64)
+            expected = {"loss": (losses.sum() / 5 / len(alone)).float(), "sample_losses": losses}
+            expected |= {"num_supervised": torch.tensor(5 * len(alone)), "num_tiles": torch.tensor(sum(tiles_of))}
+            # The same float32 products, summed over other positions
+            assert_close(run(model, form(batch)), expected, rtol=3e-7, atol=0)
     with pytest.raises(ValueError, match="the mode 'loss' alone, not 'predict'"):
         model(**model.data_preprocessor(batch), mode="predict")
-
-
-def test_the_loss_of_each_sample_is_its_own(toy_base):
-    """The sums add up to the loss, and each is the one of a batch of this sample alone; padding has none."""
-    model = build(toy_base).eval()
-    batch = make_batch(model)
-    tiles, alone = batch["tiles"].split(batch["num_tiles"].tolist()), []
-    for row in range(3):
-        outputs = run(model, {name: value[row : row + 1] for name, value in batch.items()} | {"tiles": tiles[row]})
-        alone.append(float(outputs["loss"] * outputs["num_supervised"]))
-    for form in (dict, pack):
-        together = run(model, form(batch))
-        losses = together["sample_losses"]
-        assert losses.dtype == torch.float64 and together["num_tiles"] == 3
-        assert losses[:3].tolist() == pytest.approx(alone, rel=1e-5) and losses[3:].tolist() in ([], [0.0])
-        assert float(together["loss"]) == pytest.approx(float(losses.sum() / together["num_supervised"]), rel=1e-6)
 
 
 def test_packed_and_filled_rows_have_the_same_loss_and_gradients(toy_base, monkeypatch):
@@ -44,9 +36,7 @@ def test_packed_and_filled_rows_have_the_same_loss_and_gradients(toy_base, monke
         model = build(toy_base, **trains).train()
         batch = make_batch(model, tiles_of=(2, 0, 1, 3))
         packed, (loss, expected) = pack(batch), backward(model, batch)
-        packed_loss, found = backward(model, packed)
-        torch.testing.assert_close(packed_loss, loss, atol=1e-5, rtol=0)
-        assert_same(found, expected, atol=1e-5, rtol=0)
+        assert_close(backward(model, packed), (loss, expected), atol=1e-5, rtol=0)
         one = {"cu_seqlens": packed["cu_seqlens"][[0, -1]], "num_tiles": packed["num_tiles"].sum()[None]}
         assert abs(run(model, {**packed, **one})["loss"] - loss) > 1e-3
         with monkeypatch.context() as patch:
@@ -57,8 +47,8 @@ def test_packed_and_filled_rows_have_the_same_loss_and_gradients(toy_base, monke
             lengths = [model.data_preprocessor(each)["row"].input_ids.shape[1] for each in (batch, packed)]
         assert lengths == [384, 384] and model.data_preprocessor(batch)["row"].input_ids.shape[1] == 342
         # Matrix products of other lengths sum float32 in another order.
-        torch.testing.assert_close(filled_loss, loss, rtol=1e-6, atol=0)
-        assert_same(found, expected, rtol=1e-5, atol=1e-7)
+        assert_close(filled_loss, loss, rtol=1e-6, atol=0)
+        assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_autocast_follows_the_dtype_of_what_trains(toy_base):
@@ -73,22 +63,21 @@ def test_autocast_follows_the_dtype_of_what_trains(toy_base):
         assert not torch.is_autocast_enabled("cpu")
 
 
-def test_only_the_projector_trains_by_default(toy_base):
-    """A frozen encoder keeps no activation."""
-    model, outputs = build(toy_base), []
-    model.model.vision_model.encoder.layers[0].register_forward_hook(lambda _m, _i, output: outputs.append(output))
-    _, gradients = backward(model.train(), make_batch(model))
-    assert gradients.keys() == model.state_dict().keys() and all(n.startswith("model.mlp1.") for n in gradients)
-    assert [output.grad_fn for output in outputs] == [None]
-    assert not model.model.vision_model.training and model.model.mlp1.training
-
-
-def test_batch_without_images_reaches_every_trained_parameter(toy_base):
-    """Whatever remained silent would make DDP wait for ever."""
-    model = build(toy_base, **WHOLE).train()
-    _, gradients = backward(model, make_batch(model, tiles_of=(0, 0)))
-    assert gradients.keys() == dict(model.named_parameters()).keys()
-    assert all(gradient.abs().max() == 0 for name, gradient in gradients.items() if "mlp1" in name)
+def test_what_trains_has_a_gradient_with_images_and_without(toy_base):
+    """By default the projector alone. Whatever remained silent would make DDP wait; a frozen encoder keeps nothing."""
+    for trains, tiles_of in itertools.product(({}, WHOLE), ((2, 0, 1), (0, 0))):
+        model, outputs = build(toy_base, **trains).train(), []
+        model.model.vision_model.encoder.layers[0].register_forward_hook(lambda *args, to=outputs: to.append(args[-1]))
+        _, gradients = backward(model, make_batch(model, tiles_of))
+        assert gradients.keys() == model.state_dict().keys()
+        assert bool(trains) or all(name.startswith("model.mlp1.") for name in gradients)
+        assert [output.requires_grad for output in outputs] == [bool(trains)]
+        assert (model.model.vision_model.training, model.model.mlp1.training) == (bool(trains), True)
+        if not trains:  # a frozen LLM has no dropout, but blocks that are recomputed
+            modules = model.model.language_model.named_modules()
+            assert [name for name, module in modules if module.training] == ["model.layers.0", "model.layers.1"]
+        assert not any(module.training for module in model.eval().modules())
+        assert any(each.any() for name, each in gradients.items() if "mlp1" in name) == any(tiles_of)
 
 
 @pytest.mark.gpu
@@ -97,7 +86,7 @@ def test_on_a_gpu(toy_base, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     on_cpu, on_gpu = build(toy_base).eval(), build(toy_base).eval().cuda()
     batch = make_batch(on_cpu)
-    torch.testing.assert_close(run(on_gpu, batch)["loss"].cpu(), run(on_cpu, batch)["loss"], atol=1e-5, rtol=0)
+    assert_close(run(on_gpu, batch)["loss"].cpu(), run(on_cpu, batch)["loss"], atol=1e-5, rtol=0)
     for quantization in (None, dict(load_in_4bit=True, bnb_4bit_quant_type="nf4")):
         model = build(toy_base, dtype="auto", llm_lora=LORA | dict(r=8), llm_quantization=quantization).cuda()
         losses = learn(model, batch, 20, torch.optim.AdamW, lr=1e-3)

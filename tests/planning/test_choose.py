@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from xtuner_plugins.planning.choose import SHARE, choose
-from xtuner_plugins.planning.hardware import GPUS, find_gpu, gpu_of_device
+from xtuner_plugins.planning.hardware import GPU, GPUS, find_gpu, gpu_of_device
 from xtuner_plugins.planning.job import plain
 from xtuner_plugins.planning.memory import GIB
 from xtuner_plugins.planning.plan import plan_config
@@ -84,17 +84,17 @@ def test_what_is_given_stays_and_the_rest_is_chosen_around_it():
 
 
 def test_words_that_name_a_gpu(monkeypatch):
-    # The slowest with 24 GB; no card has 12.
-    for words, *expected in (("4060ti-16", 44, 16), ("24GB", 71, 24), ("24 gib", 71, 24), ("12gb", 0, 12)):
-        assert [find_gpu(words).teraflops, find_gpu(words).memory] == expected
+    slowest = replace(GPUS["3090"], name="24 GB, as 3090")
+    assert [find_gpu(words) for words in ("4060ti-16", "24GB", "24 gib")] == [GPUS["4060Ti-16"], slowest, slowest]
+    assert find_gpu("12gb") == GPU("12 GB", 12, 0)  # no card has so many
     with pytest.raises(ValueError, match="--gpu 4091: give memory as 24GB"):
         find_gpu("4091")
     here = find_gpu("auto")
     assert here.is_cpu and here.memory > 1 and here.teraflops > 0  # on a machine without a GPU
     cuda = {"is_bf16_supported.return_value": False, "get_device_properties.return_value.total_memory": 15 * GIB}
     monkeypatch.setattr(torch, "cuda", mock.Mock(**cuda))
-    torch.cuda.get_device_name.return_value = "Tesla T4"
-    here = find_gpu("auto")
-    assert (here.dtype, here.memory, here.teraflops) == ("float16", 15, 65)
+    for name, card in (("Tesla T4", GPUS["T4"]), ("GTX 1080", GPU("GTX 1080", 0, 0, dtype="float16"))):
+        torch.cuda.get_device_name.return_value = name
+        assert find_gpu("auto") == replace(card, memory=15.0) and find_gpu("cpu").is_cpu
     assert gpu_of_device("NVIDIA H100 80GB HBM3").name == "H100" and gpu_of_device("A100-PCIE-40GB").name == "A100-40"
     assert gpu_of_device("NVIDIA GeForce RTX 4090 Laptop GPU") is None  # with another peak

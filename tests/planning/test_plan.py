@@ -57,10 +57,7 @@ def test_what_cannot_be_planned():
         ({"model": {**mine, "llm_lora": {"use_dora": True}}, **loader}, "use_dora=True isn't planned"),
         ({"model": {**mine, "sequence_parallel": 4}, **loader}, "sequence_parallel=4 must divide the 2 GPUs"),
         ({"model": {**mine, "objectives": {"dpo": 1.0}}, **loader}, "precompute_reference=True"),
-        (
-            {"model": {**mine, "llm_quantization": {"load_in_4bit": True}}, **loader},
-            "packed weights can't be partitioned",
-        ),
+        ({"model": {**mine, "llm_quantization": {"load_in_4bit": True}}, **loader}, "packed weights can't be part"),
         ({"model": {"base": "no/such"}, **loader}, "model directory 'no/such' isn't there, and no shipped config says"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -76,6 +73,8 @@ def test_a_reference_is_a_copy_of_what_trains_whole_and_reads_each_pair(toy_base
             real = PreferenceModel(**ours, dtype="float32")._reference
             held = plan_memory(replace(job, half=False), plain(8)).parts["reference"]
             assert held == sum(copy.nbytes for _, _, copy in real._copies), ours
+    flash = [planned(f"flash_{each}").job for each in ("consistency", "router")]
+    assert [(set(job.whole), job.copied) for job in flash] == [({"mlp2"}, 0), ({"router"}, 0)]
     settings, took = settings_of("finetune_mpo_full"), {}
     assert planned("finetune_dpo_lora").work.reference > 0 == planned("finetune_mpo_full").work.reference
     for name in ("dpo", "sft"):
@@ -91,7 +90,9 @@ def test_lengths_are_taken_from_the_cache_and_never_measured(toy_base, tmp_path,
     data = {"base": str(toy_base), "data_paths": [str(tmp_path / "data.json")], "max_length": 512}
     loader, model = {"batch_size": 2, "dataset": data}, plan.model_of(str(toy_base))
     settings = {"model": {"base": str(toy_base)}, "train_dataloader": loader}
-    assert plan.lengths_of(settings, model, samples=7).samples == 7
+    said = "lengths not measured: every sample taken to have 1 tiles and 496 tokens of text"
+    expected = plan.Lengths(7, Batch(512, 1, 496), (Batch(1024, 2, 992), Batch(1024, 0, 1024)), said)
+    assert plan.lengths_of(settings, model, samples=7) == expected
     tokens, _, _ = MultimodalDataset(**data).layout(num_workers=0)
     after = plan.lengths_of(settings, model)
     assert after.source.startswith("lengths measured: 3 samples") and after.mean.tokens == int(tokens.mean())
@@ -132,14 +133,27 @@ def test_advice_is_planned_again():
     assert advise(20, ROWS, 20, 70, 81)[0] == ["gradient_checkpointing=False fits too: 70.0 of 80.0 GiB"]
 
 
+TABLES = """Memory of one rank, DDP on 2 x H100, GiB
+weights                                 60.0
+sum, most at: loss                      60.0
+in the CPU's memory                      3.0
+free of 80.0: fits                      20.0
+All strategies              GPU, GiB  CPU, GiB
+DDP                             60.0       3.0  does not fit
+"""
+
+
 def test_steps_time_and_words_of_the_report():
     run = planned("finetune_full")
     assert run.samples_per_step == 128 and run.steps == 5196  # 665,000 / 128, rounded up
     assert run.seconds(100, 0.4) == pytest.approx(5196 * 128 * run.work.total / (8 * 4e13))
     assert plan.plan_config(settings_of("finetune_packed") | {"train_cfg": {"max_iters": 7}}, plain(1)).steps == 7
-    assert "; 5,196 steps of 128 samples, at most " in plan.sentence(run.memory, run, GPUS["H100"])
-    last = plan.memory_table(run.memory, run.strategy, "H100", 80 * GIB).splitlines()[-1]
-    assert last.split() == ["free", "of", "80.0:", "fits", f"{80 - run.memory.total / GIB:.1f}"]
+    hours = f"{run.seconds(989, 0.4) / 3600:.1f} hours planned at 40% of 989 TFLOPS; not run yet"
+    said = f"H100: {run.memory.total / GIB:.1f} of 80 GiB planned; 5,196 steps of 128 samples, at most {hours}"
+    assert plan.sentence(run.memory, run, GPUS["H100"]) == said
+    small = Plan("loss", {"weights": 60 * GIB, "nothing": 1}, {}, 3 * GIB)
+    tables = plan.memory_table(small, plain(2), "H100", 80 * GIB), plan.strategies_table([(plain(2), small)], GIB)
+    assert "".join(tables) == TABLES
     for available, words in ((9, "does not fit"), (10, "tight"), (11, "tight"), (12, "fits")):
         assert plan.verdict(Plan("loss", {"a": 10}, {"loss": 10}, 0), available) == words
     assert plan.duration(90) == "2 minutes" and plan.duration(2 * 3600) == "2.0 hours"

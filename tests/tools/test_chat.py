@@ -1,10 +1,10 @@
 """The chat tool as a user runs it: a process, its output, its status."""
 
 import os
-import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -15,7 +15,6 @@ from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.session import ChatSession, Turn
 
 TOOL = ROOT / "tools/chat.py"
-MAIN = runpy.run_path(str(TOOL))["main"]
 SHORT = ("--device", "cpu", "--max-new-tokens", "8")
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
 
@@ -27,7 +26,7 @@ def image(tmp_path):
     return path
 
 
-def test_a_conversation_by_stdin(toy_base, image, capsys):
+def test_a_conversation_by_stdin(toy_base, image, tool):
     lines = ["Hello", f"/image {image}", "What is it?", "/image missing.png", "/unknown", "And why?"]
     typed = "\n".join([*lines, "/clear", "Hello", "/quit", "Never asked"])
     options = {"input": typed, "text": True, "encoding": "utf-8", "capture_output": True, "timeout": HANGS_AFTER}
@@ -43,14 +42,12 @@ def test_a_conversation_by_stdin(toy_base, image, capsys):
     errors = done.stderr.splitlines()
     assert len(errors) == 2 and "missing.png" in errors[0] and "no command /unknown; there are /image" in errors[1]
     assert done.returncode == 1  # something on the way went wrong
-    assert MAIN([str(toy_base), "--question", "Hello", *SHORT]) == 0  # in this process: another takes seconds to start
-    assert capsys.readouterr().out.strip() == hello
+    status, said, _ = tool("chat", toy_base, "--question", "Hello", *SHORT)
+    assert (status, said.strip()) == (0, hello)
 
 
-def test_an_error_is_one_clear_line(toy_base, tmp_path, monkeypatch, capsys):
-    def explode(*args, **kwargs):
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
+def test_an_error_is_one_clear_line(toy_base, tmp_path, monkeypatch, tool):
+    explode = mock.Mock(side_effect=RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     (tmp_path / "broken.png").write_bytes(b"no image")
     for words, said in (
         ((toy_base, "--image", tmp_path / "broken.png"), "broken.png"),
@@ -59,7 +56,6 @@ def test_an_error_is_one_clear_line(toy_base, tmp_path, monkeypatch, capsys):
     ):
         if "memory" in said:
             monkeypatch.setattr(ChatSession, "reply", explode)
-        assert MAIN(["--question", "Hi", "--device", "cpu", *map(str, words)]) == 2
-        out, err = capsys.readouterr()
-        assert out == "" and err.startswith("error: ") and len(err.splitlines()) == 1 and said in err
+        status, out, err = tool("chat", "--question", "Hi", "--device", "cpu", *words)
+        assert (status, out) == (2, "") and err.startswith("error: ") and len(err.splitlines()) == 1 and said in err
     assert [command for command in COMMANDS if command not in TOOL.read_text()] == []

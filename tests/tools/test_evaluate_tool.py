@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.weights.training import SETTINGS, make_model, save_pth, write_config
-from tools import evaluate as tool
+from tools.evaluate import main
 from xtuner_plugins.export.card import escaped
 from xtuner_plugins.export.export import export
 from xtuner_plugins.inference.opening import open_session
@@ -40,7 +40,7 @@ def trained(toy_base, tmp_path_factory):
 
 
 def evaluate(*words):
-    return tool.main([*map(str, words), *SHORT])
+    return main([*map(str, words), *SHORT])
 
 
 def answers(folder):
@@ -65,14 +65,14 @@ def test_live_checkpoint_export_and_single_questions_agree(toy, trained, toy_bas
     capsys.readouterr()
     card, page, numbers = shutil.copytree(exported, tmp_path / "export"), tmp_path / "c.html", tmp_path / "c.json"
     words = ["--compare", before, after, "--html", page, "--json", numbers, "--card", card]
-    assert tool.main(list(map(str, words))) == 0
+    assert main(list(map(str, words))) == 0
     printed, said = capsys.readouterr().out.splitlines(), json.loads(numbers.read_text())
     assert "differs: preprocessing max_tiles: A 1, B 12" in printed and set(said["datasets"]) == {"test", "text"}
     assert all(f"{name}: {values['sentence']}" in printed for name, values in said["datasets"].items())
     text = (card / "README.md").read_text()
     assert "| text | mentions: accuracy |" in text and f"Before is {escaped(toy_base)}." in text and page.is_file()
     open_session(card, device="cpu")  # the card may change, so the manifest leaves it out
-    assert tool.main(list(map(str, ["--compare", after, before, "--card", card]))) == 2
+    assert main(list(map(str, ["--compare", after, before, "--card", card]))) == 2
     assert "was measured with other weights; evaluate this export" in capsys.readouterr().err
 
 
@@ -95,15 +95,15 @@ def test_bad_items_are_named_counted_and_asked_once_they_are_mended(toy, trained
     assert len((tmp_path / "out" / "items.jsonl").read_text().splitlines()) == 4
 
 
-def test_wrong_command_lines(toy_base, tmp_path, capsys):
-    assert evaluate(toy_base, "--data", "text", "none.jsonl", "--out", tmp_path / "out") == 2
-    assert not (tmp_path / "out").exists()
-    assert capsys.readouterr().err == "error: none.jsonl isn't there; correct the path\n"
+def test_wrong_command_lines(toy_base, tmp_path, tool):
     for words, said in (
-        (["model", "--data", "a.jsonl"], "give MODEL --data FILE --out DIR, or --compare A B"),
-        (["model", "--data", "a.jsonl", "--out", "out", "--html", "a.html"], "--html, --json and --card go with"),
-        (["--compare", "a", "b", "--out", "out"], "--compare takes --html, --json and --card alone"),
+        (
+            f"{toy_base} --data text none.jsonl --out {tmp_path}/out",
+            "error: none.jsonl isn't there; correct the path\n",
+        ),
+        ("model --data a.jsonl", "give MODEL --data FILE --out DIR, or --compare A B"),
+        ("model --data a.jsonl --out out --html a.html", "--html, --json and --card go with"),
+        ("--compare a b --out out", "--compare takes --html, --json and --card alone"),
     ):
-        with pytest.raises(SystemExit, match="2"):
-            tool.parse_args(words)
-        assert said in capsys.readouterr().err
+        status, _, error = tool("evaluate", *words.split())
+        assert status == 2 and said in error and not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..engine.check.text import check_base
 from ..errors import SettingError, one_line
 from ..processes import progress_bar, quiet_imports
 from ..settings import VALIDATION, ConfigError, find_config, import_types, parse_words, read_config, value_at
@@ -49,10 +50,8 @@ def _of_config(name: str, pairs: list[str], options: list[str]) -> list:
     settings = (config.get("train_dataloader") or {}).get("dataset")
     if settings is None:
         raise ConfigError(f"config {path!r} has no train_dataloader.dataset; name a training config")
-    base = settings.get("base")
-    if isinstance(base, str) and not Path(base).is_dir():  # known before anything large is imported
-        remedy = "build it with tools/build_base_model.py or correct 'base'"
-        raise ConfigError(f"model directory {base!r} isn't there; {remedy}")
+    if base := settings.get("base"):
+        check_base(base, path)  # before anything large is imported
     quiet_imports()
     import_types(config)
     from mmengine.registry import DATASETS
@@ -166,8 +165,8 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def show_step(args: argparse.Namespace) -> int:
-    """Prints what a step of a run trains on; returns the exit status.
+def show_step(args: argparse.Namespace) -> None:
+    """Prints what a step of a run trains on.
 
     Raises:
         ConfigError, DataError: the config or its data can't be used.
@@ -185,4 +184,3 @@ def show_step(args: argparse.Namespace) -> int:
     print(f"step {args.step:,}, in epoch {epoch + 1}; rank {rank} of {ranks}")
     for number, batch in enumerate(batches, 1):
         print(f"\nmicro-batch {number} of {len(batches)}:", *describe_batch(batch, dataset.tokenizer), sep="\n")
-    return 0

@@ -67,7 +67,7 @@ def find_xtuner_config(name: str) -> str:
     return known[name]
 
 
-def import_config(name: str, out: Path, base: str | None = None, force: bool = False) -> None:
+def import_config(name: str, out: Path, base: str | None, force: bool) -> None:
     """Writes an InternVL config of XTuner's as one of ours; prints what it couldn't say and how it is started.
 
     Args:
@@ -113,7 +113,7 @@ def import_config(name: str, out: Path, base: str | None = None, force: bool = F
     }
     warn_of(path for path in dict.fromkeys([start, *files, *folders]) if "://" not in path and not Path(path).exists())
     print(*(f"note: {note}\n" for note in notes), sep="", end="")
-    write(out, parent, labels, changes)
+    write(out, parent, labels, changes, {})
 
 
 def _method(cfg: Mapping[str, Any]) -> str:

@@ -83,7 +83,7 @@ def write(
     parent: str,
     labels: Mapping[str, str | Sequence[str]],
     changes: Mapping[str, Any],
-    remarks: Mapping[str, str] | None = None,
+    remarks: Mapping[str, str],
 ) -> None:
     """Writes a config, and prints how it is started.
 
@@ -102,7 +102,7 @@ def write(
         line = f"{key} = {literal(value)}"
         if len(line) > 120 and isinstance(value, list):
             line = "\n".join([f"{key} = [", *(f"    {literal(each)}," for each in value), "]"])
-        lines.append(f"{line}  # {remarks[key]}" if remarks and key in remarks else line)
+        lines.append(f"{line}  # {remarks[key]}" if key in remarks else line)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {out} on top of {parent}; start it with\n{labels['launch']}")

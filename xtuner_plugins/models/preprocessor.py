@@ -64,9 +64,7 @@ class TilePreprocessor(BaseDataPreprocessor):
             sources = [source for source in sources for _ in range(3)]
         check_counts(row, num_tiles, self.tokens_per_tile, sources)
         tiles, group = batch["tiles"], self.group if training else None
-        multiple = math.lcm(self.row_multiple if self.device.type == "cuda" else 1, size_of(group))
-        if multiple > 1:
-            row = fill_row(row, multiple)
+        row = fill_row(row, math.lcm(self.row_multiple if self.device.type == "cuda" else 1, size_of(group)))
         if group is not None:
             row, tiles = cut(row, tiles, group)
         return {"row": self.moved(row), "pixel_values": self.normalize(self.cast_data(tiles))}

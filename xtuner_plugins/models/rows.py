@@ -49,11 +49,6 @@ class Row(NamedTuple):
         """Targets that count."""
         return len(self.owners)
 
-    @property
-    def has_images(self) -> bool:
-        """Whether a rank that holds this row, or a cut of it, has tiles."""
-        return bool(self.share.num_tiles if self.share else len(self.image_positions))
-
     def with_stand_in(self) -> Row:
         """The row; without targets it gets one of weight 0 that nobody owns: the head must run on every rank."""
         if self.num_supervised:

@@ -276,7 +276,7 @@ class VisionLanguageModel(BaseModel):
         """
         embeds = self.model.get_input_embeddings()(row.input_ids)
         features = self.model.project(patches)  # [T, N, D]
-        if not row.has_images:
+        if not (row.share.num_tiles if row.share else len(row.image_positions)):  # on no rank that holds a part
             return embeds + features.sum().to(embeds.dtype) * 0.0
         return placed(embeds, row.image_positions, gather_features(features, row))
 

@@ -57,17 +57,17 @@ def test_what_does_not_fit(toy_parts, toy_base, tmp_path, refused):
     for call, path, words in (
         (load_model, "names", f"1 missing: mlp1.3.bias; 1 unexpected: extra.weight; {shape}"),
         (load_model, "unmerged", "5 unexpected: .*layers.3.x.lora_A.weight; these are unmerged adapters"),
-        (load_model, "nan", f"{down} holds NaN or infinity; take other weights"),
+        (load_model, "nan", f"{down} holds NaN or infinity as torch.float32; take other weights"),
         (load_model, toy_parts[1], "not an official InternVL directory.*build_base_model"),
         (read_config, "nowhere", "does not exist"),
         (read_config, ".", "has no config.json"),
-        (read_config, "wrapped", "use_llm_lora is 16"),
         (load_tokenizer, "nowhere", "holds no tokenizer"),
         (load_tokenizer, "torn", "torn: the tokenizer can't be loaded"),
         (load_tokenizer, ".", "offers only a slow tokenizer"),
         (load_tokenizer, toy_parts[1], "lacks <img>"),
     ):
         refused(words, call, tmp_path / path)
+    refused("names unmerged adapters .*merge them first", load_model, tmp_path / "wrapped", error=ValueError)
 
 
 def test_configs_are_complete():

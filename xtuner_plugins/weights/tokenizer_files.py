@@ -70,7 +70,7 @@ def add_tokens(tokenizer, tokens: Iterable[str]) -> int:
 
 def num_token_rows(tokenizer) -> int:
     """Embedding rows that the tokenizer needs: one more than its largest id."""
-    return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def _text(text: str) -> str:

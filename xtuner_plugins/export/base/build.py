@@ -259,7 +259,7 @@ def _llm_fields(part: towers.VisionPart, llm: LLMPart, dtype: str) -> dict:
     rows = tokenizer_files.num_token_rows(llm.tokenizer)
     if llm.family.keeps_padding:
         rows = max(rows, llm.tensors[EMBEDDING].shape[0])
-    dropped = ("auto_map", "_name_or_path", "transformers_version", "dtype")
+    dropped = ("transformers_version", "dtype")
     fixed = {"architectures": [llm.family.architecture], "vocab_size": rows, "torch_dtype": dtype}
     source = {key: value for key, value in llm.config.items() if key not in dropped} | fixed
     whole = InternVLChatConfig(vision_config=part.config, llm_config=source, torch_dtype=dtype)

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.weights import training
-from tests.weights.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth, with_context
+from tests.weights.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth
 from xtuner_plugins.export.draft import hub_code
 from xtuner_plugins.export.export import convert, export
-from xtuner_plugins.export.trained import read_training_config
+from xtuner_plugins.export.trained import attach_adapters, lay_over, read_training_config
 from xtuner_plugins.weights import writer
-from xtuner_plugins.weights.loader import load_model, load_tokenizer
+from xtuner_plugins.weights.loader import build, load_model, load_tokenizer
 from xtuner_plugins.weights.manifest import FILE
 from xtuner_plugins.weights.official import AUTO_MAP
 from xtuner_plugins.weights.reading import CheckpointError, read_json
@@ -36,11 +36,12 @@ def test_exported_equals_trained(runs, toy_base, tmp_path):
     for name, merged in {"full": 0, "last_layer": 0, "lora": 6, "both_loras": 10}.items():
         checkpoint, trained = runs[name]
         assert export(None, checkpoint, tmp_path / name)["num_merged"] == merged
-        exported, inputs = load_model(tmp_path / name, dtype=None), chat_inputs(trained.model)
-        gap = logits(with_context(exported, trained.model), inputs) - logits(trained.model, inputs)
-        assert gap.abs().max() <= TOLERANCE, name
-        live = training.load_trained(None, checkpoint, dtype=torch.float32, merge_lora=False)
-        assert torch.equal(logits(with_context(live, trained.model), inputs), logits(trained.model, inputs))
+        inputs, plan = chat_inputs(trained.model), lay_over(None, checkpoint)
+        live = build(plan.view.config, plan.tensors(merged=False), "live", dtype=torch.float32)
+        attach_adapters(live, plan)
+        expected, exported = logits(trained.model, inputs), logits(load_model(tmp_path / name, dtype=None), inputs)
+        assert torch.equal(logits(live.eval(), inputs), expected)
+        assert (exported - expected).abs().max() <= TOLERANCE, name
         assert read_json(tmp_path / name / "config.json") == read_json(toy_base / "config.json")
 
 
@@ -81,12 +82,7 @@ def test_what_does_not_belong_together(runs, toy_base, tmp_path):
         ({"llm_lora": {**LORA, "r": 8}}, "lora", {}, r"adapter is .*\[4, 64\].* r=8 and use_dora=False need"),
         ({"llm_lora": {**LORA, "init_lora_weights": "pissa"}}, "lora", {}, "pissa.*changes the base weights"),
         ({"llm_lora": {**LORA, "rank": 2}}, "lora", {}, "LoRA settings: rank"),
-        (
-            {"llm_lora": {**LORA, "trainable_token_indices": [3]}},
-            "lora",
-            {},
-            "rows of language_model, but it holds none",
-        ),
+        ({"llm_lora": {**LORA, "trainable_token_indices": [3]}}, "lora", {}, "trained rows of language_model, but"),
         (SETTINGS["full"], "projector", {}, "trained vision_model, but it lacks"),
         (SETTINGS["last_layer"], "projector", {}, r"it lacks 14 of its tensors: vision_model.encoder.layers.1"),
     ):

@@ -20,10 +20,7 @@ def test_refusals(tmp_path, refused):
     write_json(tmp_path / "adapter" / "adapter_config.json", {"peft_type": "LORA"})
     weights = {"a": torch.ones(1)}
     for content, words in (
-        (
-            {"state_dict": weights, "meta": {"iter": []}},
-            r"a.pth holds something else than it should \(TypeError: .*list",
-        ),
+        ({"state_dict": weights, "meta": {"iter": []}}, r"a.pth holds something else .* \(TypeError: .*list"),
         ({"state_dict": weights, "meta": [7]}, "a.pth was not written by a training"),
         ([7], "a.pth holds no state dict, whose values are"),
     ):

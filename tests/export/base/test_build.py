@@ -114,15 +114,13 @@ def test_a_base_prompts_as_its_language_model_does(toy_parts, tmp_path):
     (llm / "tokenizer_config.json").write_text(text)
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes."}]
     (tmp_path / "data.jsonl").write_text(json.dumps({"conversations": turns}))
-    for number, (options, begins) in enumerate(
-        (
-            ({}, "<|im_start|>system\nYou are Q.<|im_end|>\n<|im_start|>user\nHi"),
-            ({"system": "Be brief."}, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi"),
-            ({"system": ""}, "<|im_start|>user\nHi"),
-            ({"template": "Hermes-2"}, f"<|im_start|>system\n{INTERNVL2_SYSTEM}<|im_end|><|im_start|>user\nHi"),
-        )
+    for options, begins in (
+        ({}, "<|im_start|>system\nYou are Q.<|im_end|>\n<|im_start|>user\nHi"),
+        ({"system": "Be brief."}, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi"),
+        ({"system": ""}, "<|im_start|>user\nHi"),
+        ({"template": "Hermes-2"}, f"<|im_start|>system\n{INTERNVL2_SYSTEM}<|im_end|><|im_start|>user\nHi"),
     ):
-        base, hf = tmp_path / f"base-{number}", tmp_path / f"hf-{number}"
+        base, hf = tmp_path / f"base-{options}", tmp_path / f"hf-{options}"
         summary = build_base(toy_parts[0], llm, base, dtype="float32", **options)
         convert(base, hf, format="hf")
         prompt = "".join(text for _, text in load_model(base, dtype=torch.float32).prompt_parts("Hi"))

@@ -15,7 +15,9 @@ from xtuner_plugins.weights.writer import write_json
 from xtuner_plugins.weights.zero import open_optimizer
 
 
-def test_refusals(tmp_path, refused):
+def test_weights_alone_and_refusals(toy_base, tmp_path, refused):
+    found = open_checkpoint(toy_base)
+    assert (found.kind, found.files, len(found.tensors)) == ("weights", [toy_base / "model.safetensors"], 32 + 6 + 27)
     (tmp_path / "adapter").mkdir()
     write_json(tmp_path / "adapter" / "adapter_config.json", {"peft_type": "LORA"})
     weights = {"a": torch.ones(1)}

@@ -76,6 +76,9 @@ def test_configs_are_complete():
     expected = dict(ps_version="v1", downsample_ratio=0.5, select_layer=-1, force_image_size=448, max_dynamic_patch=6)
     assert complete.items() >= {**expected, "llm_config": {"model_type": "qwen2"}}.items()
     assert complete["vision_config"]["hidden_size"] == 3200
+    parts = complete["vision_config"], complete["llm_config"]
+    made = [official.make_config(*parts, dtype="x", projector_type="mlp", max_tiles=n) for n in (1, 2)]
+    assert [each["use_thumbnail"] for each in made] == [False, True]
     limits = {"dynamic_image_size": False, "min_dynamic_patch": 3, "max_dynamic_patch": 12}
     assert official.tile_limits(limits) == (1, 1)
     assert official.tile_limits({**limits, "dynamic_image_size": True}) == (3, 12)

@@ -63,9 +63,7 @@ def token_id(tokenizer, token: str | None) -> int | None:
 
 def add_tokens(tokenizer, tokens: Iterable[str]) -> int:
     """Adds special tokens after all others, in their order; returns how many were new."""
-    from transformers import AddedToken
-
-    return tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
+    return tokenizer.add_tokens(list(tokens), special_tokens=True)
 
 
 def num_token_rows(tokenizer) -> int:

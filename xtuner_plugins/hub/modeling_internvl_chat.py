@@ -294,7 +294,7 @@ def share_attention(config):
     vision_class = InternVisionModel if is_own else MODEL_MAPPING[type(config.vision_config)]
     llm_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.llm_config)]
     for part, part_class in ((config.vision_config, vision_class), (config.llm_config, llm_class)):
-        if attention != "sdpa" or getattr(part_class, "_supports_sdpa", False):
+        if attention != "sdpa" or part_class._supports_sdpa:
             part._attn_implementation = attention
 
 

@@ -72,4 +72,5 @@ def test_what_is_refused(toy_base, case, tmp_path, refused):
     ):
         refused(words, lay_over, config, adapter)
     checkpoint = save_pth(make_model(toy_base), tmp_path / "p.pth")
+    refused("adapter exists already", export_adapter, None, case[1], case[2])
     refused("holds no LoRA tensors", export_adapter, None, checkpoint, tmp_path / "none")

@@ -11,7 +11,7 @@ from tests.weights import training
 from tests.weights.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth
 from xtuner_plugins.export.draft import hub_code
 from xtuner_plugins.export.export import convert, export
-from xtuner_plugins.export.trained import attach_adapters, lay_over, read_training_config
+from xtuner_plugins.export.trained import attach_adapters, build_trained, lay_over, read_training_config
 from xtuner_plugins.weights import writer
 from xtuner_plugins.weights.loader import build, load_model, load_tokenizer
 from xtuner_plugins.weights.manifest import FILE
@@ -36,12 +36,14 @@ def test_exported_equals_trained(runs, toy_base, tmp_path):
     for name, merged in {"full": 0, "last_layer": 0, "lora": 6, "both_loras": 10}.items():
         checkpoint, trained = runs[name]
         assert export(None, checkpoint, tmp_path / name)["num_merged"] == merged
-        inputs, plan = chat_inputs(trained.model), lay_over(None, checkpoint)
+        inputs, plan = chat_inputs(trained.model), lay_over(None, checkpoint).settle()
         live = build(plan.view.config, plan.tensors(merged=False), "live", dtype=torch.float32)
         attach_adapters(live, plan)
         expected, exported = logits(trained.model, inputs), logits(load_model(tmp_path / name, dtype=None), inputs)
         assert torch.equal(logits(live.eval(), inputs), expected)
         assert (exported - expected).abs().max() <= TOLERANCE, name
+        merged = build_trained(plan, dtype=None)
+        assert torch.equal(logits(merged, inputs), exported) and len(merged.generation_config.eos_token_id) == 3
         assert read_json(tmp_path / name / "config.json") == read_json(toy_base / "config.json")
 
 
@@ -60,6 +62,7 @@ def test_manifest_shards_and_dtype(runs, toy_base, tmp_path, monkeypatch):
     held = {name: tensor for path in out.glob("model-*.safetensors") for name, tensor in load_file(path).items()}
     assert {tensor.dtype for tensor in held.values()} == {torch.bfloat16}
     assert fields["torch_dtype"] == fields["llm_config"]["torch_dtype"] == "bfloat16"
+    refused("out exists already", checkpoint, out)
     assert done["num_bytes"] == sum(tensor.nbytes for tensor in held.values()) and done["num_shards"] > 1
 
 

@@ -32,7 +32,7 @@ SHOWN = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[sys.argv.inde
 def test_what_the_converter_is_given_and_what_is_left_where_it_fails(toy_base, tmp_path, monkeypatch, refused):
     monkeypatch.setattr(gguf, "FOLDER", tmp_path)
     monkeypatch.setattr(gguf, "CONVERTER", ("-c", SHOWN))
-    done = gguf.convert(toy_base, tmp_path / "out")
+    done = gguf.convert(toy_base, out := tmp_path / "new" / "out")
     assert done["model"].name == "out-f32.gguf" and done["mmproj"].name == "mmproj-out-f32.gguf" and not done["notes"]
     given, name = model_view.open_model(done["mmproj"]), "vision_model.embeddings.position_embedding"
     assert not list(done["mmproj"].glob("*.py")) and "auto_map" not in given.stored_config
@@ -43,9 +43,9 @@ def test_what_the_converter_is_given_and_what_is_left_where_it_fails(toy_base, t
     ):
         monkeypatch.setattr(gguf, "FOLDER", folder)
         monkeypatch.setattr(gguf, "CONVERTER", ("-c", code))
-        refused(words, gguf.convert, toy_base, tmp_path / "other")
-    refused("out exists already", gguf.convert, toy_base, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        refused(words, gguf.convert, toy_base, out.with_name("other"))
+    refused("out exists already", gguf.convert, toy_base, out)
+    assert [*tmp_path.iterdir()] == [out.parent] and [*out.parent.iterdir()] == [out]
 
 
 def test_what_llama_cpp_would_compute_in_another_way_is_refused(toy_base, refused):

@@ -5,6 +5,7 @@ import shutil
 import torch
 from safetensors.torch import load_file, save_file
 
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.weights import official
 from xtuner_plugins.weights.loader import load_model, load_tokenizer, partition_dtype, read_config
 from xtuner_plugins.weights.reading import read_json
@@ -70,8 +71,18 @@ def test_what_does_not_fit(toy_parts, toy_base, tmp_path, refused):
     refused("names unmerged adapters .*merge them first", load_model, tmp_path / "wrapped", error=ValueError)
 
 
-def test_configs_are_complete():
-    """Missing fields mean what the config class says."""
+def test_configs_are_complete(toy_base):
+    """What is written leaves nothing to a reader's defaults; missing fields mean what the config class says."""
+    written, pixels = (read_json(toy_base / name) for name in ("config.json", "preprocessor_config.json"))
+    expected = dict(architectures=["InternVLChatModel"], auto_map=official.AUTO_MAP, model_type="internvl_chat")
+    expected |= dict(template="internvl2_5", select_layer=-1, ps_version="v2", downsample_ratio=0.5, image_fold=None)
+    expected |= dict(force_image_size=112, dynamic_image_size=True, use_thumbnail=True, min_dynamic_patch=1)
+    expected |= dict(max_dynamic_patch=12, use_backbone_lora=0, use_llm_lora=0, pad2square=False, hidden_size=64)
+    expected |= dict(tie_word_embeddings=False, torch_dtype="float32", output_attentions=False)
+    assert written == {**written, **expected, "transformers_version": "4.37.2"} and len(written) == 23
+    expected = dict(do_normalize=True, do_resize=True, do_center_crop=True, resample=3, size=112, crop_size=112)
+    expected |= dict(image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD))
+    assert pixels == {**expected, "feature_extractor_type": "CLIPFeatureExtractor"}
     complete = official.read_config({"vision_config": {"image_size": 448}, "llm_config": {"model_type": "qwen2"}}, ".")
     expected = dict(ps_version="v1", downsample_ratio=0.5, select_layer=-1, force_image_size=448, max_dynamic_patch=6)
     assert complete.items() >= {**expected, "llm_config": {"model_type": "qwen2"}}.items()

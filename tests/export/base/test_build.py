@@ -33,10 +33,7 @@ def test_files_tokens_and_config(toy_parts, toy_base):
     assert tokenizer.encode("a<img>b") == [*tokenizer.encode("a"), first, *tokenizer.encode("b")]
     stops = read_json(toy_base / "generation_config.json")["eos_token_id"]
     assert tokenizer.convert_ids_to_tokens(stops) == ["<|im_end|>", "<|endoftext|>", "<|im_start|>"]
-    assert (config["ps_version"], config["select_layer"], config["force_image_size"]) == ("v2", -1, 112)
-    assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
-    assert config["hidden_size"] == config["llm_config"]["hidden_size"] and "system_message" not in config
-    assert config["llm_config"]["use_cache"] is True
+    assert config["llm_config"]["tie_word_embeddings"] is False and config["llm_config"]["use_cache"] is True
     fields = {"hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "num_key_value_heads", "pad_token_id"}
     assert fields < config["llm_config"].keys()
 
@@ -68,7 +65,7 @@ def changed(directory, to, **tensors):
     return to
 
 
-def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypatch, refused):
+def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, toy_base, tmp_path, monkeypatch, refused):
     def offline(*args, **kwargs):
         raise ConnectionError("no route to the hub")
 
@@ -102,6 +99,7 @@ def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypa
         (odd, llm, {}, "must be three numbers"),
     ):
         refused(words, build_base, tower, language, tmp_path / "out", **options, error=ValueError)
+    refused("base exists already", build_base, vision, llm, toy_base)
     assert set(tmp_path.iterdir()) == before
 
 

@@ -82,7 +82,6 @@ def test_what_does_not_belong_together(runs, toy_base, tmp_path):
         ({}, "projector", {bias: torch.full((64,), torch.nan)}, r"mlp1\.1\.bias holds NaN"),
         ({}, "lora", {}, "set no model.llm_lora"),
         (SETTINGS["lora"], "projector", {}, "holds no LoRA tensor"),
-        ({"llm_lora": {**LORA, "r": 8}}, "lora", {}, r"adapter is .*\[4, 64\].* r=8 and use_dora=False need"),
         ({"llm_lora": {**LORA, "init_lora_weights": "pissa"}}, "lora", {}, "pissa.*changes the base weights"),
         ({"llm_lora": {**LORA, "rank": 2}}, "lora", {}, "LoRA settings: rank"),
         ({"llm_lora": {**LORA, "trainable_token_indices": [3]}}, "lora", {}, "trained rows of language_model, but"),

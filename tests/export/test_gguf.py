@@ -50,7 +50,9 @@ def test_what_the_converter_is_given_and_what_is_left_where_it_fails(toy_base, t
 
 def test_what_llama_cpp_would_compute_in_another_way_is_refused(toy_base, refused):
     config = model_view.open_config(toy_base)[2]
-    gguf.check(config)
+    large = {"norm_type": "rms_norm", "hidden_size": 3200, "num_hidden_layers": 45}
+    for part in ({}, large):
+        gguf.check({**config, "vision_config": {**config["vision_config"], **part}})
     for top, part, message in (
         ({"ps_version": "v1"}, {}, "ps_version v1"),
         ({"select_layer": -2}, {}, "select_layer -2"),
@@ -59,6 +61,7 @@ def test_what_llama_cpp_would_compute_in_another_way_is_refused(toy_base, refuse
         ({"llm_config": {"model_type": "qwen3_moe"}}, {}, "norm_topk_prob False of qwen3_moe"),
         ({}, {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"]}, "the encoder CLIPVisionModel"),
         ({}, {"norm_type": "rms_norm"}, "norm_type rms_norm of 2 layers of width 64"),
+        ({}, {**large, "norm_type": "layer_norm"}, "norm_type layer_norm of 45 layers of width 3200"),
     ):
         changed = {**config, **top, "vision_config": {**config["vision_config"], **part}}
         refused(f"llama.cpp can't run {message}.*tools/web_demo.py runs it", gguf.check, changed)

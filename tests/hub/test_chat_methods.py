@@ -97,11 +97,8 @@ def test_batch_equals_one_by_one(model, tokenizer, prompted, capsys):
     pixels, counts = make_pixels(6), [2, 0, 1, [1, 2]]
     answers = model.batch_chat(tokenizer, pixels, questions, {**GREEDY}, num_patches_list=counts, verbose=True)
     together = capsys.readouterr().out
-    rows = ((pixels[:2], None), (None, None), (pixels[2:3], None), (pixels[3:], [1, 2]))
-    alone = [
-        model.chat(tokenizer, own, question, {**GREEDY}, num_patches_list=count, verbose=True)
-        for question, (own, count) in zip(questions, rows, strict=True)
-    ]
+    rows = zip(questions, (pixels[:2], None, pixels[2:3], pixels[3:]), (None, None, None, [1, 2]), strict=True)
+    alone = [model.chat(tokenizer, own, asked, {**GREEDY}, None, False, count, True) for asked, own, count in rows]
     assert answers == alone and prompted[:4] == prompted[4:] and tokenizer.padding_side == "right"
     assert together == capsys.readouterr().out != ""
     tokenizer.pad_token = None  # then the stop token pads

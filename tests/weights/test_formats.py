@@ -80,11 +80,6 @@ def hf_logits(directory, inputs):
     return model.eval()(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
-def assert_same_weights(directory, other):
-    a, b = (load_file(each / "model.safetensors") for each in (directory, other))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
-
-
 def test_to_hf_and_back(toy_base, tmp_path):
     """With a tower of InternViT-300M's kind and of the 6B's, and by transformers' own class."""
     large = build_base(*write_random_parts(tmp_path, vision_overrides=LARGE), tmp_path / "base", dtype="float32")
@@ -102,7 +97,8 @@ def test_to_hf_and_back(toy_base, tmp_path):
         written = read_json(folder / "hf/config.json")["vision_config"]
         assert (written["image_size"], written["patch_size"]) == ([112, 112], [14, 14])
         convert(folder / "hf", folder / "back", format="official")
-        assert_same_weights(base, folder / "back")
+        a, b = (load_file(each / "model.safetensors") for each in (base, folder / "back"))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
         assert load_tokenizer(folder / "back").get_vocab() == load_tokenizer(base).get_vocab()
         old, new = (read_json(each / "config.json") for each in (base, folder / "back"))
         vision, llm = old.pop("vision_config"), old.pop("llm_config")

@@ -31,11 +31,7 @@ def config(toy_base):
     model = {"type": VisionLanguageModel, "base": str(toy_base), "llm_lora": {"type": LoraConfig, "r": 4}}
     return {
         "model": {**model, "sequence_parallel": 2},
-        "train_dataloader": {
-            "batch_size": 2,
-            "dataset": {"data_paths": "/secret", "max_length": 512},
-            "num_workers": 4,
-        },
+        "train_dataloader": {"batch_size": 2, "num_workers": 4, "dataset": {"data_paths": "/a", "max_length": 512}},
         "optim_wrapper": {"accumulative_counts": 3, "optimizer": {"type": torch.optim.AdamW, "betas": (0.9, 0.99)}},
         "train_cfg": {"max_epochs": 1},
     }

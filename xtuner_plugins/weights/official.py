@@ -97,11 +97,11 @@ def make_config(
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``model_view.py``; ``auto_map`` names our code."""
+    """See ``model_view.py``."""
     llm = {**config["llm_config"], "vocab_size": num_rows}
     if llm.get("pad_token_id") is None:
         llm["pad_token_id"] = tokenizer.pad_token_id
-    return {**config, "auto_map": dict(AUTO_MAP), "llm_config": llm}
+    return {**config, "llm_config": llm}
 
 
 def write_processor(stage: Path, config: Mapping) -> None:

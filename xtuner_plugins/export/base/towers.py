@@ -182,7 +182,6 @@ def _read_dinov2(directory: Path, stored: Mapping, tile_size: int | None) -> tup
         "image_size": size,
         "norm_type": "layer_norm",
         "qk_normalization": False,
-        "use_flash_attn": True,
     }
     same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size", "qkv_bias")
     fields |= {name: getattr(config, name) for name in (*same, "hidden_act", "layer_norm_eps", "initializer_range")}

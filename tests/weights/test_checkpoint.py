@@ -23,7 +23,7 @@ def test_weights_alone_and_refusals(toy_base, tmp_path, refused):
     weights = {"a": torch.ones(1)}
     for content, words in (
         ({"state_dict": weights, "meta": {"iter": []}}, r"a.pth holds something else .* \(TypeError: .*list"),
-        ({"state_dict": weights, "meta": [7]}, "a.pth was not written by a training"),
+        ({"state_dict": weights, "meta": {}}, "a.pth was not written by a training"),
         ([7], "a.pth holds no state dict, whose values are"),
     ):
         torch.save(content, tmp_path / "a.pth")

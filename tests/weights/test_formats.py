@@ -94,8 +94,9 @@ def test_to_hf_and_back(toy_base, tmp_path):
         inputs = chat_inputs(ours)
         gap = hf_logits(folder / "hf", inputs)[..., :-1] - logits(ours, inputs)  # the last is of <video>
         assert gap.abs().max() <= 1e-5  # two implementations in fp32, 2+2 layers
-        written = read_json(folder / "hf/config.json")["vision_config"]
-        assert (written["image_size"], written["patch_size"]) == ([112, 112], [14, 14])
+        written, pixels = (read_json(folder / "hf" / name) for name in ("config.json", "preprocessor_config.json"))
+        assert written["vision_config"].items() >= {"image_size": [112, 112], "patch_size": [14, 14]}.items()
+        assert pixels.items() >= {"crop_to_patches": False, "min_patches": 1, "max_patches": 12}.items()
         convert(folder / "hf", folder / "back", format="official")
         a, b = (load_file(each / "model.safetensors") for each in (base, folder / "back"))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)

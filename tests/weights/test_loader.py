@@ -1,13 +1,14 @@
 """Loading: the same numbers as on disk, no code run, complete configs, a report that names what is wrong."""
 
 import shutil
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.weights import official
-from xtuner_plugins.weights.loader import load_model, load_tokenizer, partition_dtype, read_config
+from xtuner_plugins.weights.loader import load_model, load_tokenizer, over_ranks, partition_dtype, read_config
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
 
@@ -99,3 +100,9 @@ def test_configs_are_complete(toy_base):
         ({"bf16": {}}, torch.float32),
     ):
         assert partition_dtype(config) == dtype  # what DeepSpeed computes in
+    with mock.patch("deepspeed.zero.Init") as split:
+        model = load_model(toy_base, filled=over_ranks({"zero_optimization": {"stage": 3}, "gradient_clipping": 1}))
+    given = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    assert all(call.kwargs["config_dict_or_path"] == given for call in split.call_args_list)
+    parts = [parameter for call in split.call_args_list for parameter in call.kwargs["module"]]
+    assert [*map(id, parts)] == [*map(id, model.parameters())]

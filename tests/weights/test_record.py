@@ -49,6 +49,7 @@ def make(config, files=(), **changes):
 
 def test_what_is_recorded(config):
     made = make(config, [("a", {3, 1})])
+    assert record.plain(config["model"]).keys() == config["model"].keys()
     assert made["steps"] == dict(zip(record.STEPS, (12, 2, 2, 3, 1, None), strict=True))
     assert not any(name.endswith(".py") or name == "generation_config.json" for name in made["base"]["files"])
     settings, (data,) = made["settings"], made["data"]

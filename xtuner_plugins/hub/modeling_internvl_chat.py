@@ -207,7 +207,12 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
             ValueError: Image tokens and image features, or flags and tiles, differ in number.
         """
         inputs_embeds = self.get_input_embeddings()(input_ids)
-        features = None if pixel_values is None else self._real_features(pixel_values, image_flags)
+        features = None if pixel_values is None else self.extract_feature(pixel_values)
+        if features is not None and image_flags is not None:
+            flags = image_flags.reshape(-1).to(features.device)
+            if len(flags) != len(features):
+                raise ValueError(f"{len(flags)} image flags for {len(features)} tiles")
+            features = features[flags == 1]
         inputs_embeds = self.place_features(inputs_embeds, input_ids, features)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -223,15 +228,6 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         kept = ("logits", "past_key_values", "hidden_states", "attentions")
         found = CausalLMOutputWithPast(loss=loss, **{name: getattr(outputs, name) for name in kept})
         return found.to_tuple() if return_dict is False else found
-
-    def _real_features(self, pixel_values, image_flags):
-        features = self.extract_feature(pixel_values)
-        if image_flags is None:
-            return features
-        flags = image_flags.reshape(-1)
-        if flags.shape[0] != features.shape[0]:
-            raise ValueError(f"{flags.shape[0]} image flags for {features.shape[0]} tiles")
-        return features[flags.to(features.device) == 1]
 
     @torch.no_grad()
     def generate(

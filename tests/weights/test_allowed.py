@@ -127,6 +127,7 @@ def test_configs_that_lie(toy_base, tmp_path, run_tool, refused):
     lies = [
         ({**fields, "system_message": 3}, "system_message is 3, expected str"),
         ({"model_type": "internvl", "text_config": {}}, r"base holds something else .*'vision_config'"),
+        ({"model_type": "internvl"}, "base is not an official InternVL directory"),
     ]
     for part, key, value, words in (
         (llm, "hidden_act", ["gelu"], r"hidden_act is \['gelu'\]"),

@@ -61,6 +61,11 @@ def test_what_is_recorded(config):
     assert (data["records"], data["rejected"], data["sha256"]) == (5, [1, 3], record.file_hash(__file__))
     assert make(config, deepspeed=True)["settings"]["optim_wrapper"]["clip_grad"] == {"max_norm": 1.0}
     assert record.defaults_of({"model": config["model"]})["model"]["freeze_llm"] is True
+    config["strategy"] = {"gradient_accumulation_steps": 5, "gradient_clipping": 0.5}
+    made = make(config, deepspeed=True)
+    assert made["steps"]["samples_per_step"] == 20 and made["settings"]["optim_wrapper"]["clip_grad"]["max_norm"] == 0.5
+    del config["strategy"], config["model"]["sequence_parallel"], config["optim_wrapper"]["accumulative_counts"]
+    assert list(make(config)["steps"].values()) == [8, 4, 2, 1, 1, None]
 
 
 def test_which_runs_are_the_same(config, refused):

@@ -69,9 +69,8 @@ def test_what_is_found_beside_a_directory(tmp_path, refused):
     staging.recover(out)
     assert os.listdir(tmp_path) == []
 
-    with mock.patch(
-        "shutil.disk_usage", return_value=SimpleNamespace(free=64 * 2**20 + 8)
-    ):  # for small files, and data
+    # 64 MiB are for small files
+    with mock.patch("shutil.disk_usage", return_value=SimpleNamespace(free=64 * 2**20 + 8)):
         write(out, num_bytes=8)
         refused("out needs 0.07 GB but only 0.07 GB are free on", write, out, act=kill, num_bytes=9)
     shutil.rmtree(out)

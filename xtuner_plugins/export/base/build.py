@@ -225,7 +225,7 @@ def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
             told = f"{name} has {matrix.shape[0]} rows, fewer than the {num_old} tokens of the tokenizer"
             raise CheckpointError(f"{told}: it belongs to another model")
         old = matrix.rows(0, num_old)
-        total = sum(old.read(*span).double().sum(0, keepdim=True) for span in old.spans())
+        total = sum(old.read(*span).double().sum(0) for span in old.spans())
         new = MemoryTensor((total / num_old).to(matrix.dtype).expand(llm.num_new_tokens, -1))
         padding = [matrix.rows(used, num_rows)] if num_rows > used else []
         tensors[name] = Joined([old, new, *padding])

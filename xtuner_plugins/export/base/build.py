@@ -248,8 +248,7 @@ def make_config(
     named = {"template": conversation.name, "projector_type": projector_type, "select_layer": part.select_layer}
     fields = _llm_fields(part, llm, dtype)
     config = official.make_config(part.config, fields, dtype=dtype, max_tiles=most, **named)
-    config |= preprocessing.system_fields(conversation)
-    return official.write_config(config, llm.tokenizer, fields["vocab_size"])
+    return config | preprocessing.system_fields(conversation)
 
 
 def _llm_fields(part: towers.VisionPart, llm: LLMPart, dtype: str) -> dict:
@@ -265,6 +264,6 @@ def _llm_fields(part: towers.VisionPart, llm: LLMPart, dtype: str) -> dict:
     whole = InternVLChatConfig(vision_config=part.config, llm_config=source, torch_dtype=dtype)
     complete = whole.to_dict()["llm_config"]
     fields = {key: complete.get(key) for key in (*llm.family.fields, *source)} | fixed
-    for key in ("bos_token_id", "eos_token_id"):
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         fields[key] = getattr(llm.tokenizer, key) if fields.get(key) is None else fields[key]
     return {**fields, "model_type": llm.family.model_type, "use_cache": True}

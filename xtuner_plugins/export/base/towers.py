@@ -215,9 +215,9 @@ def _num_used(config: Mapping) -> int:
 
 def is_unused(name: str, config: Mapping) -> bool:
     """Whether no feature depends on this tensor (official name): a layer after ``select_layer``, or the final norm."""
-    if encoder_family(config["vision_config"]).is_intern_vit or not name.startswith(PREFIX):
-        return False
-    return not {"post_layernorm", "norm"}.isdisjoint(name.split(".")) or _layer_of(name) >= _num_used(config)
+    is_other = name.startswith(PREFIX) and not encoder_family(config["vision_config"]).is_intern_vit
+    is_norm = not {"post_layernorm", "norm"}.isdisjoint(name.split("."))
+    return is_other and (is_norm or _layer_of(name) >= _num_used(config))
 
 
 def is_in_last_layers(name: str, config: Mapping, count: int) -> bool:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.weights import training
 from tests.weights.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth
-from xtuner_plugins.export.draft import hub_code
+from xtuner_plugins.export.draft import hub_code, with_template
 from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.export.trained import attach_adapters, build_trained, lay_over, read_training_config
 from xtuner_plugins.weights import writer
@@ -112,6 +112,12 @@ def test_our_code_ships_whatever_lies_in_the_base(toy_base, tmp_path):
     shipped = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.py")}
     assert shipped == {path.name: path.read_text() for path in hub_code()}
     assert read_json(tmp_path / "out" / "config.json")["auto_map"] == AUTO_MAP
+
+
+def test_another_template_has_its_own_system_message():
+    own = {"template": "a", "system_message": "Q", "no_system_message": False, "select_layer": -1}
+    assert with_template(own, "b") == {"template": "b", "select_layer": -1}
+    assert with_template(own, "a") == with_template(own, None) == own
 
 
 def test_it_stops_at_the_templates_token(toy_base, tmp_path):

@@ -49,7 +49,8 @@ def test_peft_opens_each_part_and_its_export_is_the_checkpoints(toy_base, case, 
     assert read_json(adapter / "export_manifest.json")["base"] == record.base_facts(toy_base)
     assert read_json(adapter / preprocessing.FILE) == LOCK
     for name, source in (("direct", checkpoint), ("by_adapter", adapter)):
-        export(None, source, tmp_path / name)
+        (note,) = export(None, source, tmp_path / name)["notes"]
+        assert note == "several images of a record shared 3 tiles; serving engines give each of them 3"
     direct, by_adapter = (load_file(tmp_path / name / "model.safetensors") for name in ("direct", "by_adapter"))
     assert direct.keys() == by_adapter.keys() and all(torch.equal(direct[key], by_adapter[key]) for key in direct)
     changed = direct[EMBEDDING] != load_file(toy_base / "model.safetensors")[EMBEDDING]

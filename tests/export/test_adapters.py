@@ -38,7 +38,7 @@ def case(toy_base, tmp_path_factory):
 def test_peft_opens_each_part_and_its_export_is_the_checkpoints(toy_base, case, recwarn, tmp_path):
     """All of it: DoRA's sizes, rows of tokens, the vision tower's adapter and the trained projector."""
     trained, checkpoint, adapter = case
-    model = training.with_context(load_model(toy_base, dtype=None), trained.model)
+    model = load_model(toy_base, dtype=None)
     model.load_state_dict(load_file(adapter / "replaced.safetensors"), strict=False)
     for part in ("language_model", "vision_model"):
         PeftModel.from_pretrained(model.get_submodule(part), adapter / part)
@@ -49,13 +49,14 @@ def test_peft_opens_each_part_and_its_export_is_the_checkpoints(toy_base, case, 
     assert read_json(adapter / "export_manifest.json")["base"] == record.base_facts(toy_base)
     assert read_json(adapter / preprocessing.FILE) == LOCK
     for name, source in (("direct", checkpoint), ("by_adapter", adapter)):
-        export(None, source, tmp_path / name)
+        (note,) = export(None, source, tmp_path / name)["notes"]
+        assert note == "several images of a record shared 3 tiles; serving engines give each of them 3"
     direct, by_adapter = (load_file(tmp_path / name / "model.safetensors") for name in ("direct", "by_adapter"))
     assert direct.keys() == by_adapter.keys() and all(torch.equal(direct[key], by_adapter[key]) for key in direct)
     changed = direct[EMBEDDING] != load_file(toy_base / "model.safetensors")[EMBEDDING]
     assert changed.any(1).nonzero().flatten().tolist() == sorted(ROWS)
-    merged = training.with_context(load_model(tmp_path / "direct", dtype=None), trained.model)
-    assert (logits(merged, inputs) - logits(trained.model, inputs)).abs().max() <= 1e-5
+    merged = logits(load_model(tmp_path / "direct", dtype=None), inputs)
+    assert (merged - logits(trained.model, inputs)).abs().max() <= 1e-5
 
 
 def test_what_is_refused(toy_base, case, tmp_path, refused):
@@ -72,4 +73,5 @@ def test_what_is_refused(toy_base, case, tmp_path, refused):
     ):
         refused(words, lay_over, config, adapter)
     checkpoint = save_pth(make_model(toy_base), tmp_path / "p.pth")
+    refused("adapter exists already", export_adapter, None, case[1], case[2])
     refused("holds no LoRA tensors", export_adapter, None, checkpoint, tmp_path / "none")

@@ -87,7 +87,7 @@ def test_values_stay_text(tmp_path):
     rendered = MARKDOWN.render(text)
     assert "<script" not in rendered and "<a " not in rendered and "<img" not in rendered
     assert "https://" not in card.escaped("https://a.b") and "www." not in card.escaped("WWW.a.b www.c")
-    assert card.escaped("x" * 500) == "x" * card.LONG + "..."
+    assert card.escaped("x" * 200) == "x" * 200 and card.escaped("x" * 201) == "x" * 200 + "..."
 
 
 def test_sections_are_filled_in_again_and_the_rest_stays(tmp_path, refused):

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.weights import training
-from tests.weights.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth, with_context
-from xtuner_plugins.export.draft import hub_code
+from tests.weights.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth
+from xtuner_plugins.export.draft import hub_code, with_template
 from xtuner_plugins.export.export import convert, export
-from xtuner_plugins.export.trained import read_training_config
+from xtuner_plugins.export.trained import attach_adapters, build_trained, lay_over, read_training_config
 from xtuner_plugins.weights import writer
-from xtuner_plugins.weights.loader import load_model, load_tokenizer
+from xtuner_plugins.weights.loader import build, load_model, load_tokenizer
 from xtuner_plugins.weights.manifest import FILE
 from xtuner_plugins.weights.official import AUTO_MAP
 from xtuner_plugins.weights.reading import CheckpointError, read_json
@@ -36,11 +36,14 @@ def test_exported_equals_trained(runs, toy_base, tmp_path):
     for name, merged in {"full": 0, "last_layer": 0, "lora": 6, "both_loras": 10}.items():
         checkpoint, trained = runs[name]
         assert export(None, checkpoint, tmp_path / name)["num_merged"] == merged
-        exported, inputs = load_model(tmp_path / name, dtype=None), chat_inputs(trained.model)
-        gap = logits(with_context(exported, trained.model), inputs) - logits(trained.model, inputs)
-        assert gap.abs().max() <= TOLERANCE, name
-        live = training.load_trained(None, checkpoint, dtype=torch.float32, merge_lora=False)
-        assert torch.equal(logits(with_context(live, trained.model), inputs), logits(trained.model, inputs))
+        inputs, plan = chat_inputs(trained.model), lay_over(None, checkpoint).settle()
+        live = build(plan.view.config, plan.tensors(merged=False), "live", dtype=torch.float32)
+        attach_adapters(live, plan)
+        expected, exported = logits(trained.model, inputs), logits(load_model(tmp_path / name, dtype=None), inputs)
+        assert torch.equal(logits(live.eval(), inputs), expected)
+        assert (exported - expected).abs().max() <= TOLERANCE, name
+        merged = build_trained(plan, dtype=None)
+        assert torch.equal(logits(merged, inputs), exported) and len(merged.generation_config.eos_token_id) == 3
         assert read_json(tmp_path / name / "config.json") == read_json(toy_base / "config.json")
 
 
@@ -59,6 +62,7 @@ def test_manifest_shards_and_dtype(runs, toy_base, tmp_path, monkeypatch):
     held = {name: tensor for path in out.glob("model-*.safetensors") for name, tensor in load_file(path).items()}
     assert {tensor.dtype for tensor in held.values()} == {torch.bfloat16}
     assert fields["torch_dtype"] == fields["llm_config"]["torch_dtype"] == "bfloat16"
+    refused("out exists already", checkpoint, out)
     assert done["num_bytes"] == sum(tensor.nbytes for tensor in held.values()) and done["num_shards"] > 1
 
 
@@ -78,15 +82,9 @@ def test_what_does_not_belong_together(runs, toy_base, tmp_path):
         ({}, "projector", {bias: torch.full((64,), torch.nan)}, r"mlp1\.1\.bias holds NaN"),
         ({}, "lora", {}, "set no model.llm_lora"),
         (SETTINGS["lora"], "projector", {}, "holds no LoRA tensor"),
-        ({"llm_lora": {**LORA, "r": 8}}, "lora", {}, r"adapter is .*\[4, 64\].* r=8 and use_dora=False need"),
         ({"llm_lora": {**LORA, "init_lora_weights": "pissa"}}, "lora", {}, "pissa.*changes the base weights"),
         ({"llm_lora": {**LORA, "rank": 2}}, "lora", {}, "LoRA settings: rank"),
-        (
-            {"llm_lora": {**LORA, "trainable_token_indices": [3]}},
-            "lora",
-            {},
-            "rows of language_model, but it holds none",
-        ),
+        ({"llm_lora": {**LORA, "trainable_token_indices": [3]}}, "lora", {}, "trained rows of language_model, but"),
         (SETTINGS["full"], "projector", {}, "trained vision_model, but it lacks"),
         (SETTINGS["last_layer"], "projector", {}, r"it lacks 14 of its tensors: vision_model.encoder.layers.1"),
     ):
@@ -114,6 +112,12 @@ def test_our_code_ships_whatever_lies_in_the_base(toy_base, tmp_path):
     shipped = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.py")}
     assert shipped == {path.name: path.read_text() for path in hub_code()}
     assert read_json(tmp_path / "out" / "config.json")["auto_map"] == AUTO_MAP
+
+
+def test_another_template_has_its_own_system_message():
+    own = {"template": "a", "system_message": "Q", "no_system_message": False, "select_layer": -1}
+    assert with_template(own, "b") == {"template": "b", "select_layer": -1}
+    assert with_template(own, "a") == with_template(own, None) == own
 
 
 def test_it_stops_at_the_templates_token(toy_base, tmp_path):

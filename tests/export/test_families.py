@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.weights.language_models import write_llm
-from tests.weights.training import LORA, chat_inputs, logits, make_model, save_pth, with_context
+from tests.weights.training import LORA, chat_inputs, logits, make_model, save_pth
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.toy.models import write_random_parts
@@ -40,7 +40,7 @@ def test_family(family, own_vocabulary, tmp_path):
     targets = ["qkv_proj" if family == "phi3" else "q_proj", "down_proj"]
     trained = make_model(tmp_path / "base", llm_lora={**LORA, "target_modules": targets})
     export(None, save_pth(trained, tmp_path / "iter_1.pth"), tmp_path / "out")
-    exported, inputs = with_context(load_model(tmp_path / "out", dtype=None), trained.model), chat_inputs(trained.model)
+    exported, inputs = load_model(tmp_path / "out", dtype=None), chat_inputs(trained.model)
     assert (logits(exported, inputs) - logits(trained.model, inputs)).abs().max() <= 1e-5
 
     convert(tmp_path / "out", tmp_path / "hf", format="hf")

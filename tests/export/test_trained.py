@@ -68,6 +68,7 @@ def test_a_record_that_lacks_or_lies(toy_base, recorded, tmp_path, refused):
     files = {**whole["base"]["files"], "config.json": 1}
     broken = [{"base": {}}, {"base": {"path": "b", "files": files}}, {"settings": {}}, {"settings": {"model": [1]}}]
     table = [({**whole, **each}, unreadable) for each in (*broken, {"settings": {"model": {"llm_lora": 3}}})]
+    table += [(record_of(toy_base, llm_lora={**RSLORA, "r": 8}), r"adapter is .* r=8 and use_dora=False need")]
     table += [("x", unreadable), (None, "holds no record of its run .*export it with the version that wrote it")]
     for said, words in table:
         refused(words, lay_over, recorded[1], save_pth(recorded[2], tmp_path / "iter_1.pth", record=said))

@@ -7,11 +7,9 @@ from transformers import AutoTokenizer, GenerationConfig
 from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 
-from .cases import make_pixels
+from .cases import make_config, make_model, make_pixels
 
 SYSTEM = "<|im_start|>system\n" + get_conv_template("internvl2_5").system_message + "<|im_end|>\n"
-
-
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
@@ -21,6 +19,16 @@ def image(count):
 
 def user(text):
     return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture
+def tokenizer(toy_base):
+    return AutoTokenizer.from_pretrained(toy_base)
+
+
+@pytest.fixture
+def model(tokenizer):
+    return make_model(make_config(vocab_size=len(tokenizer)))
 
 
 @pytest.fixture
@@ -68,7 +76,7 @@ def test_the_stop_token_is_set_and_ends_the_answer(model, tokenizer, monkeypatch
     """`chat` and `generate` stop at all of `generation_config.json`, of which the template's is only one."""
     options, text, seen = {**GREEDY}, " It is blue. <|im_end|>\n<|im_start|>user more", []
     ids = tokenizer(text, return_tensors="pt").input_ids
-    monkeypatch.setattr(model.language_model, "generate", lambda **given: seen.append(given["eos_token_id"]) or ids)
+    monkeypatch.setattr(model.language_model, "generate", lambda **given: seen.append(given) or ids)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer, "batch_decode", lambda ids, **kwargs: [text])
@@ -78,7 +86,8 @@ def test_the_stop_token_is_set_and_ends_the_answer(model, tokenizer, monkeypatch
     model.chat(tokenizer, None, "Hello", {**GREEDY})
     for own in ({}, {"eos_token_id": [7]}):
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **own)
-    assert seen == [[stop], [stop, 5], [stop, 5], [7]]
+    assert [given["eos_token_id"] for given in seen] == [[stop], [stop, 5], [stop, 5], [7]]
+    assert all(given["use_cache"] is True and given["inputs"].shape == (1, 0) for given in seen)
 
 
 def test_batch_equals_one_by_one(model, tokenizer, prompted, capsys):
@@ -88,11 +97,8 @@ def test_batch_equals_one_by_one(model, tokenizer, prompted, capsys):
     pixels, counts = make_pixels(6), [2, 0, 1, [1, 2]]
     answers = model.batch_chat(tokenizer, pixels, questions, {**GREEDY}, num_patches_list=counts, verbose=True)
     together = capsys.readouterr().out
-    rows = ((pixels[:2], None), (None, None), (pixels[2:3], None), (pixels[3:], [1, 2]))
-    alone = [
-        model.chat(tokenizer, own, question, {**GREEDY}, num_patches_list=count, verbose=True)
-        for question, (own, count) in zip(questions, rows, strict=True)
-    ]
+    rows = zip(questions, (pixels[:2], None, pixels[2:3], pixels[3:]), (None, None, None, [1, 2]), strict=True)
+    alone = [model.chat(tokenizer, own, asked, {**GREEDY}, None, False, count, True) for asked, own, count in rows]
     assert answers == alone and prompted[:4] == prompted[4:] and tokenizer.padding_side == "right"
     assert together == capsys.readouterr().out != ""
     tokenizer.pad_token = None  # then the stop token pads

@@ -25,6 +25,7 @@ def test_defaults_are_those_of_a_missing_field():
     sizes |= dict(use_flash_attn=True, dropout=0.0, attention_dropout=0.0, initializer_range=0.02)
     expected = dict(ps_version="v1", downsample_ratio=0.5, select_layer=-1, min_dynamic_patch=1, max_dynamic_patch=6)
     expected |= dict(dynamic_image_size=False, use_thumbnail=False, hidden_size=config.llm_config.hidden_size)
+    expected |= dict(template=None, force_image_size=None, pad2square=False, use_backbone_lora=0, use_llm_lora=0)
     assert vars(vision).items() >= sizes.items() and vars(config).items() >= expected.items()
     assert InternVLChatConfig.has_no_defaults_at_init and "internvl_chat" in repr(config)
     again = InternVLChatConfig(config.vision_config, config.llm_config)  # ready-made

@@ -57,6 +57,9 @@ def read_by_llm(model, pixels, ids):
 @torch.no_grad()
 def test_each_row_is_a_request_that_is_read_as_described():
     model = flash_model()
+    names = "mlp2.1", "mlp2.4", "mlp2.7", "gating.block4.0", "gating.block4.3"  # sizes of the published code
+    assert [model.get_submodule(name).out_features for name in names] == [64, 64, 32, 128, 32]
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}
     tiles = (5, 1, 0, 2)
     pixels, ids = make_batch(model, tiles, length=90)
     embeds, mask = model.compressed_inputs(pixels, ids)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
-from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel, drop_path
+from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel, drop_path, resized_positions
 
 from .cases import VISION, make_config, make_model, make_pixels
 
@@ -45,7 +45,8 @@ def test_drop_path_grows_over_the_blocks_and_rests_in_evaluation():
 def test_another_tile_side_interpolates_positions():
     """As pictures of 8 x 8 pixels, a channel each; the class token's stays."""
     vision = make_model().vision_model
-    stored, found = vision.embeddings.position_embedding[0], vision.embeddings.positions_for(12, 16)[0]
+    stored, found = vision.embeddings.position_embedding[0], vision.embeddings.position_embedding
+    found = resized_positions(found, 12, 16)[0]
     pictures = [stored[1:, channel].reshape(1, 1, 8, 8) for channel in range(48)]
     resized = [functional.interpolate(each, size=(12, 16), mode="bicubic").flatten() for each in pictures]
     torch.testing.assert_close(found[1:], torch.stack(resized, dim=1))

@@ -156,9 +156,8 @@ def test_generate_is_greedy_decoding_and_returns_new_ids_only():
 def test_embeddings_and_head_are_the_llms():
     model = make_model()
     llm, config = model.language_model, model.config.llm_config
-    model.resize_token_embeddings(330)
-    assert model.get_input_embeddings() is llm.model.embed_tokens and model.lm_head is llm.lm_head
-    assert llm.lm_head.weight is not llm.model.embed_tokens.weight
+    assert model.resize_token_embeddings(330) is model.get_input_embeddings() is llm.model.embed_tokens
+    assert model.lm_head is llm.lm_head and llm.lm_head.weight is not llm.model.embed_tokens.weight
     assert llm.lm_head.weight.shape == llm.model.embed_tokens.weight.shape == (330, 32) == (config.vocab_size, 32)
 
 

@@ -36,7 +36,7 @@ PIECES += [" the", "<|endoftext|>", *ADDED_TOKENS, *LLAMA3_TOKENS]
 TURNS = [
     ("<image>\nWhat's in it?", "A bus and 2 dogs. "),
     (" Where is <ref>the bus</ref>?", "At <box>[[1, 2, 3, 4]]</box>, I think."),
-    ("多少只狗？", "It's\n\n12."),
+    ("多少只狗？", "<think>so, it's\n\n12."),  # the longest token counts
 ]
 CONVERSATIONS = ((None, TURNS[:1]), (None, TURNS), (None, TURNS[1:]), ("Be brief.", TURNS))
 # Phi-3's own is the last: its control tokens swallow the white space behind them.
@@ -69,7 +69,7 @@ def any_tokenizer(request, toy_base, tmp_path_factory):
     for tokens, flags in (
         (LLAMA3_TOKENS, dict(special=True)),
         (PHI3_TOKENS, dict(special=True, rstrip=strips)),
-        (("<think>", "</think>"), dict(special=False, rstrip=strips)),
+        (("<think>", "</think>", "<think>so"), dict(special=False, rstrip=strips)),
     ):
         added = [AddedToken(token, normalized=False, **flags) for token in tokens]
         made.add_tokens(added, special_tokens=flags["special"])

@@ -122,9 +122,8 @@ def test_release(release, directories, tmp_path, monkeypatch):
             continue  # transformers didn't have this LLM yet
         work = tmp_path / f"{case} verified"
         work.mkdir()
-        gaps = verify.compare_opened(
-            verify.ask(prepare_conversion(directory, format="official"), work), directory, work
-        )
+        asked = verify.ask(prepare_conversion(directory, format="official"), work)
+        gaps = verify.compare_opened(asked, directory, work)
         version = run_probe(python, directory, tmp_path / case)
         assert version.startswith("5." if release == NEWEST else release)
         print(f"transformers {version}, {case}: logits differ by {max(gaps):.1e}")

@@ -61,7 +61,8 @@ def test_foreign_keys_are_left_out_and_named(toy_base, tmp_path, caplog):
             assert path.name == "tokenizer.json" or not any(f'"{key}"' in text for key in FOREIGN if key != "auto_map")
             assert "someone/" not in text, path
     fields = {"rope_scaling": {"type": "dynamic", "factor": 2.0, "other": 1}, "rope_parameters": {"full_attention": {}}}
-    kept = language_fields({"model_type": "llama", "pad_token_id": -1, **fields}, "config.json")
+    least = {"model_type": "llama", "pad_token_id": -1, "num_hidden_layers": 1000}  # and most
+    kept = language_fields({**least, **fields}, "config.json")
     assert (kept["rope_scaling"], kept["rope_parameters"]) == ({"type": "dynamic", "factor": 2.0}, {})
     assert "config.json: rope_scaling: left out other" in caplog.text
     newer = {"model_type": "qwen3_moe", "num_local_experts": 4}  # of transformers 5
@@ -123,16 +124,18 @@ def test_configs_that_lie(toy_base, tmp_path, run_tool, refused):
     """The command says the last one in one line, and writes nothing."""
     llm, vision, base = "llm_config", "vision_config", shutil.copytree(toy_base, tmp_path / "base")
     fields = read_json(base / "config.json")
+    rows = fields[llm]["vocab_size"]
     lies = [
         ({**fields, "system_message": 3}, "system_message is 3, expected str"),
         ({"model_type": "internvl", "text_config": {}}, r"base holds something else .*'vision_config'"),
+        ({"model_type": "internvl"}, "base is not an official InternVL directory"),
     ]
     for part, key, value, words in (
         (llm, "hidden_act", ["gelu"], r"hidden_act is \['gelu'\]"),
         (llm, "rope_scaling", {"rope_type": "spiral", "factor": 2.0}, "rope_scaling: the type is 'spiral'"),
         (llm, "rope_scaling", "yarn", "rope_scaling is 'yarn', expected an object"),
         (llm, "eos_token_id", "</s>", "eos_token_id is '</s>', expected ids"),
-        (llm, "eos_token_id", [1, 10**6], "eos_token_id is .*expected ids"),
+        *((llm, "eos_token_id", [1, n], r"eos_token_id is \[1, -?\d+\], expected ids") for n in (-2, rows)),
         (llm, "num_hidden_layers", 10**6, "is 1000000, expected a whole number from 1 to 1,000"),
         (vision, "hidden_size", True, "hidden_size is True"),
         (vision, "patch_size", 0, "patch_size is 0"),

@@ -15,16 +15,15 @@ from xtuner_plugins.weights.writer import write_json
 from xtuner_plugins.weights.zero import open_optimizer
 
 
-def test_refusals(tmp_path, refused):
+def test_weights_alone_and_refusals(toy_base, tmp_path, refused):
+    found = open_checkpoint(toy_base)
+    assert (found.kind, found.files, len(found.tensors)) == ("weights", [toy_base / "model.safetensors"], 32 + 6 + 27)
     (tmp_path / "adapter").mkdir()
     write_json(tmp_path / "adapter" / "adapter_config.json", {"peft_type": "LORA"})
     weights = {"a": torch.ones(1)}
     for content, words in (
-        (
-            {"state_dict": weights, "meta": {"iter": []}},
-            r"a.pth holds something else than it should \(TypeError: .*list",
-        ),
-        ({"state_dict": weights, "meta": [7]}, "a.pth was not written by a training"),
+        ({"state_dict": weights, "meta": {"iter": []}}, r"a.pth holds something else .* \(TypeError: .*list"),
+        ({"state_dict": weights, "meta": {}}, "a.pth was not written by a training"),
         ([7], "a.pth holds no state dict, whose values are"),
     ):
         torch.save(content, tmp_path / "a.pth")
@@ -141,6 +140,8 @@ def test_what_is_no_whole_save(tmp_path, refused):
     whole = write_zero(tmp_path / "whole", 3, VECTORS[3])
     (tmp_path / "latest").write_text("../whole")
     refused("names '../whole', but", open_checkpoint, tmp_path)
+    (whole / "zero_pp_rank_1_mp_rank_00_model_states.pt").unlink()
+    refused(r"saved by 2 ranks but holds 1 \*_model_states", open_checkpoint, whole)
     for path in whole.glob("*optim_states.pt"):
         path.unlink()
     refused(r"ZeRO-3 checkpoint without \*_optim_states.pt", open_checkpoint, whole)

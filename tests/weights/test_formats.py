@@ -72,19 +72,6 @@ def test_uncovered_and_incomplete(refused):
 
 
 @torch.no_grad()
-def hf_logits(directory, inputs):
-    options = dict(torch_dtype=torch.float32, output_loading_info=True)
-    model, info = InternVLForConditionalGeneration.from_pretrained(directory, **options)
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    pixels, ids, _ = inputs
-    return model.eval()(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-
-
-def assert_same_weights(directory, other):
-    a, b = (load_file(each / "model.safetensors") for each in (directory, other))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
-
-
 def test_to_hf_and_back(toy_base, tmp_path):
     """With a tower of InternViT-300M's kind and of the 6B's, and by transformers' own class."""
     large = build_base(*write_random_parts(tmp_path, vision_overrides=LARGE), tmp_path / "base", dtype="float32")
@@ -96,13 +83,20 @@ def test_to_hf_and_back(toy_base, tmp_path):
         ours = load_model(base, dtype=None)
         ours.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
         assert (batch["input_ids"] == ours.img_context_token_id).sum() == 7 * 16
-        inputs = chat_inputs(ours)
-        gap = hf_logits(folder / "hf", inputs)[..., :-1] - logits(ours, inputs)  # the last is of <video>
+        pixels, ids, _ = inputs = chat_inputs(ours)
+        options = dict(torch_dtype=torch.float32, output_loading_info=True)
+        theirs, info = InternVLForConditionalGeneration.from_pretrained(folder / "hf", **options)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        found = theirs.eval()(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        gap = found[..., :-1] - logits(ours, inputs)  # the last is of <video>
         assert gap.abs().max() <= 1e-5  # two implementations in fp32, 2+2 layers
-        written = read_json(folder / "hf/config.json")["vision_config"]
-        assert (written["image_size"], written["patch_size"]) == ([112, 112], [14, 14])
+        written, pixels = (read_json(folder / "hf" / name) for name in ("config.json", "preprocessor_config.json"))
+        assert written["vision_config"].items() >= {"image_size": [112, 112], "patch_size": [14, 14]}.items()
+        assert written.items() >= {"tie_word_embeddings": False, "vision_feature_layer": -1}.items()
+        assert pixels.items() >= {"crop_to_patches": False, "min_patches": 1, "max_patches": 12}.items()
         convert(folder / "hf", folder / "back", format="official")
-        assert_same_weights(base, folder / "back")
+        a, b = (load_file(each / "model.safetensors") for each in (base, folder / "back"))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
         assert load_tokenizer(folder / "back").get_vocab() == load_tokenizer(base).get_vocab()
         old, new = (read_json(each / "config.json") for each in (base, folder / "back"))
         vision, llm = old.pop("vision_config"), old.pop("llm_config")

@@ -51,6 +51,7 @@ def test_any_tree_reads_as_an_eager_tensor(tmp_path_factory, steps, block, span)
 def test_single_numbers_and_what_is_refused(tmp_path, refused):
     lazy = cast(MemoryTensor(torch.tensor(3.0)), torch.bfloat16)
     assert list(lazy.spans()) == [(0, 1)] and lazy.read(0, 1).shape == () and lazy.read() == 3
+    assert MemoryTensor(torch.arange(60).view(12, 5)).reshape((60,)).read(7, 9).tolist() == [7, 8]
     (tmp_path / "short").write_bytes(bytes(100))
     short = FileTensor(tmp_path / "short", 4, torch.float32, (12, 5))
     refused("short ends after 100 bytes", short.read, error=ValueError)

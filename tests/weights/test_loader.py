@@ -1,12 +1,14 @@
 """Loading: the same numbers as on disk, no code run, complete configs, a report that names what is wrong."""
 
 import shutil
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.weights import official
-from xtuner_plugins.weights.loader import load_model, load_tokenizer, partition_dtype, read_config
+from xtuner_plugins.weights.loader import load_model, load_tokenizer, over_ranks, partition_dtype, read_config
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
 
@@ -57,25 +59,38 @@ def test_what_does_not_fit(toy_parts, toy_base, tmp_path, refused):
     for call, path, words in (
         (load_model, "names", f"1 missing: mlp1.3.bias; 1 unexpected: extra.weight; {shape}"),
         (load_model, "unmerged", "5 unexpected: .*layers.3.x.lora_A.weight; these are unmerged adapters"),
-        (load_model, "nan", f"{down} holds NaN or infinity; take other weights"),
+        (load_model, "nan", f"{down} holds NaN or infinity as torch.float32; take other weights"),
         (load_model, toy_parts[1], "not an official InternVL directory.*build_base_model"),
         (read_config, "nowhere", "does not exist"),
         (read_config, ".", "has no config.json"),
-        (read_config, "wrapped", "use_llm_lora is 16"),
         (load_tokenizer, "nowhere", "holds no tokenizer"),
         (load_tokenizer, "torn", "torn: the tokenizer can't be loaded"),
         (load_tokenizer, ".", "offers only a slow tokenizer"),
         (load_tokenizer, toy_parts[1], "lacks <img>"),
     ):
         refused(words, call, tmp_path / path)
+    refused("names unmerged adapters .*merge them first", load_model, tmp_path / "wrapped", error=ValueError)
 
 
-def test_configs_are_complete():
-    """Missing fields mean what the config class says."""
+def test_configs_are_complete(toy_base):
+    """What is written leaves nothing to a reader's defaults; missing fields mean what the config class says."""
+    written, pixels = (read_json(toy_base / name) for name in ("config.json", "preprocessor_config.json"))
+    expected = dict(architectures=["InternVLChatModel"], auto_map=official.AUTO_MAP, model_type="internvl_chat")
+    expected |= dict(template="internvl2_5", select_layer=-1, ps_version="v2", downsample_ratio=0.5, image_fold=None)
+    expected |= dict(force_image_size=112, dynamic_image_size=True, use_thumbnail=True, min_dynamic_patch=1)
+    expected |= dict(max_dynamic_patch=12, use_backbone_lora=0, use_llm_lora=0, pad2square=False, hidden_size=64)
+    expected |= dict(tie_word_embeddings=False, torch_dtype="float32", output_attentions=False)
+    assert written == {**written, **expected, "transformers_version": "4.37.2"} and len(written) == 23
+    expected = dict(do_normalize=True, do_resize=True, do_center_crop=True, resample=3, size=112, crop_size=112)
+    expected |= dict(image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD))
+    assert pixels == {**expected, "feature_extractor_type": "CLIPFeatureExtractor"}
     complete = official.read_config({"vision_config": {"image_size": 448}, "llm_config": {"model_type": "qwen2"}}, ".")
     expected = dict(ps_version="v1", downsample_ratio=0.5, select_layer=-1, force_image_size=448, max_dynamic_patch=6)
     assert complete.items() >= {**expected, "llm_config": {"model_type": "qwen2"}}.items()
     assert complete["vision_config"]["hidden_size"] == 3200
+    parts = complete["vision_config"], complete["llm_config"]
+    made = [official.make_config(*parts, dtype="x", projector_type="mlp", max_tiles=n) for n in (1, 2)]
+    assert [each["use_thumbnail"] for each in made] == [False, True]
     limits = {"dynamic_image_size": False, "min_dynamic_patch": 3, "max_dynamic_patch": 12}
     assert official.tile_limits(limits) == (1, 1)
     assert official.tile_limits({**limits, "dynamic_image_size": True}) == (3, 12)
@@ -85,3 +100,9 @@ def test_configs_are_complete():
         ({"bf16": {}}, torch.float32),
     ):
         assert partition_dtype(config) == dtype  # what DeepSpeed computes in
+    with mock.patch("deepspeed.zero.Init") as split:
+        model = load_model(toy_base, filled=over_ranks({"zero_optimization": {"stage": 3}, "gradient_clipping": 1}))
+    given = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    assert all(call.kwargs["config_dict_or_path"] == given for call in split.call_args_list)
+    parts = [parameter for call in split.call_args_list for parameter in call.kwargs["module"]]
+    assert [*map(id, parts)] == [*map(id, model.parameters())]

@@ -82,8 +82,9 @@ def test_shards_and_what_is_no_weights(tmp_path, refused):
         if isinstance(given, dict):
             write_shards(case, **given)
         refused(words, open_weights, case if isinstance(given, dict) else given)
-    (case / INDEX).write_text("{}")
-    refused("has no weight_map", open_weights, case)
+    for text in ("{}", '{"weight_map": {}}', '{"weight_map": [1]}'):
+        (case / INDEX).write_text(text)
+        refused("has no weight_map", open_weights, case)
     for content in ([1], {}, {"a": 1}, {"state_dict": [1]}, {"state_dict": None}, {"state_dict": {"a": "text"}}):
         torch.save(content, old / "pytorch_model.bin")
         refused("pytorch_model.bin holds no state dict", open_weights, old)
@@ -92,7 +93,7 @@ def test_shards_and_what_is_no_weights(tmp_path, refused):
 def test_json(tmp_path, refused):
     assert read_json(tmp_path / "a.json", missing={"a": 1}) == {"a": 1}
     writer.write_json(tmp_path / "b.json", {"a": "你"})
-    assert "你" in (tmp_path / "b.json").read_text(encoding="utf-8")
+    assert (tmp_path / "b.json").read_text(encoding="utf-8") == '{\n  "a": "你"\n}\n'
     for text, words in (("{", "a.json is not readable JSON"), ("[1]", "holds a JSON list, expected an object")):
         (tmp_path / "a.json").write_text(text)
         refused(words, read_json, tmp_path / "a.json")

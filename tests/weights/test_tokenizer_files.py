@@ -65,7 +65,9 @@ def test_tokens_added_saved_and_dropped_again(bare, tmp_path):
     assert config["chat_template"] == (tmp_path / "chat_template.jinja").read_text() == template
     assert config["video_token"] == "<video>" and config["tokenizer_class"] == "Qwen2Tokenizer"
     assert not (tmp_path / "chat_template.json").exists()
-    merges = read_json(tmp_path / "tokenizer.json")["model"]["merges"]  # lists are unreadable for old releases
+    state = read_json(tmp_path / "tokenizer.json")
+    assert all(token["special"] and not token["normalized"] for token in state["added_tokens"][-10:])
+    merges = state["model"]["merges"]  # lists are unreadable for old releases
     assert merges and all(isinstance(merge, str) for merge in merges)
     for token, expected in (("<img>", {**before, "<video>": len(before)}), ("<video>", before)):
         tokenizer_files.drop_last_token(tmp_path, token)  # the first isn't the last: nothing happens

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
-from xtuner_plugins.export.trained import attach_adapters, build_trained, lay_over, read_training_config
+from xtuner_plugins.export.trained import read_training_config
 from xtuner_plugins.models.rows import make_row
 from xtuner_plugins.models.vlm import VisionLanguageModel
 from xtuner_plugins.weights import record
-from xtuner_plugins.weights.loader import build
 
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
 VISION_LORA = dict(type=LoraConfig, r=2, lora_alpha=4, target_modules=["qkv", "fc1"])
@@ -61,16 +60,6 @@ def save_pth(model, path: Path, config: Path | None = None, *, state: dict | Non
     return path
 
 
-def load_trained(cfg, checkpoint, *, dtype=torch.bfloat16, merge_lora=True):
-    """The trained model, its adapters merged or live."""
-    plan = lay_over(cfg, checkpoint).settle()
-    if merge_lora:
-        return build_trained(plan, dtype=dtype)
-    model = build(plan.view.config, plan.tensors(merged=False), "live", dtype=dtype)
-    attach_adapters(model, plan)
-    return model.eval()
-
-
 def chat_inputs(model, seed=0):
     """Token ids with the image tokens of two tiles, and the tiles: ``(pixel_values, input_ids, image_flags)``."""
     generator, side = torch.Generator().manual_seed(seed), model.config.force_image_size
@@ -87,12 +76,6 @@ def logits(model, inputs):
     model.img_context_token_id = int(ids[0, 6])  # see `chat_inputs`
     mask = torch.ones_like(ids)
     return model(pixel_values=pixels, input_ids=ids, attention_mask=mask, image_flags=flags).logits
-
-
-def with_context(model, other):
-    """``model``, knowing the image token that ``other`` knows."""
-    model.img_context_token_id = other.img_context_token_id
-    return model
 
 
 def training_inputs(model, ids, pixels=None) -> dict:

@@ -55,7 +55,10 @@ def export_adapter(
     with staged_directory(out, config, sum(tensor.nbytes for tensor in tensors)) as stage:
         for part in parts:
             (stage / part).mkdir()
-            write_json(stage / part / "adapter_config.json", _peft_config(plan, part))
+            own = {"base_model_name_or_path": str(base), "inference_mode": True, "init_lora_weights": True}
+            fields = plan.peft_config(part, **own, task_type=None).to_dict()
+            fields = {key: sorted(each) if isinstance(each, set) else each for key, each in fields.items()}
+            write_json(stage / part / "adapter_config.json", fields)
         for file, each in files.items():
             write_single(stage / file, {name: cast(tensor, wanted) for name, tensor in each.items()})
         write_json(stage / record.FILE, plan.record)
@@ -63,10 +66,3 @@ def export_adapter(
             write_json(stage / preprocessing.FILE, plan.preprocessing)
         write_json(stage / manifest.FILE, {"base": plan.record["base"], "files": manifest.digests(stage)})
     return {"out": str(out), "parts": parts, "num_tensors": len(tensors)}
-
-
-def _peft_config(plan: trained.TrainedPlan, part: str) -> dict:
-    own = {"base_model_name_or_path": str(plan.view.directory), "inference_mode": True, "init_lora_weights": True}
-    config = plan.peft_config(part, **own)
-    fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    return {**fields, "peft_type": "LORA", "task_type": None}

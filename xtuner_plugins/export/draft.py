@@ -77,9 +77,8 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
         _check_code(config, view.directory)
     if is_official:
         config |= view.settled | ({} if other else {"auto_map": dict(official.AUTO_MAP)})
-    keys, names = keys_of(view.format, view.stored_config), view.stored_tensors
-    if keys:
-        tensors, names = keys.to_theirs(tensors), map(keys.listed, names)
+    keys = keys_of(view.format, view.stored_config)
+    tensors = keys.to_theirs(tensors)
 
     def write_files(stage: Path) -> None:
         code = view.directory.glob("*.py") if other else hub_code() if is_official else ()
@@ -95,7 +94,8 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
             generation = read_json(stage / _GENERATION, missing={"_from_model_config": True})
             write_json(stage / _GENERATION, {**generation, "eos_token_id": stops})
 
-    return Draft({name: tensors[name] for name in names}, config, write_files, view.format, foreign_code=other)
+    listed = {name: tensors[name] for name in map(keys.listed, view.stored_tensors)}
+    return Draft(listed, config, write_files, view.format, foreign_code=other)
 
 
 def exported_stops(view: ModelView) -> list[int]:
@@ -137,7 +137,7 @@ def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: ModuleTyp
         if dropped:
             tokenizer_files.drop_last_token(stage, dropped)
 
-    return Draft(to.KEYS.to_theirs(tensors) if to.KEYS else tensors, fields, write, to)
+    return Draft(to.KEYS.to_theirs(tensors), fields, write, to)
 
 
 def write_files(form: ModuleType, stage: Path, config: Mapping, tokenizer) -> None:

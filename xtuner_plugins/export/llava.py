@@ -9,7 +9,7 @@ in training (the tower's own are folded into its weights); ``preprocessor_config
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..families import EncoderFamily, encoder_family
+from ..families import encoder_family
 from ..weights import official, tokenizer_files
 from ..weights.hf import text_config
 from ..weights.mapping import KeyMapping, Row
@@ -34,12 +34,8 @@ KEYS = KeyMapping(
 )
 
 
-def check_expressible(config: Mapping) -> EncoderFamily:
-    """The encoder's row, if the format can express this official config.
-
-    Raises:
-        CheckpointError: it can't; the message names the setting.
-    """
+def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
+    """See ``weights/model_view.py``."""
     family, most = encoder_family(config["vision_config"]), official.tile_limits(config)[1]
     others = {
         f"the vision tower {config['vision_config'].get('model_type')} (only CLIP and SigLIP)": family.llava is None,
@@ -47,12 +43,6 @@ def check_expressible(config: Mapping) -> EncoderFamily:
         f"up to {most} tiles per image (only max_dynamic_patch 1)": most != 1,
     }
     official.refuse(NAME, others)
-    return family
-
-
-def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``weights/model_view.py``."""
-    family = check_expressible(config)
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -72,7 +62,7 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 def write_processor(stage: Path, config: Mapping) -> None:
     """See ``weights/model_view.py``."""
-    names, size = check_expressible(config).llava, config["force_image_size"]
+    names, size = encoder_family(config["vision_config"]).llava, config["force_image_size"]
     crop = {"do_center_crop": False, "crop_size": {"height": size, "width": size}}
     pixels = {"image_processor_type": names.image_processor, **TOKENIZER_FIELDS, **official.pixel_fields(size), **crop}
     write_json(stage / "preprocessor_config.json", pixels)

@@ -1,8 +1,10 @@
 """The public methods of a chat model: `chat`, `batch_chat`, and the prompts that they give to the network."""
 
+import torch
+
 from .constants import IMAGE_PLACEHOLDER
 from .conversation import get_conv_template
-from .prompts import PromptEncoder, pad_left, prompt_parts, token_id
+from .prompts import PromptEncoder, left_padded, prompt_parts, token_id
 
 
 class ChatMethods:
@@ -32,14 +34,10 @@ class ChatMethods:
 
     def prompt_parts(self, question, num_patches_list=(), history=()):
         """The model's input as `(kind, content)`; arguments as of `build_prompt_ids`, an image's content its tiles."""
-        conversation = get_conv_template(self.template)
-        conversation.system_message = self.system_message
-        user, assistant = conversation.roles
-        for past_question, past_answer in history:
-            conversation.append_message(user, past_question)
-            conversation.append_message(assistant, past_answer)
-        conversation.append_message(user, question)
-        conversation.append_message(assistant, None)
+        conversation = get_conv_template(self.template, system_message=self.system_message)
+        for turn in (*history, (question, None)):
+            for role, text in zip(conversation.roles, turn, strict=True):
+                conversation.append_message(role, text)
         return prompt_parts(conversation, num_patches_list)
 
     def chat(
@@ -146,13 +144,13 @@ class ChatMethods:
         generation_config["eos_token_id"] = stops if stop_id in stops else [stop_id]
         encoder = PromptEncoder(tokenizer, self.num_image_token)
         self.img_context_token_id = encoder.context_id
-        rows, padding = [encoder.encode(self.prompt_parts(*prompt)) for prompt in prompts], tokenizer.pad_token_id
-        input_ids, attention_mask = pad_left(rows, stop_id if padding is None else padding)
-        device, options = self.language_model.device, {} if padding is None else {"pad_token_id": padding}
+        device, padding = self.language_model.device, tokenizer.pad_token_id
+        rows = [torch.tensor(encoder.encode(self.prompt_parts(*prompt)), device=device) for prompt in prompts]
+        options = {} if padding is None else {"pad_token_id": padding}
         output_ids = self.generate(
             pixel_values=pixel_values,
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
+            input_ids=left_padded(rows, stop_id if padding is None else padding),
+            attention_mask=left_padded([torch.ones_like(row) for row in rows]),
             visual_features=visual_features,
             **{**options, **generation_config},
         )

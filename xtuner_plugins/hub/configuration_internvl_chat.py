@@ -8,8 +8,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from .configuration_intern_vit import InternVisionConfig
 from .constants import PROJECTOR_TYPES, token_grid
 
-# Chosen when a model is loaded, not by the file: a stored `flash_attention_2` couldn't be loaded without that package.
-RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "auto_map")
+# No keywords of a config's class, which the type names. Attention is chosen when a model is loaded, not by the file: a
+# stored `flash_attention_2` couldn't be loaded without that package.
+NOT_READ = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "auto_map", "model_type")
 
 # Written even if they have the default of transformers.
 KEPT = ("model_type", "transformers_version")
@@ -104,10 +105,10 @@ def num_image_tokens(config):
 def _vision_config(fields):
     if isinstance(fields, PretrainedConfig):
         return fields
-    fields = _without_runtime_keys(fields or {})
-    if fields.get("model_type") in CONFIG_MAPPING:
-        return CONFIG_MAPPING[fields.pop("model_type")](**fields)
-    return InternVisionConfig(**fields)
+    fields = fields or {}
+    kind = fields.get("model_type")
+    make = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else InternVisionConfig
+    return make(**_keywords(fields))
 
 
 def _llm_config(fields):
@@ -115,10 +116,7 @@ def _llm_config(fields):
         return fields
     if not fields:
         return CONFIG_MAPPING["qwen2"]()
-    model_type = llm_model_type(fields)
-    fields = _without_runtime_keys(fields)
-    fields.pop("model_type", None)
-    return CONFIG_MAPPING[model_type](**fields)
+    return CONFIG_MAPPING[llm_model_type(fields)](**_keywords(fields))
 
 
 def llm_model_type(fields):
@@ -142,9 +140,9 @@ def llm_model_type(fields):
     )
 
 
-def _without_runtime_keys(fields):
+def _keywords(fields):
     # A copy down to the leaves: config classes of some releases write into the `rope_scaling` that they are given.
-    return {key: copy.deepcopy(value) for key, value in fields.items() if key not in RUNTIME_KEYS}
+    return {key: copy.deepcopy(value) for key, value in fields.items() if key not in NOT_READ}
 
 
 def _use_lasting_names(fields):

@@ -12,6 +12,8 @@ Shapes in the docstrings are those of `modeling_internvl_chat.py`.
 import torch
 from torch import nn
 
+from .prompts import left_padded
+
 FLASH_PARTS = ("mlp2", "pooling_before_gating", "gating")  # attributes of the chat model, names in its files
 FEWER = 4  # times as few tokens in a compressed tile
 NUM_HEADS, ROUNDS, EXPANSION, DROPOUT = 16, 4, 4, 0.1  # fixed: config.json has no fields for them
@@ -41,8 +43,8 @@ class FlashMethods:
 
     def project_compressed(self, patch_features):
         """As `project`, by `mlp2`: [T, P, D] -> [T, N / 4, H]."""
-        tiles, patches, width = patch_features.shape
-        features = patch_features.reshape(tiles, int(patches**0.5), int(patches**0.5), width)
+        side = int(patch_features.shape[1] ** 0.5)
+        features = patch_features.unflatten(1, (side, side))
         return self.mlp2(self.pixel_shuffle(features, self.downsample_ratio**2).flatten(1, 2))
 
     def route(self, patch_features):
@@ -157,9 +159,3 @@ def kept_tokens(compressed, tokens_per_tile):
     """Which image tokens remain, bool [T * N]: all of a tile's, or the first quarter of a compressed one's."""
     first = torch.arange(tokens_per_tile, device=compressed.device) < tokens_per_tile // FEWER
     return (first | ~compressed[:, None]).flatten()
-
-
-def left_padded(rows):
-    """Rows [S, ...] of several lengths as [B, S, ...], padded on the left by zeros."""
-    longest = max(len(row) for row in rows)
-    return torch.stack([torch.cat([row.new_zeros(longest - len(row), *row.shape[1:]), row]) for row in rows])

@@ -49,24 +49,25 @@ def drop_path(x, rate, training):
     return x * (keep.to(x.dtype) / (1.0 - rate))
 
 
+def resized_positions(positions, rows, columns):
+    """Position embeddings [1, 1 + P, D] of a square for a patch grid, interpolated unless it is the same."""
+    stored = int((positions.shape[1] - 1) ** 0.5)
+    if (rows, columns) == (stored, stored):
+        return positions
+    grid = positions[:, 1:].float().reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+
+
 class InternVisionEmbeddings(nn.Module):
     """Patches, class token and positions, which are interpolated for another side than `image_size` (pixels)."""
 
     def __init__(self, config):
         super().__init__()
-        self.image_size, self.patch_size, width = config.image_size, config.patch_size, config.hidden_size
+        side, width = config.patch_size, config.hidden_size
         self.class_embedding = nn.Parameter(torch.randn(1, 1, width))
-        self.patch_embedding = nn.Conv2d(config.num_channels, width, self.patch_size, self.patch_size)
-        self.position_embedding = nn.Parameter(torch.randn(1, (self.image_size // self.patch_size) ** 2 + 1, width))
-
-    def positions_for(self, rows, columns):
-        """Positions [1, 1 + rows * columns, D] for a patch grid, interpolated unless it is the stored one."""
-        embedding, stored = self.position_embedding, self.image_size // self.patch_size
-        if (rows, columns) == (stored, stored):
-            return embedding
-        grid = embedding[:, 1:].float().reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
-        return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
+        self.patch_embedding = nn.Conv2d(config.num_channels, width, side, side)
+        self.position_embedding = nn.Parameter(torch.randn(1, (config.image_size // side) ** 2 + 1, width))
 
     def forward(self, pixel_values):
         """Pixels [T, C, S, S], normalized -> embeddings [T, 1 + P, D], class token first."""
@@ -74,7 +75,8 @@ class InternVisionEmbeddings(nn.Module):
         rows, columns = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], -1, -1)
-        return torch.cat([class_token, patches], dim=1) + self.positions_for(rows, columns).to(patches.dtype)
+        positions = resized_positions(self.position_embedding, rows, columns)
+        return torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
 
 
 class InternAttention(nn.Module):

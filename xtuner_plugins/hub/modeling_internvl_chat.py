@@ -76,7 +76,10 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         is_own = config.vision_config.model_type == InternVisionConfig.model_type
         vision_class = InternVisionModel if is_own else TransformersTower
         self.vision_model = vision_class(config.vision_config) if vision_model is None else vision_model
-        self.language_model = make_language_model(config.llm_config) if language_model is None else language_model
+        if language_model is None:
+            # `from_config` of newer releases would use the dtype that this part of the config names.
+            language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.llm_config)](config.llm_config)
+        self.language_model = language_model
         self.mlp1 = make_projector(config)
         self.flash_mode = bool(getattr(config, "flash_mode", False))
         if self.flash_mode:
@@ -126,18 +129,12 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         """Patch features [T, P, D] of tiles [T, 3, S, S] (normalized), from the layer `select_layer`."""
         return self.vision_model.patch_features(pixel_values, self.select_layer)
 
-    def project(self, patch_features, grid=None):
-        """Merging of patches and projector: [T, P, D] -> [T, N, H].
-
-        Args:
-            patch_features: Output of `encode_tiles`.
-            grid: (rows, columns) of patches; square when `None`.
-        """
-        tiles, patches, width = patch_features.shape
-        rows, columns = grid or (int(patches**0.5),) * 2
-        features = patch_features.reshape(tiles, rows, columns, width)
+    def project(self, patch_features):
+        """Merging of patches and projector: [T, P, D] of `encode_tiles` -> [T, N, H]."""
+        side = int(patch_features.shape[1] ** 0.5)
+        features = patch_features.unflatten(1, (side, side))
         if self.projector_type == "bilinear_mlp":
-            size = (int(rows * self.downsample_ratio), int(columns * self.downsample_ratio))
+            size = (int(side * self.downsample_ratio),) * 2
             merged = F.interpolate(features.permute(0, 3, 1, 2), size=size, mode="bilinear").permute(0, 2, 3, 1)
         else:
             merged = self.pixel_shuffle(features, self.downsample_ratio)
@@ -145,8 +142,7 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
 
     def extract_feature(self, pixel_values):
         """Image tokens [T, N, H] of tiles [T, 3, S, S], normalized."""
-        grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
-        return self.project(self.encode_tiles(pixel_values), grid)
+        return self.project(self.encode_tiles(pixel_values))
 
     def place_features(self, inputs_embeds, input_ids, features):
         """Puts image features where `<IMG_CONTEXT>` tokens stand, in order.
@@ -211,7 +207,12 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
             ValueError: Image tokens and image features, or flags and tiles, differ in number.
         """
         inputs_embeds = self.get_input_embeddings()(input_ids)
-        features = None if pixel_values is None else self._real_features(pixel_values, image_flags)
+        features = None if pixel_values is None else self.extract_feature(pixel_values)
+        if features is not None and image_flags is not None:
+            flags = image_flags.reshape(-1).to(features.device)
+            if len(flags) != len(features):
+                raise ValueError(f"{len(flags)} image flags for {len(features)} tiles")
+            features = features[flags == 1]
         inputs_embeds = self.place_features(inputs_embeds, input_ids, features)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -227,15 +228,6 @@ class InternVLChatModel(ChatMethods, FlashMethods, PreTrainedModel):
         kept = ("logits", "past_key_values", "hidden_states", "attentions")
         found = CausalLMOutputWithPast(loss=loss, **{name: getattr(outputs, name) for name in kept})
         return found.to_tuple() if return_dict is False else found
-
-    def _real_features(self, pixel_values, image_flags):
-        features = self.extract_feature(pixel_values)
-        if image_flags is None:
-            return features
-        flags = image_flags.reshape(-1)
-        if flags.shape[0] != features.shape[0]:
-            raise ValueError(f"{flags.shape[0]} image flags for {features.shape[0]} tiles")
-        return features[flags.to(features.device) == 1]
 
     @torch.no_grad()
     def generate(
@@ -298,7 +290,7 @@ def share_attention(config):
     vision_class = InternVisionModel if is_own else MODEL_MAPPING[type(config.vision_config)]
     llm_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.llm_config)]
     for part, part_class in ((config.vision_config, vision_class), (config.llm_config, llm_class)):
-        if attention != "sdpa" or getattr(part_class, "_supports_sdpa", False):
+        if attention != "sdpa" or part_class._supports_sdpa:
             part._attn_implementation = attention
 
 
@@ -318,15 +310,6 @@ def make_projector(config):
             f"{config.downsample_ratio}"
         )
     return nn.Sequential(*layers)
-
-
-def make_language_model(config):
-    """The transformers model for an LLM's config, in the default dtype.
-
-    The class is called directly: `from_config` of newer releases would use the dtype named by this part of the config,
-    even if the rest has another one.
-    """
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 
 def next_token_loss(logits, labels):

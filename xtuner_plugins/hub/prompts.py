@@ -46,12 +46,10 @@ def prompt_parts(conversation, num_patches_list):
     return parts
 
 
-def pad_left(rows, pad_token_id):
-    """Lists of ids as a matrix [B, S], padded on the left, and its attention mask."""
-    length = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_token_id] * (length - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+def left_padded(rows, value=0):
+    """Rows [S, ...] of several lengths as [B, S, ...], padded on the left by a value."""
+    longest = max(len(row) for row in rows)
+    return torch.stack([torch.cat([row.new_full((longest - len(row), *row.shape[1:]), value), row]) for row in rows])
 
 
 def token_id(tokenizer, token):

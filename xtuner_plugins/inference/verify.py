@@ -171,7 +171,7 @@ def compare_tensors(job: Job, export: Path) -> dict[str, tuple[int, int]]:
         if (tensor.dtype, tensor.shape) != (drafted[name].dtype, drafted[name].shape):
             raise CheckpointError(f"{name} is {tensor}, but {drafted[name]} was due")
     changed: dict[str, list[bool]] = {}
-    for name, tensor in (keys.to_ours(found) if keys else found).items():
+    for name, tensor in keys.to_ours(found).items():
         changed.setdefault(name.partition(".")[0], []).append(_differs_from_base(plan, name, tensor))
     parts = {name.partition(".")[0] for name in (*plan.replaced, *plan.adapters, *plan.token_rows)}
     if same := sorted(part for part in parts if not any(changed[part])):
@@ -260,7 +260,7 @@ def _models(job: Job) -> Iterator[tuple[str, nn.Module]]:
     if plan.adapters or plan.token_rows:
         yield "merged", build(merged)
     keys, drafted = keys_of(job.draft.format, job.draft.config), job.draft.tensors
-    typed = {name: cast(merged[name], to.dtype) for name, to in (keys.to_ours(drafted) if keys else drafted).items()}
+    typed = {name: cast(merged[name], to.dtype) for name, to in keys.to_ours(drafted).items()}
     if any(torch.promote_types(merged[name].dtype, tensor.dtype) != tensor.dtype for name, tensor in typed.items()):
         yield "cast", build(typed)
 

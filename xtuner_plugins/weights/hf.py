@@ -130,9 +130,8 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     """``text_config`` from official fields; arguments as for ``write_config``."""
-    dropped = ("auto_map", "_name_or_path", "attn_implementation")
     return {
-        **{k: v for k, v in config["llm_config"].items() if k not in dropped},
+        **config["llm_config"],
         "vocab_size": num_rows,
         "tie_word_embeddings": False,
         "eos_token_id": tokenizer_files.stop_token_ids(tokenizer, config["template"])[0],

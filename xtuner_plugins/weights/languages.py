@@ -42,9 +42,8 @@ def qwen_keys(config: Mapping) -> KeyMapping:
 
 def internlm2_config(config: Mapping) -> dict:
     """Llama's config from InternLM2's."""
-    dropped = ("bias", "attn_implementation", "auto_map", "architectures", "model_type")
     return {
-        **{key: value for key, value in config.items() if key not in dropped},
+        **{key: value for key, value in config.items() if key not in ("bias", "architectures", "model_type")},
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "attention_bias": bool(config.get("bias", True)),

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..stack import separate_experts
 from . import model_view
-from .lazy import LazyTensor
+from .errors import from_outside
+from .lazy import LazyTensor, cast
 from .reading import CheckpointError, read_json
 from .tokenizer_files import load_tokenizer  # noqa: F401  found here, too, beside `load_model`
 
@@ -23,13 +24,8 @@ def config_from_fields(fields: Mapping, where: str | Path):
     """The hub's config of official fields; ``CheckpointError``, with ``where`` in it, for fields that are refused."""
     from ..hub.configuration_internvl_chat import InternVLChatConfig
 
-    for key in ("use_backbone_lora", "use_llm_lora"):
-        if fields.get(key):
-            raise CheckpointError(f"{where}: {key} is {fields[key]}, so its adapters are not merged; merge them first")
-    try:
+    with from_outside(f"{where}/config.json"):
         return InternVLChatConfig(**{k: v for k, v in fields.items() if k not in ("auto_map", "model_type")})
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}/config.json: {error}") from None
 
 
 def empty_model(config) -> nn.Module:
@@ -94,9 +90,7 @@ def build(
     for owner_name, names in groupby(model.state_dict().keys(), key=lambda name: name.rpartition(".")[0]):
         own = {}
         for name in names:
-            value = tensors[name].read()
-            if value.is_floating_point() and not value.isfinite().all():
-                raise CheckpointError(f"{name} holds NaN or infinity; take other weights")
+            value = cast(tensors[name], None, finite=name).read()
             own[name.rpartition(".")[2]] = value.to(device, dtype if value.is_floating_point() else None)
         model.get_submodule(owner_name).load_state_dict(own, strict=False, assign=True)
         filled(model, owner_name)

@@ -13,7 +13,7 @@ Formats are modules (``export/llava`` is only written, so it lacks the last memb
     NAME                     for --format
     RELEASE                  of transformers, written into the configs
     PROCESSOR_TOKEN          a token that its processor needs, added after all others; None for none
-    KEYS                     names of training <-> its own; None if they are equal
+    KEYS                     names of training <-> its own
     MEDIA                    what stands for an image and a video in its processor's template; None for no processor
     TOKENIZER_FIELDS         further fields of ``tokenizer_config.json``
     write_config(config, tokenizer, num_rows)    config.json from complete official fields; num_rows of embedding, head
@@ -82,8 +82,8 @@ def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
     return found, fields, config
 
 
-def keys_of(form: ModuleType, fields: dict) -> KeyMapping | None:
-    """Names of training <-> names in a directory of a format with this config.json; None if they are equal."""
+def keys_of(form: ModuleType, fields: dict) -> KeyMapping:
+    """Names of training <-> names in a directory of a format with this config.json."""
     other = form is official and official.holds_internlm2(fields)
     return inside(languages.internlm2_keys(fields["llm_config"])) if other else form.KEYS
 
@@ -96,8 +96,8 @@ def open_model(directory: str | Path) -> ModelView:
         CheckpointError: no model directory, an unknown format, weights missing.
     """
     found, stored_config, config = open_config(directory)
-    stored, keys = open_weights(directory), keys_of(found, stored_config)
-    tensors = keys.to_ours(stored) if keys else dict(stored)
+    stored = open_weights(directory)
+    tensors = keys_of(found, stored_config).to_ours(stored)
     return ModelView(Path(directory), found, config, tensors, stored_config, stored)
 
 

@@ -11,9 +11,11 @@ from ..families import llm_family
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD, PROJECTOR_TYPES, token_grid
 from . import languages
 from .errors import CheckpointError
+from .mapping import KeyMapping, Row
 from .writer import write_json
 
-NAME, KEYS, PROCESSOR_TOKEN, MEDIA, TOKENIZER_FIELDS = "official", None, None, None, {}  # see ``model_view.py``
+NAME, PROCESSOR_TOKEN, MEDIA, TOKENIZER_FIELDS = "official", None, None, {}  # see ``model_view.py``
+KEYS = KeyMapping([Row("{rest}", "{rest}")], "official InternVL", "official InternVL")  # the names of training
 # If no release is named, transformers 4.57 takes any tokenizer for Mistral's and warns of wrong ids; its advice would
 # make them wrong.
 RELEASE = "4.37.2"
@@ -95,11 +97,11 @@ def make_config(
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``model_view.py``; ``auto_map`` names our code."""
+    """See ``model_view.py``."""
     llm = {**config["llm_config"], "vocab_size": num_rows}
     if llm.get("pad_token_id") is None:
         llm["pad_token_id"] = tokenizer.pad_token_id
-    return {**config, "auto_map": dict(AUTO_MAP), "llm_config": llm}
+    return {**config, "llm_config": llm}
 
 
 def write_processor(stage: Path, config: Mapping) -> None:

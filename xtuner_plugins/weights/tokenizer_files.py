@@ -16,16 +16,9 @@ from .reading import CheckpointError, read_json
 from .writer import write_json
 
 FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
+    "tokenizer.model chat_template.jinja chat_template.json"
+).split()
 
 
 def load_tokenizer(directory: str | Path, *, complete: bool = True):
@@ -63,14 +56,12 @@ def token_id(tokenizer, token: str | None) -> int | None:
 
 def add_tokens(tokenizer, tokens: Iterable[str]) -> int:
     """Adds special tokens after all others, in their order; returns how many were new."""
-    from transformers import AddedToken
-
-    return tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
+    return tokenizer.add_tokens(list(tokens), special_tokens=True)
 
 
 def num_token_rows(tokenizer) -> int:
     """Embedding rows that the tokenizer needs: one more than its largest id."""
-    return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def _text(text: str) -> str:

@@ -92,8 +92,7 @@ def read_shards(path: Path) -> Shards:
         if number != world_size:
             told = f"{path} was saved by {world_size} ranks but holds {number} *_{kind}_states.pt"
             raise CheckpointError(f"{told}; copy those of every node into one folder")
-    groups = states[0]["param_shapes"]
-    return Shards(path, files, states, optims, stage, world_size, [groups] if isinstance(groups, dict) else groups)
+    return Shards(path, files, states, optims, stage, world_size, states[0]["param_shapes"])
 
 
 @refusing

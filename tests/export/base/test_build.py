@@ -33,10 +33,7 @@ def test_files_tokens_and_config(toy_parts, toy_base):
     assert tokenizer.encode("a<img>b") == [*tokenizer.encode("a"), first, *tokenizer.encode("b")]
     stops = read_json(toy_base / "generation_config.json")["eos_token_id"]
     assert tokenizer.convert_ids_to_tokens(stops) == ["<|im_end|>", "<|endoftext|>", "<|im_start|>"]
-    assert (config["ps_version"], config["select_layer"], config["force_image_size"]) == ("v2", -1, 112)
-    assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
-    assert config["hidden_size"] == config["llm_config"]["hidden_size"] and "system_message" not in config
-    assert config["llm_config"]["use_cache"] is True
+    assert config["llm_config"]["tie_word_embeddings"] is False and config["llm_config"]["use_cache"] is True
     fields = {"hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "num_key_value_heads", "pad_token_id"}
     assert fields < config["llm_config"].keys()
 
@@ -68,7 +65,7 @@ def changed(directory, to, **tensors):
     return to
 
 
-def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypatch, refused):
+def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, toy_base, tmp_path, monkeypatch, refused):
     def offline(*args, **kwargs):
         raise ConnectionError("no route to the hub")
 
@@ -102,6 +99,7 @@ def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, tmp_path, monkeypa
         (odd, llm, {}, "must be three numbers"),
     ):
         refused(words, build_base, tower, language, tmp_path / "out", **options, error=ValueError)
+    refused("base exists already", build_base, vision, llm, toy_base)
     assert set(tmp_path.iterdir()) == before
 
 
@@ -114,15 +112,13 @@ def test_a_base_prompts_as_its_language_model_does(toy_parts, tmp_path):
     (llm / "tokenizer_config.json").write_text(text)
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes."}]
     (tmp_path / "data.jsonl").write_text(json.dumps({"conversations": turns}))
-    for number, (options, begins) in enumerate(
-        (
-            ({}, "<|im_start|>system\nYou are Q.<|im_end|>\n<|im_start|>user\nHi"),
-            ({"system": "Be brief."}, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi"),
-            ({"system": ""}, "<|im_start|>user\nHi"),
-            ({"template": "Hermes-2"}, f"<|im_start|>system\n{INTERNVL2_SYSTEM}<|im_end|><|im_start|>user\nHi"),
-        )
+    for options, begins in (
+        ({}, "<|im_start|>system\nYou are Q.<|im_end|>\n<|im_start|>user\nHi"),
+        ({"system": "Be brief."}, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi"),
+        ({"system": ""}, "<|im_start|>user\nHi"),
+        ({"template": "Hermes-2"}, f"<|im_start|>system\n{INTERNVL2_SYSTEM}<|im_end|><|im_start|>user\nHi"),
     ):
-        base, hf = tmp_path / f"base-{number}", tmp_path / f"hf-{number}"
+        base, hf = tmp_path / f"base-{options}", tmp_path / f"hf-{options}"
         summary = build_base(toy_parts[0], llm, base, dtype="float32", **options)
         convert(base, hf, format="hf")
         prompt = "".join(text for _, text in load_model(base, dtype=torch.float32).prompt_parts("Hi"))

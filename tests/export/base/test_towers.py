@@ -119,15 +119,7 @@ def test_other_forms_of_clip_and_siglip_give_the_same_base(toy_parts, tmp_path):
         assert files[0] == files[1] == files[2]
 
 
-def test_a_dinov2_keeps_positions_of_its_own_size_and_is_cut(tmp_path):
-    theirs = write(tmp_path, "Dinov2Model", **{**DINOV2, "image_size": 56})
-    found = read_vision(tmp_path, tile_size=56).tensors["vision_model.embeddings.position_embedding"]
-    assert torch.equal(found.read(), theirs.embeddings.position_embeddings)
-    part = read_vision(tmp_path, select_layer=-2)
-    assert part.config["num_hidden_layers"] == 2 and part.config["image_size"] == 448
-
-
-def test_refusals(toy_parts, tmp_path, refused):
+def test_sizes_and_refusals(toy_parts, tmp_path, refused):
     for name in ("odd", "registers"):
         write(tmp_path / name, "Dinov2Model", **DINOV2)
     write(tmp_path / "gated", "Dinov2Model", **DINOV2, use_swiglu_ffn=True)
@@ -137,7 +129,9 @@ def test_refusals(toy_parts, tmp_path, refused):
     (tmp_path / "empty/model.safetensors").write_bytes((toy_parts[1] / "model.safetensors").read_bytes())
     fields = read_json(tmp_path / "odd/config.json")
     write_json(tmp_path / "registers/config.json", {**fields, "model_type": "dinov2_with_registers"})
-    assert read_vision(tmp_path / "dinov3").config["image_size"] == 448
+    dinov2, dinov3 = read_vision(tmp_path / "odd", select_layer=-2), read_vision(tmp_path / "dinov3")
+    assert dinov2.config["num_hidden_layers"] == 2
+    assert dinov2.config["image_size"] == dinov3.config["image_size"] == 448
     for directory, options, words in (
         (tmp_path / "odd", {"tile_size": 70}, "tile_size = 70 must be a multiple of 28"),
         (tmp_path / "dinov3", {"tile_size": 80}, "tile_size = 80 must be a multiple of 32"),

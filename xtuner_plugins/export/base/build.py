@@ -225,7 +225,7 @@ def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
             told = f"{name} has {matrix.shape[0]} rows, fewer than the {num_old} tokens of the tokenizer"
             raise CheckpointError(f"{told}: it belongs to another model")
         old = matrix.rows(0, num_old)
-        total = sum(old.read(*span).double().sum(0, keepdim=True) for span in old.spans())
+        total = sum(old.read(*span).double().sum(0) for span in old.spans())
         new = MemoryTensor((total / num_old).to(matrix.dtype).expand(llm.num_new_tokens, -1))
         padding = [matrix.rows(used, num_rows)] if num_rows > used else []
         tensors[name] = Joined([old, new, *padding])
@@ -248,8 +248,7 @@ def make_config(
     named = {"template": conversation.name, "projector_type": projector_type, "select_layer": part.select_layer}
     fields = _llm_fields(part, llm, dtype)
     config = official.make_config(part.config, fields, dtype=dtype, max_tiles=most, **named)
-    config |= preprocessing.system_fields(conversation)
-    return official.write_config(config, llm.tokenizer, fields["vocab_size"])
+    return config | preprocessing.system_fields(conversation)
 
 
 def _llm_fields(part: towers.VisionPart, llm: LLMPart, dtype: str) -> dict:
@@ -259,12 +258,12 @@ def _llm_fields(part: towers.VisionPart, llm: LLMPart, dtype: str) -> dict:
     rows = tokenizer_files.num_token_rows(llm.tokenizer)
     if llm.family.keeps_padding:
         rows = max(rows, llm.tensors[EMBEDDING].shape[0])
-    dropped = ("auto_map", "_name_or_path", "transformers_version", "dtype")
+    dropped = ("transformers_version", "dtype")
     fixed = {"architectures": [llm.family.architecture], "vocab_size": rows, "torch_dtype": dtype}
     source = {key: value for key, value in llm.config.items() if key not in dropped} | fixed
     whole = InternVLChatConfig(vision_config=part.config, llm_config=source, torch_dtype=dtype)
     complete = whole.to_dict()["llm_config"]
     fields = {key: complete.get(key) for key in (*llm.family.fields, *source)} | fixed
-    for key in ("bos_token_id", "eos_token_id"):
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         fields[key] = getattr(llm.tokenizer, key) if fields.get(key) is None else fields[key]
     return {**fields, "model_type": llm.family.model_type, "use_cache": True}

@@ -164,6 +164,8 @@ def _read_dinov2(directory: Path, stored: Mapping, tile_size: int | None) -> tup
     """Fields of InternViT's config, and tensors by its names; arguments and errors as for `read_vision`."""
     from transformers import Dinov2Config
 
+    from ...hub.modeling_intern_vit import resized_positions  # takes in transformers
+
     config = Dinov2Config(**{name: value for name, value in stored.items() if name in Dinov2Config().to_dict()})
     if config.use_swiglu_ffn:
         raise CheckpointError(f"vision tower: {directory} has SwiGLU layers, unlike InternViT; take a smaller DINOv2")
@@ -172,28 +174,18 @@ def _read_dinov2(directory: Path, stored: Mapping, tile_size: int | None) -> tup
     held.pop("embeddings.mask_token", None)  # of its training; the final norm and a classifier stay behind, too
     tensors = _DINOV2.to_ours({name: held[name] for name in held if name.startswith(("embeddings.", "encoder."))})
     if _POSITIONS in tensors:
-        tensors[_POSITIONS] = MemoryTensor(_resized(tensors[_POSITIONS].read().float(), size // config.patch_size))
+        own, side = tensors[_POSITIONS].read().float(), size // config.patch_size
+        tensors[_POSITIONS] = MemoryTensor(resized_positions(own, side, side))
     fields = {
         "model_type": "intern_vit_6b",
         "intermediate_size": int(config.hidden_size * config.mlp_ratio),
         "image_size": size,
         "norm_type": "layer_norm",
         "qk_normalization": False,
-        "use_flash_attn": True,
     }
     same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size", "qkv_bias")
     fields |= {name: getattr(config, name) for name in (*same, "hidden_act", "layer_norm_eps", "initializer_range")}
     return fields, {PREFIX + name: tensor for name, tensor in tensors.items()}
-
-
-def _resized(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """Position embeddings ``[1, 1 + P, D]`` of ``side`` x ``side`` patches, as transformers makes them."""
-    own = int((positions.shape[1] - 1) ** 0.5)
-    if own == side:
-        return positions
-    grid = positions[:, 1:].unflatten(1, (own, own)).permute(0, 3, 1, 2)
-    grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)
 
 
 def _vision_config(family: EncoderFamily, fields: Mapping) -> dict:
@@ -223,9 +215,9 @@ def _num_used(config: Mapping) -> int:
 
 def is_unused(name: str, config: Mapping) -> bool:
     """Whether no feature depends on this tensor (official name): a layer after ``select_layer``, or the final norm."""
-    if encoder_family(config["vision_config"]).is_intern_vit or not name.startswith(PREFIX):
-        return False
-    return not {"post_layernorm", "norm"}.isdisjoint(name.split(".")) or _layer_of(name) >= _num_used(config)
+    is_other = name.startswith(PREFIX) and not encoder_family(config["vision_config"]).is_intern_vit
+    is_norm = not {"post_layernorm", "norm"}.isdisjoint(name.split("."))
+    return is_other and (is_norm or _layer_of(name) >= _num_used(config))
 
 
 def is_in_last_layers(name: str, config: Mapping, count: int) -> bool:

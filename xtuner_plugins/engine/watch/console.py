@@ -19,7 +19,7 @@ import warnings
 QUIET = ("mmengine", "xtuner", "deepspeed")
 SHOWN = "mmengine.hooks.logger_hook"
 # Warnings that no user can act on: about code of libraries, or about what this project sets on purpose.
-EXPECTED = re.compile("deprecated|untested optimizer|before `optimizer.step|Setting (OMP|MKL)_NUM_THREADS")
+EXPECTED = re.compile("deprecated|untested optimizer|Setting (OMP|MKL)_NUM_THREADS")
 # Loggers that would write to the terminal in a format of their own; the last one is Python's, of its warnings.
 OTHERS = ("DeepSpeed", "transformers", "py.warnings")
 STEP_LINE = re.compile(r"\bstep +(?P<step>\d+)/(?P<last>\d+)  .*?\bloss (?P<loss>\S+)")  # of hooks/step_line.py

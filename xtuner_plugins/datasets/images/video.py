@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -32,7 +33,7 @@ def pick_frames(total: int, num_frames: int) -> list[int]:
     """Indices of the frames taken from a video of `total` frames: the middles of equal stretches."""
     num_frames = min(total, num_frames)
     edges = [index * total // num_frames for index in range(num_frames + 1)]
-    return [(first + last) // 2 if last > first + 1 else first for first, last in zip(edges, edges[1:], strict=False)]
+    return [(first + last) // 2 for first, last in pairwise(edges)]
 
 
 def probe_video(path: MediaSource, num_frames: int) -> tuple[int, tuple[int, int]]:

@@ -1,13 +1,16 @@
 """Records of other trainers mean what the same conversation means in our form; marks of loss are obeyed or refused."""
 
 import copy
+import json
+import random
 
 import pytest
 
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.foreign import renamed
+from xtuner_plugins.datasets.records.json_index import parse_json
 from xtuner_plugins.datasets.records.records import parse_record
-from xtuner_plugins.errors import RecordError
+from xtuner_plugins.errors import DataError, RecordError
 
 OURS = {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
 TALK = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
@@ -50,6 +53,32 @@ def meaning(raw):
     """What is trained of a record, whose images have 640x480 pixels."""
     record = normalize_boxes(parse_record(raw, "f:1"), lambda place: (640, 480))
     return record.turns, record.system
+
+
+VALUES = [None, True, 0, -1, 1.5, 1e400, "", "x", [], {}, ["x"], {"a": 1}, [None], [[]], "human", "data:", "<image>"]
+VALUES += ["\ud800", "data:image/png;base64,AAAA", "data:image/png;base64,AAA"]
+
+
+def spoiled(value, rng):
+    """The value with a few places changed, left out or doubled."""
+    if rng.random() < 0.03:
+        return rng.choice(VALUES)
+    if isinstance(value, dict):
+        return {key if rng.random() > 0.01 else "image": spoiled(part, rng) for key, part in value.items()}
+    if isinstance(value, list):
+        return [spoiled(part, rng) for part in value for _ in range(rng.choice([0, 2] + [1] * 50))]
+    return value
+
+
+def test_a_form_with_wrong_values_gives_our_errors():
+    rng, wrong = random.Random(0), 0
+    for form in FORMS * 80:
+        try:
+            meaning(parse_json(json.dumps(spoiled({"images": ["a.png", "b.png"], **form}, rng)).encode(), "f:1"))
+        except DataError as error:
+            assert str(error).startswith("f:1: ") and error.reason and error.remedy, error
+            wrong += 1
+    assert 300 < wrong < 900  # of 1,040
 
 
 def test_each_form_gives_the_same_turns():

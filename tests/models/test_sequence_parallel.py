@@ -92,6 +92,18 @@ def test_loss_and_gradients_equal_one_process(name, toy_base, monkeypatch):
             assert (found[key] - value).abs().max() <= TOLERANCE * value.abs().max().clamp(min=1), (num_ranks, key)
 
 
+def test_transposed_tensors_are_exchanged_as_they_read(tmp_path):
+    """A result with the strides of a transposed tensor would hold the same numbers in another order."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parts = torch.arange(24.0).view(1, 4, 6).transpose(1, 2).requires_grad_()
+        found = sequence_parallel.exchange(parts, dist.group.WORLD)
+        (gradient,) = torch.autograd.grad((found.transpose(1, 2) * torch.arange(6.0)).sum(), parts)
+        assert torch.equal(found, parts) and torch.equal(gradient, torch.arange(6.0)[:, None].expand(6, 4)[None])
+    finally:
+        dist.destroy_process_group()
+
+
 def test_what_ranks_can_not_share_is_refused(monkeypatch):
     for heads, kv_heads, num_ranks, remedy in (
         *((28, 4, 4, ""), (14, 2, 2, ""), (24, 6, 4, ""), (16, None, 8, "")),

@@ -82,9 +82,8 @@ def training(
     extra: tuple[str, ...] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """Arguments and environment of a training on a global batch of 4."""
-    made = base_and_data(base, data)
     settings = {
-        **{key: f"[{value[0]}]" if isinstance(value, list) else value for key, value in made.items()},
+        **base_and_data(base, data),
         "train_dataloader.batch_size": 4 // processes,
         "train_dataloader.num_workers": 0,
         "default_hooks.logger.interval": 1,
@@ -136,7 +135,7 @@ def run_forked(arguments, env, work_dir, *, processes: int = 1, prepare: Callabl
     """
     command, ranks = training_processes(arguments, {"NPROC_PER_NODE": str(processes)}, None)
     work_dir.parent.mkdir(parents=True, exist_ok=True)
-    children, said = [], []
+    children = []
     for number, rank in enumerate(ranks):
         (log := Path(f"{work_dir}.rank{number}.log")).touch()
         arguments = ["train", *command[3:]], env | rank | {SHARE_CORES: "1"}, log, prepare

@@ -21,9 +21,9 @@ LEAF = "toy_finetune_lora"
 def test_the_processes_of_a_node():
     command, found = training_processes(["c.py"], TWO_NODES, None)
     assert command[1:] == ["-m", "xtuner_plugins.engine.launch.train_process", "c.py", "--launcher", "pytorch"]
-    assert [(each["RANK"], each["LOCAL_RANK"]) for each in found] == [("2", "0"), ("3", "1")]
-    places = {(each["WORLD_SIZE"], each["MASTER_ADDR"], each["MASTER_PORT"]) for each in found}
-    assert places == {("4", "10.0.0.1", "29500")}
+    shared = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    shared["OMP_NUM_THREADS"] = "1"
+    assert found == [{**shared, "RANK": str(2 + local), "LOCAL_RANK": str(local)} for local in range(2)]
     assert training_processes([], {}, None)[1] == [{}] and len(training_processes([], {}, "pytorch")[1][0]) > 1
     for option in ("slurm", "mpi"):  # which start their own processes
         assert training_processes([], {"NPROC_PER_NODE": "8"}, option)[1] == [{}]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine.check.text import check_base
+from ..engine.check.text import missing_base
 from ..errors import SettingError, one_line
 from ..processes import progress_bar, quiet_imports
 from ..settings import VALIDATION, ConfigError, find_config, import_types, parse_words, read_config, value_at
@@ -50,8 +50,9 @@ def _of_config(name: str, pairs: list[str], options: list[str]) -> list:
     settings = (config.get("train_dataloader") or {}).get("dataset")
     if settings is None:
         raise ConfigError(f"config {path!r} has no train_dataloader.dataset; name a training config")
-    if base := settings.get("base"):
-        check_base(base, path)  # before anything large is imported
+    base = settings.get("base")
+    if isinstance(base, str) and not Path(base).is_dir():  # known before anything large is imported
+        raise ConfigError(f"model.base={base!r}: no such directory; {missing_base(base, path)}")
     quiet_imports()
     import_types(config)
     from mmengine.registry import DATASETS

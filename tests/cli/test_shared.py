@@ -48,7 +48,7 @@ def test_a_model_is_opened_as_the_words_say(toy_base):
     """A wrong path, then an image that can't be read, is said before weights are read."""
     add_model(parser := make_parser("A tool."))
     add_answers(parser)
-    words = ["--device", "cpu", "--dtype", "bfloat16", "--max-tiles", "1"]
+    words = ["--device", "cpu", "--dtype", "bfloat16", "--max-tiles", "1", "--max-new-tokens", "1"]
     told = dict(model="m", checkpoint=None, template=None, device="auto", dtype="auto", max_tiles=None)
     assert vars(parser.parse_args(["m"])) == told | {"max_new_tokens": 512}
     add_model(optional := make_parser(""), optional=True)
@@ -57,7 +57,7 @@ def test_a_model_is_opened_as_the_words_say(toy_base):
     args = parser.parse_args([str(toy_base), *words])
     session = open_model(args)
     (tiles,) = session.tiles([Image.new("RGB", (700, 700))])
-    assert (len(tiles), session.model.dtype, args.max_new_tokens) == (1, torch.bfloat16, 512)
+    assert (len(tiles), session.model.dtype, args.max_new_tokens) == (1, torch.bfloat16, 1)
     with pytest.raises(CheckpointError, match="has one template of its own"):
         open_model(parser.parse_args([str(toy_base), "--template", "Hermes-2"]))
     with pytest.raises(CheckpointError, match="none"):

@@ -4,6 +4,7 @@ import contextlib
 import re
 import shutil
 import unicodedata
+from unittest import mock
 
 import pytest
 import tiktoken
@@ -14,6 +15,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 from tests.weights import language_models
 from tests.weights.language_models import ADVERSE, INTERNLM2_TOKENS, SPARE, random_texts, write_internlm2, write_qwen
 from xtuner_plugins.hub.constants import ADDED_TOKENS
+from xtuner_plugins.weights import fast_tokenizers
 from xtuner_plugins.weights.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 from xtuner_plugins.weights.tokenizer_files import load_tokenizer, save_tokenizer
@@ -125,11 +127,16 @@ def test_llama_without_tokenizer_json(tmp_path):
         assert tokenizer(text).input_ids == [1, *processor.encode(text)], text
 
 
-def test_tokenizer_json_counts_whatever_the_class(toy_base, tmp_path):
-    """Transformers 5 would take Qwen2's rules for spaces and normal forms."""
+def test_tokenizer_json_counts_whatever_the_class(toy_base, tmp_path, monkeypatch):
+    """Transformers 5 would take Qwen2's rules for spaces and normal forms; the file is compared with what it makes."""
     base, state = shutil.copytree(toy_base, tmp_path / "base"), read_json(toy_base / "tokenizer.json")
     write_json(base / "tokenizer.json", {**state, "normalizer": {"type": "Prepend", "prepend": " "}})
     save_tokenizer(load_tokenizer(base), base, {"template": "internvl2_5"})
     for tokenizer in (load_tokenizer(base), AutoTokenizer.from_pretrained(base, trust_remote_code=False)):
         plain, spaced = load_tokenizer(toy_base)(["two words", " two words"]).input_ids
         assert tokenizer("two words").input_ids == spaced != plain
+    made = load_tokenizer(toy_base)
+    for builds_anew, expected in ((True, spaced), (False, plain)):
+        monkeypatch.setattr(fast_tokenizers, "builds_tokenizers_anew", lambda answer=builds_anew: answer)
+        with mock.patch.object(AutoTokenizer, "from_pretrained", return_value=made):
+            assert load_tokenizer(base)("two words").input_ids == expected

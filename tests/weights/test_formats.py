@@ -43,9 +43,11 @@ def test_qwen_as_qwen2():
     """Its w2 is the gate; its config counts both halves of the MLP, and stores no rope_theta but a base."""
     gate = {"transformer.h.0.mlp.w2.weight": MemoryTensor(torch.ones(1))}
     assert list(QWEN2.to_ours(gate)) == ["model.layers.0.mlp.gate_proj.weight"]
-    config = languages.qwen_config({**QWEN, "vocab_size": 9})
-    expected = {"intermediate_size": 96, "rope_theta": 10000.0, "max_position_embeddings": 512}
-    assert config.items() >= {**expected, "num_key_value_heads": 4, "tie_word_embeddings": False}.items()
+    expected = dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_act="silu", vocab_size=9)
+    expected |= dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+    expected |= dict(num_key_value_heads=4, rms_norm_eps=1e-6, rope_theta=10000.0, max_position_embeddings=512)
+    expected |= dict(tie_word_embeddings=False, use_sliding_window=False, initializer_range=0.02)
+    assert languages.qwen_config({**QWEN, "vocab_size": 9}) == expected
 
 
 def test_names_in_memory():
@@ -94,6 +96,8 @@ def test_to_hf_and_back(toy_base, tmp_path):
         assert written["vision_config"].items() >= {"image_size": [112, 112], "patch_size": [14, 14]}.items()
         assert written.items() >= {"tie_word_embeddings": False, "vision_feature_layer": -1}.items()
         assert pixels.items() >= {"crop_to_patches": False, "min_patches": 1, "max_patches": 12}.items()
+        video = read_json(folder / "hf/video_preprocessor_config.json")
+        assert video["video_processor_type"] == "InternVLVideoProcessor" and video["size"] == pixels["size"]
         convert(folder / "hf", folder / "back", format="official")
         a, b = (load_file(each / "model.safetensors") for each in (base, folder / "back"))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)

@@ -64,8 +64,11 @@ def test_what_is_found_beside_a_directory(tmp_path, refused):
             (out / lost).unlink()
         staging.recover(out)
         assert (out / "weights").read_text() == expected and os.listdir(tmp_path) == ["out"]
+    write(hidden, "old")
+    with mock.patch("shutil.rmtree"):  # as after a kill while it is removed: no part of it loads
+        staging.recover(out)
+    assert os.listdir(hidden) == ["weights"]
     shutil.rmtree(out)
-    hidden.mkdir()
     staging.recover(out)
     assert os.listdir(tmp_path) == []
 

@@ -135,7 +135,7 @@ def test_ids_are_those_of_the_whole_prompt(any_tokenizer):
         assert trained[: len(asked)] == asked and sample.labels[len(asked)] == trained[len(asked)]
         assert (sample.labels[: len(asked)][-3:] == -100).all()  # the open turn is the prompt's
     text_tokens, supervised, *_ = count_pieces(pieces, ours).T.tolist()
-    assert text_tokens == [len(sample) - 10 * len(sample.spans) for sample in samples]
+    assert text_tokens == [len(sample.input_ids) - 10 * len(sample.spans) for sample in samples]
     assert supervised == [(sample.labels != -100).sum() for sample in samples]
 
 

@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from torch.utils.data import DataLoader, Dataset, dataloader
 
 from xtuner_plugins.datasets import PlanSampler, SettingError
 from xtuner_plugins.datasets.plan.plan import Plan
-from xtuner_plugins.engine.run.loops import PlanIterator, TrainingStopped, take_step
+from xtuner_plugins.engine.run.loops import PlanIterator, PlannedTrainLoop, TrainingStopped, take_step
+from xtuner_plugins.engine.run.schedulers import WarmupCosineLR
 from xtuner_plugins.settings import ConfigError, read_config
 
 from ..forked import base_and_data
@@ -79,6 +81,25 @@ def test_the_rest_of_the_data_is_planned_with_the_ranks_of_now():
         assert iterator.position() == place
 
 
+def test_a_run_that_goes_on_plans_the_rest():
+    """Three steps of two samples were made, and steps have one now; without a position, three of these."""
+    take(before := make(batch_size=2, size=12), 3)
+    for at, epochs, given, last in (
+        (before.position(), 1, None, 9),
+        (before.position(), 2, 5, 5),
+        (before.position(), None, None, 7),
+        (None, 1, None, 12),
+    ):
+        loop, schedule = object.__new__(PlannedTrainLoop), object.__new__(WarmupCosineLR)
+        own = {"dataloader_iterator": make(batch_size=1, size=12), "resume_at": at, "planned_epochs": epochs}
+        own |= {"_iter": 3, "_max_iters": 7, "_max_iters_given": given, "_runner": SimpleNamespace()}
+        own["_runner"].param_schedulers, schedule.end = [schedule], 7
+        vars(loop).update(own)
+        loop._go_on()
+        assert loop._max_iters == schedule.end == last
+        assert take(loop.dataloader_iterator, 1) == take(make(batch_size=1, size=12), 7 if at else 4)[-1:]
+
+
 def test_no_epoch_goes_on_with_other_data():
     """Record 3 was added, or the seed changed, after the checkpoint; at an epoch's start that is fine."""
     start = (before := make()).position()
@@ -144,4 +165,7 @@ def test_every_step_is_that_of_a_run(toy_base, data, leaf, monkeypatch):
         with pytest.raises(ConfigError, match=says):
             shown(cfg, number, seed=seed)
     cfg.strategy = {"config": {"gradient_accumulation_steps": 1}}  # as a run under DeepSpeed has written it
+    assert len(take_step(cfg, 1, 0, 1, 7)[1]) == 1
+    cfg.strategy = {}
+    del cfg.optim_wrapper.accumulative_counts
     assert len(take_step(cfg, 1, 0, 1, 7)[1]) == 1

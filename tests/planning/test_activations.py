@@ -43,6 +43,14 @@ def test_a_few_blocks_keep_what_the_plan_says():
         check(*case, tighter=1.2, accumulation=2, blocks=4)
 
 
+def test_features_of_a_shared_row_by_hand():
+    """What a rank sends and gets: 6 tiles of 4 ranks, of 256 tokens of 2048 numbers in 2 bytes."""
+    shape = shape_of(BASES["InternVL3_5-2B"].config)
+    for ranks, gathered in ((1, 0), (4, 2 * 6 * 4 * 256 * 2048 * 2)):
+        job = job_of({"model": {"sequence_parallel": ranks}}, shape, (BATCH,))
+        assert act.gathered_bytes(job, BATCH) == gathered
+
+
 @pytest.mark.slow
 def test_at_true_size():
     """Recomputing runs have a micro-batch before the one that is measured."""

@@ -124,8 +124,5 @@ def test_rows_and_packs_hold_their_samples_unchanged():
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in batch.items()}
         assert plain == {**expected, **rest, "dropped": [dropped]}
     bare = collate_packed(samples[1:2])
-    assert (
-        "loss_weights" not in bare
-        and bare["cu_seqlens"].tolist() == [0, 2]
-        and collate(samples[2:])["sources"] == [FILLER]
-    )
+    assert "loss_weights" not in bare and bare["cu_seqlens"].tolist() == [0, 2]
+    assert collate(samples[2:])["sources"] == [FILLER] and collate(samples[:2])["input_ids"][1].tolist() == [4, 5, 0]

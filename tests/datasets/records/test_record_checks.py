@@ -21,7 +21,7 @@ WARNED = [
     ("foreign_form", dict(question="What is <bbox> in KITTI's XML?")),
     ("foreign_form", dict(answer="Write <img>a.jpg</img>.")),
     ("foreign_form", dict(answer="<|box_start|>(1,2),(3,4)<|box_end|>")),
-    ("grounding", dict(answer="<box>[[0.1, 0.2, 0.3, 0.4]]</box>", boxes="normalized")),
+    ("grounding", dict(answer="<box>[[0.1, 0.2, 0.3, 1]]</box>", boxes="normalized")),
     *(("grounding", dict(answer=answer)) for answer in ("<box>a crate</box>", "<ref>it")),
     ("media_role", dict(question="<image>\nTag?", answer="Write <image> in RSS.", image="a.jpg")),
     ("unread_key:audio", dict(image="a.jpg", audio="a.wav")),

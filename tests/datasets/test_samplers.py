@@ -36,7 +36,7 @@ def test_every_sample_once_an_epoch_over_all_ranks_and_the_heaviest_first(planne
             for sampler in samplers:
                 sampler.seek(epoch)
             steps = [list(sampler) for sampler in samplers]
-            assert {len(part) for part in steps} == {samplers[0].num_steps(epoch)}
+            assert {len(part) for part in steps} == {len(samplers[0])} == {samplers[0].num_steps(epoch)}
             together = [flat([step]) for step in chain(*zip(*steps, strict=True))]
             loads = [(int(tokens[step].sum()), int(tiles[step].sum()) * packed) for step in together]
             if epoch == 0:  # as many as a group has begin the run, the longest at their head

@@ -68,7 +68,7 @@ def differences(name, taken_over, path):
     started = f"NPROC_PER_NODE=8 python tools/train.py {path} --deepspeed deepspeed_zero{3 - ('lora' in name)}"
     pairs["launch"] = (labels_of(path)["launch"], launch), (started, started)
     pairs["notes"] = [sum(word in note for note in notes) for word in NOTED], [1] * len(NOTED)
-    pairs["number of notes"] = len(notes), 7 + ("qlora" in name)  # it says quantization_vit=False
+    pairs["number of notes"] = len(notes), 7
     return {f"{name} {key}": pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 

@@ -148,7 +148,7 @@ def _plain(cfg: Mapping[str, Any], usual: Mapping[str, Any], notes: list[str]) -
             settings["model.dtype"] = value
         elif key == "train_dataloader.sampler.type" and str(value) == "DefaultSampler":
             settings["train_dataloader.sampler.group_by"] = None
-        elif value is not None and not _READ.fullmatch(key) and str(usual.get(key)) != str(value):
+        elif value is not None and not _READ.fullmatch(key) and str(usual.get(key) or None) != str(value or None):
             notes.append(f"{key}={_shortened(value)} is not carried over")
     return settings
 

@@ -33,9 +33,9 @@ def test_a_meta_file_is_the_four_settings(data_base, write, tmp_path, monkeypatc
     for name, value in {"image_folders": "images", "repeat_times": [2], "dataset_settings": [{}]}.items():
         with pytest.raises(SettingError, match=f"{name} is given for the meta file"):
             list_files(meta, **{name: value})
-    write(a={"repeat_time": 2, "max_dynamic_patch": 2, "root": "."}, b={"repeat_time": 0.5})
+    write(a={"repeat_time": 2, "max_dynamic_patch": 1, "root": "."}, b={"repeat_time": 0.5})
     monkeypatch.chdir(tmp_path)  # relative to the working directory, as in the official code
-    assert list_files("meta.json")[0] == ("a.jsonl", ".", 2, {"name": "a", "max_tiles": 2})
+    assert list_files("meta.json")[0] == ("a.jsonl", ".", 2, {"name": "a", "max_tiles": 1})
     assert len(MultimodalDataset(data_base, "meta.json")) == 10
 
 

@@ -163,7 +163,7 @@ def _near(images: np.ndarray) -> list[np.ndarray]:
     """Groups of images that look alike, without those that have the pixels of an earlier one."""
     first = _firsts(images["pixels"])
     looks, inverse = np.unique(images["look"][first], axis=0, return_inverse=True)
-    having = np.split(first[np.argsort(inverse, kind="stable")], np.cumsum(np.bincount(inverse))[:-1])  # images of each
+    having = np.split(first[np.argsort(inverse, kind="stable")], np.cumsum(np.bincount(inverse))[:-1])  # by look
     same = [rows for rows, look in zip(having, looks, strict=False) if len(rows) > 1 and _has_structure(look)]
     return same + [np.sort(np.concatenate([having[left], having[right]])) for left, right in near_pairs(looks)]
 

@@ -139,7 +139,7 @@ def _data(cfg: Mapping[str, Any], known: Any, notes: list[str]) -> dict[str, Any
 
 
 def _plain(cfg: Mapping[str, Any], usual: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Keys that mean the same here; a note for each that nothing reads."""
+    """Keys that mean the same here; a note for each that nothing reads, unless it is off, as if it were missing."""
     settings: dict[str, Any] = {"model.dtype": "auto", "model.freeze_projector": False}  # XTuner always trains it
     for key, value in cfg.items():
         if key in _SAME:

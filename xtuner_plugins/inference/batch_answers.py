@@ -20,7 +20,7 @@ from .questions import Lengths, Question, Unusable
 if TYPE_CHECKING:
     from .session import ChatSession
 
-ALIKE = math.log(1.25)  # lengths within this factor, 1.25, are about the same
+ALIKE = math.log(1.25)  # lengths of at most this ratio are about the same
 Answered = tuple[Question, "str | Unusable"]
 
 

@@ -114,8 +114,8 @@ def exchange(parts: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
 
     The gradients are exchanged likewise.
     """
-    parts = parts.contiguous()  # also the result: other strides would mix the data in silence
-    return all_to_all_single(torch.empty_like(parts), parts, group=group)
+    # Not `empty_like`: for a transposed tensor it keeps the strides, which would mix the data in silence.
+    return all_to_all_single(parts.new_empty(parts.shape), parts.contiguous(), group=group)
 
 
 def gather(part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

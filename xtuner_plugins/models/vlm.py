@@ -276,7 +276,8 @@ class VisionLanguageModel(BaseModel):
         """
         embeds = self.model.get_input_embeddings()(row.input_ids)
         features = self.model.project(patches)  # [T, N, D]
-        if not (row.share.num_tiles if row.share else len(row.image_positions)):  # on no rank that holds a part
+        has_images = row.share.num_tiles if row.share else len(row.image_positions)  # those of all ranks that share it
+        if not has_images:
             return embeds + features.sum().to(embeds.dtype) * 0.0
         return placed(embeds, row.image_positions, gather_features(features, row))
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from ..stack import separate_experts
 from . import model_view
-from .errors import from_outside
 from .lazy import LazyTensor, cast
 from .reading import CheckpointError, read_json
 from .tokenizer_files import load_tokenizer  # noqa: F401  found here, too, beside `load_model`
@@ -24,8 +23,10 @@ def config_from_fields(fields: Mapping, where: str | Path):
     """The hub's config of official fields; ``CheckpointError``, with ``where`` in it, for fields that are refused."""
     from ..hub.configuration_internvl_chat import InternVLChatConfig
 
-    with from_outside(f"{where}/config.json"):
+    try:
         return InternVLChatConfig(**{k: v for k, v in fields.items() if k not in ("auto_map", "model_type")})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}/config.json: {error}") from None
 
 
 def empty_model(config) -> nn.Module:
@@ -42,9 +43,14 @@ def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -
     """An empty hub model of a ``config`` in official fields, whose tensors have the names and shapes of these.
 
     Raises:
-        CheckpointError: what is missing, unexpected or of another shape, after the name of the tensors, ``what``.
+        CheckpointError: what is missing, unexpected or of another shape, after the name of the tensors, ``what``; or
+            fields that no such model has.
     """
-    model = empty_model(config_from_fields(config, what))
+    made = config_from_fields(config, what)
+    try:
+        model = empty_model(made)
+    except ValueError as error:
+        raise CheckpointError(f"{what}: {error}") from None
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     held = {name: tensor.shape for name, tensor in tensors.items()}
     both = sorted(name for name in own.keys() & held.keys() if own[name] != held[name])

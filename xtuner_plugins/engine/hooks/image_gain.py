@@ -111,7 +111,7 @@ class ImageGainHook(Hook):
         runner.logger.info(f"images after step {step:,}: {self._last}")
         if is_main_process() and self._last.low <= 0 and step >= WHEN[0] * runner.max_iters:
             runner.logger.warning(
-                f"After {step:,} steps the model has not learned to look: its answers are as likely with other images. "
+                f"After step {step:,} the model has not learned to look: its answers are as likely with other images. "
                 "If this stays, check that answers need their images (xtp check CONFIG --step 1); where the norm of "
                 "image tokens is far above that of words, lower projector_lr"
             )

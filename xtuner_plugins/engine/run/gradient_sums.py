@@ -66,4 +66,4 @@ def _add_to_master_gradient(optimizer: Any, parameter: torch.nn.Parameter) -> No
     if optimizer.is_gradient_accumulation_boundary:
         optimizer.norm_for_param_grads[number] = summed.double().norm(2)
         optimizer.update_offload_overflow_tracker(summed)
-        optimizer.clear_grad_attribute(parameter)  # now, not at the end of the backward pass
+        optimizer.clear_grad_attribute(parameter)  # frees it now, not at the end of the backward pass

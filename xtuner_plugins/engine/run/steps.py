@@ -202,8 +202,8 @@ class _PlainDriver:
                 torch.nn.utils.clip_grads_with_norm_(trained, clip["max_norm"], norm)
             elif clip:
                 wrapper.clip_func(trained, **clip)
-            wrapper.clip_grad_kwargs = None
-            wrapper.step()  # not the optimizer's own: schedulers count the wrapper's
+            wrapper.clip_grad_kwargs = None  # they are clipped
+            wrapper.step()  # schedulers count the steps of the wrapper, not of its optimizer
             wrapper.clip_grad_kwargs = clip
         if scaler is not None:
             scaler.update()

@@ -164,7 +164,7 @@ def _read_dinov2(directory: Path, stored: Mapping, tile_size: int | None) -> tup
     """Fields of InternViT's config, and tensors by its names; arguments and errors as for `read_vision`."""
     from transformers import Dinov2Config
 
-    from ...hub.modeling_intern_vit import resized_positions  # takes in transformers
+    from ...hub.modeling_intern_vit import resized_positions  # imports transformers
 
     config = Dinov2Config(**{name: value for name, value in stored.items() if name in Dinov2Config().to_dict()})
     if config.use_swiglu_ffn:

@@ -88,13 +88,21 @@ def resolve_type(value: Any) -> Any:
 
 
 def _parts(cfg: Config, key: str) -> list[tuple[str, dict]]:
-    """(key path, settings) of what stands under a key: one part, several by name, or a list of them."""
+    """(key path, settings) of what stands under a key: one part, several by name, or a list of them.
+
+    Raises:
+        ConfigError: A part without a type.
+    """
     settings = cfg.get(key) or {}
     if "type" in settings:
         return [(key, dict(settings))]
     named = isinstance(settings, Mapping)
     pairs = settings.items() if named else enumerate(settings)
-    return [(f"{key}.{name}" if named else f"{key}[{name}]", dict(part)) for name, part in pairs if part]
+    found = [(f"{key}.{name}" if named else f"{key}[{name}]", part) for name, part in pairs if part]
+    for key_path, part in found:
+        if not isinstance(part, Mapping) or "type" not in part:
+            raise ConfigError(f"{key_path}={part!r} has no type; give it one")
+    return [(key_path, dict(part)) for key_path, part in found]
 
 
 def _build_optimizer(settings: Mapping[str, Any]) -> Any:

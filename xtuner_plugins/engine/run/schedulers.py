@@ -68,7 +68,7 @@ def count_steps(schedulers: Any) -> Any:
     """
     if isinstance(schedulers, (list, tuple)):
         return [count_steps(item) for item in schedulers]
-    if not isinstance(schedulers, dict):
+    if not isinstance(schedulers, dict) or "type" not in schedulers:
         return schedulers
     kind, own = schedulers["type"], WarmupCosineLR.__name__
     if kind is WarmupCosineLR or (isinstance(kind, str) and kind.rpartition(".")[2] == own):  # a dump has its path

@@ -65,7 +65,7 @@ def test_a_refusal_names_the_key_of_the_part(load, tmp_path):
         ("optim_wrapper.paramwise_cfg.loraplus_lr_ratio", 0, "optim_wrapper.paramwise_cfg: loraplus_lr_ratio=0"),
         ("param_scheduler", [{"type": "WarmupCosineLR", "warmup_ratio": -1}], "param_scheduler[0]: warmup_ratio=-1"),
         ("param_scheduler", [0.1], "param_scheduler[0]=0.1 has no type; give it one"),
-        ("custom_hooks", [{"interval": 3}], "custom_hooks[0]={'interval': 3} has no type; give it one"),
+        ("custom_hooks", [{"interval": 3}], "custom_hooks[0]={{'interval': 3}} has no type; give it one"),
         ("model.freeze_llm", False, "model: llm_lora is set, so set freeze_llm=True"),
         (f"{LLM_LORA}.type", "LoraKonfig", f"{LLM_LORA}.type='LoraKonfig' is not a known class"),
         (LLM_LORA, {"type": "LoraConfig", "rank": 4}, f"{LLM_LORA}.rank: LoraConfig has no setting 'rank'"),

@@ -80,13 +80,8 @@ def test_the_page_is_whole_and_its_numbers_are_those_of_the_data(write, six_reco
         assert sorted(parsed.images) == ["a.png 100×90", "b.png 360×120", *tiles]
         assert ("data · 110 tokens词元, 5 learned参与学习 · 5 tiles图块\n" in parsed.cards[5]) == has_tokens
     path, counts = f"{tmp_path}/data.jsonl", {"image_missing": 1, "no_conversations": 1}
-    small = {
-        "kind": "upscaled",
-        "count": 2,
-        "total": 2,
-        "where": {"data": 2},
-        "examples": [[f"{path}:1"], [f"{path}:3"]],
-    }
+    small = {"kind": "upscaled", "count": 2, "total": 2, "where": {"data": 2}}
+    small["examples"] = [[f"{path}:1"], [f"{path}:3"]]
     share = {"name": "data", "repeat": 1, "records": 6, "unusable": 2, "images": 4, "samples": 4, "samples_share": 1}
     file = {"file": path, "num_records": 6, "unusable": counts, "warnings": {}}
     assert numbers == {"files": [file], "findings": [small], "shares": [share], "what_if": []}

@@ -31,14 +31,8 @@ def test_one_line_one_error_and_an_entry_each(dataset):
         "data: 4 of 20 samples will train; left out: 10 no_conversations, 2 rejected, 2 image_missing, 1 too_long, "
         "1 empty_answer; of those that train, 1 with their end cut off to fit it"
     )
-    first = {
-        "name": "first",
-        "samples": 4,
-        "seen": 2,
-        "tokens": 89,
-        "tiles": 0,
-        "supervised": 78,
-    }  # 28 and 150, 6 and 150
+    # Its two samples have 28 and 150 tokens, and learn 6 and 150.
+    first = {"name": "first", "samples": 4, "seen": 2, "tokens": 89, "tiles": 0, "supervised": 78}
     second = {"name": "second", "samples": 16, "seen": 2, "tokens": 30, "tiles": 0, "supervised": 6}
     assert file_figures(dataset) == [first, second]
     entries = left_out(dataset, fates)

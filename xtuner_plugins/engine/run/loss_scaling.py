@@ -39,10 +39,6 @@ class LossScalingOptimWrapper(OptimWrapper):
         """Differentiates the scaled loss."""
         super().backward(self.loss_scaler.scale(loss), **kwargs)
 
-    def step(self, **kwargs) -> None:
-        """A step of the optimizer with gradients that are unscaled by now."""
-        self.loss_scaler.step(self.optimizer, **kwargs)
-
     def state_dict(self) -> dict:
         """The optimizer's state, and the scaler's under ``loss_scaler``."""
         return {**super().state_dict(), "loss_scaler": self.loss_scaler.state_dict()}

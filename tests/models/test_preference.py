@@ -87,7 +87,7 @@ def test_losses_gradients_and_figures_are_those_of_two_rows_beside_the_base_as_i
         modes, before = [module.training for module in model.train().modules()], dict(model.named_parameters())
         first = figures(model, run(model, samples))
         assert tiles == [3] and read == [(sum(len(sample["labels"]) for sample in samples), each) for each in (0, 1)]
-        assert abs(first["loss_dpo"] - 3 * 0.6931472) < 1e-5 and abs(first["reward_chosen"]) < 1e-6 > first["kl"]
+        assert abs(first["loss_dpo"] - 3 * 0.6931472) < 3e-6 and abs(first["reward_chosen"]) < 1e-6 > first["kl"]
         assert first["accuracy"] == 0  # no answer is above the other
         for parameter in trained.values():
             parameter.data += torch.randn(parameter.shape) * 0.02
@@ -99,7 +99,8 @@ def test_losses_gradients_and_figures_are_those_of_two_rows_beside_the_base_as_i
         assert_close(found["metrics"], sums, atol=1e-4, rtol=1e-5)
         total = (losses * weights).sum() / 5
         ours, theirs = (torch.autograd.grad(loss, trained.values()) for loss in (found["loss"], total))
-        assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+        ours, theirs = (torch.cat([each.flatten() for each in part]).double() for part in (ours, theirs))
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
         batch = model.data_preprocessor(collate_pairs(samples))
         expected = model.reference_log_probs(batch["row"], batch["pixel_values"])
         once = model(batch["row"]._replace(reference=expected), batch["pixel_values"])["metrics"]

@@ -72,9 +72,11 @@ def test_every_kind_is_nearly_the_same_and_refused_alike(tmp_path):
     for rule in (DynamicTiling(max_tiles=6, tile_size=112), DynamicTiling(max_tiles=2, tile_size=42)):
         share, refused = compare(sorted(tmp_path.iterdir()), rule)
         assert 0 < share < 0.01 and refused == {f"{name}.tiff" for name in NUMBERS} | {"cut.jpg"}
-    plain = {name: decode_plain(tmp_path / name) for name in (*PLAIN, "L.jpg", "L.png", "rgb16.png")}
+    names = (*PLAIN, "L.jpg", "L.png", "rgb16.png")
+    plain = {name: decode_plain(tmp_path / name, Image.open(tmp_path / name)) for name in names}
     assert [name for name, pixels in plain.items() if pixels is None] == ["rgb16.png"]
-    assert len(plain["rgb.png"]) == 3 and len(plain["L.jpg"]) == 1
+    for name in ("rgb.png", "L.jpg", "L.png"):
+        assert np.array_equal(plain[name].permute(1, 2, 0).squeeze(), Image.open(tmp_path / name)), name
 
 
 def test_turned_photographs(tmp_path):
@@ -90,7 +92,7 @@ def test_turned_photographs(tmp_path):
 
 def test_auto_is_exact_where_nothing_is_resized_or_the_processor_is_slow(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(tiles, "decode_plain", lambda source: asked.append(source))
+    monkeypatch.setattr(tiles, "decode_plain", lambda source, header: asked.append(source))
     for capability, fast in (("AVX2", ["other.png"]), ("DEFAULT", [])):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda own=capability: own)
         for name, size in (("whole.png", (112, 112)), ("other.png", (113, 112))):

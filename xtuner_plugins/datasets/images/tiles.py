@@ -3,17 +3,19 @@
 | value | decoding and resizing | pixels |
 |---|---|---|
 | False | Pillow | equal to the published algorithm |
-| True | torchvision decodes plain JPEG and PNG, and resizes all as uint8 | few are one level off, rarely two |
+| True | torchvision decodes plain JPEG, kornia-rs plain PNG; resized as uint8 | few are one level off, rarely two |
 | "auto" | as True, but as False where that is as fast: nothing to resize, or a processor without AVX2 | as either |
 
 Training tiles may get JPEG artifacts, as `data_augment` of the official recipe adds them.
 """
 
-import os
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ...errors import SettingError
 from .media import SWAPS_SIDES, Blob, MediaSource, load_image, open_image, orientation, upright_size
@@ -41,50 +43,59 @@ def open_tiles(source: MediaSource, rule: DynamicTiling, fast: bool | str = Fals
     grid = rule.grid(*size)
     if fast == "auto" and (size == (rule.tile_size,) * 2 or not torch.backends.cpu.get_cpu_capability()[:3] == "AVX"):
         return rule(load_image(source))
-    pixels = decode_plain(source) if is_plain else None
+    pixels = decode_plain(source, image) if is_plain else None
     if pixels is None:
         pixels, turn = torch.from_numpy(np.array(load_image(source))).permute(2, 0, 1), 1
     return _cut(pixels, turn, grid, rule.tile_size)
 
 
-def decode_plain(source: MediaSource) -> torch.Tensor | None:
-    """An image as torchvision decodes it, not turned: uint8 `[1 or 3, H, W]`; None where Pillow has to.
+def decode_plain(source: MediaSource, header: Image.Image) -> torch.Tensor | None:
+    """A JPEG or PNG of `header`, not turned, with Pillow's pixels: uint8 `[1 or 3, H, W]`; None where Pillow has to.
 
-    Both decode with libjpeg-turbo to the same bytes. Of a PNG with 16 bits per channel Pillow says "RGB", too, but
-    torchvision decodes it to uint16.
+    Pillow decodes some files that these libraries don't, and its errors are clearer. Of a PNG with 16 bits per channel
+    it says "RGB", too.
     """
-    from torchvision.io import ImageReadMode, decode_image, read_file
+    data = source.data if isinstance(source, Blob) else Path(source).read_bytes()
+    if header.format == "PNG":
+        from kornia_rs.io import decode_image_png_u8
 
-    if isinstance(source, Blob):
-        data = torch.frombuffer(bytearray(source.data), dtype=torch.uint8)  # a copy: tensors are writable, bytes aren't
-    else:
-        data = read_file(os.fspath(source))
+        mode = {"RGB": "rgb", "L": "mono"}[header.mode]
+        try:
+            return torch.from_numpy(decode_image_png_u8(data, header.size[::-1], mode)).permute(2, 0, 1)
+        except Exception:  # the only type that it raises
+            return None
+    from torchvision.io import ImageReadMode, decode_image
+
     try:
-        pixels = decode_image(data, ImageReadMode.UNCHANGED)
-    except RuntimeError:  # Pillow decodes some files that torchvision doesn't, and its errors are clearer
+        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    except RuntimeError:
         return None
-    return pixels if pixels.dtype == torch.uint8 and len(pixels) in (1, 3) else None
 
 
 def _cut(pixels: torch.Tensor, turn: int, grid: Grid, size: int) -> torch.Tensor:
     columns, rows, thumbnail = grid
     out = torch.empty(grid.num_tiles, 3, size, size, dtype=torch.uint8)
-    whole = _resize_upright(pixels, rows * size, columns * size, turn)
+    resize = partial(_resize_upright, pixels, turn)
+    if len(pixels) == 1 and turn not in SWAPS_SIDES and size % LANES == 0:
+        resize = partial(_resize_gray, _in_lanes(pixels), pixels.shape[1])
+
+    def upright(height: int, width: int) -> torch.Tensor:
+        small = resize(height, width)
+        return small.flip(FLIPS[turn]) if turn in FLIPS else small
+
     out[: columns * rows].view(rows, columns, 3, size, size).copy_(
-        whole.reshape(-1, rows, size, columns, size).permute(1, 3, 0, 2, 4)
+        upright(rows * size, columns * size).reshape(-1, rows, size, columns, size).permute(1, 3, 0, 2, 4)
     )
     if thumbnail:
-        out[-1] = _resize_upright(pixels, size, size, turn)
+        out[-1] = upright(size, size)
     return out
 
 
-def _resize_upright(pixels: torch.Tensor, height: int, width: int, turn: int) -> torch.Tensor:
-    """The upright image of this size; it is turned after it has become small."""
+def _resize_upright(pixels: torch.Tensor, turn: int, height: int, width: int) -> torch.Tensor:
+    """The image of this size, its sides as those of the upright one; flips come after it has become small."""
     if turn in SWAPS_SIDES:  # the pass that Pillow runs first, over the upright image's rows, is over columns here
-        pixels = _resize(_resize(pixels, width, pixels.shape[2]), width, height).transpose(1, 2)
-    else:
-        pixels = (_resize_gray if len(pixels) == 1 and width % LANES == 0 else _resize)(pixels, height, width)
-    return pixels.flip(FLIPS[turn]) if turn in FLIPS else pixels
+        return _resize(_resize(pixels, width, pixels.shape[2]), width, height).transpose(1, 2)
+    return _resize(pixels, height, width)
 
 
 def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -94,11 +105,15 @@ def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return transforms.resize(pixels, [height, width], transforms.InterpolationMode.BICUBIC, antialias=True)
 
 
-def _resize_gray(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """As `_resize` of one channel, in half the time: quarters of its rows, then of its columns, stand for channels."""
-    _, old, across = pixels.shape
-    rows = torch.nn.functional.pad(pixels, (0, 0, 0, -old % LANES)).view(LANES, -1, across)
-    rows = _resize(rows, rows.shape[1], width).reshape(-1, width)[:old]
+def _in_lanes(pixels: torch.Tensor) -> torch.Tensor:
+    """Quarters of a gray image's rows as channels, which lie side by side in memory: `[LANES, H / LANES, W]`."""
+    rows = torch.nn.functional.pad(pixels, (0, 0, 0, -pixels.shape[1] % LANES)).view(LANES, -1, pixels.shape[2])
+    return torch.stack(rows.unbind(), -1).permute(2, 0, 1)
+
+
+def _resize_gray(lanes: torch.Tensor, old: int, height: int, width: int) -> torch.Tensor:
+    """As `_resize` of one channel with `old` rows, in half the time; then quarters of its columns are channels."""
+    rows = _resize(lanes, lanes.shape[1], width).reshape(-1, width)[:old]
     found = _resize(rows.view(old, -1, LANES).permute(2, 0, 1), height, width // LANES)
     return found.permute(1, 2, 0).reshape(1, height, width)
 

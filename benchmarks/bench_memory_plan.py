@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 from benchmarks.fake_gpu import LiveBytes, fake_gpu, run_backward  # noqa: E402
 from benchmarks.random_model import build_random, config_of  # noqa: E402
 from xtuner_plugins.engine.run.runtime import _build_no_cpu_op  # noqa: E402
-from xtuner_plugins.families import families_of  # noqa: E402
+from xtuner_plugins.families import families_of, llm_family  # noqa: E402
 from xtuner_plugins.models import attention  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
 from xtuner_plugins.planning import activations as act  # noqa: E402
@@ -208,8 +208,8 @@ def compare(
 
 def small_job(strategy: Strategy) -> Job:
     """Square layers without activations: a frozen encoder, a projector and an LLM that train."""
-    square = Linear("q_proj", WIDTH, WIDTH)
-    stack = Stack("qwen2", "layers", WIDTH, 0, LAYERS, 0, 0, 0, (square,), 0, 0, True, False)
+    square, row = Linear("q_proj", WIDTH, WIDTH), llm_family({"model_type": "qwen2"})
+    stack = Stack(row, "layers", WIDTH, 0, LAYERS, 0, 0, 0, (square,), 0, 0, True, False)
     shape = Shape(replace(stack, layers=LAYERS // 4), stack, LAYERS // 4, 0, 0, 0, 0, 0, WIDTH, False)
     job = Job(shape, frozenset({"projector", "llm"}), (Batch(0, 0, 0),), accumulation=2)
     return replace(job, half=strategy.stage is not None)

@@ -20,6 +20,11 @@ MEMORIES, SIZES = (12, 16, 24, 80), ("1B", "2B", "4B", "8B", "30B-A3B")
 STEPS = {"finetune_full": 128, "finetune_lora": 16, "finetune_qlora": 16}
 
 
+# GiB and dense half-precision TFLOPS with float32 sums, from the data sheets.
+SHEETS = """H200 140 989|H100 80 989|H20 96 148|A100 80 312|A100-40 40 312|L40S 48 362|A6000 48 155|5090 32 209
+4090 24 165|3090 24 71|A10 24 125|L4 24 121|4060Ti-16 16 44|T4 16 65"""
+
+
 def base_of(size):
     return {"model.base": f"models/InternVL3_5-{size}"}
 
@@ -83,7 +88,15 @@ def test_what_is_given_stays_and_the_rest_is_chosen_around_it():
             choose(recipe, settings, find_gpu(gpu))
 
 
+def test_a_machine_has_workers_for_its_cores(monkeypatch):
+    for cores, workers in ((1, 1), (4, 3), (64, 8)):
+        monkeypatch.setattr("xtuner_plugins.planning.choose.num_cores", lambda own=cores: own)
+        assert named(choose("finetune_lora", base_of("1B"), GPUS["H100"]), "num_workers") == (workers,)
+
+
 def test_words_that_name_a_gpu(monkeypatch):
+    cards = {name: (int(memory), int(peak)) for name, memory, peak in map(str.split, re.split(r"[|\n]", SHEETS))}
+    assert {name: (gpu.memory, gpu.teraflops) for name, gpu in GPUS.items()} == cards
     slowest = replace(GPUS["3090"], name="24 GB, as 3090")
     assert [find_gpu(words) for words in ("4060ti-16", "24GB", "24 gib")] == [GPUS["4060Ti-16"], slowest, slowest]
     assert find_gpu("12gb") == GPU("12 GB", 12, 0)  # no card has so many

@@ -22,6 +22,7 @@ def test_live_engines_hold_what_the_plan_says(name):
 
 def test_parts_add_up_and_the_largest_batch_counts(warm_up):
     plan, trained = plan_memory(warm_up, plain(1)), warm_up.trained
+    assert plan == plan_memory(replace(warm_up, accumulation=1, pairs=False), plain(1))
     assert plan.total == sum(plan.parts.values()) and plan.fits(plan.total) and not plan.fits(plan.total - 1)
     most = max(plan.moments.values())
     held = {"frozen weights": 2 * warm_up.frozen, "trained weights": 4 * trained, "optimizer": 8 * trained}
@@ -78,6 +79,7 @@ def test_offloading_moves_states_and_inputs_to_the_host(warm_up):
     trained, weights = warm_up.trained, warm_up.shape.parameters
     assert [plan.host for plan in plans] == [0, 8 * trained, 8 * trained + weights]
     assert plans[0].parts["optimizer"] > 0 == plans[1].parts["optimizer"] == plans[2].parts["frozen weights"]
+    assert plans[1].moments["step"] == sum(plans[1].parts[f"{each} weights"] for each in ("frozen", "trained"))
     on_gpu, on_host = (plan_memory(replace(warm_up, on_host=each), plain(1)) for each in (False, True))
     assert on_gpu.moments["loss"] - on_host.moments["loss"] == 10 * 16 * 2
     assert on_gpu.host == 0 and on_host.host == act.llm_kept_bytes(warm_up, warm_up.batches[0])

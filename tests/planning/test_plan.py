@@ -145,6 +145,9 @@ DDP                             60.0       3.0  does not fit
 
 def test_steps_time_and_words_of_the_report():
     run = planned("finetune_full")
+    least = {"train_dataloader.batch_size": 1, "optim_wrapper.accumulative_counts": 1}
+    least = read_config("finetune_full", least)._to_lazy_dict()
+    assert plan.plan_config(least, plain(1)).samples_per_step == 1
     assert run.samples_per_step == 128 and run.steps == 5196  # 665,000 / 128, rounded up
     assert run.seconds(100, 0.4) == pytest.approx(5196 * 128 * run.work.total / (8 * 4e13))
     assert plan.plan_config(settings_of("finetune_packed") | {"train_cfg": {"max_iters": 7}}, plain(1)).steps == 7

@@ -1,5 +1,7 @@
 """Flash in training: rows with compressed tiles, the divergence by hand, labels, and what gets a gradient."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,8 @@ import torch.nn.functional as F
 from xtuner_plugins.datasets import collate, collate_packed
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.models import FlashConsistencyModel, FlashRouterModel
-from xtuner_plugins.models.flash import draw_tiles
+from xtuner_plugins.models.attention import Segments
+from xtuner_plugins.models.flash import _tiles_of, draw_tiles
 
 from .batches import STARTED, build, figures, make_samples
 
@@ -74,6 +77,12 @@ def test_the_loss_is_the_mean_divergence_from_the_reference_by_hand(base, monkey
     expected = sum(weight * each.mean() for weight, each in zip(weights, kl, strict=True)) / weights.sum()
     apart = sum(run(model, [sample], mean_weight=weights.sum())["loss"] for sample in weighted)
     assert abs(run(model, weighted)["loss"] - expected) < 1e-6 and abs(apart - expected) < 1e-6
+
+
+def test_tiles_belong_to_the_sample_in_which_they_stand():
+    """One that begins with its image, too."""
+    row = SimpleNamespace(image_positions=torch.tensor([1, 2, 5, 6, 7, 8]), segments=Segments((0, 5, 9), None))
+    assert [each.tolist() for each in _tiles_of(row, 2)] == [[0, 1, 1], [0, 0, 1]]
 
 
 @torch.no_grad()

@@ -194,7 +194,7 @@ class FlashConsistencyModel(FlashModel):
     def __init__(self, base: str, **settings: Any):
         super().__init__(base, **settings)
         others = nn.ModuleList([self.model.vision_model, self.model.mlp1, self.model.language_model])
-        self._reference = Reference(others, self.dtype)
+        self._reference = Reference(others, self.dtype, is_precomputed=False)
 
     def _compute(self, row, pixel_values, mean_weight, shorter):
         """As `VisionLanguageModel._compute`; ``shorter`` is one row, of the model that trains."""

@@ -46,7 +46,7 @@ class Reference:
         ValueError: Under ZeRO-3 parameters outside of adapters train, and nothing is precomputed.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, *, is_precomputed: bool = False):
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, is_precomputed: bool):
         self._modules = list(model.modules())
         self._adapters = [each for each in self._modules if isinstance(each, BaseTunerLayer | AuxiliaryTrainingWrapper)]
         adapted = {id(parameter) for module in self._adapters for parameter in module.parameters()}

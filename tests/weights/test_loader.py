@@ -50,6 +50,7 @@ def test_what_does_not_fit(toy_parts, toy_base, tmp_path, refused):
         ("unmerged", unmerged, {}),
         ("nan", {down: held[down] * torch.nan}, {}),
         ("wrapped", {}, {"use_llm_lora": 16}),
+        ("deep", {}, {"select_layer": -9}),
     ):
         shutil.copytree(toy_base, tmp_path / name)
         kept = {name: tensor for name, tensor in {**held, **tensors}.items() if tensor is not None}
@@ -61,6 +62,7 @@ def test_what_does_not_fit(toy_parts, toy_base, tmp_path, refused):
         (load_model, "unmerged", "5 unexpected: .*layers.3.x.lora_A.weight; these are unmerged adapters"),
         (load_model, "nan", f"{down} holds NaN or infinity as torch.float32; take other weights"),
         (load_model, "wrapped", "wrapped: config.json names unmerged adapters .*merge them first"),
+        (load_model, "deep", r"deep: select_layer = -9, but the encoder has \d layers"),
         (load_model, toy_parts[1], "not an official InternVL directory.*build_base_model"),
         (read_config, "nowhere", "does not exist"),
         (read_config, ".", "has no config.json"),

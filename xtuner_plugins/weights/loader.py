@@ -46,10 +46,13 @@ def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -
         CheckpointError: what is missing, unexpected or of another shape, after the name of the tensors, ``what``; or
             fields that no such model has.
     """
+    from ..hub.modeling_intern_vit import num_used_layers
+
     made = config_from_fields(config, what)
     try:
         model = empty_model(made)
-    except ValueError as error:
+        num_used_layers(made.select_layer, made.vision_config.num_hidden_layers)
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{what}: {error}") from None
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     held = {name: tensor.shape for name, tensor in tensors.items()}

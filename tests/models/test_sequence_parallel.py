@@ -113,8 +113,7 @@ def test_what_ranks_can_not_share_is_refused(monkeypatch):
             check_heads({"num_attention_heads": heads, "num_key_value_heads": kv_heads}, num_ranks)
     monkeypatch.setattr(sequence_parallel, "size_of", lambda group: group)
     for group, longest, kind in ((2, 9, "dynamic"), (2, 8, "dynamic"), (2, 9, "linear"), (None, 9, "dynamic")):
-        row = SimpleNamespace(segments=SimpleNamespace(group=group, longest=longest))
         llm = SimpleNamespace(rope_scaling={"rope_type": kind}, max_position_embeddings=8)
         is_right = (group, longest, kind) != (2, 9, "dynamic")
         with nullcontext() if is_right else pytest.raises(ValueError, match="=2: a sample has 9 .* max_length to 8,"):
-            check_rotations(row, llm)
+            check_rotations(longest, llm, group)

@@ -1,11 +1,14 @@
-"""Samples that don't train: policies, the reject list, what takes their place, and how a run speaks of them."""
+"""Samples that don't train: policies, the reject list, what takes their place, and how a run speaks of them.
+
+A ``dataset`` is a live `MultimodalDataset`, which uses all of this.
+"""
 
 import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +17,6 @@ from ..errors import DataError, RecordError, SettingError
 from ..files import HIDDEN, is_url, shown
 from ..hub.constants import IGNORE_INDEX
 from .plan.budget import BROKEN, DROPPED, FATES, FITS
-
-if TYPE_CHECKING:
-    from .dataset import MultimodalDataset
 
 ON_PURPOSE = ("too_long", "rejected", "empty_answer")  # left out under every policy, not counted as bad
 FILLER = "(filler: no sample is left for this rank)"
@@ -69,13 +69,13 @@ def file_key(path: str) -> str:
     return path if HIDDEN in path else shown(path) if is_url(path) else os.path.realpath(path)
 
 
-def reasons(dataset: "MultimodalDataset", fates: np.ndarray) -> dict[int, str]:
+def reasons(dataset: Any, fates: np.ndarray) -> dict[int, str]:
     """Why samples can't be used, by their indices; `fates` are those of `layout`, here and below."""
     located = ((index, *dataset.locate(index)) for index in np.flatnonzero(fates == BROKEN).tolist())
     return {index: dataset.lengths(number).complaints[row].reason for index, number, row in located}
 
 
-def require_usable(dataset: "MultimodalDataset", fates: np.ndarray) -> None:
+def require_usable(dataset: Any, fates: np.ndarray) -> None:
     """Raises one `RecordError` about all records that can't be used, without those left out on purpose."""
     indices = [index for index, reason in reasons(dataset, fates).items() if reason not in ON_PURPOSE]
     records = list(dict.fromkeys(map(dataset.locate, indices)))  # a record may be repeated
@@ -86,7 +86,7 @@ def require_usable(dataset: "MultimodalDataset", fates: np.ndarray) -> None:
         raise RecordError(errors[0].reason, "\n".join([*head, *map(str, errors), *more]), REMEDY)
 
 
-def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordError:
+def why_left_out(dataset: Any, number: int, row: int) -> RecordError:
     """Why a record is left out of the plan."""
     source = dataset.sources[number].index.source(row)
     if row in dataset.rejected[number]:
@@ -98,7 +98,7 @@ def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordE
     return RecordError("too_long", "too long even with one tile per image", remedy, source)
 
 
-def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:
+def left_out(dataset: Any, fates: np.ndarray) -> list[dict]:
     """The samples that a plan leaves out, each with index, dataset, dropped (the reason) and message."""
     entries = []
     for index in np.flatnonzero(fates >= DROPPED).tolist():
@@ -108,7 +108,7 @@ def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:
     return entries
 
 
-def describe(dataset: "MultimodalDataset", fates: np.ndarray) -> str:
+def describe(dataset: Any, fates: np.ndarray) -> str:
     """One line: how many samples will train, and what happens to the others."""
     counts = Counter(FATES[code] for code in fates[(fates != FITS) & (fates != BROKEN)].tolist())
     counts.update(reasons(dataset, fates).values())

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map_only
 
 from ..datasets.ledger import Ledger
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
-from .rows import Row, check_counts, fill_row, make_row
-from .sequence_parallel import cut, size_of
+from .rows import Row, check_counts, cut, fill_row, make_row
+from .sequence_parallel import size_of
 
 
 @MODELS.register_module()

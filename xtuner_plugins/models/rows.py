@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from ..hub.constants import IGNORE_INDEX
 from .attention import Segments, branch_off
-from .sequence_parallel import Share
+from .sequence_parallel import Share, size_of
 
 
 class Rates(NamedTuple):
@@ -29,7 +30,7 @@ class Rates(NamedTuple):
 class Row(NamedTuple):
     """The tokens of a batch in one row.
 
-    S, P and K of a row that `sequence_parallel.cut` has made are the cut's, and its positions count from its start.
+    S, P and K of a row that `cut` has made are the cut's, and its positions count from its start.
     """
 
     input_ids: torch.Tensor  # int64 ``[1, S]``
@@ -117,6 +118,40 @@ def fill_row(row: Row, multiple: int) -> Row:
         position_ids=torch.cat([row.position_ids, torch.arange(padding)[None]], dim=1),
         segments=segments_of(bounds, None if branches is None else torch.tensor([*branches.follows, -1])),
     )
+
+
+def cut(row: Row, tiles: torch.Tensor, group: dist.ProcessGroup) -> tuple[Row, torch.Tensor]:
+    """This rank's cut of a row, and its part of the tiles; the segments stay those of the whole row.
+
+    Args:
+        row: On the CPU, filled to a multiple of the group's size.
+        tiles: ``[T, 3, H, W]``, all of the row's.
+        group: Of `sequence_parallel.own_group`.
+    """
+    size, rank = size_of(group), dist.get_rank(group)
+    length = row.input_ids.shape[1] // size
+    tokens = slice(rank * length, (rank + 1) * length)
+
+    def inside(positions: torch.Tensor) -> torch.Tensor:
+        return ((positions >= tokens.start) & (positions < tokens.stop)).nonzero().flatten()
+
+    own, images = inside(row.predicting[: row.num_supervised]), inside(row.image_positions)
+    first, per_rank = int((row.image_positions < tokens.start).sum()), -(-len(tiles) // size)
+    encoded = slice(*(min(each * per_rank, len(tiles)) for each in (rank, rank + 1)))
+    part = row._replace(
+        input_ids=row.input_ids[:, tokens],
+        position_ids=row.position_ids[:, tokens],
+        segments=row.segments._replace(group=group),
+        image_positions=row.image_positions[images] - tokens.start,
+        predicting=row.predicting[own] - tokens.start,
+        targets=row.targets[own],
+        # Given on each rank, because on some a stand-in has one.
+        weights=torch.ones(len(own)) if row.weights is None else row.weights[own],
+        owners=row.owners[own],
+        reference=None if row.reference is None else row.reference[own],
+        share=Share(len(tiles), encoded, slice(first, first + len(images))),
+    )
+    return part.with_stand_in(), tiles[encoded]
 
 
 def segments_of(bounds: torch.Tensor, follows: torch.Tensor | None) -> Segments:

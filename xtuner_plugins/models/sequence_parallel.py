@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.nn.functional import all_to_all_single
-
-if TYPE_CHECKING:
-    from .rows import Row
 
 _ROTATIONS_BY_LENGTH = ("dynamic", "longrope")  # they depend on the longest sample of all that a rank sees
 
@@ -63,50 +60,16 @@ def check_heads(llm: Mapping[str, Any], num_ranks: int) -> None:
         )
 
 
-def check_rotations(row: Row, llm: Any) -> None:
+def check_rotations(longest: int, llm: Any, group: dist.ProcessGroup | None) -> None:
     """Raises `ValueError` where ranks would rotate their cuts differently: a sample is too long for a scaled LLM."""
     scaling = getattr(llm, "rope_scaling", None) or {}
-    kind, longest = scaling.get("rope_type", scaling.get("type")), row.segments.longest
-    if row.segments.group is not None and kind in _ROTATIONS_BY_LENGTH and longest > llm.max_position_embeddings:
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if group is not None and kind in _ROTATIONS_BY_LENGTH and longest > llm.max_position_embeddings:
         raise ValueError(
-            f"sequence_parallel={size_of(row.segments.group)}: a sample has {longest:,} tokens, and this LLM scales "
+            f"sequence_parallel={size_of(group)}: a sample has {longest:,} tokens, and this LLM scales "
             f"positions by the longest one ({kind}); set max_length to {llm.max_position_embeddings:,}, or "
             "sequence_parallel to 1"
         )
-
-
-def cut(row: Row, tiles: torch.Tensor, group: dist.ProcessGroup) -> tuple[Row, torch.Tensor]:
-    """This rank's cut of a row, and its part of the tiles; the segments stay those of the whole row.
-
-    Args:
-        row: On the CPU, filled to a multiple of the group's size.
-        tiles: ``[T, 3, H, W]``, all of the row's.
-        group: Of `own_group`.
-    """
-    size, rank = size_of(group), dist.get_rank(group)
-    length = row.input_ids.shape[1] // size
-    tokens = slice(rank * length, (rank + 1) * length)
-
-    def inside(positions: torch.Tensor) -> torch.Tensor:
-        return ((positions >= tokens.start) & (positions < tokens.stop)).nonzero().flatten()
-
-    own, images = inside(row.predicting[: row.num_supervised]), inside(row.image_positions)
-    first, per_rank = int((row.image_positions < tokens.start).sum()), -(-len(tiles) // size)
-    encoded = slice(*(min(each * per_rank, len(tiles)) for each in (rank, rank + 1)))
-    part = row._replace(
-        input_ids=row.input_ids[:, tokens],
-        position_ids=row.position_ids[:, tokens],
-        segments=row.segments._replace(group=group),
-        image_positions=row.image_positions[images] - tokens.start,
-        predicting=row.predicting[own] - tokens.start,
-        targets=row.targets[own],
-        # Given on each rank, because on some a stand-in has one.
-        weights=torch.ones(len(own)) if row.weights is None else row.weights[own],
-        owners=row.owners[own],
-        reference=None if row.reference is None else row.reference[own],
-        share=Share(len(tiles), encoded, slice(first, first + len(images))),
-    )
-    return part.with_stand_in(), tiles[encoded]
 
 
 def exchange(parts: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -128,19 +91,20 @@ def sum_over_group(part: torch.Tensor, group: dist.ProcessGroup | None) -> torch
     return part if group is None else gather(part, group).sum(0)
 
 
-def gather_features(features: torch.Tensor, row: Row) -> torch.Tensor:
+def gather_features(features: torch.Tensor, share: Share | None, group: dist.ProcessGroup | None) -> torch.Tensor:
     """The image features ``[F, D]`` of a rank's tokens; some rank has tiles.
 
     Args:
         features: ``[t, N, D]`` of the tiles that this one has encoded, or of a black one where it has none.
-        row: Its row.
+        share: This rank's, of a row that was cut.
+        group: The ranks that share the row.
     """
-    if row.share is None:
+    if share is None:
         return features.flatten(0, 1)
-    own = features[: row.share.tiles.stop - row.share.tiles.start]
-    missing = -(-row.share.num_tiles // size_of(row.segments.group)) - len(own)
+    own = features[: share.tiles.stop - share.tiles.start]
+    missing = -(-share.num_tiles // size_of(group)) - len(own)
     padded = F.pad(own, (0, 0, 0, 0, 0, missing))  # behind all that are real
-    return gather(padded, row.segments.group).flatten(0, 2)[row.share.features]
+    return gather(padded, group).flatten(0, 2)[share.features]
 
 
 def tokens_to_heads(group: dist.ProcessGroup | None, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -237,7 +237,7 @@ class VisionLanguageModel(BaseModel):
 
     def _run_llm(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[1, S, D]`` of a row with the encoder's ``patches``."""
-        check_rotations(row, self.model.config.llm_config)
+        check_rotations(row.segments.longest, self.model.config.llm_config, row.segments.group)
         decoder = self.model.language_model.get_decoder()
         embeds = self._embed(row, patches)
         with save_on_cpu(pin_memory=embeds.is_cuda) if self._offloads else nullcontext():
@@ -279,7 +279,7 @@ class VisionLanguageModel(BaseModel):
         has_images = row.share.num_tiles if row.share else len(row.image_positions)  # those of all ranks that share it
         if not has_images:
             return embeds + features.sum().to(embeds.dtype) * 0.0
-        return placed(embeds, row.image_positions, gather_features(features, row))
+        return placed(embeds, row.image_positions, gather_features(features, row.share, row.segments.group))
 
 
 def placed(embeds: torch.Tensor, positions: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

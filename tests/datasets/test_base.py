@@ -79,3 +79,5 @@ def test_the_work_of_tokens_and_tiles_by_hand(data_base, without):
         )
         token = 2 * 32 * 4096 * (2 * (32 + 8) * head_dim + 3 * inner)
         assert work_rates(config) == (2 * 32 * head_dim * 32, token, tile)
+    config.vision_config.use_gated_mlp = True  # a third matrix
+    assert work_rates(config)[2] == tile + 256 * 48 * 2 * 3200 * 12800

@@ -40,6 +40,8 @@ def test_what_lies_behind_stays_and_what_will_be_met_again_goes(tmp_path):
     assert not path.exists() and path.with_name("ledger.previous.jsonl").exists()
     (fresh := Ledger(path)).begin(1, [0, 2, 4])  # without the file
     assert fresh.trained[1] == 3 and not path.exists()
+    fresh.account(1, 0, [{"dropped": "too_long", "message": ""}])
+    assert json.loads(path.read_text("utf-8")).items() >= {"dataset": "", "index": -1}.items()
 
 
 def test_the_ceiling_is_of_an_epoch_and_of_what_is_broken_on_all_ranks_together(tmp_path, monkeypatch):

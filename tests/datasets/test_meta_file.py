@@ -56,6 +56,7 @@ BAD = [
     ('{"a": {"annotation": "a.jsonl", "repeat_time": 0}}', "every repeat_time is 0"),
     ('{"a": {"annotation": "a.jsonl"}', "meta.json is no meta file: not JSON"),
     ('{"a": {"annotation": "a.jsonl", "root": ""}, "b": []}', "b is no object"),
+    ('{"a": {"annotation": "a.jsonl", "root": ""}, "b": {"root": ""}}', "b is no object"),
 ]
 
 

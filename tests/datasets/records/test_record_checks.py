@@ -26,7 +26,7 @@ WARNED = [
     ("media_role", dict(question="<image>\nTag?", answer="Write <image> in RSS.", image="a.jpg")),
     ("unread_key:audio", dict(image="a.jpg", audio="a.wav")),
     (None, dict(question="<b>bold</b> <video controls> <img src='a.png'> <input> a < b > c <ref> </ref>")),
-    (None, dict(answer="<ref>it</ref><box>[[0, 0, 1000, 1000]]</box><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>")),
+    (None, dict(answer="<ref>it</ref><box>[[0, 0, 1, 1]]</box><box>[[1, 2, 3, 4], [5, 6, 1000, 8]]</box>")),
     (None, dict(answer="<|im_end|> ends a turn", id="7", audio=None, loss=None)),
     (None, dict(system="", image_path="")),
 ]

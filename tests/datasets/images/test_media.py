@@ -33,6 +33,7 @@ def test_every_mode_becomes_rgb(tmp_path):
 
 def test_what_is_no_image_is_said(monkeypatch):
     RED.save(damaged := io.BytesIO(), "JPEG", exif=b"Exif\0\0damaged")  # which counts as upright
+    assert media.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # beyond which Pillow refuses, too
     monkeypatch.setattr(media, "MAX_PIXELS", 2)
     assert load_image(Blob("a.jpg", damaged.getvalue())).size == (2, 1)
     RED.save(eps := io.BytesIO(), "EPS")  # for which Pillow would start Ghostscript

@@ -67,11 +67,14 @@ def compare(paths, rule):
     return differ / values, refused
 
 
-def test_every_kind_is_nearly_the_same_and_refused_alike(tmp_path):
+def test_every_kind_is_nearly_the_same_and_refused_alike(tmp_path, monkeypatch):
     write_kinds(tmp_path)
+    gray, sides = tiles._resize_gray, []
+    monkeypatch.setattr(tiles, "_resize_gray", lambda *args: sides.append(args[3]) or gray(*args))
     for rule in (DynamicTiling(max_tiles=6, tile_size=112), DynamicTiling(max_tiles=2, tile_size=42)):
         share, refused = compare(sorted(tmp_path.iterdir()), rule)
         assert 0 < share < 0.01 and refused == {f"{name}.tiff" for name in NUMBERS} | {"cut.jpg"}
+    assert sides and {side % 112 for side in sides} == {0}  # 42 has no quarters
     names = (*PLAIN, "L.jpg", "L.png", "rgb16.png")
     plain = {name: decode_plain(tmp_path / name, Image.open(tmp_path / name)) for name in names}
     assert [name for name, pixels in plain.items() if pixels is None] == ["rgb16.png"]

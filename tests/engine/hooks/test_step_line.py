@@ -34,6 +34,8 @@ def test_padding_counts_no_token_and_fillers_no_sample():
     window.add(batches, {"loss": 0.0, "supervised_tokens": 0}, 2.0)
     speeds = {"tokens_per_second": 4.0, "samples_per_second": 1.0, "padding": pytest.approx(1 / 3)}
     assert window.figures().items() >= speeds.items()
+    halves = {key: value / 2 for key, value in list(speeds.items())[:2]}  # of two ranks that share the rows
+    assert window.figures(copies=2).items() >= halves.items()
 
 
 LINE = re.compile(

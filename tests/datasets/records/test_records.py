@@ -43,4 +43,6 @@ def test_images_that_a_record_holds_itself():
     for raw in (*held, {"messages": talk(part)}):
         (medium,) = parse_record(raw, "f:1").media
         assert isinstance(medium.name, Blob) and medium.name.data == b"bytes" and len(str(medium.name)) < 80
+    two = {"images": [b"a", b"b"], "messages": talk("<image><image>Q")}
+    assert [str(medium.name) for medium in parse_record(two, "f:7").media] == [f"image {n} of line 7" for n in (1, 2)]
     assert parse_record(held[2] | {"image": {"bytes": None, "path": "a.jpg"}}, "f:1").media[0].name == "a.jpg"

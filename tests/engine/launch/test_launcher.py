@@ -7,11 +7,13 @@ from unittest import mock
 import pytest
 from mmengine.config import Config
 
+from xtuner_plugins.engine.check import build
 from xtuner_plugins.engine.launch import entry, launcher
 from xtuner_plugins.engine.launch.launcher import check_processes, main, training_processes
 from xtuner_plugins.processes import STARTED_BY
 from xtuner_plugins.settings import ConfigError, read_config
 
+from ..forked import base_and_data
 from ..started import OURS, XTUNER
 
 TWO_NODES = {"NNODES": "2", "NODE_RANK": "1", "ADDR": "10.0.0.1", "NPROC_PER_NODE": "2", "PORT": "29500"}
@@ -73,6 +75,24 @@ def test_a_refusal_in_training_processes_is_one_line_of_the_first(monkeypatch, c
             entry._settle(lambda *_: None, None, Config(), args)
         said = capsys.readouterr().err.splitlines()
         assert ended.value.code == 2 and len(said) == lines and all("none.pth does not exist" in line for line in said)
+
+
+def test_under_torchrun_one_rank_of_a_node_checks_what_is_read_as_ours(monkeypatch, toy_base, data, tmp_path):
+    """XTuner's own parser would tear the tuple apart."""
+    cfg, checked = read_config(LEAF, base_and_data(toy_base, data)), []
+    cfg.dump(written := str(tmp_path / "own.py"))
+    words = ["--cfg-options", "train_cfg.max_iters=2", "train_dataloader.dataset.jpeg_quality=(75, 100)"]
+    monkeypatch.setattr(sys, "argv", ["train.py", written, *words, "--launcher", "pytorch"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(entry, "check_processes", lambda number, env: checked.append(number))
+    monkeypatch.setattr(build, "check_config", lambda whole, deepspeed: checked.append(whole.train_cfg.max_iters))
+    for rank, expected in (("1", []), ("0", [2, 2])):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        entry._read_again(cfg, SimpleNamespace(config=written, deepspeed=None))
+        assert checked == expected and cfg.train_dataloader.dataset.jpeg_quality == (75, 100)
+    for name in ("_end_with_xtuner", "open_console", "_settle_before_building"):
+        monkeypatch.setattr(entry, name, lambda: None)
+    assert entry.prepare_runtime("a name") == "a name"
 
 
 def test_what_reaches_the_training_processes(monkeypatch, toy_base, data, tmp_path, capsys):

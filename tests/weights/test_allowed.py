@@ -138,7 +138,7 @@ def test_configs_that_lie(toy_base, tmp_path, run_tool, refused):
         *((llm, "eos_token_id", [1, n], r"eos_token_id is \[1, -?\d+\], expected ids") for n in (-2, rows)),
         (llm, "num_hidden_layers", 10**6, "is 1000000, expected a whole number from 1 to 1,000"),
         (vision, "hidden_size", True, "hidden_size is True"),
-        (vision, "patch_size", 0, "patch_size is 0"),
+        (vision, "patch_size", 0, "patch_size is 0, expected a whole number from 1 to 100,000,000"),
         *((llm, "model_type", name, "is not a language") for name in ("gptj", "bloom", "codegen", "xglm", None, 3)),
         (vision, "hidden_act", "os.system", "hidden_act is 'os.system', expected one of silu"),
     ):

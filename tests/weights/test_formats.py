@@ -14,7 +14,7 @@ from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.toy.models import write_random_parts
-from xtuner_plugins.weights import hf, languages
+from xtuner_plugins.weights import hf, languages, official
 from xtuner_plugins.weights.lazy import MemoryTensor
 from xtuner_plugins.weights.loader import load_model, load_tokenizer
 from xtuner_plugins.weights.model_view import open_config
@@ -116,6 +116,8 @@ def test_what_it_cannot_say(toy_base, tmp_path, refused):
     words = "ps_version='v1'", "select_layer=-2", "always adds one", "another projector than", "another eps"
     for (key, value), said in zip(others.items(), words, strict=True):
         refused(f"hf format can't express .*{said}", hf.write_config, {**config, key: value}, tokenizer, 5)
+    bare = {**config, "llm_config": {**config["llm_config"], "pad_token_id": None}}
+    assert official.write_config(bare, tokenizer, 5)["llm_config"]["pad_token_id"] == tokenizer.pad_token_id
     one_tile = {**config, "use_thumbnail": False, "max_dynamic_patch": 1}
     written = hf.write_config(one_tile, tokenizer, 5)
     assert written["text_config"]["vocab_size"] == 5

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
-from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
+from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig, _use_lasting_names
 
 from .cases import LLM, LLMS, VISION, make_config, make_model
 
@@ -70,6 +70,10 @@ def test_names_that_every_release_reads(tmp_path):
         config.llm_config.rope_parameters = newer
         fields = config.to_dict()["llm_config"]
         assert expected.items() <= fields.items() and "rope_parameters" not in fields
+    for kind, name in (("qwen3_moe", "num_experts"), ("gpt_oss", "num_local_experts")):
+        fields = {"model_type": kind, "num_local_experts": 4, "_name_or_path": "/home/me"}
+        _use_lasting_names(fields)
+        assert fields == {"model_type": kind, name: 4}
 
 
 def test_what_a_file_cannot_choose(toy_base):

@@ -44,8 +44,10 @@ def test_rows(tmp_path):
     for name, fields in {"tied": {}, "padded": {"vocab_size": 4096}, "untied": untied}.items():
         parts, out = write_random_parts(tmp_path / name, llm_overrides=fields), tmp_path / name / "base"
         told = build_base(*parts, out, dtype="float32")
-        assert any("stores a head beside the tied embedding" in note for note in told["notes"]) == (name != "untied")
         own, config = read_json(parts[1] / "config.json"), read_json(out / "config.json")
+        size = config["llm_config"]["vocab_size"] * config["llm_config"]["hidden_size"] / 1e6
+        head = f"the format stores a head beside the tied embedding: {size:.1f} M parameters more"
+        assert size > 0.05 and (head in told["notes"]) == (name != "untied")
         assert config["llm_config"]["bos_token_id"] == own["bos_token_id"]
         old, new = load_file(parts[1] / "model.safetensors"), load_file(out / "model.safetensors")
         assert sum(told["parts"].values()) == told["num_parameters"] == sum(tensor.numel() for tensor in new.values())
@@ -79,11 +81,14 @@ def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, toy_base, tmp_path
     short = tmp_path / "short"
     Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(short)
     write_json(short / "config.json", {**read_json(short / "config.json"), "num_hidden_layers": 2})
-    odd = shutil.copytree(vision, tmp_path / "odd")
+    odd, two = (shutil.copytree(vision, tmp_path / name) for name in ("odd", "two"))
     write_json(odd / "preprocessor_config.json", {"image_mean": [127] * 3, "image_std": [0.5] * 3})
+    write_json(two / "preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.5] * 2})
     before = set(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
     for tower, language, options, words in (
         (tmp_path / "nowhere", llm, {}, "vision tower: directory .*nowhere does not exist"),
+        (vision, "short/config.json", {}, "language model: directory short/config.json does not exist"),
         (vision, "some/model", {}, "language model: there is no directory some/model, .*no route to the hub"),
         (llm, vision, {}, "is not a vision encoder.*known are intern_vit_6b, clip_vision_model"),
         (vision, vision, {}, "not a language model that can be used"),
@@ -96,7 +101,7 @@ def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, toy_base, tmp_path
         (vision, llm, {"projector_type": "resampler"}, "projector_type 'resampler' is unknown"),
         *((vision, llm, {"max_tiles": count}, f"max_tiles = {count}") for count in (0, 129)),
         (vision, llm, {"select_layer": 1}, "select_layer = 1"),
-        (odd, llm, {}, "must be three numbers"),
+        *((tower, llm, {}, "must be three numbers") for tower in (odd, two)),
     ):
         refused(words, build_base, tower, language, tmp_path / "out", **options, error=ValueError)
     refused("base exists already", build_base, vision, llm, toy_base)

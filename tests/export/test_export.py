@@ -101,14 +101,20 @@ def test_what_does_not_belong_together(runs, toy_base, tmp_path):
     refused(r"layers\.1\.norm2\.weight", save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "out")
 
 
-def test_our_code_ships_whatever_lies_in_the_base(toy_base, tmp_path):
+def test_our_code_and_template_ship_whatever_lies_in_the_base(toy_base, tmp_path):
     """An earlier version of it would prompt by the rules of its time, and foreign code would run on servers."""
     base = shutil.copytree(toy_base, tmp_path / "base", ignore=shutil.ignore_patterns("conversation.py"))
     (base / "prompts.py").write_text("# of an earlier version\n")
     (base / "extra.py").write_text("raise RuntimeError\n")
     fields = read_json(base / "config.json")
     write_json(base / "config.json", {**fields, "auto_map": {"AutoModel": "someone/else--extra.Model"}})
+    words = read_json(base / "tokenizer_config.json")
+    write_json(base / "tokenizer_config.json", {**words, "chat_template": "{{ messages[0]['content'] }}"})
+    (base / "generation_config.json").unlink()
     export(None, save_pth(make_model(base), tmp_path / "iter_1.pth"), tmp_path / "out")
+    assert read_json(tmp_path / "out" / "tokenizer_config.json") == words
+    stops = {"_from_model_config": True, "eos_token_id": [load_tokenizer(base).convert_tokens_to_ids("<|im_end|>")]}
+    assert read_json(tmp_path / "out" / "generation_config.json") == stops
     shipped = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.py")}
     assert shipped == {path.name: path.read_text() for path in hub_code()}
     assert read_json(tmp_path / "out" / "config.json")["auto_map"] == AUTO_MAP

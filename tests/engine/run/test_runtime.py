@@ -2,6 +2,7 @@
 
 import os
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -22,6 +23,13 @@ def test_every_adjustment_is_made(monkeypatch, has_gpu):
     runtime.adjust_stack()
     assert {*made} == {*ALWAYS, *(() if has_gpu else ON_CPU)} and len(made) == len({*made})
     assert (os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == "expandable_segments:True") == has_gpu
+
+
+def test_ranks_leave_the_process_group_together(monkeypatch):
+    for has_group, then in ((False, []), (True, ["barrier", "destroy_process_group"])):
+        monkeypatch.setattr(runtime, "dist", called := mock.Mock(**{"is_initialized.return_value": has_group}))
+        runtime.leave_process_group()
+        assert [name for name, *_ in called.method_calls] == ["is_initialized", *then]
 
 
 def test_blocks_above_4_mib_are_given_back(monkeypatch):

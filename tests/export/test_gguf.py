@@ -1,5 +1,6 @@
 """GGUF files: what llama.cpp's converter is given, and that llama.cpp computes with them what we compute."""
 
+import shutil
 import subprocess
 
 import pytest
@@ -16,6 +17,8 @@ from xtuner_plugins.inference.session import Turn, normalize
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.weights import model_view
 from xtuner_plugins.weights.errors import CheckpointError
+from xtuner_plugins.weights.reading import read_json
+from xtuner_plugins.weights.writer import write_json
 
 QUESTION = "Which number is it?"
 # The converter knows vocabularies by their ids of a text, so it is told that of the toy.
@@ -31,6 +34,8 @@ SHOWN = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[sys.argv.inde
 
 
 def test_what_the_converter_is_given_and_what_is_left_where_it_fails(toy_base, tmp_path, monkeypatch, refused):
+    parts, tmp_path = tmp_path / "parts", tmp_path / "own"
+    tmp_path.mkdir()
     monkeypatch.setattr(gguf, "FOLDER", tmp_path)
     monkeypatch.setattr(gguf, "CONVERTER", ("-c", SHOWN))
     done = gguf.convert(toy_base, out := tmp_path / "new" / "out")
@@ -38,6 +43,10 @@ def test_what_the_converter_is_given_and_what_is_left_where_it_fails(toy_base, t
     given, name = model_view.open_model(done["mmproj"]), "vision_model.embeddings.position_embedding"
     assert not list(done["mmproj"].glob("*.py")) and "auto_map" not in given.stored_config
     assert given.tensors[name].read().equal(model_view.open_model(toy_base).tensors[name].read().roll(-1, 1))
+    for number, fields in enumerate(({"use_thumbnail": False}, {"max_dynamic_patch": 1})):
+        base = shutil.copytree(toy_base, parts / str(number))
+        write_json(base / "config.json", read_json(base / "config.json") | fields)
+        assert "unlike the training: resize images" in gguf.convert(base, parts / f"{number}.gguf")["notes"][0]
     for folder, code, words in (
         (tmp_path, "raise SystemExit('no such vocabulary')", "converter: no such vocabulary"),
         (tmp_path / "none", "", "install it once: .*--require-hashes"),

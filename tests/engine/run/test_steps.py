@@ -43,7 +43,7 @@ def cut(batches, size, form=dict):
 
 def trained_by(model, optimizer, *batches, clip=None, warmup=1):
     """What optimizer steps log, and the trained weights after them; the learning rate warms up."""
-    wrapper = OptimWrapper(optimizer, clip_grad=clip and dict(max_norm=clip))
+    wrapper = OptimWrapper(optimizer, clip_grad=dict(max_norm=clip) if isinstance(clip, float) else clip)
     lr, logged = optimizer.param_groups[0]["lr"], []
     for step, micro_batches in enumerate(batches):
         optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / warmup)
@@ -74,6 +74,8 @@ def test_micro_batches_give_the_gradient_of_the_whole(model, samples):
         assert relative(whole, in_parts) < 1e-5 and logged_in_parts == pytest.approx(logged, rel=1e-6), (size, form)
     clipped, logged_clipped = gradients(model, cut(samples, 8), clip=0.1)
     assert torch.nn.utils.get_total_norm(clipped.values()) == pytest.approx(0.1, rel=1e-3) and logged_clipped == logged
+    clipped, _ = gradients(model, cut(samples, 8), clip=dict(type="value", clip_value=0.01))
+    assert max(value.abs().max() for value in clipped.values()) == pytest.approx(0.01, rel=1e-3)
     weighted = [{**each, "loss_weights": torch.tensor([0.25 * n])} for n, each in enumerate(samples, 1)]
     weighted_whole, _ = gradients(model, cut(weighted, 8))
     assert relative(weighted_whole, gradients(model, weighted)[0]) < 1e-5 and relative(weighted_whole, whole) > 0.01

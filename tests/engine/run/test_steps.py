@@ -10,7 +10,7 @@ from mmengine.optim import ConstantLR, OptimWrapper
 from torch.optim import SGD, AdamW
 
 from tests.models.batches import LORA, build, make_batch, pack
-from xtuner_plugins.engine.run.steps import NonFiniteError, progress, run_step, seed_step
+from xtuner_plugins.engine.run.steps import NonFiniteError, Progress, progress, run_step, seed_step
 from xtuner_plugins.weights.loader import load_model
 
 NUM_LABELS = (1, 40, 2, 3, 35, 1, 5, 20)
@@ -125,7 +125,7 @@ def test_steps_without_a_loss_change_nothing_and_others_name_their_samples(model
     for nothing in ({"labels": torch.full_like(one["labels"], -100)}, {"loss_weights": torch.zeros(1)}):
         changes, logged = gradients(model, [{**one, **nothing}, {**other, **nothing}])
         assert logged["loss"] == 0 and not any(bool(change.any()) for change in changes.values())
-    assert str(progress).startswith("loading its data, ")
+    assert str(progress).startswith("loading its data, ") and str(Progress()).startswith("loading its data, ")
     poisoned = {**one, "loss_weights": torch.tensor([float("inf")]), "sources": ["bad.jsonl:7"]}
     with pytest.raises(NonFiniteError, match="the loss is (nan|inf), from the samples bad.jsonl:7$"):
         gradients(model, [other, poisoned])

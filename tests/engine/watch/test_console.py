@@ -25,6 +25,7 @@ for name in ("mmengine.runner.runner", "mmengine.hooks.logger_hook", "somebodys.
         module.speak(logger, level, f"{logging.getLevelName(level)} of {name}")
 logger.info("long line", extra={"terminal": "short line"})
 logger.warning("it will be deprecated in future")
+logger.warning("said once"); logger.warning("said once")
 warnings.warn("about the run")
 logging.getLogger("DeepSpeed").setLevel(20)  # as DeepSpeed does
 logging.getLogger("DeepSpeed").info("settings of DeepSpeed")
@@ -39,7 +40,8 @@ SHOWN = [
     *("INFO of mmengine.hooks.logger_hook", "warning: WARNING of mmengine.hooks.logger_hook"),
     "error: ERROR of mmengine.hooks.logger_hook",
     *("INFO of somebodys.hook", "warning: WARNING of somebodys.hook", "error: ERROR of somebodys.hook"),
-    *("short line", "warning: UserWarning: about the run (<string>:18)", "warning: DeepSpeed warns"),
+    *("short line", "warning: said once", "warning: UserWarning: about the run (<string>:19)"),
+    "warning: DeepSpeed warns",
 ]
 HIDDEN = ["INFO of mmengine.runner.runner", "it will be deprecated", "settings of DeepSpeed", "long line"]
 

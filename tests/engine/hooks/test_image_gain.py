@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 from tests.models.batches import WHOLE, build
 from xtuner_plugins.datasets import collate
 from xtuner_plugins.engine.hooks import image_gain
-from xtuner_plugins.engine.hooks.image_gain import ImageGain, ImageGainHook, measure
+from xtuner_plugins.engine.hooks.image_gain import ImageGain, ImageGainHook, measure, open_samples
 from xtuner_plugins.engine.watch.errors import OutOfMemory
 from xtuner_plugins.weights.reading import load_pickle
 
@@ -49,6 +49,15 @@ def test_a_model_that_learned_its_images_gains_and_a_blind_one_does_not(toy_base
     network.register_forward_pre_hook(run_out)
     with pytest.raises(OutOfMemory, match="2 samples of .* and 2 tiles, from the samples a.jsonl:20"):
         measure(network, samples, 2)
+
+
+def test_samples_have_different_images_and_something_to_learn():
+    held = [  # tiles; what is seen; labels, of which the first is never predicted
+        *((1, 0, [-100, -100]), (1, 1, [5, -100]), (1, 2, [-100, 0]), (1, 2, [-100, 3])),
+        *((0, 3, [-100, 0]), (1, 4, [-100, 7])),
+    ]
+    held = [dict(num_tiles=n, tiles=torch.tensor([seen]), labels=torch.tensor(labels)) for n, seen, labels in held]
+    assert [sample["tiles"].item() for sample in open_samples(held, 6)] == [2, 4]
 
 
 def run_out(*_):

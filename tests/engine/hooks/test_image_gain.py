@@ -1,5 +1,8 @@
 """The gain by images: its interval, when it is measured, and what a run says of it."""
 
+from contextlib import nullcontext
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +61,16 @@ def test_samples_have_different_images_and_something_to_learn():
     ]
     held = [dict(num_tiles=n, tiles=torch.tensor([seen]), labels=torch.tensor(labels)) for n, seen, labels in held]
     assert [sample["tiles"].item() for sample in open_samples(held, 6)] == [2, 4]
+
+
+def test_before_a_tenth_of_a_run_it_does_not_warn(monkeypatch):
+    monkeypatch.setattr(image_gain, "measure", lambda *_: ImageGain(0.0, -1.0, 1.0, 1.0, 1.0, 8))
+    monkeypatch.setattr(image_gain, "undisturbed", nullcontext)
+    (hook := ImageGainHook())._samples, hook._steps = [{}], {4, 5}
+    for step, warned in ((4, False), (5, True)):
+        runner = mock.MagicMock(iter=step - 1, max_iters=50, model=torch.nn.Identity())
+        hook.after_train_iter(runner, step - 1)
+        assert runner.logger.info.called and runner.logger.warning.called == warned
 
 
 def run_out(*_):

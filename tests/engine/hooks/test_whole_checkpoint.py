@@ -23,13 +23,16 @@ def test_a_file_is_written_without_a_second_copy_of_its_tensors(tmp_path, monkey
     assert torch.equal(torch.load(path, weights_only=True)["weight"], content["weight"])
 
 
-def test_a_directory_is_replaced(tmp_path):
+def test_a_directory_is_replaced_once_it_is_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(whole_checkpoint, "sync", lambda path: synced.append(path.name))
     for name in ("iter_1.pth", ".iter_1.pth.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
     _move_into_place(tmp_path / ".iter_1.pth.partial", tmp_path / "iter_1.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["iter_1.pth"]
     assert (tmp_path / "iter_1.pth" / "file").read_text() == ".iter_1.pth.partial"
+    assert synced == ["file", ".iter_1.pth.partial", tmp_path.name]
 
 
 def test_at_the_end_a_stopped_run_alone_is_saved(monkeypatch):

@@ -102,6 +102,8 @@ def test_what_reaches_the_training_processes(monkeypatch, toy_base, data, tmp_pa
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("NPROC_PER_NODE", "2")
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.delenv(entry.COMMAND, raising=False)
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "words that main was given instead"])
     monkeypatch.chdir(tmp_path)
     ready = [LEAF, "--set", f"base={toy_base}", f"data_paths={data[0]}", f"image_folders={data[1]}"]
     assert main([*ready, "pack_tokens=9"]) == 2 and started == [*tmp_path.iterdir()] == []
@@ -111,6 +113,7 @@ def test_what_reaches_the_training_processes(monkeypatch, toy_base, data, tmp_pa
     assert main([*ready, *given, "train_dataloader.dataset.jpeg_quality=(75, 100)", *words]) == 0
     [(command, envs)] = started
     assert [env["RANK"] for env in envs] == ["0", "1"]
+    assert envs[0][entry.COMMAND].startswith(f"python tools/train.py {LEAF} --set base=")
     assert envs[0]["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     written = Path("runs/a/settings", f"{LEAF}.py")
     resolved = ["--work-dir=runs/a", "--deepspeed=deepspeed_zero2", "--resume=auto", "--seed=7"]

@@ -1,10 +1,14 @@
 """float16: the loss is scaled, and an overflow repeats the step; a killed run stands in test_going_on."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
 from tests.models.batches import build, make_batch
+from xtuner_plugins.engine.run import strategy
 from xtuner_plugins.engine.run.loss_scaling import LossScalingOptimWrapper, scaled_wrapper, settle_deepspeed_dtype
 from xtuner_plugins.engine.run.steps import NonFiniteError, run_step
 
@@ -53,3 +57,19 @@ def test_the_dtype_of_the_model_decides():
         assert settle_deepspeed_dtype(auto, dtype) == settle_deepspeed_dtype(own, dtype) == own
         with pytest.raises(ValueError, match=f"sets bf16.enabled={not brain}, but .* in {str(dtype)[6:]} "):
             settle_deepspeed_dtype({**auto, "bf16": dict(enabled=not brain)}, dtype)
+
+
+def test_a_norm_that_deepspeed_asserts_on():
+    """ZeRO-1 in bfloat16: a gradient of zeros has the norm 0, -1 stands for one that isn't finite."""
+
+    def step():
+        assert optimizer._global_grad_norm > 1
+
+    for norm, expected in ((0.0, 0.0), (-1.0, math.nan)):
+        optimizer = SimpleNamespace(step=step, fp32_groups_gradients_flat=[], _global_grad_norm=norm)
+        strategy._keep_norms_that_are_not_finite(optimizer)
+        optimizer.step()
+        assert optimizer._global_grad_norm == pytest.approx(expected, nan_ok=True)
+    optimizer._global_grad_norm = 1.0  # another assertion
+    with pytest.raises(AssertionError):
+        optimizer.step()

@@ -20,7 +20,7 @@ MEMORIES, SIZES = (12, 16, 24, 80), ("1B", "2B", "4B", "8B", "30B-A3B")
 STEPS = {"finetune_full": 128, "finetune_lora": 16, "finetune_qlora": 16}
 
 
-# GiB and dense half-precision TFLOPS with float32 sums, from the data sheets.
+# GiB and dense half-precision TFLOPS with float32 sums: the code's own table once more, so that a slip is seen.
 SHEETS = """H200 140 989|H100 80 989|H20 96 148|A100 80 312|A100-40 40 312|L40S 48 362|A6000 48 155|5090 32 209
 4090 24 165|3090 24 71|A10 24 125|L4 24 121|4060Ti-16 16 44|T4 16 65"""
 

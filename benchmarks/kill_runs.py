@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.process_table import MARK, marked, wait_until  # noqa: E402
+from xtuner_plugins.datasets.plan.lengths import KEPT  # noqa: E402
 from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: E402
 from xtuner_plugins.export.base.build import build_base  # noqa: E402
 from xtuner_plugins.processes import start_bound  # noqa: E402
@@ -215,11 +216,13 @@ def run_alone(project: Project, case: Case) -> dict[str, float]:
     shutil.rmtree(project.folder / "cache", ignore_errors=True)
     begin = time.monotonic()
     process, log = project.train(case, "alone")
-    lengths = project.folder / "cache"
-    wait_until(lambda: any(lengths.glob("*.lock")) or process.poll() is not None, 1200)
+    cache = project.folder / "cache"
+    wait_until(lambda: any(cache.glob("*.lock")) or process.poll() is not None, 1200)
     measuring = time.monotonic()
-    wait_until(lambda: any(lengths.glob("*/meta.json")) or process.poll() is not None, 1200)
+    wait_until(lambda: any(cache.glob(f"*/{KEPT}")) or process.poll() is not None, 1200)
     measuring = time.monotonic() - measuring
+    if process.poll() is not None:
+        raise SystemExit("the undisturbed run ended before its lengths were seen in the cache:\n" + tail(log))
     # Whoever waits for a hanging command must wait longer than a busy machine takes.
     if not wait_until(lambda: last_step(log) > 0 or process.poll() is not None, 1200):
         raise SystemExit("the undisturbed run doesn't begin:\n" + tail(log))

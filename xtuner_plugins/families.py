@@ -215,11 +215,13 @@ def encoder_family(config: Mapping, where: str = "vision_config") -> EncoderFami
     """The row of an encoder's config, or of the two-sided model's around it (CLIP, SigLIP), as `llm_family`.
 
     Raises:
-        UnknownFamilyError: neither `model_type` nor `architectures` has a row.
+        UnknownFamilyError: `model_type` has no row; `architectures` count where there is none.
     """
     model_type, architectures = config.get("model_type"), config.get("architectures") or []
     for row in ENCODER_FAMILIES.values():
-        if model_type in (row.model_type, row.whole_type or row.model_type) or row.architecture in architectures:
+        if model_type in (row.model_type, row.whole_type or row.model_type):
+            return row
+        if not model_type and row.architecture in architectures:
             return row
     raise UnknownFamilyError(
         f"{where}: model_type {model_type!r} (architectures {architectures}) is not a vision encoder that can be used "

@@ -21,7 +21,7 @@ ABSENT = [  # keys that are missing; least and most tiles, and whether there is 
 ]
 REFUSED = [
     ({"vision_config": {"model_type": "intern_vit_6b", "patch_size": 0}}, "vision_config: patch_size is 0"),
-    ({"downsample_ratio": "x"}, "has sizes of no grid"),
+    ({"downsample_ratio": 0.3}, "has sizes of no grid"),
     ({"llm_config": {"model_type": "nothing"}}, "model_type 'nothing'"),
     ({"template": None}, "names no 'template'"),
 ]

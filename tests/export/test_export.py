@@ -78,12 +78,15 @@ def test_what_does_not_belong_together(runs, toy_base, tmp_path):
     up, bias = "model.language_model.model.layers.7.mlp.up_proj.weight", "model.mlp1.1.bias"
     for settings, held, change, pattern in (  # settings of the record, tensors, what is changed in them
         ({}, "projector", {up: torch.ones(2, 2)}, r"another model.*layers\.7\.mlp\.up_proj"),
-        ({}, "projector", {bias: torch.ones(7)}, r"bias is \[7\], the base has \[64\]"),
+        ({}, "projector", {bias: torch.ones(7)}, r"bias is float32 \[7\], the base has float32 \[64\]"),
+        ({}, "projector", {bias: torch.ones(64).int()}, r"bias is int32 \[64\]"),
         ({}, "projector", {bias: torch.full((64,), torch.nan)}, r"mlp1\.1\.bias holds NaN"),
         ({}, "lora", {}, "set no model.llm_lora"),
         (SETTINGS["lora"], "projector", {}, "holds no LoRA tensor"),
         ({"llm_lora": {**LORA, "init_lora_weights": "pissa"}}, "lora", {}, "pissa.*changes the base weights"),
         ({"llm_lora": {**LORA, "rank": 2}}, "lora", {}, "LoRA settings: rank"),
+        ({"llm_lora": {**LORA, "lora_alpha": "8"}}, "lora", {}, "r=4 and lora_alpha='8' give no scale"),
+        ({"visual_encoder_last_layers": "1"}, "projector", {}, "record of its run holds something else"),
         ({"llm_lora": {**LORA, "trainable_token_indices": [3]}}, "lora", {}, "trained rows of language_model, but"),
         (SETTINGS["full"], "projector", {}, "trained vision_model, but it lacks"),
         (SETTINGS["last_layer"], "projector", {}, r"it lacks 14 of its tensors: vision_model.encoder.layers.1"),

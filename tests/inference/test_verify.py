@@ -128,7 +128,19 @@ def flipped(name, row=-1):
     return lambda held: {**held, name: held[name].index_fill(0, torch.tensor([row % len(held[name])]), 1.0)}
 
 
+def stepped(name, by):
+    """The number whose half step is the smallest share of it, one step of bfloat16 further."""
+
+    def change(held):
+        bits = held[name].clone().view(torch.int16)
+        bits.flatten()[held[name].float().frexp().mantissa.abs().argmax()] += by
+        return {**held, name: bits.view(torch.bfloat16)}
+
+    return change
+
+
 CHANGES = [
+    *((stepped(DOWN, by), "down_proj.weight, rows 0 to 64: not base") for by in (1, -1)),
     (scaled(DOWN), "down_proj.weight, rows 0 to 64: not base . scale x B A within one rounding"),
     (scaled(UP), "up_proj.weight, rows 0 to 128: other numbers than were trained"),
     (scaled("vision_model.encoder.layers.1.ls2"), "ls2, rows .*other numbers"),
@@ -235,10 +247,20 @@ def test_a_wrong_merge(job, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "compare_tensors", lambda job, out: {})
 
 
-def test_what_breaks_it_off_is_no_verdict(written, monkeypatch):
-    monkeypatch.setattr(module, "ask", mock.Mock(side_effect=OSError(28, "No space left on device")))
-    with pytest.raises(CheckpointError, match=r"broke off: .*space left.*out stands, but is not verified"):
-        verify(*written)
+def test_what_breaks_it_off_is_no_verdict(written, monkeypatch, capsys):
+    for error, told, words in (
+        (
+            OSError(28, "No space left on device"),
+            CheckpointError,
+            "broke off: OSError: .*space.*out stands, but is not",
+        ),
+        (KeyError("x"), CheckpointError, "broke off: KeyError: 'x'; .*out stands, but is not verified"),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+    ):
+        monkeypatch.setattr(module, "ask", mock.Mock(side_effect=error))
+        with pytest.raises(told, match=words):
+            verify(*written)
+    assert capsys.readouterr().err.endswith("out stands, but is not verified\n")
 
 
 @pytest.mark.slow

@@ -125,7 +125,11 @@ def test_configs_that_lie(toy_base, tmp_path, run_tool, refused):
     llm, vision, base = "llm_config", "vision_config", shutil.copytree(toy_base, tmp_path / "base")
     fields = read_json(base / "config.json")
     rows = fields[llm]["vocab_size"]
+    bloom = {"architectures": ["BloomForCausalLM"], "hidden_size": 64}  # it would be built though no type names it
     lies = [
+        ({**fields, llm: bloom}, "model_type None is not a language model"),
+        *(({**fields, "downsample_ratio": value}, "ratio is .*, expected 0.01 to 1$") for value in (0, 3, "1")),
+        ({**fields, "max_dynamic_patch": "6"}, "max_dynamic_patch is '6'"),
         ({**fields, "system_message": 3}, "system_message is 3, expected str"),
         ({"model_type": "internvl", "text_config": {}}, r"base holds something else .*'vision_config'"),
         ({"model_type": "internvl"}, "base is not an official InternVL directory"),
@@ -138,8 +142,12 @@ def test_configs_that_lie(toy_base, tmp_path, run_tool, refused):
         *((llm, "eos_token_id", [1, n], r"eos_token_id is \[1, -?\d+\], expected ids") for n in (-2, rows)),
         (llm, "num_hidden_layers", 10**6, "is 1000000, expected a whole number from 1 to 1,000"),
         (vision, "hidden_size", True, "hidden_size is True"),
-        (vision, "patch_size", 0, "patch_size is 0, expected a whole number from 1 to 100,000,000"),
+        (vision, "patch_size", 0, "patch_size is 0, expected a whole number from 1 to 1,000"),
         *((llm, "model_type", name, "is not a language") for name in ("gptj", "bloom", "codegen", "xglm", None, 3)),
+        (llm, "num_key_value_heads", 0, "num_key_value_heads is 0"),
+        *((llm, "rms_norm_eps", value, r"rms_norm_eps is .*, expected 0 to 1$") for value in ("1e-6", None, 2)),
+        # The class that stands beside it would open it; transformers builds what the type names, and `detr` asks timm.
+        *((vision, "model_type", name, "is not a vision encoder") for name in ("detr", "timm_wrapper", "upernet")),
         (vision, "hidden_act", "os.system", "hidden_act is 'os.system', expected one of silu"),
     ):
         lies.append(({**fields, part: {**fields[part], key: value}}, words))

@@ -1,11 +1,13 @@
 """Loading: the same numbers as on disk, no code run, complete configs, a report that names what is wrong."""
 
 import shutil
+from functools import partial
 from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from xtuner_plugins.export.export import convert
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.weights import official
 from xtuner_plugins.weights.loader import load_model, load_tokenizer, over_ranks, partition_dtype, read_config
@@ -51,18 +53,29 @@ def test_what_does_not_fit(toy_parts, toy_base, tmp_path, refused):
         ("nan", {down: held[down] * torch.nan}, {}),
         ("wrapped", {}, {"use_llm_lora": 16}),
         ("deep", {}, {"select_layer": -9}),
+        ("whole", {down: held[down].int()}, {}),
+        ("untyped", {}, {"torch_dtype": "nope"}),
+        ("stops", {}, {}),
+        ("elsewhere", {}, {}),
     ):
         shutil.copytree(toy_base, tmp_path / name)
         kept = {name: tensor for name, tensor in {**held, **tensors}.items() if tensor is not None}
         save_file(kept, tmp_path / name / "model.safetensors")
         write_json(tmp_path / name / "config.json", fields | changes)
+    write_json(tmp_path / "stops" / "generation_config.json", {"eos_token_id": [5, 10**9]})
+    write_json(tmp_path / "elsewhere" / "tokenizer_config.json", {"tokenizer_file": "/etc/passwd", "vocab_file": None})
     shape = r".*mlp1.1.bias is \[5\], the model has \[64\]"
     for call, path, words in (
         (load_model, "names", f"1 missing: mlp1.3.bias; 1 unexpected: extra.weight; {shape}"),
         (load_model, "unmerged", "5 unexpected: .*layers.3.x.lora_A.weight; these are unmerged adapters"),
         (load_model, "nan", f"{down} holds NaN or infinity as torch.float32; take other weights"),
+        (partial(convert, out=tmp_path / "out", format="hf"), "nan", f"nan: {down} holds NaN"),
         (load_model, "wrapped", "wrapped: config.json names unmerged adapters .*merge them first"),
         (load_model, "deep", r"deep: select_layer = -9, but the encoder has \d layers"),
+        (load_model, "whole", f"1 of whole numbers: {down}"),
+        (load_model, "untyped", "untyped/config.json: module 'torch' has no attribute 'nope'"),
+        (load_model, "stops", r"generation_config.json is \[5, 1000000000\], expected ids below"),
+        (load_tokenizer, "elsewhere", "names its own tokenizer_file; only files of this directory are read"),
         (load_model, toy_parts[1], "not an official InternVL directory.*build_base_model"),
         (read_config, "nowhere", "does not exist"),
         (read_config, ".", "has no config.json"),

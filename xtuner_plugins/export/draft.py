@@ -14,7 +14,7 @@ from ..families import EMBEDDING, HEAD
 from ..hub.conversation import TEMPLATES, get_conv_template
 from ..weights import allowed, hf, languages, official, tokenizer_files
 from ..weights.lazy import Joined, LazyTensor, MemoryTensor
-from ..weights.model_view import ModelView, keys_of
+from ..weights.model_view import ModelView, keys_of, stop_ids
 from ..weights.reading import CheckpointError, read_json
 from ..weights.writer import write_json
 from . import llava
@@ -100,8 +100,7 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
 
 def exported_stops(view: ModelView) -> list[int]:
     """Ids of the tokens at which an export stops: the template's, then those that the directory names."""
-    named = read_json(view.directory / _GENERATION, missing={}).get("eos_token_id")
-    named = named if isinstance(named, list) else [] if named is None else [named]
+    named = stop_ids(view)
     if view.config["template"] not in TEMPLATES:  # a published model that is only converted
         return named
     tokenizer = tokenizer_files.load_tokenizer(view.directory)

@@ -114,7 +114,7 @@ def prepare_conversion(
     """
     wanted, view = dtype and resolve_dtype(dtype), model_view.open_model(directory)
     check_model(view.config, view.tensors, str(directory))
-    tensors = {name: cast(tensor, wanted) for name, tensor in view.tensors.items()}
+    tensors = {name: cast(tensor, wanted, finite=f"{directory}: {name}") for name, tensor in view.tensors.items()}
     draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)
     view.config = with_template(view.config, template)
     path, readme = view.directory / preprocessing.FILE, view.directory / card.FILE

@@ -144,12 +144,12 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     with from_outside(f"{where}: the record of its run"):
         model, base = said["settings"]["model"], _find_base(said["base"], cfg, where)
         configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
-    plan = TrainedPlan(open_model(base), opened, said)
-    plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
-    plan.notes += _differing_settings(model, cfg) if cfg else []
-    _sort_tensors(plan)
-    _check_parts(plan, model)
-    plan.tensors(merged=True)  # checks shapes and ranks of adapters
+        plan = TrainedPlan(open_model(base), opened, said)
+        plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
+        plan.notes += _differing_settings(model, cfg) if cfg else []
+        _sort_tensors(plan)
+        _check_parts(plan, model)
+        plan.tensors(merged=True)  # checks shapes and ranks of adapters
     if not (lock := opened.run.get(preprocessing.KEY)):
         plan.notes.append(f"{where} doesn't say how images and text were prepared: tiles and template are the base's")
         return plan
@@ -199,8 +199,8 @@ def _sort_tensors(plan: TrainedPlan) -> None:
             plan.adapters.setdefault(layer, {})[part] = tensor
         else:
             plan.replaced[own] = tensor
-            if tensor.shape != base[own].shape:
-                wrong.append(f"{stored} is {list(tensor.shape)}, the base has {list(base[own].shape)}")
+            if tensor.shape != base[own].shape or not tensor.dtype.is_floating_point:
+                wrong.append(f"{stored} is {tensor}, the base has {base[own]}")
     if said := "; ".join(wrong[:3]):
         told = f"{where} is a checkpoint of another model than {plan.view.directory}"
         raise CheckpointError(f"{told}: {said} ({len(wrong)} in all)")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from reprlib import repr as _short  # what a file holds may be of any length
 from typing import Any
 
-from ..families import encoder_family, llm_family
+from ..families import LLM_FAMILIES, encoder_family, llm_family
 from .errors import CheckpointError
 
 _COMMON = ("architectures", "model_type", "torch_dtype", "dtype", "tie_word_embeddings", "transformers_version")
@@ -67,14 +67,22 @@ _PIXELS = (
     "min_patches max_patches"
 ).split()
 FILES |= dict.fromkeys(("preprocessor_config.json", "video_preprocessor_config.json"), _PIXELS)
+_TOKENS = [key for key in FILES["tokenizer_config.json"] if key.endswith(("_token", "_tokens"))]
+FILES["special_tokens_map.json"] = _TOKENS
 
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "su", "llama3")
-MOST_LAYERS, MOST = 1000, 10**8
-_SIZES = (
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size image_size patch_size num_channels "
-    "max_position_embeddings num_experts moe_intermediate_size"
-).split()
+# Whole numbers from 1, and the most that one may be; then other numbers, least and most.
+_SIZES = dict.fromkeys(
+    "hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size moe_intermediate_size "
+    "min_dynamic_patch max_dynamic_patch".split(),
+    10**6,
+)
+_SIZES |= dict.fromkeys(("num_hidden_layers", "num_experts", "num_experts_per_tok", "num_channels"), 1000)
+_SIZES |= {"image_size": 10**4, "force_image_size": 10**4, "patch_size": 1000, "max_position_embeddings": 10**8}
+_NUMBERS = dict.fromkeys("rms_norm_eps layer_norm_eps layer_norm_epsilon".split(), (0, 1))
+_NUMBERS |= dict.fromkeys("attention_dropout dropout drop_path_rate embd_pdrop resid_pdrop".split(), (0, 1))
+_NUMBERS |= {"downsample_ratio": (0.01, 1), "partial_rotary_factor": (0.01, 1), "rope_theta": (1, 10**12)}
 
 
 def config_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -95,34 +103,43 @@ def config_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def language_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """As ``config_fields``, of a language model's own config; without ``model_type`` it is Qwen2's (transformers)."""
-    model_type = fields.get("model_type", "qwen2")
+    """As ``config_fields``, of a language model's own config.
+
+    Without ``model_type`` the class that it names counts, and without that it is Qwen2's, as in transformers.
+    """
+    architectures = fields.get("architectures") or ["Qwen2ForCausalLM"]
+    named = (row.model_type for row in LLM_FAMILIES.values() if row.architecture in architectures)
+    model_type = fields.get("model_type", next(named, None))
     if model_type == "qwen3_moe":  # transformers 5 writes another name
         fields = {"num_experts" if key == "num_local_experts" else key: value for key, value in fields.items()}
     own = () if model_type in _LANGUAGES else llm_family({**fields, "model_type": model_type}, where).fields
     base = llm_family({"model_type": "llama"}).fields
-    kept = _keep(fields, (*_COMMON, *base, *own, *_LANGUAGES.get(model_type, _LLM)), where)
-    _check_values(kept, where)
+    kept = _keep(fields, (*_COMMON, *base, *own, *_LANGUAGES.get(model_type, _LLM)), where) | {"model_type": model_type}
+    check_values(kept, where)
     for key in ("rope_scaling", "rope_parameters"):
         if (rope := kept.get(key)) is not None:
             _expect(isinstance(rope, Mapping), f"{where}: {key}", rope, "an object")
             kind = rope.get("rope_type", rope.get("type", "default"))
             _expect(kind in ROPE_TYPES, f"{where}: {key}: the type", kind, f"one of {', '.join(ROPE_TYPES)}")
             kept[key] = _keep(rope, _ROPE, f"{where}: {key}")
-    vocab_size = kept.get("vocab_size") or MOST
     for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
-        value = kept.get(key)
-        for each in value if isinstance(value, list) else [value]:
-            is_id = each is None or (type(each) is int and -1 <= each < vocab_size)
-            _expect(is_id, f"{where}: {key}", value, f"ids below vocab_size {vocab_size}")
+        token_ids(kept.get(key), kept, f"{where}: {key}")
     return kept
+
+
+def token_ids(value: Any, llm: Mapping[str, Any], where: str) -> list[int]:
+    """An id or a list of ids of a language model with this config, as a list; empty for None."""
+    found, most = value if isinstance(value, list) else [] if value is None else [value], llm.get("vocab_size", 10**6)
+    are_ids = all(type(each) is int and -1 <= each < most for each in found)
+    _expect(are_ids, where, value, f"ids below vocab_size {most}")
+    return found
 
 
 def vision_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     """As ``config_fields``, of an encoder's own config."""
     own = () if fields.get("model_type") == "internvl_vision" else encoder_family(fields, where).fields
     kept = _keep(fields, (*_COMMON, *encoder_family({"model_type": "intern_vit_6b"}).fields, *own, *_VISION), where)
-    _check_values(kept, where)
+    check_values(kept, where)
     return kept
 
 
@@ -153,9 +170,14 @@ def _defaults() -> dict[str, Any]:
 _tell = functools.lru_cache(logging.getLogger(__name__).warning)  # once each
 
 
-def _check_values(fields: Mapping[str, Any], where: str) -> None:
-    for key in _SIZES:
-        value, most = fields.get(key), MOST_LAYERS if key == "num_hidden_layers" else MOST
+def check_values(fields: Mapping[str, Any], where: str) -> None:
+    """Refuses sizes, rates and an activation that no model has, with a `CheckpointError`."""
+    for key, (least, most) in _NUMBERS.items():
+        value = fields.get(key, least)
+        is_one = type(value) in (int, float) and least <= value <= most
+        _expect(is_one, f"{where}: {key}", value, f"{least} to {most:,}")
+    for key, most in _SIZES.items():
+        value = fields.get(key)
         for each in value if isinstance(value, list) and key in ("image_size", "patch_size") else [value]:
             is_size = each is None or (type(each) is int and 0 < each <= most)
             _expect(is_size, f"{where}: {key}", value, f"a whole number from 1 to {most:,}")

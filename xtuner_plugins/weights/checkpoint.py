@@ -11,12 +11,13 @@
 from pathlib import Path
 
 from . import manifest, preprocessing, reading, record, zero
-from .errors import CheckpointError
+from .errors import CheckpointError, refusing
 from .reading import Checkpoint, open_safetensors, read_json
 
 ADAPTER, REPLACED = "adapter_model.safetensors", "replaced.safetensors"
 
 
+@refusing
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """The training checkpoint, exported adapter or weights at a path; `CheckpointError` where there is none of them."""
     path = Path(path)

@@ -25,6 +25,7 @@ QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
+_NAMED_FILES = ("tokenizer_file", "vocab_file", "merges_file", "spm_file")  # the files that transformers would take
 _PLAIN, _UNKNOWN, _CONTROL, _USER_DEFINED = range(1, 5)  # types of a sentencepiece
 # Each kind of character and spacing that a conversion could get wrong, alone and beside others.
 SAMPLES = (
@@ -57,6 +58,9 @@ def load_fast_tokenizer(directory: str | Path):
 
     directory = Path(directory)
     config = read_json(directory / "tokenizer_config.json", missing={})
+    if elsewhere := [key for key, value in config.items() if value and key in _NAMED_FILES]:
+        told = f"names its own {', '.join(elsewhere)}; only files of this directory are read: remove the key"
+        raise CheckpointError(f"{directory}/tokenizer_config.json {told}")
     path, kind = directory / "tokenizer.json", str(config.get("tokenizer_class")).removesuffix("Fast")
     if kind == "LlamaTokenizer" and not path.is_file() and builds_tokenizers_anew():
         return _from_sentencepiece(directory, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **config})

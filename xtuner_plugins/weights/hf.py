@@ -78,7 +78,7 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
     limits = read_json(Path(directory) / "preprocessor_config.json", missing={})
     return official.make_config(
         ours,
-        {"model_type": "qwen2", **fields["text_config"]},
+        fields["text_config"],
         dtype=fields.get("torch_dtype") or fields.get("dtype") or "bfloat16",
         downsample_ratio=fields.get("downsample_ratio", 0.5),
         min_dynamic_patch=limits.get("min_patches", 1),

@@ -9,8 +9,8 @@ from torch import nn
 
 from ..stack import separate_experts
 from . import model_view
+from .errors import STRANGE, CheckpointError
 from .lazy import LazyTensor, cast
-from .reading import CheckpointError, read_json
 from .tokenizer_files import load_tokenizer  # noqa: F401  found here, too, beside `load_model`
 
 
@@ -25,8 +25,8 @@ def config_from_fields(fields: Mapping, where: str | Path):
 
     try:
         return InternVLChatConfig(**{k: v for k, v in fields.items() if k not in ("auto_map", "model_type")})
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}/config.json: {error}") from None
+    except STRANGE as error:
+        raise CheckpointError(f"{where}/config.json: {' '.join(str(error).split())}") from None
 
 
 def empty_model(config) -> nn.Module:
@@ -52,8 +52,8 @@ def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -
     try:
         model = empty_model(made)
         num_used_layers(made.select_layer, made.vision_config.num_hidden_layers)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{what}: {error}") from None
+    except STRANGE as error:
+        raise CheckpointError(f"{what}: {' '.join(str(error).split())}") from None
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     held = {name: tensor.shape for name, tensor in tensors.items()}
     both = sorted(name for name in own.keys() & held.keys() if own[name] != held[name])
@@ -61,6 +61,7 @@ def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -
         "missing": sorted(own.keys() - held.keys()),
         "unexpected": sorted(held.keys() - own.keys()),
         "of another shape": [f"{name} is {list(held[name])}, the model has {list(own[name])}" for name in both],
+        "of whole numbers": sorted(name for name, each in tensors.items() if not each.dtype.is_floating_point),
     }
     said = [f"{len(names)} {kind}: {', '.join(names[:4])}" for kind, names in wrong.items() if names]
     if any(".lora_" in name or ".base_layer." in name for name in wrong["unexpected"]):
@@ -122,11 +123,11 @@ def load_model(directory: str | Path, *, dtype: torch.dtype | None = torch.bfloa
     """
     view = model_view.open_model(directory)
     model = build(view.config, view.tensors, str(directory), dtype=dtype, **options)
-    stop_at(model, read_json(view.directory / "generation_config.json", missing={}).get("eos_token_id"))
+    stop_at(model, model_view.stop_ids(view))
     return model
 
 
-def stop_at(model, token_ids: int | list[int] | None) -> None:
+def stop_at(model, token_ids: list[int]) -> None:
     """Makes a model stop where engines do that read its ``generation_config.json``."""
     if token_ids:
         from transformers import GenerationConfig

@@ -72,7 +72,10 @@ def read_settings(settings: Mapping | None) -> Lora | None:
         raise CheckpointError(f"LoRA settings: {', '.join(unknown)} can't be merged; leave it out")
     if str(start := options.get("init_lora_weights")).lower().startswith(_REWRITES_BASE):
         raise CheckpointError(f"LoRA settings: init_lora_weights={start!r} changes the base weights; leave it out")
-    return Lora(**{name: value for name, value in options.items() if name in known}, options=options)
+    found = Lora(**{name: value for name, value in options.items() if name in known}, options=options)
+    if not isinstance(found.lora_alpha, (int, float)) or type(found.r) is not int or found.r < 1:
+        raise CheckpointError(f"LoRA settings: r={found.r!r} and lora_alpha={found.lora_alpha!r} give no scale")
+    return found
 
 
 def split_key(name: str) -> tuple[str, str] | None:

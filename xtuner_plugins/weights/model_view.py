@@ -79,6 +79,7 @@ def open_config(directory: str | Path) -> tuple[ModuleType, dict, dict]:
     config, path = found.read_config(fields, directory), directory / preprocessing.FILE
     if found is hf and path.is_file():  # template and thumbnail, for which it has no fields
         config.update(preprocessing.Choice.of(read_json(path)["exported"]).config_fields(config))
+    allowed.check_values(config, str(directory))
     return found, fields, config
 
 
@@ -99,6 +100,12 @@ def open_model(directory: str | Path) -> ModelView:
     stored = open_weights(directory)
     tensors = keys_of(found, stored_config).to_ours(stored)
     return ModelView(Path(directory), found, config, tensors, stored_config, stored)
+
+
+def stop_ids(view: ModelView) -> list[int]:
+    """The tokens at which engines stop that read a directory's ``generation_config.json``."""
+    path = view.directory / "generation_config.json"
+    return allowed.token_ids(read_json(path, missing={}).get("eos_token_id"), view.config["llm_config"], str(path))
 
 
 @refusing

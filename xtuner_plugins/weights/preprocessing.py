@@ -38,6 +38,11 @@ class Choice:
     template: str
     system_message: str | None
 
+    def __post_init__(self):
+        texts = (self.template, self.system_message or "")
+        if {type(self.min_tiles), type(self.max_tiles)} != {int} or not all(isinstance(each, str) for each in texts):
+            raise TypeError(f"{self!r} has tile limits or texts of another type")
+
     @classmethod
     def of(cls, fields: Mapping) -> Choice:
         """From a dict with the fields; without a system message it is the template's."""

@@ -248,7 +248,7 @@ def has_begun(project: Project, case: Case, phase: str, log: Path, since: float)
 
 def victim_of(project: Project, case: Case, process: subprocess.Popen, draw: random.Random) -> tuple[str, int]:
     """By turns the process that was started, or a training process under it."""
-    words = (b"xtuner_plugins.engine.launch.train_process", case.config.encode())
+    words = (b"xtuner_plugins.engine.launch.train_process", Path(case.config).name.encode())
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in sorted(project.alive())}
     training = [pid for pid, command in commands.items() if all(word in command for word in words)]
     if training and draw.random() < 0.5:

@@ -140,6 +140,7 @@ def answer(directory: Path, out: Path) -> None:
 def own_export(model: Path, files: list[str], images: str | None) -> Path:
     """A folder with an export, the questions of files as `tools/evaluate.py` takes them, and this project's answers."""
     from xtuner_plugins.evaluation.benchmarks import open_data_sets
+    from xtuner_plugins.inference.session import with_placeholders
 
     folder, cases = OUT.resolve() / "own", []
     shutil.rmtree(folder, ignore_errors=True)
@@ -148,7 +149,7 @@ def own_export(model: Path, files: list[str], images: str | None) -> Path:
     for data_set in open_data_sets(files, images=images):
         for each in data_set.questions:
             paths = [os.path.abspath(path) for path in each.paths]
-            cases.append({"name": each.id, "question": "<image>\n" * len(paths) + each.text, "images": paths})
+            cases.append({"name": each.id, "question": with_placeholders(each.text, len(paths)), "images": paths})
     (folder / "cases.json").write_text(json.dumps(cases, indent=1))
     answer(folder / "official", folder / "expected.json")
     return folder

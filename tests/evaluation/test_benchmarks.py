@@ -8,10 +8,13 @@ import pandas
 import pytest
 from PIL import Image
 
+from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.errors import RecordError, SettingError
 from xtuner_plugins.evaluation.benchmarks import open_data_sets
 from xtuner_plugins.files import CACHE_VARIABLE
+from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.questions import Question
+from xtuner_plugins.inference.session import Turn
 
 LETTER = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
@@ -92,7 +95,7 @@ WRONG = [
     ({"question": "?", "answer": "x", "id": "line 1"}, "id 'line 1' was used before"),
     ({"question": "?", "answer": "x", "id": []}, "'id' is no text"),
     ("[1]", "not an object"),
-    ({"conversations": [1]}, "not one question with its answer"),
+    ({"conversations": [1]}, "turn 1 is a number"),
 ]
 BAD_ROWS = [
     (f"1\t{cell()[:80]}*\t?\tx", "its image isn't base64"),
@@ -134,28 +137,82 @@ def test_files_that_cannot_be_read(opened, tmp_path):
         opened("own.jsonl", {"question": "?", "answer": "yes"}, metric="yesno")
     with pytest.raises(SettingError, match="no 'question'; every row needs one, or give --prompt"):
         open_data_sets(str(tmp_path / "sub"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingError, match="empty: it holds no images and no questions; correct it"):
+        open_data_sets(str(tmp_path / "empty"), prompt="hi")
 
 
-def test_the_file_that_trains_can_evaluate(opened):
-    ask, answer = {"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A bus."}
-    records = [
-        {"id": 7, "image": "a.png", "conversations": [{"from": "system", "value": "Look."}, ask, answer]},
-        {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi."}]},
-        {"image": "a.png", "conversations": [ask, answer, {"from": "human", "value": "Why?"}, answer]},
-    ]
-    found = opened("train.json", json.dumps(records, indent=1))
-    first, second = found.questions
-    assert (first.id, first.text, first.images, first.expected) == ("7", "What is it?", ("a.png",), ("A bus.",))
-    assert (second.text, second.images, second.expected) == ("Hello", (), ("Hi.",))
-    assert "not one question with its answer; only records of a single turn" in found.left_out[0].message
+def chat(asked, answer="A bus.", *more, **given):
+    turns = zip("human gpt".split() * 3, (asked, answer, *more), strict=False)
+    return {"conversations": [{"from": role, "value": text} for role, text in turns], **given}
+
+
+BOTH = ["a.png", "sub/b.PNG"]
+PARTS = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]
+TRAIN = [  # record, text of the question, right answer
+    (chat("<image>\nWhat is it?", image="a.png", id=7), "What is it?", "A bus."),
+    (chat("What is it?", images=["a.png"], id=7), "What is it?", "A bus."),
+    (chat("What is it? <image>", image="a.png"), "What is it? <image>", "A bus."),
+    (chat(" Is <image> red?\n", " A bus.\n", image="a.png"), " Is <image> red?\n", " A bus.\n"),
+    (chat("<image>\n", image="a.png", kind="caption"), "<image>\n", "A bus."),
+    (chat("<image>\n<image>\nSame?", image=BOTH, system=""), "Same?", "A bus."),
+    (chat("<image>\nLike <image>?", images=BOTH), "<image>\nLike <image>?", "A bus."),
+    (chat("Hello"), "Hello", "A bus."),
+    ({"messages": [{"role": "user", "content": PARTS}, {"role": "assistant", "content": "A."}]}, "<image>What?", "A."),
+    ({"query": "<image>Which?", "response": "This.", "images": BOTH[:1]}, "<image>Which?", "This."),
+    ({"instruction": "Add.", "input": "1 + 1", "output": "2"}, "Add.\n1 + 1", "2"),
+    (chat("Where?", "<box>[[4, 3, 20, 30]]</box>", image="a.png", boxes="pixel", width=40, height=30), "Where?",
+     "<box>[[100, 100, 500, 1000]]</box>"),
+    (chat("Where?", "<bbox>", image="a.png", objects={"bbox": [[4, 3, 20, 30]]}), "Where?",
+     "<box>[[100, 100, 500, 1000]]</box>"),
+]  # fmt: skip
+NOT_ASKED = [  # records that are asked otherwise than they train, or that don't train
+    (chat("<image>\nWhat?", "A bus.", "Why?", "So.", image="a.png"), "more than one question in a training record"),
+    (chat("What?", system="Look."), "a system message in a training record; one question"),
+    (chat("<video>\nWhat?", video="a.mp4"), "a video, or an image that is no file in a"),
+    (chat("What?", image=f"data:image/png;base64,{cell()}"), "a video, or an image that is no file in a"),
+    ({"messages": [{"role": "user", "content": [*PARTS, {"type": "text", "text": "<image>"}]},
+                   {"role": "assistant", "content": "A."}]}, "<image> as plain text in a training record"),
+    (chat("<image><image>", image="a.png"), "2 <image> in the user's turns, but 1 image given"),
+    (chat("<image>\nWhat?"), "1 <image> in the user's turns, but 0 images given"),
+    ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "A.", "loss": False}]},
+     "no answer is learned"),
+    (chat("Where?", "<box>[[4, 3, 20, 30]]</box>", image="a.png", boxes="pixel", width=30, height=40), "is 40x30"),
+    (chat("Where?", "<bbox>", image="gone.png", objects={"bbox": [[4, 3, 20, 30]]}), "no such image"),
+]  # fmt: skip
+
+
+def test_the_file_that_trains_asks_what_it_trains(opened, toy_base, tmp_path):
+    found = opened("train.jsonl", *(record for record, *_ in TRAIN + NOT_ASKED))
+    for number, ((_, text), each) in enumerate(zip(NOT_ASKED, found.left_out, strict=True), len(TRAIN) + 1):
+        assert f"train.jsonl:{number}" in each.message and text in each.message, (text, each)
+    assert [each.id for each in found.questions][:3] == ["7", "line 2", "line 3"], "LLaVA's files repeat ids"
+    session = open_session(toy_base, device="cpu")
+    data = MultimodalDataset(toy_base, found.path, str(tmp_path))
+    for row, (record, text, answer) in enumerate(TRAIN):
+        question, sample = found.questions[row], data[row]
+        assert (question.text, question.expected) == (text, (answer,)), record
+        ids, learned = sample["input_ids"].tolist(), int((sample["labels"] >= 0).nonzero()[0])
+        assert session.prompt_ids([Turn(question.text, question.paths)]) == ids[:learned], record
+        assert session.tokenizer.decode(ids[learned:]).startswith(answer)
+
+
+def test_records_on_one_line_are_numbered(opened):
+    records = [chat("<image>\nWhat is it?", image="a.png"), *[{"question": "?", "answer": "x"}] * 2, {"question": "?"}]
+    found = opened("own.json", json.dumps(records))
+    assert [each.id for each in found.questions] == ["line 1", "line 1, record 2", "line 1, record 3"]
+    assert "own.json:1, record 4 (line 1, record 4): no right answer" in found.left_out[0].message
+    by_line = opened("own.json", json.dumps(records, indent=1))
+    assert [each.id for each in by_line.questions] == ["line 2", "line 15", "line 19"]
 
 
 def test_questions_without_answers_are_only_asked(opened, tmp_path):
     asked = opened("asked.jsonl", {"image": "a.png", "question": "What?"}, metric="cer")
     assert asked.metric is None and asked.questions[0].expected == () and asked.longest_answer == 512
+    (tmp_path / "d.HEIC").touch()  # answering names it and says what to do
     folder = opened("", prompt="What is it?")
-    assert folder.metric is None and [item.id for item in folder.questions] == ["a.png", "sub/b.PNG"]
-    assert set(texts(folder)) == {"What is it?"} and folder.questions[1].paths == (str(tmp_path / "sub/b.PNG"),)
+    assert folder.metric is None and [item.id for item in folder.questions] == ["a.png", "d.HEIC", "sub/b.PNG"]
+    assert set(texts(folder)) == {"What is it?"} and folder.questions[2].paths == (str(tmp_path / "sub/b.PNG"),)
 
 
 def test_limits_names_and_hashes(opened, tmp_path):

@@ -39,6 +39,9 @@ CASES = [
     (100 * "yes ", 100 * "no ", "yes_no", {"expected": ["yes", "no"] * 50}, -200 / 3, 2 / 2001, "worse", LOST),
     # four rotations that all become right are one gain, not four
     (16 * "B ", 16 * "A ", "multiple_choice", ROTATED, 100, 2 / 2**4, UNSURE, "16 questions)"),
+    # no test of two or four clusters is surer than their signs
+    ("yea yeas", "yes yes", "anls", {}, 100 * (1 / 3 + 1 / 4) / 2, 2 / 2**2, UNSURE, "2 questions)"),
+    (8 * "no ", 8 * "yes ", "exact_match", {"group": [*"aabbccdd"]}, 100, 2 / 2**4, UNSURE, "8 questions)"),
     ("yes yes", "no no", "exact_match", {"group": "a"}, -100, None, "unknown", "all 2 questions are about one"),
 ]  # fmt: skip
 
@@ -54,6 +57,16 @@ def test_gain_p_value_and_verdict():
         else:
             low, high = found.interval
             assert low <= gain <= high and low < high and (low > 0 or high < 0) == bool(gain), found.interval
+
+
+def test_one_gain_of_all_questions_is_no_interval_of_width_0():
+    """Nine scores of 1/3 that all become 2/3: rounding alone makes draws differ."""
+    for number, (p_value, verdict) in {9: (0.05, UNSURE), 40: (2 / 2001, "better")}.items():
+        a, b = (results(number * f"{word} ", "anls", expected="abcdef") for word in ("abcxxx", "abcdex"))
+        (found,) = compare(a, b).values()
+        unseen = 100 * binomtest(0, number).proportion_ci().high
+        assert found.interval == pytest.approx((found.gain - unseen, found.gain + unseen)), number
+        assert (found.p_value, found.verdict) == (pytest.approx(p_value), verdict), number
 
 
 def test_only_common_questions_in_whatever_order():

@@ -29,6 +29,9 @@ def test_intervals_are_exact_and_never_of_width_0():
     for metric, score, interval in (("yes_no", 1, (100 - unseen, 100)), ("cer", 1, (0, unseen))):
         assert measured([score] * 4, metric).interval == pytest.approx(interval), metric
     assert results.middle(np.full(100, 50.0), 4, 45, 55) == (45, 55)
+    low, high = results.middle(np.linspace(200 / 3, 200 / 3 + 1e-13, 100), 9, 0, 100)  # equal but for rounding
+    unseen = 100 * binomtest(0, 9).proportion_ci().high
+    assert (low, high) == pytest.approx((200 / 3 - unseen, 100))
 
 
 def test_questions_about_an_image_or_of_a_group_are_drawn_together():

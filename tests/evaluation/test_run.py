@@ -66,3 +66,10 @@ def test_what_a_killed_run_did_not_finish_is_asked_again_and_files_of_others_sta
         with pytest.raises(ValueError, match="not answers of this tool"):
             open_answers(path, made_by)
         assert path.read_text() == content
+    path.unlink()
+    for name in ("results.json", "items.jsonl", "report.html"):
+        (path.parent / name).write_text("mine")
+        with pytest.raises(ValueError, match=f"new holds {name} but no answers.jsonl; give another --out, or remove"):
+            open_answers(path, made_by)
+        assert (path.parent / name).read_text() == "mine" and not path.exists()
+        (path.parent / name).unlink()

@@ -25,9 +25,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..datasets.images.media import ImageFolder
+from ..datasets.images.media import ImageFolder, image_size
+from ..datasets.records.boxes import normalize_boxes
+from ..datasets.records.foreign import KEYS as TRAINING
 from ..datasets.records.json_index import open_index
-from ..datasets.records.records import clean
+from ..datasets.records.records import IMAGE, clean, parse_record
 from ..datasets.records.tables import write_image
 from ..errors import DataError, RecordError, SettingError
 from ..files import get_cache_dir, text_hash
@@ -42,7 +44,6 @@ ROTATION = 1_000_000  # MMBench numbers the rotations of question 7 as 1000007, 
 FACTS = ("category", "group")
 KEYS = ("id", "image", "images", "question", "answer", "answers", "choices", "hint", *FACTS)
 WRITTEN = "written"  # of a TSV's row: the path of its image in the cache, whose name is made from its content
-TURNS = "conversations"
 _FIELD = re.compile(r"\{(question|hint|choices)\}")
 _HAN = re.compile("[\u4e00-\u9fff]")
 _SHORT = "Answer the question using a single word or phrase."
@@ -144,11 +145,11 @@ def _open(path: Path, metric: str | None, prompt: str | None, images: str | None
     if kind == ".tsv":
         known, template = next((row for stems, row in STEMS.items() if name.lower().startswith(stems)), (None, OWN))
     folder = ImageFolder(own if kind == "/" else images or own, path.parent)
-    found = list(readers[kind](path))
+    found = list(readers[kind](path) if kind in ("/", ".tsv") else _in_lines(path, folder))
     rows = [row for _, row in found if isinstance(row, dict)]
     if prompt and "{question}" in prompt:
         template, prompt = prompt, None
-    elif prompt and all(row.get("question") for row in rows):
+    elif prompt and found and all(row.get("question") for row in rows):
         told = "write {question} where the question belongs"
         raise SettingError("prompt", f"the prompt {prompt[:80]!r} has no {{question}}", told)
     has_answers = any(row.get(key) not in (None, []) for row in rows for key in ("answer", "answers"))
@@ -167,8 +168,8 @@ def _open(path: Path, metric: str | None, prompt: str | None, images: str | None
             said = str(error)
             left_out.append(Unusable(place, said if place in said else f"{place}: {said}"))
     if not questions:
-        first = f"; the first: {left_out[0].message}" if found else ""
-        raise SettingError("data", f"{path}: none of its {len(found)} questions can be used{first}", "correct it")
+        told = f"none of its {len(found)} questions can be used; the first: {left_out[0].message}" if found else ""
+        raise SettingError("data", f"{path}: {told or 'it holds no images and no questions'}", "correct it")
     return DataSet(name, str(path), measure, list(questions.values()), left_out)
 
 
@@ -240,43 +241,49 @@ def _letter(answer: str, choices: Mapping[str, str]) -> str:
 
 
 def _in_folder(folder: Path) -> Rows:
-    """A row for each image below a folder, in the order of their names; hidden ones are passed over."""
+    """A row for each image below a folder, by name; hidden ones are passed over, HEIC is refused when it is opened."""
     from PIL import Image
 
-    readable = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    readable = {end for end, name in Image.registered_extensions().items() if name in Image.OPEN} | {".heic", ".heif"}
     for path in sorted(path.relative_to(folder) for path in folder.rglob("*")):
         if path.suffix.lower() in readable and not any(part.startswith(".") for part in path.parts):
             yield str(folder / path), {"id": path.as_posix(), "image": path.as_posix()}
 
 
-def _in_lines(path: Path) -> Rows:
+def _in_lines(path: Path, folder: ImageFolder) -> Rows:
     """A row, or what is wrong, for each JSON line that isn't empty, or each record of a JSON array."""
-    records = open_index(str(path))
+    records, named = open_index(str(path)), {}
     for row in range(len(records)):
-        place = records.source(row)
+        goes_on = row > 0 and records.source(row) == records.source(row - 1)  # with the line of the record before
+        place = records.source(row) + f", record {row + 1}" * goes_on
         try:
             values = records.parse(row)
             if not isinstance(values, dict):
                 raise RecordError("record", "not an object", 'write {"image": ..., "question": ...}', place)
-            values = _of_training(values, place) if TURNS in values else values
+            if values.keys() & TRAINING:
+                values = _of_training(values, place, folder)
+                if named.setdefault(str(values["id"]), place) != place:
+                    values["id"] = None  # LLaVA's files repeat ids
             if unknown := sorted(values.keys() - set(KEYS)):
                 raise RecordError("key", f"unknown key {unknown[0]!r}", f"the keys are {', '.join(KEYS)}", place)
             yield place, values
-        except RecordError as error:
+        except DataError as error:
             yield place, error
 
 
-def _of_training(values: dict[str, Any], place: str) -> dict[str, Any]:
-    """A record of the training form as a line of one's own."""
-    turns = values[TURNS]
-    known = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    said = [turn.get("value") for turn in turns if turn.get("from") != "system"] if known else []
-    if len(said) != 2 or not all(isinstance(text, str) for text in said):
-        problem = f"{TURNS!r} is not one question with its answer"
-        raise RecordError(TURNS, problem, "only records of a single turn can be evaluated", place)
-    images = _texts(values, "image", place)
-    question = re.sub(r"\s*<image>\s*", " ", said[0]).strip() if len(images) <= 1 else said[0]
-    return {"id": values.get("id"), "images": images, "question": question, "answer": said[1]}
+def _of_training(values: dict[str, Any], place: str, folder: ImageFolder) -> dict[str, Any]:
+    """A training record as a line of one's own, which asks and expects what it trains; `DataError` where none can."""
+    record = parse_record(values, place)
+    names = [name for kind, name in record.media if kind == "image" and isinstance(name, str)]
+    other = ["more than one question"] * (len(record.turns) > 2) + ["a system message"] * (record.system is not None)
+    other += ["a video, or an image that is no file"] * (len(names) < len(record.media))
+    if other := other + [f"{IMAGE} as plain text"] * (IMAGE in record.turns[0].text):
+        remedy = "one question without a system message, about image files or none, can be evaluated"
+        raise RecordError("training", f"{' and '.join(other)} in a training record", remedy, place)
+    asked, answer = normalize_boxes(record, lambda number: image_size(folder.resolve(names[number]))).turns
+    text = "".join(part if isinstance(part, str) else IMAGE for part in asked.parts)
+    question = text.removeprefix(f"{IMAGE}\n" * len(names)) or text  # see `with_placeholders`
+    return {"id": values.get("id"), "images": names, "question": question, "answer": answer.text}
 
 
 def _in_tsv(path: Path) -> Rows:

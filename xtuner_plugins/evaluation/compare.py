@@ -101,7 +101,8 @@ def _compare_one(name: str, metric: str, one: Sequence[Row], other: Sequence[Row
     """Compares one data set: the interval is of paired bootstrap draws.
 
     McNemar's exact test is of the clusters that one of both alone gets right; the bootstrap's p-value is twice the
-    share of draws on the rarer side of 0.
+    share of draws on the rarer side of 0. Few clusters may all lie on one side by chance, so it is never below that of
+    an exact sign test of those that differ, nor below 0.05 where the interval holds 0.
     """
     from scipy.stats import binomtest
 
@@ -120,7 +121,8 @@ def _compare_one(name: str, metric: str, one: Sequence[Row], other: Sequence[Row
         only = [int((left > right).sum()) for left, right in ((a.sums, b.sums), (b.sums, a.sums))]
         return Comparison(a, b, interval, float(binomtest(only[0], sum(only)).pvalue) if any(only) else 1.0)
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return Comparison(a, b, interval, float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))))
+    least = max(2.0 ** (1 - (a.sums != b.sums).any(axis=(1, 2)).sum()), SURE * (interval[0] <= 0 <= interval[1]))
+    return Comparison(a, b, interval, float(min(1.0, max(least, 2 * (tail + 1) / (len(drawn) + 1)))))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -77,13 +77,13 @@ def draw(*sums: np.ndarray) -> list[np.ndarray]:
 def middle(drawn: np.ndarray, number: int, low: float, high: float) -> Interval:
     """The middle 95 % of draws from `number` clusters, within `low` and `high`.
 
-    Where all draws are equal, as at 0 and 100 %, what no cluster showed may still be: the interval ends where a share
-    of which `number` trials showed nothing ends by the exact binomial test.
+    Where all draws are equal, as at 0 and 100 %, what no cluster showed may still be: to both sides the interval is as
+    wide as that of a share of which `number` trials showed nothing, by the exact binomial test.
     """
     from scipy.stats import binomtest
 
     ends = np.percentile(drawn, (2.5, 97.5))
-    if ends[0] == ends[1]:
+    if np.isclose(*ends):  # equal but for rounding
         unseen = 100 * binomtest(0, number).proportion_ci().high
         ends = ends[0] - unseen, ends[1] + unseen
     return max(low, float(ends[0])), min(high, float(ends[1]))

@@ -22,15 +22,18 @@ from ..inference.opening import Source, describe
 from ..inference.questions import Unusable
 from .benchmarks import DataSet
 from .page import write_report
-from .results import ANSWERS, REPORT, measure, summary, versions, write_results
+from .results import ANSWERS, ITEMS, REPORT, RESULTS, measure, summary, versions, write_results
 
 
 def open_answers(path: Path, made_by: Mapping[str, Any]) -> tuple[BinaryIO, dict[str, str]]:
     """A file of answers, locked and open for appending, and its answers by id; an unfinished last line is cut off.
 
     Raises:
-        ValueError: Another run writes it, it isn't such a file, or it was made by another model or with other options.
+        ValueError: Another run writes it, it holds something else, other settings made it, or only results are there.
     """
+    found = [name for name in (RESULTS, ITEMS, REPORT) if path.with_name(name).exists()]
+    if found and not path.exists():
+        raise ValueError(f"{path.parent} holds {found[0]} but no {path.name}; give another --out, or remove that file")
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+b")
     try:

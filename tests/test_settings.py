@@ -41,8 +41,8 @@ def test_a_config_anywhere_on_disk_inherits(tmp_path):
     dataset = cfg.train_dataloader.dataset
     assert dataset.base == cfg.model.base == "models/mine" and dataset.data_paths == ["/data/a.jsonl"]
     assert cfg.train_dataloader.persistent_workers is False
-    own = read_config(write(tmp_path, f"{DATA}.base = 'other'"))
-    assert own.train_dataloader.dataset.base == "other" and own.train_dataloader.persistent_workers
+    refused(f"{DATA}.base is 'other', but the tokenizer is", read_config, write(tmp_path, f"{DATA}.base = 'other'"))
+    assert read_config(LORA, {f"{DATA}.base": "x", "model.base": "x"}).train_dataloader.persistent_workers
 
 
 def test_names_that_nothing_reads(tmp_path):

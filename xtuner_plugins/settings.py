@@ -349,12 +349,17 @@ def complete(cfg: Mapping[str, Any]) -> None:
     """Fills in what follows from other keys.
 
     The data's base is the model's, its sampler knows how many ranks share a row, and without workers none persist.
+
+    Raises:
+        ConfigError: The data's base is another one than the model's.
     """
     model, loader = cfg.get("model"), cfg.get("train_dataloader")
     if not isinstance(model, dict) or not isinstance(loader, dict):
         return
-    if isinstance(loader.get("dataset"), dict) and "base" in model:
-        loader["dataset"].setdefault("base", model["base"])
+    if isinstance(data := loader.get("dataset"), dict) and "base" in model:
+        if data.setdefault("base", model["base"]) != model["base"]:
+            told = f"is {data['base']!r}, but the tokenizer is the model's, of model.base={model['base']!r}"
+            raise ConfigError(f"train_dataloader.dataset.base {told}; leave it out")
     ranks, sampler = model.get("sequence_parallel", 1), loader.get("sampler")
     if isinstance(sampler, dict) and ranks != sampler.get("sequence_parallel", 1):
         sampler["sequence_parallel"] = ranks

@@ -9,6 +9,7 @@ from tests.weights.training import LORA, RSLORA, make_model, record_of, save_pth
 from xtuner_plugins.export.trained import lay_over
 from xtuner_plugins.weights import record
 from xtuner_plugins.weights.model_view import open_model
+from xtuner_plugins.weights.preprocessing import TOKEN_RULES
 
 HEAD, QUERY = "language_model.lm_head", "language_model.model.layers.0.self_attn.q_proj"
 
@@ -46,8 +47,13 @@ def recorded(toy_base, tmp_path_factory):
     """A run with another LoRA scale than its config says now: the checkpoint, that config, the model."""
     folder = tmp_path_factory.mktemp("recorded")
     model = make_model(toy_base, llm_lora=RSLORA)
-    checkpoint = save_pth(model, folder / "iter_1.pth")
-    return checkpoint, write_config(folder / "now.py", toy_base, llm_lora=LORA), model
+    rule = {"min_tiles": 1, "max_tiles": 6, "use_thumbnail": True, "template": "internvl2_5"}
+    lock = {"datasets": [rule, {**rule, "max_tiles": 4}], "token_rules": TOKEN_RULES}
+    checkpoint, config = save_pth(model, folder / "iter_1.pth", preprocessing=lock), folder / "now.py"
+    write_config(config, toy_base, llm_lora=LORA)
+    with config.open("a") as file:
+        file.write("train_dataloader = dict(dataset=dict(max_tiles=2, min_tiles=1, template=None))\n")
+    return checkpoint, config, model
 
 
 def test_the_checkpoint_counts_not_the_config(recorded):
@@ -60,7 +66,7 @@ def test_the_checkpoint_counts_not_the_config(recorded):
         torch.testing.assert_close(plan.tensors(merged=True)[name].read(), live.get_base_layer().weight)
     silent, (note,) = ([note for note in plan.notes if "counts" in note] for plan in plans)
     assert silent == [] and "llm_lora.lora_alpha=64 (the config: 8)" in note
-    assert "llm_lora.use_rslora=True (the config: None)" in note
+    assert "llm_lora.use_rslora=True (the config: None), max_tiles=6 (the config: 2)" in note
 
 
 def test_a_record_that_lacks_or_lies(toy_base, recorded, tmp_path, refused):

@@ -113,8 +113,11 @@ def test_a_changed_byte(written, tmp_path):
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     model_view.open_model(out)
-    with pytest.raises(CheckpointError, match=f"verification failed: .*{shard.name} changed.*stands, but don't use it"):
-        verify(written[0], out)
+    made_from_it = export.prepare_conversion(out, format="hf"), tmp_path / "hf"
+    export.write(*made_from_it)
+    for exported in ((written[0], out), made_from_it):
+        with pytest.raises(CheckpointError, match=f"verification failed: .*{shard.name} changed.*, but don't use it"):
+            verify(*exported)
     write_json(out / "generation_config.json", {"eos_token_id": 5})
     with pytest.raises(CheckpointError, match="not as it was exported: generation_config.json changed"):
         model_view.open_model(out)

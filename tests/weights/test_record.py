@@ -56,6 +56,7 @@ def test_what_is_recorded(config):
     assert settings["model"]["llm_lora"] == {"type": "LoraConfig", "r": 4} and settings["model"]["dtype"] == "float32"
     assert settings["model"]["freeze_llm"] is True and "base" not in settings["model"]  # defaults of our classes
     assert settings["train_dataloader"] == {"dataset": {"max_length": 512}}
+    assert record.plain({*"qkvo"}) == [*"koqv"]  # a set has another order in each process
     optimizer = {"type": "AdamW", "betas": [0.9, 0.99]}
     assert settings["optim_wrapper"] == {"optimizer": optimizer, "clip_grad": {"max_norm": None}}
     assert (data["records"], data["rejected"], data["sha256"]) == (5, [1, 3], record.file_hash(__file__))
@@ -85,14 +86,21 @@ def test_which_runs_are_the_same(config, refused):
         ("steps/ranks", 1, "was 2 and is 1, with as many samples per step"),
         ("steps/max_iters", 3, "span that length"),
         ("base/path", "/b", "the base /b has the same files as"),
+        ("base/files/NOTES.txt", digest, None),
+        ("data/0/name", "renamed", None),
         ("versions/torch", "0", "torch was .* and is '0'"),
     ):
         notes = record.require_same_run(then, changed(path, value), {"model": {"new": 5}}, "a.pth")
         assert len(notes) == bool(note) and re.search(note or "", "".join(notes)), path
     for path, value, told in (
         ("settings/seed", 2, r"a.pth: another run saved it: seed was 1 and is 2; resume .*load_from=a.pth"),
-        ("settings/model/new", 6, "model.new was 5 and is 6"),
-        (f"base/files/{name}", digest, f"{name} of the base .* has SHA-256 f{{8}}, trained was with .{{8}} of"),
+        ("settings/model/new", 6, "model.new was 5 and is 6; .*export it and begin a new run with the export as its"),
+        ("base/files/added.json", digest, "added.json of the base .*, but it trained with none of"),
+        (
+            f"base/files/{name}",
+            digest,
+            f"{name} of the base .* has SHA-256 f{{8}}, but it trained with .{{8}} of .*load_from",
+        ),
         ("data/0/sha256", digest, r"data a: sha256 was '.{8}' and is 'f{8}'"),
         ("data/0/rejected", [*range(99)], r"rejected was \[1\] and is \[0, .{70,78}\.\.\.; resume"),
         ("settings/four", dict.fromkeys("abcd", 3), r"four.c was None and is 3 \(and 1 more\); resume"),

@@ -146,7 +146,7 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
         configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
         plan = TrainedPlan(open_model(base), opened, said)
         plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
-        plan.notes += _differing_settings(model, cfg) if cfg else []
+        plan.notes += _differing_settings(model, opened.run.get(preprocessing.KEY) or {}, cfg) if cfg else []
         _sort_tensors(plan)
         _check_parts(plan, model)
         plan.tensors(merged=True)  # checks shapes and ranks of adapters
@@ -169,12 +169,20 @@ def _find_base(said: Mapping, cfg, where: str) -> Path:
     return base
 
 
-def _differing_settings(trained: Mapping, cfg) -> list[str]:
-    """A line where a config sets another model than the record, which also holds defaults that no config names."""
-    held, given = (record.flat(record.plain(model)) for model in (trained, cfg._to_lazy_dict()["model"]))
+def _differing_settings(trained: Mapping, lock: Mapping, cfg) -> list[str]:
+    """A line where a config sets another model, tiles or template than were trained.
+
+    The record also holds defaults that no config names, and the lock has tiles and template of each file.
+    """
+    whole = cfg._to_lazy_dict()
+    held, given = (record.flat(record.plain(model)) for model in (trained, whole["model"]))
     keys = [key for key in {**given, **held} if key in given or key.partition(".")[0].endswith("_lora")]
     counts = [key for key in keys if key != "dtype" and not f"model.{key}".startswith(record.NEUTRAL)]
     pairs = {key: (held.get(key), given.get(key)) for key in counts}
+    data = (whole.get("train_dataloader") or {}).get("dataset") or {}
+    for key in set(preprocessing.SETTINGS) & data.keys():
+        rules = [rule[key] for rule in lock.get("datasets", ())]
+        pairs |= {key: (rules[0], data[key])} if rules and data[key] not in (None, *rules) else {}
     found = [f"{key}={a!r} (the config: {b!r})" for key, (a, b) in pairs.items() if a != b and (a or b)]
     return [f"the checkpoint counts, which was trained with {', '.join(found)}"] if found else []
 

@@ -34,7 +34,7 @@ from .errors import CheckpointError, from_outside
 KEY = "record"  # in a training checkpoint
 FILE = "record.json"  # in an adapter directory
 OWN = "xtuner_plugins"
-BASE_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".tiktoken", ".txt")
+BASE_ENDINGS = (".safetensors", ".bin", ".json", ".model", ".tiktoken", "merges.txt", "vocab.txt")
 # Written anew by each build or export, or read by no training.
 NOT_OF_BASE = ("export_manifest.json", "base_manifest.json", "preprocessing.json", "generation_config.json")
 VERSIONS = ("xtuner_plugins", "torch", "transformers", "tokenizers", "peft", "xtuner", "mmengine", "pillow")
@@ -43,6 +43,7 @@ SHARES, LENGTHS = ("ranks", "batch_size", "accumulative_counts"), ("max_epochs",
 STEPS = ("samples_per_step", *SHARES, *LENGTHS)
 LONGER = ": warm-up and cosine span that length from here on"
 WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
+OUR_CONSTRUCTOR = ("GroupedOptimWrapperConstructor", "None")  # of parameter groups; only others are recorded
 # They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those. A
 # record tells nobody where data lie, nor the keys of a store.
 _NEUTRAL = {
@@ -77,11 +78,14 @@ def file_hash(path: str | Path) -> str:
 
 def base_facts(directory: str | Path) -> dict[str, Any]:
     """Path of a base, and SHA-256 of its config, weights and tokenizer files by name."""
-    found = sorted(Path(directory).iterdir())
-    files = {each.name: each for each in found if each.suffix in BASE_SUFFIXES and each.name not in NOT_OF_BASE}
+    files = {each.name: each for each in sorted(Path(directory).iterdir()) if _is_of_base(each.name)}
     with ThreadPoolExecutor(4) as pool:
         hashes = pool.map(file_hash, files.values())
     return {"path": os.path.abspath(directory), "files": dict(zip(files, hashes, strict=True))}
+
+
+def _is_of_base(name: str) -> bool:
+    return name.endswith(BASE_ENDINGS) and name not in NOT_OF_BASE
 
 
 def data_facts(dataset: Any) -> list[dict[str, Any]]:
@@ -116,7 +120,8 @@ def plain(value: Any, *, fill: bool = False) -> Any:
         is_ours = str(getattr(kind, "__module__", kind)).startswith(OWN)
         return {"type": _name(kind), **(_defaults(kind) if fill and is_ours else {}), **own}
     if isinstance(value, (list, tuple, set)):
-        return [plain(each, fill=fill) for each in value]
+        found = [plain(each, fill=fill) for each in value]
+        return sorted(found, key=str) if isinstance(value, set) else found
     return value if isinstance(value, PLAIN) else _name(value)
 
 
@@ -149,16 +154,19 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
         cfg: As read, or as XTuner rewrites it for ``--deepspeed``.
         deepspeed: The run will use it: XTuner then clips gradients also where the config doesn't.
     """
-    loader, strategy = cfg["train_dataloader"], cfg.get("strategy") or {}
+    loader, strategy, hooks = cfg["train_dataloader"], cfg.get("strategy") or {}, cfg.get("default_hooks") or {}
     wrapper = {**cfg["optim_wrapper"], **(cfg.get("optim_wrapper_grouping") or {})}
     clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
     wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
     parts = {key: _counting(loader[key], f"train_dataloader.{key}") for key in LOADER if loader.get(key)}
+    kept = {key: wrapper[key] for key in WRAPPER if wrapper.get(key)}
+    if (constructor := _name(wrapper.get("constructor"))) not in OUR_CONSTRUCTOR:
+        kept["constructor"] = constructor
     return {
         "model": _counting(cfg["model"], "model"),
         "train_dataloader": parts,
-        "optim_wrapper": {key: wrapper[key] for key in WRAPPER if wrapper.get(key)},
-        "param_scheduler": cfg.get("param_scheduler"),
+        "optim_wrapper": kept,
+        "param_scheduler": cfg.get("param_scheduler") if hooks.get("param_scheduler", True) else None,
     }
 
 
@@ -225,11 +233,11 @@ def _short(value: Any) -> str:
 
 def base_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """What differs between the files of two bases; None for equal ones, wherever they are."""
-    for name in sorted({**then["files"], **now["files"]}):
-        old, new = (side["files"].get(name, "missing") for side in (then, now))
+    for name in sorted(filter(_is_of_base, {**then["files"], **now["files"]})):
+        old, new = (side["files"].get(name) for side in (then, now))
         if old != new:
-            before = f"trained was with {old[:8]} of {then['path']}"
-            return f"{name} of the base {now['path']} has SHA-256 {new[:8]}, {before}"
+            has, before = f"has SHA-256 {new[:8]}" if new else "is missing", (old or "none")[:8]
+            return f"{name} of the base {now['path']} {has}, but it trained with {before} of {then['path']}"
     return None
 
 
@@ -239,7 +247,8 @@ def _compare(then: Mapping, now: Mapping, defaults: Mapping) -> tuple[list[str],
     if len(then["data"]) != len(now["data"]):
         other.append(f"data_paths had {len(then['data'])} files and has {len(now['data'])}")
     for before, after in zip(then["data"], now["data"], strict=False):
-        other += [f"data {after['name']}: {each}" for each in differing(before, after)]
+        found = differing({**before, "name": 0}, {**after, "name": 0})  # a new name changes no sample
+        other += [f"data {after['name']}: {each}" for each in found]
     old, new = ({**flat(defaults), **flat(each["settings"])} for each in (then, now))
     if None in (old.get("seed"), new.get("seed")):
         old["seed"] = new["seed"] = None
@@ -279,5 +288,7 @@ def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, A
     if other:
         more = f" (and {len(other) - SHOWN} more)" if len(other) > SHOWN else ""
         said = f"{'; '.join(other[:SHOWN])}{more}"
+        if any(each.startswith("model.") and " was " in each for each in other):  # its tensors may not fit another one
+            anew = "export it and begin a new run with the export as its base"
         raise CheckpointError(f"--resume {path}: another run saved it: {said}; resume with what it was, or {anew}")
     return notes

@@ -121,6 +121,7 @@ def test_what_reaches_the_training_processes(monkeypatch, toy_base, data, tmp_pa
     cfg = read_config(str(written))
     assert cfg.optim_wrapper.optimizer.lr == 5e-5 and cfg.train_cfg.max_iters == 2
     assert cfg.train_dataloader.dataset.jpeg_quality == (75, 100)
+    assert read_config(str(written), {"model.base": "x"}).train_dataloader.dataset.base == "x"
 
 
 def test_under_xtuners_command_a_process_becomes_ours_and_ends_with_it(monkeypatch):

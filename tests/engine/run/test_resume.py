@@ -68,7 +68,7 @@ def test_optimizers_whose_state_would_not_come_back(tmp_path):
 
 def test_many_other_parameters_are_counted():
     found = {f"w{number}": (1,) for number in range(6)}
-    with pytest.raises(CheckpointError, match=r": missing w0; .*missing w4; and 1 more\. Resume"):
+    with pytest.raises(CheckpointError, match=r": missing w0; .*missing w4; and 1 more\. Go on .* or export it"):
         require_same_parameters(found, {})
 
 

@@ -21,7 +21,7 @@ from ...files import write_whole
 from ...processes import allocator_settings, free_port, num_cores, quiet_imports
 from ...weights.errors import CheckpointError
 from ..check.text import check_text, step_note
-from ..run.resume import check_same_run, settle_start, work_dir_of
+from ..run.resume import check_same_run, settle_start, state_note, work_dir_of
 from ..watch.stopping import COMMAND
 from .ranks import run_ranks
 
@@ -101,7 +101,9 @@ def check_processes(processes: int, env: Mapping[str, str]) -> None:
 
 
 def make_reloadable(cfg: Config) -> None:
-    """Replaces what a dump would turn into a text that can't be trained: the function of ``model_resource``."""
+    """Takes out what a dump can't say, the function of ``model_resource``, and what follows from ``model.base``."""
+    if dataset := settings.value_at(cfg, "train_dataloader.dataset"):
+        dataset.pop("base", None)
     cfg._cfg_dict.pop("model_resource", None)
     cfg._cfg_dict.pop("pretrained_model_name_or_path", None)
     own = (cfg.get("custom_imports") or {}).get("imports", [])
@@ -137,7 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_build(cfg, deepspeed)
         num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), ranks[0].get("WORLD_SIZE", 1)))
         check_groups(num_ranks, cfg.model.get("sequence_parallel", 1))
-        notes = check_same_run(cfg, args, num_ranks=num_ranks) if cfg.get("resume") else [step_note(cfg, num_ranks)]
+        notes = (
+            check_same_run(cfg, args, num_ranks=num_ranks)
+            if cfg.get("resume")
+            else [step_note(cfg, num_ranks), state_note(cfg)]
+        )
         for note in filter(None, notes):
             print(f"note: {note}", file=sys.stderr)
         if args.dry_run:

@@ -87,15 +87,23 @@ def check_same_run(cfg: Any, args: Any, *, num_ranks: int) -> list[str]:
     from ...dtypes import resolve_dtype
 
     path, deepspeed = args.resume, bool(args.deepspeed)
-    then, hooks = read_checkpoint(path)["record"], cfg.get("custom_hooks") or []
-    if then is None and not any(record.plain(hook).get("type") == "StateHook" for hook in hooks):
-        return [f"nothing tells whether {path} is of this run: no StateHook in custom_hooks, which keeps a record"]
+    then = read_checkpoint(path)["record"]
+    if then is None and (told := state_note(cfg)):
+        return [told]
     dataset, dtype = DATASETS.build(cfg.train_dataloader.dataset), resolve_dtype(cfg.model.get("dtype", "auto"))
     seed = (cfg.get("randomness") or {}).get("seed") if args.seed is None else args.seed
     own = {"ranks": num_ranks, "seed": seed, "dtype": str(dtype), "resize_rule": resize_facts()["resize_rule"]}
     now = record.make(cfg, dataset, deepspeed=deepspeed, **own)
     defaults = record.defaults_of(record.settings_of(cfg, deepspeed=deepspeed))
     return record.require_same_run(then, now, defaults, path)
+
+
+def state_note(cfg: Any) -> str:
+    """That nothing saves a record of the run in its checkpoints; '' where `StateHook` does."""
+    if any(record.plain(hook).get("type") == "StateHook" for hook in cfg.get("custom_hooks") or []):
+        return ""
+    told = "no StateHook in custom_hooks: checkpoints hold no record of their run, so they can't be exported, and"
+    return f"{told} nothing tells whether a resume is of the same run; append your hooks to custom_hooks"
 
 
 def _check_optimizer(optimizer: str, deepspeed: bool) -> None:

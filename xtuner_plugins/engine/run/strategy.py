@@ -179,5 +179,5 @@ def require_same_parameters(expected: Mapping[str, tuple], found: Mapping[str, t
         shown = "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
         raise CheckpointError(
             f"this checkpoint is of another model or another choice of trained parts: {shown}. "
-            "Resume with the config that wrote it."
+            "Go on with the config that wrote it, or export it and begin with the export as model.base."
         )

@@ -177,7 +177,7 @@ def launch(
     """
     warnings.filterwarnings("ignore", message="'HTTP_422", module="gradio")  # its own use of Starlette
     page, i18n = build_page(session, name)
-    hosts = ["*"] if host in ("0.0.0.0", "::") else [host, "localhost", "127.0.0.1"]
+    hosts = ["*"] if host in ("0.0.0.0", "[::]") else [host, "localhost", "127.0.0.1"]
     page.launch(
         server_name=host,
         server_port=port,

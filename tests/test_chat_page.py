@@ -1,6 +1,8 @@
 """The page as its visitors and programs meet it: over HTTP, and in a browser where one is installed."""
 
+import io
 import json
+import re
 import shutil
 import threading
 import time
@@ -8,18 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from gradio import Chatbot
 from gradio_client import Client, handle_file
 from PIL import Image
 
 from tests.conftest import HANGS_AFTER
 from xtuner_plugins import chat_page
-from xtuner_plugins.chat_page import launch
+from xtuner_plugins.chat_page import build_page, launch
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.session import Frame
 from xtuner_plugins.processes import free_port
 
 SETTINGS = ("", 0, 6, 8, 2)  # system, temperature, tiles, new tokens, frames
+HEIC = b"\0\0\0\x18ftypheic" + bytes(40)
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -54,26 +58,61 @@ def connect(url):
     return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": HANGS_AFTER})
 
 
-def ask(client, text, *files, system=""):
+def ask(client, text, *files, system="", history=()):
     message = {"text": text, "files": [handle_file(str(file)) for file in files]}
-    return client.predict(message, system, *SETTINGS[1:], api_name="/ask")[0]
+    return client.predict(message, system, *SETTINGS[1:], history, api_name="/ask")[0]
+
+
+def said(role, text, *files):
+    files = [{"type": "file", "file": handle_file(str(file))} for file in files]
+    return {"role": role, "content": [*files, {"type": "text", "text": text}]}
+
+
+@pytest.fixture
+def photo(tmp_path):
+    Image.effect_noise((56, 28), 90).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
 
 
 def test_twenty_visitors_are_not_mixed_up(echo):
     def visit(number):
-        client = connect(echo)
-        return ask(client, f"number {number}"), ask(client, "again", system="Sys.")
+        client, question = connect(echo), f"number {number}"
+        first = ask(client, question)
+        past = [said("user", question), said("assistant", first)]
+        return first, ask(client, "again", system="Sys.", history=past)
 
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(visit, range(20)))
     assert answers == [(f"number {number}", f"Sys. number {number} | again") for number in range(20)]
 
 
-def test_curl_asks_in_two_requests_as_the_docs_show(echo):
-    data = {"data": [{"text": "Hello", "files": []}, None, *SETTINGS]}  # None: no conversation before
-    event = httpx.post(f"{echo}gradio_api/call/ask", json=data, timeout=HANGS_AFTER).json()["event_id"]
-    lines = httpx.get(f"{echo}gradio_api/call/ask/{event}", timeout=HANGS_AFTER).text.splitlines()
-    assert json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))[0] == "Hello"
+def test_curl_asks_in_two_requests_as_the_docs_show(echo, photo):
+    def curl(text, *paths, **settings):
+        files = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
+        data, call = {"message": {"text": text, "files": files}, **settings}, f"{echo}gradio_api/call/v2/ask"
+        event = httpx.post(call, json=data, timeout=HANGS_AFTER).json()["event_id"]
+        lines = httpx.get(f"{call}/{event}", timeout=HANGS_AFTER).text.splitlines()
+        assert lines[-3] == "event: complete", lines
+        return json.loads(lines[-2].removeprefix("data: "))
+
+    assert curl("Hello")[0] == "Hello" and curl("Hello", system="Sys.")[0] == "Sys. Hello"
+    with pytest.raises(AssertionError, match="event: error"):
+        curl("What?", str(photo))  # a file of the server that nobody has sent
+    path = httpx.post(f"{echo}gradio_api/upload", files={"files": photo.open("rb")}, timeout=60).json()[0]
+    answer, tiles = curl("Where? [[0, 0, 500, 500]]", path)  # an answer with boxes stays text
+    assert answer == "<image> Where? [[0, 0, 500, 500]]"
+    shown = [Image.open(io.BytesIO(httpx.get(tile["image"]["url"]).content)) for tile in tiles]
+    assert [(tile.format, tile.size) for tile in shown] == [("PNG", (28, 28))] * 3  # two and the thumbnail
+
+
+def test_one_client_asks_about_an_image_again(echo, photo):
+    client = connect(echo)
+    assert ask(client, "What?", photo) == "<image> What?"
+    assert ask(client, "Where?", photo) == "<image> Where?"  # each question is alone
+    past = [said("user", "What?", photo), said("assistant", "A box.")]
+    assert ask(client, "And?", history=past) == "<image> What? | And?"
+    answer, tiles = client.predict({"text": "[[0, 0, 9, 9]]", "files": [handle_file(str(photo))]}, api_name="/ask")
+    assert answer == "<image> [[0, 0, 9, 9]]" and [Image.open(tile["image"]).size for tile in tiles] == [(28, 28)] * 3
 
 
 def test_a_client_that_hangs_up_stops_the_model(echo):
@@ -87,7 +126,7 @@ def test_a_client_that_hangs_up_stops_the_model(echo):
 
 def test_bad_input_gets_one_clear_answer(echo, tmp_path, capfd, monkeypatch):
     (tmp_path / "a.png").write_text("hello")
-    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (tmp_path / "phone.heic").write_bytes(HEIC)
     client = connect(echo)
     for words, said in (
         (("What?", tmp_path / "a.png"), r"^'?a.png: can't be decoded .*another file"),
@@ -100,7 +139,8 @@ def test_bad_input_gets_one_clear_answer(echo, tmp_path, capfd, monkeypatch):
     assert httpx.post(f"{echo}gradio_api/upload", files=large, timeout=60).status_code == 413
     assert ask(client, "Still here") == "Still here" and "Traceback" not in capfd.readouterr().err
     # other sites neither reach the page nor are asked
-    assert httpx.get(echo, headers={"Host": "evil.example"}).status_code == 400
+    for page in echo, f"{echo}gradio_api/call/v2/ask/1":
+        assert httpx.get(page, headers={"Host": "evil.example"}).status_code == 400
     assert httpx.get(echo).headers["content-security-policy"].startswith("default-src 'self'")
 
 
@@ -108,6 +148,8 @@ def test_a_password():
     page = launch(Echo(), "echo", host="127.0.0.1", port=free_port(), password="open sesame")
     login, config = f"{page.local_url}login", f"{page.local_url}config"
     assert httpx.get(config).status_code == 401
+    for call in "call/ask", "call/v2/ask":
+        assert httpx.post(f"{page.local_url}gradio_api/{call}", json={"data": []}).status_code == 401
     for password, status in ("open", 400), ("open sesame", 200):
         assert httpx.post(login, data={"username": "anyone", "password": password}).status_code == status
     page.close()
@@ -127,11 +169,33 @@ def test_turns_of_a_history_and_frames_of_a_video(tmp_path, monkeypatch):
     assert (second.question, second.answer, second.images) == ("And?", "No.", [])
 
 
+def test_a_refusal_is_a_message_that_the_model_never_sees(tmp_path, photo):
+    (tmp_path / "phone.heic").write_bytes(HEIC)
+    page, bot, history = build_page(Echo(), "echo")[0], Chatbot(), []
+    talk = next(fn.fn.__wrapped__ for fn in page.fns.values() if fn.api_name == "talk")
+    for text, path, told in (
+        ("first [[0, 0, 9, 9]]", photo, r"<image> first \[\[0, 0, 9, 9]]"),
+        ("What?", tmp_path / "phone.heic", "phone.heic: .*it is HEIC.*convert it to JPEG"),
+        (" ", photo, "Type a question"),
+        ("second", None, r"<image> first \[\[0, 0, 9, 9]] \| second"),
+    ):
+        files = [str(path)] if path else []
+        *_, (answer, _) = talk({"text": text, "files": files}, history, *SETTINGS)
+        parts = answer if isinstance(answer, list) else [answer]
+        refused = isinstance(answer, dict) and answer["metadata"]["title"].startswith("Not answered")
+        assert refused == told.startswith(("phone", "Type")) and len(parts) == 1 + (text[:5] == "first")
+        assert re.match(told, answer["content"] if refused else parts[0])
+        asked = {"role": "user", "content": [*({"path": file} for file in files), text]}
+        replies = [{"role": "assistant", **(part if refused else {"content": part})} for part in parts]
+        history = bot.preprocess(bot.postprocess([*history, asked, *replies]))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 def test_in_a_browser(toy_base, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     Image.effect_noise((336, 224), 90).save(tmp_path / "photo.png")
+    (tmp_path / "phone.heic").write_bytes(HEIC)
     page = launch(open_session(toy_base, device="cpu"), "toy", host="127.0.0.1", port=free_port())
     addresses, count = [], "document.querySelectorAll('.grid-container img, .thumbnail-item img').length"
     with playwright.sync_playwright() as driver:
@@ -147,6 +211,16 @@ def test_in_a_browser(toy_base, tmp_path):
             window.press("textarea >> nth=0", "Enter")
             window.wait_for_selector(".bot")
             window.wait_for_function(f"{count} >= 7")  # the tiles
+            window.wait_for_selector("textarea:enabled >> nth=0")
+            window.set_input_files("input[type=file] >> nth=0", tmp_path / "phone.heic")
+            window.wait_for_selector("img[src*='phone.heic']")
+            window.fill("textarea >> nth=0", "And here?")
+            window.press("textarea >> nth=0", "Enter")
+            window.wait_for_selector("text=it is HEIC")
+            window.fill("textarea:enabled >> nth=0", "And now?")  # a refusal ends neither page nor conversation
+            window.press("textarea >> nth=0", "Enter")
+            window.wait_for_function("document.querySelectorAll('.bot.message').length == 3")
+            window.wait_for_selector("textarea:enabled >> nth=0")
             assert window.evaluate("document.documentElement.scrollWidth") <= 390
             window.get_by_text(settings).first.click()
             window.wait_for_selector(f"text={words}")

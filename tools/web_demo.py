@@ -10,6 +10,8 @@ Exit status: 0 after Ctrl-C; 2 when the model, the port or the command line can'
 """
 
 import argparse
+import errno
+import socket
 import sys
 from pathlib import Path
 
@@ -22,7 +24,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add_model(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1); 0.0.0.0 for all")
-    parser.add_argument("--port", type=at_least(1), default=7860, help="default 7860")
+    parser.add_argument("--port", type=at_least(1, most=65535), default=7860, help="default 7860")
     parser.add_argument("--password-file", metavar="FILE", help="its first line is the password; any user name will do")
     parser.add_argument("--max-upload-mb", type=at_least(1, float), default=50, help="largest file (default 50)")
     return parser.parse_args(argv)
@@ -36,9 +38,15 @@ def serve(args: argparse.Namespace) -> None:
         if not password:
             told = "its first line is empty; write the password there"
             raise ValueError(f"--password-file {args.password_file}: {told}")
-    elif args.host not in ("127.0.0.1", "localhost", "::1"):
+    elif args.host not in ("127.0.0.1", "localhost", "[::1]"):
         told = "warning: other machines can use the page, and it asks for no password; see --password-file"
         print(told, file=sys.stderr)
+    family = socket.AF_INET6 if args.host.startswith("[") else socket.AF_INET
+    try:  # before the weights are read
+        socket.create_server((args.host.strip("[]"), args.port), family=family).close()
+    except OSError as error:
+        is_taken, other = error.errno == errno.EADDRINUSE, f"--host {args.host}: {error.strerror}"
+        raise OSError(f"port {args.port} is in use; give another --port" if is_taken else other) from None
     session = open_model(args)
     from xtuner_plugins.chat_page import launch
 

@@ -7,7 +7,7 @@ It is gradio's ChatInterface over a session. Nothing is fetched from other sites
 import hmac
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +82,16 @@ def turn_of(text: str, paths: list[str], num_frames: int, answer: str | None = N
 
 
 def past_turns(history: list[dict], num_frames: int) -> list[Turn]:
-    """The answered turns of gradio's history (texts, files and our drawn boxes); errors as of `turn_of`."""
+    """The answered turns of gradio's history (texts and files; refusals have metadata); errors as of `turn_of`."""
     turns, question, paths = [], "", []
     for message in history:
         content = message["content"]
-        for part in content if isinstance(content, list) else [content]:
-            text = part if isinstance(part, str) else part.get("text")
-            if message["role"] == "user" and text is None:
-                paths.append(part["file"]["path"])
-            elif message["role"] == "user":
-                question = text
-            elif text is not None:
-                turns.append(turn_of(question, paths, num_frames, text))
-                question, paths = "", []
+        parts = [{"text": content}] if isinstance(content, str) else content
+        texts = [part["text"] for part in parts if "text" in part]
+        if message["role"] == "user":
+            question, paths = "\n".join(texts), [part["file"]["path"] for part in parts if "file" in part]
+        elif texts and not message.get("metadata"):
+            turns.append(turn_of(question, paths, num_frames, "\n".join(texts)))
     return turns
 
 
@@ -104,9 +101,9 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
     most = session.tiling.max_tiles
 
     def ask(
-        message: dict, history: list, system: str, temperature: float, max_tiles: int, max_tokens: int, frames: int
-    ) -> Iterator[tuple[Any, Any]]:
-        """Answers a question about images or not; yields the answer so far, with boxes in the end, and the tiles."""
+        message: dict, system: str, temperature: float, max_tiles: int, max_tokens: int, frames: int, history: list
+    ) -> Generator[tuple[Any, Any], None, tuple[str, list]]:
+        """Answers a question about images or not; yields the answer so far, with the tiles at first and in the end."""
         if not message["text"].strip():
             raise gr.Error("Type a question, too. 请输入问题。", print_exception=False)
         options = {"do_sample": True, "temperature": temperature} if temperature else {}
@@ -114,28 +111,36 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
         answer = ""
         try:
             turn = turn_of(message["text"], message["files"], int(frames))
-            shown = [tile.permute(1, 2, 0).numpy() for image in session.tiles(turn.images, max_tiles) for tile in image]
-            yield "", shown  # once: the page would load the same tiles again with every word
+            cut = [tile.permute(1, 2, 0).numpy() for image in session.tiles(turn.images, max_tiles) for tile in image]
+            shown = [each.image.path for each in tiles.postprocess(cut).root]  # written here, not with each yield
+            yield "", shown  # not with every word: the page would load the same tiles again
             for piece in session.reply([*past_turns(history, int(frames)), turn], **options):
                 answer += piece
                 yield answer.lstrip(), gr.skip()
         except (ValueError, torch.cuda.OutOfMemoryError) as error:
             too_large = "out of memory; lower the tile limit, or begin a new conversation"
             said = str(error) if isinstance(error, ValueError) else too_large
-            raise gr.Error(said, duration=None, print_exception=False) from None
-        stills = [image for image in turn.images if not isinstance(image, Frame)]
-        whole = answer.strip()
+            raise gr.Error(said, print_exception=False) from None
+        yield answer.strip(), shown  # programs get the last values
+        return answer.strip(), [image for image in turn.images if not isinstance(image, Frame)]
+
+    def talk(message: dict, history: list, *settings: Any) -> Iterator[tuple[Any, Any]]:
+        """Answers on the page, with boxes in the end. A refusal is a message there: an error would block the page."""
+        try:
+            answer, stills = yield from ask(message, *settings, history)
+        except gr.Error as error:
+            yield {"content": error.message, "metadata": {"title": "Not answered 未回答"}}, gr.skip()
+            return
         if stills and (drawn := with_boxes(stills[-1], answer)):
             drawn.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
-            whole = [whole, gr.Image(drawn, format="png", buttons=["fullscreen"])]
-        yield whole, shown  # programs get the last values
+            yield [answer, gr.Image(drawn, format="png", buttons=["fullscreen"])], gr.skip()
 
     # Least, most, at first and step of the numbers, which are the second to fifth of the words.
     ranges = (0, 2, 0, 0.1), (1, max(24, most), most, 1), (1, 4096, 512, 1), (1, 32, 8, 1)
     with gr.Blocks(title=name, analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)) as page:
         shape = {"columns": 8, "height": 220, "format": "png", "buttons": ["fullscreen"]}
         tiles = gr.Gallery(label=i18n("What the model sees"), **shape, render=False)
-        system = gr.Textbox(label=i18n("System prompt (empty: the model's own)"), lines=2, render=False)
+        system = gr.Textbox("", label=i18n("System prompt (empty: the model's own)"), lines=2, render=False)
         rows = zip(ranges, list(CHINESE)[1:5], strict=True)
         numbers = [gr.Slider(*values, step=step, label=i18n(label), render=False) for (*values, step), label in rows]
         chatbot = gr.Chatbot(height=460, show_label=False, buttons=["copy"], render=False)
@@ -145,8 +150,11 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
         accordion = gr.Accordion(i18n("Settings"), open=False, render=False)
         shown = {"title": name, "chatbot": chatbot, "textbox": textbox, "additional_inputs_accordion": accordion}
         given = {"additional_inputs": [system, *numbers], "additional_outputs": [tiles]}
-        gr.ChatInterface(ask, multimodal=True, api_name="ask", **shown, **given)
+        gr.ChatInterface(talk, multimodal=True, api_visibility="private", **shown, **given)
         tiles.render()
+        # Components check what programs send, above all that files are uploads.
+        inputs, text = [textbox, system, *numbers, chatbot], gr.Textbox(visible=False)
+        gr.Button(visible=False).click(ask, inputs, [text, tiles], api_name="ask")
     return page.queue(max_size=MAX_WAITING), i18n
 
 
@@ -169,7 +177,7 @@ def launch(
     """
     warnings.filterwarnings("ignore", message="'HTTP_422", module="gradio")  # its own use of Starlette
     page, i18n = build_page(session, name)
-    hosts = ["*"] if host in ("0.0.0.0", "::") else [host, "localhost", "127.0.0.1"]
+    hosts = ["*"] if host in ("0.0.0.0", "[::]") else [host, "localhost", "127.0.0.1"]
     page.launch(
         server_name=host,
         server_port=port,

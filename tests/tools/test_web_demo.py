@@ -10,7 +10,11 @@ def test_refusals(toy_base, tmp_path, tool):
         for words, said in (
             (["none/here"], "none/here"),
             (["a", "--password-file", tmp_path / "empty"], "empty: its first line is empty; write the password there"),
-            ([toy_base, "--port", port], f"{port}"),
+            ([toy_base, "--port", port], f"port {port} is in use; give another --port"),
+            ([toy_base, "--host", "192.0.2.1", "--password-file", __file__], "--host 192.0.2.1: Cannot assign"),
         ):
             status, _, err = tool("web_demo", *words)
             assert status == 2 and said in err and err.startswith("error: ") and len(err.splitlines()) == 1, err
+    for port in "0", "65536":
+        status, _, err = tool("web_demo", "a", "--port", port)
+        assert status == 2 and err.endswith(f"argument --port: {port}: give 1 to 65535\n")

@@ -14,13 +14,14 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
-    """An argparse type: finite numbers from `low` on."""
+def at_least(low: float, kind: type = int, most: float = math.inf) -> Callable[[str], Any]:
+    """An argparse type: finite numbers from `low` to `most`."""
 
     def number(text: str) -> Any:
         value = kind(text)
-        if not low <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text}: give at least {low}")
+        if not low <= value <= most or value == math.inf:
+            told = f"{low} to {most}" if most < math.inf else f"at least {low}"
+            raise argparse.ArgumentTypeError(f"{text}: give {told}")
         return value
 
     number.__name__ = kind.__name__  # what argparse says of a word that is no number

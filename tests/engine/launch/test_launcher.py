@@ -110,7 +110,7 @@ def test_what_reaches_the_training_processes(monkeypatch, toy_base, data, tmp_pa
     assert "train_dataloader has no 'batch_sampler'" in capsys.readouterr().err
     with mock.patch("os.access", return_value=False):
         assert main([*ready, "--dry-run"]) == 2 and started == [*tmp_path.iterdir()] == []
-    assert capsys.readouterr().err.endswith(f": {tmp_path} is no directory with write permission; name another\n")
+    assert capsys.readouterr().err.endswith(f": {tmp_path} is no directory that can be written to; name another\n")
     Path("settings").touch()  # as where a disk is full
     assert main([*ready, "--work-dir", "."]) == 2 and started == []
     assert capsys.readouterr().err == "error: settings: File exists; name another path, or give permission there\n"

@@ -105,7 +105,7 @@ def check_work_dir(path: str) -> None:
     """Raises `ConfigError` where no run can write; makes nothing, since a dry run leaves nothing behind."""
     above = next(each for each in Path(path, "-").absolute().parents if os.path.exists(each))
     if not os.access(f"{above}/", os.W_OK):  # nor is a file with a slash accessible
-        raise settings.ConfigError(f"--work-dir {path}: {above} is no directory with write permission; name another")
+        raise settings.ConfigError(f"--work-dir {path}: {above} is no directory that can be written to; name another")
 
 
 def make_reloadable(cfg: Config) -> None:

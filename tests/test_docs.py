@@ -49,12 +49,12 @@ def test_tools_take_the_options_that_the_pages_show(run_tool):
 
 
 def blocks(page):
-    """Number of headings, paragraphs, lists, code blocks and tables of a page, and of the rows of its tables."""
+    """Headings, paragraphs, lists, code blocks and tables of a page, and rows of tables, items of lists and links."""
     text = re.sub(r"^```.*?^```", "\n\nCODE\n\n", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     kinds = {"code": r"CODE$", "heading": r"#", "table": r"\|", "list": r"(\*|-|\d+\.) ", "paragraph": ""}
     found = [block for block in re.split(r"\n\s*\n", text) if block.strip()]
     counts = Counter(next(kind for kind, start in kinds.items() if re.match(start, block)) for block in found)
-    return counts, text.count("\n|")
+    return counts, *(len(re.findall(part, text, re.MULTILINE)) for part in (r"^\|", r"^ *(?:[*-]|\d+\.) ", r"\]\("))
 
 
 def test_chinese_pages_show_the_same_commands_and_say_as_much():

@@ -90,7 +90,11 @@ def planned(name: str, launch: str) -> dict[str, str]:
 
 
 def print_config(args: argparse.Namespace) -> None:
+    from xtuner_plugins.engine.check.text import check_values
+
     config, unset = read_config(args.name, settings.parse_words(args.set, args.cfg_options)), object()
+    if args.set or args.cfg_options:  # a config that is printed as it is may be incomplete
+        check_values(config._to_lazy_dict())
     print(f"# ---- Settings of {config.filename}; those without a value have the default of their class")
     for name, setting in SETTINGS.items():
         value = value_at(config, setting.key, unset)

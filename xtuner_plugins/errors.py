@@ -54,6 +54,14 @@ def one_line(error: BaseException, limit: int = 160) -> str:
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
+def told(error: BaseException) -> str:
+    """What an error says; one of the operating system names its file first, and ends with what to do about it."""
+    if not (isinstance(error, OSError) and error.strerror and (error.filename or error.errno == errno.ENOSPC)):
+        return str(error)
+    remedy = "make room" if error.errno == errno.ENOSPC else "name another path, or give permission"
+    return f"{error.filename or 'a file'}: {error.strerror}; {remedy} there"
+
+
 def out_of_files(error: BaseException, kind: Callable[..., DataError], place: str = "") -> DataError | None:
     """The complaint of this kind that the process has too many files open; None for any other error."""
     if getattr(error, "errno", None) != errno.EMFILE:

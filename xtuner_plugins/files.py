@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -72,6 +72,12 @@ def text_hash(*texts: str | bytes) -> str:
     return digest.hexdigest()
 
 
+def keep_inputs(out: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> None:
+    """Raises `SettingError` where an output is the same file as an input."""
+    if any(os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path) for path in inputs):
+        raise SettingError("output", f"{out} is an input, too, which would be lost", "name another file for the output")
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then move it into place; a crash leaves nothing half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +85,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(beside)
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and str(error.filename) == str(beside):
+            error.filename = str(path)  # the name that a user knows
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise

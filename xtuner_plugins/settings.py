@@ -328,7 +328,8 @@ def _change(cfg: Config, key: str, value: Any) -> None:
     if key in SETTINGS:
         raise ConfigError(f"{key}: no key of the runner; write {SETTINGS[key].key}=..., or --set {key}=...")
     if parts[0] not in RUNNER_KEYS:
-        raise ConfigError(f"{key}: nothing reads {parts[0]!r}{_near(parts[0], [*SETTINGS, *RUNNER_KEYS])}")
+        hint = _near(parts[0], [*SETTINGS, *RUNNER_KEYS]) or "; xtp configs NAME lists the settings"
+        raise ConfigError(f"{key}: nothing reads {parts[0]!r}{hint}")
     node = cfg._cfg_dict
     for depth, part in enumerate(parts):
         is_dict, is_last = isinstance(node, dict), depth == len(parents)

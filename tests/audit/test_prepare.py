@@ -72,6 +72,9 @@ def test_records_train_and_others_are_left_out(tmp_path):
         path.write_text('{"foo": 1}\n' * (GIVE_UP_AFTER + 1))
         with pytest.raises(SettingError, match="not one of the first 100 records is usable"):
             prepare(name, path, other)
+        for source in (path, tmp_path / "r*w.jsonl"):
+            with pytest.raises(SettingError, match="raw.jsonl is an input, too, which would be lost"):
+                prepare(name, source, tmp_path / "." / "raw.jsonl")
     tools = {"conversations": [{"role": "user", "content": "你好", "tools": [{"name": "search"}]}]}
     refused = [
         ("minimind-v", minimind("<image><image>?", image="0.jpg"), "2 <image> in the user's turns, but 1 image given"),
@@ -94,6 +97,9 @@ def test_captions_of_basic_vision_language_model(tmp_path):
     two = [(["a.jpg"], "\n图中有什么?", [answer]) for answer in ("一只猫", "一只狗")]
     assert written(out, "basic-vlm") == [*two, (["b.jpg"], "\nWhat?", ["A cat."])]
     assert result.num_read == 3 and "image_map.json 'c': not a record" in result.complaints[0]
+    for name in ("captions.json", "image_map.json"):
+        with pytest.raises(SettingError, match=f"{name} is an input, too"):
+            prepare("basic-vlm", tmp_path, tmp_path / name)
     with pytest.raises(SettingError, match="not one of the first 3 records is usable; the first: .*'a.jpg' isn't in"):
         prepare("basic-vlm", tmp_path, out, tmp_path)
     (tmp_path / "captions.json").unlink()

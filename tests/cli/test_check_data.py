@@ -53,7 +53,9 @@ REFUSED = [
     ("{data} --image-folder {here} --image-folder {here}", "2 image folders for 1 files"),
     ("{data} --image-folder nosuch://bucket/images", "nosuch"),
     ("{data} --base {here}", "config.json"),
-    ("{data} --reject-list {images}", "can't be written"),
+    ("{data} --reject-list {images}", "{images}: Is a directory; name another path, or give permission there"),
+    ("{data} --json {data}", "{data} is an input, too, which would be lost; name another file for the output"),
+    ("{leaf} --html {here}/linked.jsonl", "{here}/linked.jsonl is an input, too"),
     ("finetune_lora {data}", "a config and other inputs together"),
     ("finetune_lora --base x", "--base goes with annotation files"),
     ("{data} --cfg-options a=1", "--cfg-options goes with a config"),
@@ -61,6 +63,7 @@ REFUSED = [
     ("finetune_lora --step 1 --ranks 2 --rank 2", "--rank 2 counts from 0 to --ranks - 1"),
     ("finetune_lora --seed 1", "--seed goes with --step"),
     ("finetune_lora --step 1 --json x", "--step prints a step of a config; it writes nothing"),
+    ("{data} --image-folder none", "folder 'none' isn't there; correct its path; records without images need none"),
     ("{leaf} --step 9999", "there is no step 9,999"),
 ]
 
@@ -68,11 +71,14 @@ REFUSED = [
 def test_what_cannot_be_checked_is_said_in_one_line(check, tmp_path, monkeypatch):
     for name, text in (("nothing", "train_dataloader = None\n"), ("lost", LOST)):
         (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "linked.jsonl").symlink_to(check.places["data"])
+    held = (tmp_path / "data.jsonl").read_bytes()
     for words, message in REFUSED:
         status, printed = check(words)
         *above, last = [line for line in printed.splitlines() if line]
         assert status == 2 and message.format(**check.places) in last and "error: " in last, (words, printed)
         assert not above or above[0].startswith("usage: "), (words, printed)
+    assert (tmp_path / "data.jsonl").read_bytes() == held
     with mock.patch("xtuner_plugins.audit.check.check_dataset", side_effect=BrokenExecutor):
         status, printed = check("{leaf}")
     assert status == 2 and "error: a worker was killed, most likely for want of memory" in printed
@@ -111,6 +117,8 @@ SAID = [  # words, status, parts of what is said
      "--reject-list {here}/reject.jsonl", 1, [WHOLE]),
     (f"{MIXED} {KEY}.reject_list={{here}}/reject.jsonl --workers 0", 0,
      ["  1 record on the reject list", "all 13 records can be trained on; an epoch has 26 of 28 samples"]),
+    ("{data} --image-folder {images} --workers 0 --reject-list {here}/reject.jsonl", 0,
+     ["0 records on the reject list {here}/reject.jsonl, which held 1 before\n"]),
     # copies and leaks, without a model
     ("{data} --image-folder {images} --workers 0 --val {here}/val.jsonl --val-image-folder {images} "
      "--html {here}/a/b/page.html --json {here}/n.json", 1, ["page with 6 cards written to {here}/a/b/page.html"]),

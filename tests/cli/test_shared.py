@@ -1,5 +1,6 @@
 """What every tool shares: numbers that it takes, how it ends, and the model that its words name."""
 
+import errno
 from argparse import ArgumentTypeError
 from unittest import mock
 
@@ -17,7 +18,7 @@ from xtuner_plugins.cli.shared import (
     make_parser,
     open_model,
 )
-from xtuner_plugins.errors import MediaError
+from xtuner_plugins.errors import MediaError, SourceError
 from xtuner_plugins.weights.errors import CheckpointError
 
 
@@ -34,6 +35,14 @@ def test_a_tool_ends_with_a_status_and_says_why(capsys):
         ([None], 0, ""),
         ([1], 1, ""),
         (ValueError("one\ntwo"), 2, "error: one\nerror: two\n"),
+        (
+            OSError(errno.EEXIST, "File exists", "a"),
+            2,
+            "error: a: File exists; name another path, or give permission there\n",
+        ),
+        (OSError(errno.ENOSPC, "Disk full", "a"), 2, "error: a: Disk full; make room there\n"),
+        (OSError(errno.ENOSPC, "Disk full"), 2, "error: a file: Disk full; make room there\n"),
+        (SourceError("gone"), 2, "error: gone\n"),
         (RuntimeError("CUDA out of memory"), 2, "error: out of memory; try a smaller --limit; all is kept\n"),
         (KeyboardInterrupt(), 130, "\nstopped; all is kept\n"),
     ):

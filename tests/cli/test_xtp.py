@@ -1,5 +1,6 @@
 """`xtp`: one command for all tools, in a checkout and after `pip install` of a wheel."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,6 +33,12 @@ def test_what_is_no_command(capsys):
         ("new-config", "new-config is now: xtp configs NAME --write FILE"),
     ):
         assert xtp.main([word]) == 2 and capsys.readouterr().err == f"error: {says}\n"
+    for (
+        name
+    ) in "compare_engines convert_to_gguf extract measure_lengths selftest serve write_vlmevalkit_config".split():
+        assert xtp.main([name]) == 2 and f"error: {name} is now: " in capsys.readouterr().err
+    told = " ".join(xtp.OLD.values())
+    assert {name for name in re.findall(r"xtp (\w+)", told)} <= {*xtp.tools(), *xtp.SHORT.values()}
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_live_checkpoint_export_and_single_questions_agree(toy, trained, toy_bas
 
     assert evaluate(toy_base, *toy, "text", "--limit", 8, "--max-tiles", 1, "--out", before) == 0
     capsys.readouterr()
-    card, page, numbers = shutil.copytree(exported, tmp_path / "export"), tmp_path / "c.html", tmp_path / "c.json"
+    card, page, numbers = shutil.copytree(exported, tmp_path / "export"), tmp_path / "c.html", tmp_path / "new/c.json"
     words = ["--compare", before, after, "--html", page, "--json", numbers, "--card", card]
     assert main(list(map(str, words))) == 0
     printed, said = capsys.readouterr().out.splitlines(), json.loads(numbers.read_text())
@@ -74,6 +74,8 @@ def test_live_checkpoint_export_and_single_questions_agree(toy, trained, toy_bas
     open_session(card, device="cpu")  # the card may change, so the manifest leaves it out
     assert main(list(map(str, ["--compare", after, before, "--card", card]))) == 2
     assert "was measured with other weights; evaluate this export" in capsys.readouterr().err
+    assert main(list(map(str, ["--compare", after, before, "--json", before / "results.json"]))) == 2
+    assert "results.json is an input, too" in capsys.readouterr().err and found == answers(after)
 
 
 def test_bad_items_are_named_counted_and_asked_once_they_are_mended(toy, trained, tmp_path, capsys):

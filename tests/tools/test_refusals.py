@@ -45,6 +45,7 @@ TEXT_ALONE = [
     ("check_data.py", f"{LEAF} --set max_tile=3", "did you mean max_tiles"),
     ("convert_to_official.py", "no_such a b", "config no_such does not exist"),
     ("configs.py", "no_such", "config no_such does not exist"),
+    ("configs.py", f"{LEAF} --set lr=abc", "lr='abc': build_adamw takes float"),
     ("configs.py", "--family no_such", "families: "),
     ("configs.py", "no_such --write out.py --base b --data d --images i", "config no_such does not"),
 ]
@@ -77,3 +78,26 @@ def test_what_is_missing_is_refused_with_pytorch_alone(tmp_path):
     for call, (status, lines, imported) in zip(calls, in_turn(calls, tmp_path), strict=True):
         assert (status, imported) == (2, ["torch"]), (call, lines)
     assert lines[0].startswith("error: none.jsonl:1: the annotation file can't be read (No such file"), lines
+    assert lines[0].endswith("); correct the path, or the file's mode"), lines
+
+
+UNWRITABLE = [
+    ("configs", f"{LEAF} --write {{file}}/w.py --base b --data d --images i", "{file}: "),
+    ("prepare_data", "textocr-gpt4o {source} {folder}", "{folder}: Is a directory"),
+    ("prepare_data", "textocr-gpt4o {source} {file}/out.jsonl", "{file}: "),
+    ("prepare_data", "textocr-gpt4o {source} /sys/none.jsonl", "/sys/none.jsonl: "),  # nobody makes a file there
+    ("web_demo", "{base} --password-file {folder}/none", "{folder}/none: No such file"),
+    ("evaluate", "{base} --data text --out {file}", "{file}: File exists"),
+]
+
+
+def test_a_path_that_cannot_be_used_is_named_with_a_remedy(places, tmp_path, tool):
+    here = {"base": places["base"], "file": tmp_path / "file", "folder": tmp_path, "source": tmp_path / "a.jsonl"}
+    here["file"].touch()
+    here["source"].write_text('{"filename": "a.jpg", "caption": "A sign."}\n')
+    for name, words, says in UNWRITABLE:
+        status, _, errors = tool(name, *words.format(**here).split())
+        (line,) = [line for line in errors.splitlines() if not line.startswith("warning: ")]
+        assert status == 2 and line.startswith(f"error: {says.format(**here)}"), (name, words, errors)
+        assert line.endswith("; name another path, or give permission there"), (name, words, errors)
+    assert sorted(tmp_path.iterdir()) == [here["source"], here["file"]]

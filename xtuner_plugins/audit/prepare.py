@@ -18,11 +18,12 @@ from ..datasets.records.pairs import parse_pair
 from ..datasets.records.records import IMAGE, parse_record, read_name
 from ..datasets.records.tables import write_image
 from ..errors import RecordError, SettingError
-from ..files import write_whole
+from ..files import keep_inputs, write_whole
 
 # Used in turn, so that the captions of one image answer different prompts
 CHINESE_PROMPTS = ("请描述这张图片。", "请用一句话描述图片的内容。", "这张图片里有什么?")
 ENGLISH_PROMPTS = ("Describe this image in detail.", "What does the image show? Include any text in it.")
+BASIC = ("image_map.json", "captions.json")  # files of Basic-Vision-Language-Model
 GIVE_UP_AFTER = 100  # records; where none of the first hundred is usable, it is the wrong file
 
 
@@ -116,7 +117,7 @@ def prepare(
         image_folder: records whose images aren't in it are left out; images inside the file are written there.
 
     Raises:
-        SettingError: an unknown name, a missing folder, or none of the first records is of this data set.
+        SettingError: an unknown name, a missing folder, an `out` that is an input, or none of the first records fits.
         RecordError: the file can't be read.
     """
     if name not in RECIPES:
@@ -146,6 +147,7 @@ def prepare(
                     result.complaints.append(str(error))
         require_some()
 
+    keep_inputs(out, [source, *glob(os.fspath(source)), *(Path(source, part) for part in BASIC)])
     write_whole(Path(out), write)
     return result
 
@@ -170,7 +172,7 @@ def _read(source: str | os.PathLike) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def _read_basic(folder: str | os.PathLike) -> Iterator[tuple[str, Callable[[], Any]]]:
     """image_map.json, {name: {"image_file", "ID"}}, joined with captions.json, {ID: {"q", "a"}}."""
-    paths = Path(folder) / "image_map.json", Path(folder) / "captions.json"
+    paths = [Path(folder) / name for name in BASIC]
     try:
         images, captions = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
     except (OSError, ValueError) as error:

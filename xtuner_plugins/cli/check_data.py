@@ -76,15 +76,6 @@ def _of_config(name: str, pairs: list[str], options: list[str]) -> list:
     return datasets
 
 
-def prepare_output(path: str) -> None:
-    """Raises `SettingError` where a result can't be written, which is better known before an hour of checking."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        open(path, "a").close()
-    except OSError as error:
-        raise SettingError("output", f"{path!r} can't be written ({error.strerror})", "name another file") from None
-
-
 def check_all(datasets: Sequence, args: argparse.Namespace) -> int:
     """Checks training data, then what shall hold nothing of it; writes what was asked for; returns the exit status."""
     from concurrent.futures import BrokenExecutor
@@ -100,7 +91,9 @@ def check_all(datasets: Sequence, args: argparse.Namespace) -> int:
         return 2
     (dataset, reports), *validation = checked
     if args.reject_list:
-        print(f"{plural(write_reject_list(args.reject_list, reports), 'record')} on the reject list {args.reject_list}")
+        held = Path(args.reject_list).read_bytes().count(b"\n")
+        told = f"the reject list {args.reject_list}{f', which held {held} before' if held else ''}"
+        print(f"{plural(write_reject_list(args.reject_list, reports), 'record')} on {told}")
     findings = find(dataset, reports, validation)
     if findings:
         print("\nfindings")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+from ..errors import told
+from ..files import keep_inputs
 
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
@@ -69,6 +73,13 @@ def add_weights(parser: argparse.ArgumentParser, dtype: str | None = None) -> No
     parser.add_argument("--force", action="store_true", help="replace an existing output directory")
 
 
+def prepare_output(path: str, inputs: Iterable[str]) -> None:
+    """Makes a result's file and folder, so that an hour's work doesn't end with an error; errors as `keep_inputs`."""
+    keep_inputs(path, inputs)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    open(path, "a").close()
+
+
 def opening_of(args: argparse.Namespace) -> dict[str, Any]:
     """Options of `open_session`."""
     names = ("device", "dtype", "template", "max_tiles")
@@ -114,7 +125,7 @@ def finish(work: Callable[[], int | None], *, smaller: str = "--max-tiles", so_f
     try:
         return work() or 0
     except (ValueError, OSError) as error:
-        lines = str(error).splitlines()
+        lines = told(error).splitlines()
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise

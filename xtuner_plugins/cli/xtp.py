@@ -25,14 +25,21 @@ SHORT = {
 OLD = {
     "answer": "xtp evaluate MODEL --data FOLDER --prompt TEXT --out DIR",
     "compare": "xtp evaluate --compare A B",
+    "compare_engines": "vllm serve MODEL; docs/parity.md says how answers compare",
+    "convert_to_gguf": "xtp export --from MODEL OUT --format gguf, then llama-quantize",
+    "extract": "xtp build, whose --vision, --llm and --projector take whole models",
     "import_config": "xtp configs --from-xtuner CONFIG",
     "import_xtuner_config": "xtp configs --from-xtuner CONFIG",
     "list_configs": "xtp configs",
+    "measure_lengths": "xtp check CONFIG",
     "new_config": "xtp configs NAME --write FILE",
     "print_config": "xtp configs NAME",
     "quickstart": "make quickstart",
+    "selftest": "xtp train CONFIG --dry-run",
+    "serve": "vllm serve MODEL, transformers serve, or xtp demo MODEL (docs/using.md)",
     "show_batch": "xtp check CONFIG --step N",
     "vlmevalkit": "a config of six lines, in docs/evaluation.md",
+    "write_vlmevalkit_config": "a config of six lines, in docs/evaluation.md",
 }
 USAGE_ERROR = 2
 

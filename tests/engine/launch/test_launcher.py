@@ -108,6 +108,12 @@ def test_what_reaches_the_training_processes(monkeypatch, toy_base, data, tmp_pa
     ready = [LEAF, "--set", f"base={toy_base}", f"data_paths={data[0]}", f"image_folders={data[1]}"]
     assert main([*ready, "pack_tokens=9"]) == 2 and started == [*tmp_path.iterdir()] == []
     assert "train_dataloader has no 'batch_sampler'" in capsys.readouterr().err
+    with mock.patch("os.access", return_value=False):
+        assert main([*ready, "--dry-run"]) == 2 and started == [*tmp_path.iterdir()] == []
+    assert capsys.readouterr().err.endswith(f": {tmp_path} is no directory that can be written to; name another\n")
+    Path("settings").touch()  # as where a disk is full
+    assert main([*ready, "--work-dir", "."]) == 2 and started == []
+    assert capsys.readouterr().err == "error: settings: File exists; name another path, or give permission there\n"
     given = ["lr=5e-5", "max_tiles=3", "--cfg-options", "train_cfg.max_iters=2"]
     words = ["--work-dir", "runs/a", "--deepspeed", "deepspeed_zero2", "--resume", "--seed", "7"]
     assert main([*ready, *given, "train_dataloader.dataset.jpeg_quality=(75, 100)", *words]) == 0

@@ -87,8 +87,8 @@ def test_wrong_parts_are_refused_and_leave_nothing(toy_parts, toy_base, tmp_path
     before = set(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
     for tower, language, options, words in (
-        (tmp_path / "nowhere", llm, {}, "vision tower: directory .*nowhere does not exist"),
-        (vision, "short/config.json", {}, "language model: directory short/config.json does not exist"),
+        (tmp_path / "nowhere", llm, {}, "vision tower: .*nowhere is no directory, nor a hub name like org/model"),
+        (vision, "short/config.json", {}, "language model: short/config.json is no directory"),
         (vision, "some/model", {}, "language model: there is no directory some/model, .*no route to the hub"),
         (llm, vision, {}, "is not a vision encoder.*known are intern_vit_6b, clip_vision_model"),
         (vision, vision, {}, "not a language model that can be used"),

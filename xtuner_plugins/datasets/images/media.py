@@ -109,8 +109,8 @@ class ImageFolder:
         self._root = os.fspath(base) if folder is None else self.folder
         if folder is not None and not os.path.isdir(folder):
             state = "is a file, and no .zip" if os.path.isfile(folder) else "isn't there"
-            remedy = "correct image_folders, or give None for a file without images"
-            raise SettingError("image_folder", f"image folder {self.folder!r} {state}", remedy)
+            remedy = "correct its path; records without images need none"
+            raise SettingError("image_folders", f"image folder {self.folder!r} {state}", remedy)
         self._real = os.path.join(os.path.realpath(self._root), "")
 
     def key(self) -> tuple:
@@ -291,4 +291,4 @@ def _media_error(source: MediaSource, error: Exception) -> MediaError:
                 return MediaError("image_unreadable", "can't be decoded (it is HEIC)", "convert it to JPEG", path)
             text = "it begins as no known image does" if head else "an empty file"
     problem = f"can't be decoded ({text})"
-    return MediaError("image_unreadable", problem, "fetch the image again or remove the record", path)
+    return MediaError("image_unreadable", problem, "fetch the image again, or leave it (or its record) out", path)

@@ -135,4 +135,4 @@ def _upright(frame) -> Image.Image:
 
 
 def _unreadable(path: MediaSource, problem: str) -> MediaError:
-    return MediaError("video_unreadable", problem, "fetch the video again or remove the record", str(path))
+    return MediaError("video_unreadable", problem, "fetch the video again, or leave it (or its record) out", str(path))

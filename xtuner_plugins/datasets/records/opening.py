@@ -83,7 +83,7 @@ def _head(path: str, named: str) -> bytes:
         raise SettingError("annotation_file", problem, "write its content to a file", named)
     except OSError as error:
         problem = f"the annotation file can't be read ({error.strerror})"
-        raise SettingError("annotation_file", problem, "correct data_paths, or the file's mode", f"{named}:1") from None
+        raise SettingError("annotation_file", problem, "correct the path, or the file's mode", f"{named}:1") from None
 
 
 def _open_many(path: str, columns: Mapping[str, str] | None) -> RecordSource:

@@ -17,6 +17,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ... import settings
+from ...errors import told
 from ...files import write_whole
 from ...processes import allocator_settings, free_port, num_cores, quiet_imports
 from ...weights.errors import CheckpointError
@@ -100,6 +101,13 @@ def check_processes(processes: int, env: Mapping[str, str]) -> None:
         )
 
 
+def check_work_dir(path: str) -> None:
+    """Raises `ConfigError` where no run can write; makes nothing, since a dry run leaves nothing behind."""
+    above = next(each for each in Path(path, "-").absolute().parents if os.path.exists(each))
+    if not os.access(f"{above}/", os.W_OK):  # nor is a file with a slash accessible
+        raise settings.ConfigError(f"--work-dir {path}: {above} is no directory that can be written to; name another")
+
+
 def make_reloadable(cfg: Config) -> None:
     """Takes out what a dump can't say, the function of ``model_resource``, and what follows from ``model.base``."""
     if dataset := settings.value_at(cfg, "train_dataloader.dataset"):
@@ -119,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.config = settings.find_config(args.config)
         cfg = settings.read_config(args.config, settings.parse_words(args.set, args.cfg_options))
         args.work_dir = work_dir_of(cfg, args)
+        check_work_dir(args.work_dir)
         resolved = copy.deepcopy(cfg)  # what follows fills in a checkpoint to resume from
         # The training processes read the config with the values of the command line, and change nothing in it.
         written = Path(args.work_dir, "settings", Path(args.config).name)
@@ -150,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         make_reloadable(resolved)
         write_whole(written, lambda part: part.write_text(resolved.pretty_text, encoding="utf-8"))
-    except (settings.ConfigError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (settings.ConfigError, CheckpointError, OSError) as error:
+        print(f"error: {told(error)}", file=sys.stderr)
         return USAGE_ERROR
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     env = {COMMAND: shlex.join(["python", sys.argv[0], *argv]), **os.environ, "PYTHONPATH": path}

@@ -168,7 +168,7 @@ def local_directory(name: str | Path, role: str) -> Path:
     if path.is_dir():
         return path
     if path.exists() or path.is_absolute() or text.startswith(".") or text.count("/") != 1:
-        raise CheckpointError(f"{role}: directory {path} does not exist (and it is no hub name like org/model)")
+        raise CheckpointError(f"{role}: {path} is no directory, nor a hub name like org/model")
     from huggingface_hub import snapshot_download
 
     try:

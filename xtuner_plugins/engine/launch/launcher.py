@@ -148,11 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_build(cfg, deepspeed)
         num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), ranks[0].get("WORLD_SIZE", 1)))
         check_groups(num_ranks, cfg.model.get("sequence_parallel", 1))
-        notes = (
-            check_same_run(cfg, args, num_ranks=num_ranks)
-            if cfg.get("resume")
-            else [step_note(cfg, num_ranks), state_note(cfg)]
-        )
+        notes = [step_note(cfg, num_ranks), state_note(cfg)]
+        if cfg.get("resume"):
+            notes = check_same_run(cfg, args, num_ranks=num_ranks)
         for note in filter(None, notes):
             print(f"note: {note}", file=sys.stderr)
         if args.dry_run:

@@ -42,7 +42,9 @@ def test_a_config_anywhere_on_disk_inherits(tmp_path):
     assert dataset.base == cfg.model.base == "models/mine" and dataset.data_paths == ["/data/a.jsonl"]
     assert cfg.train_dataloader.persistent_workers is False
     refused(f"{DATA}.base is 'other', but the tokenizer is", read_config, write(tmp_path, f"{DATA}.base = 'other'"))
-    assert read_config(LORA, {f"{DATA}.base": "x", "model.base": "x"}).train_dataloader.persistent_workers
+    assert read_config(LORA, {f"{DATA}.base": "x/../y", "model.base": "y"}).train_dataloader.persistent_workers
+    for name in ("toy_mmengine_loop", write(tmp_path, f"model.base = {DATA}.base = 'one'", name="both.py")):
+        assert read_config(name, {"model.base": "moved"}).train_dataloader.dataset.base == "moved"
 
 
 def test_names_that_nothing_reads(tmp_path):

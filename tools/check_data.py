@@ -31,7 +31,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
 from xtuner_plugins.cli import check_data as cli  # noqa: E402
-from xtuner_plugins.cli.shared import at_least, command, make_parser, prepare_output  # noqa: E402
+from xtuner_plugins.cli.shared import at_least, command, make_parser, prepare_outputs  # noqa: E402
 from xtuner_plugins.settings import add_config_options  # noqa: E402
 
 OF_STEP = ("ranks", "rank", "seed")
@@ -82,8 +82,7 @@ def run(args: argparse.Namespace) -> int | None:
         return cli.show_step(args)
     datasets = cli.open_inputs(args)
     read = [*args.inputs, *args.val, *(source.index.path for each in datasets for source in each.sources)]
-    for path in filter(None, (args.reject_list, args.html, args.json)):
-        prepare_output(path, read)
+    prepare_outputs((args.reject_list, args.html, args.json), read)
     return cli.check_all(datasets, args)
 
 

@@ -61,14 +61,14 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> None:
-    from xtuner_plugins.cli.shared import prepare_output
+    from xtuner_plugins.cli.shared import prepare_outputs
     from xtuner_plugins.evaluation import compare
     from xtuner_plugins.evaluation.results import ITEMS, RESULTS, aligned, read_results
     from xtuner_plugins.inference.chat import printable
 
     one, other = map(read_results, args.compare)
-    for path in filter(None, (args.html, args.json)):
-        prepare_output(path, [f"{folder}/{name}" for folder in args.compare for name in (ITEMS, RESULTS)])
+    read = [f"{folder}/{name}" for folder in args.compare for name in (ITEMS, RESULTS)]
+    prepare_outputs((args.html, args.json), read)
     compared, others = compare.compare(one, other), compare.differences(one[0], other[0])
     found = {name: each.as_json() for name, each in compared.items()}
     said = [f"{name}: {values['sentence']}" for name, values in found.items()]

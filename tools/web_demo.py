@@ -32,26 +32,26 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def serve(args: argparse.Namespace) -> None:
     """Opens the model and serves the page until Ctrl-C."""
-    password = None
+    password, host = None, f"[{args.host.strip('[]')}]" if ":" in args.host else args.host  # as URLs name IPv6
     if args.password_file:
         password = Path(args.password_file).read_text(encoding="utf-8").partition("\n")[0].strip()
         if not password:
             told = "its first line is empty; write the password there"
             raise ValueError(f"--password-file {args.password_file}: {told}")
-    elif args.host not in ("127.0.0.1", "localhost", "[::1]"):
+    elif host not in ("127.0.0.1", "localhost", "[::1]"):
         told = "warning: other machines can use the page, and it asks for no password; see --password-file"
         print(told, file=sys.stderr)
-    family = socket.AF_INET6 if args.host.startswith("[") else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:  # before the weights are read
-        socket.create_server((args.host.strip("[]"), args.port), family=family).close()
+        socket.create_server((host.strip("[]"), args.port), family=family).close()
     except OSError as error:
-        is_taken, other = error.errno == errno.EADDRINUSE, f"--host {args.host}: {error.strerror}"
+        is_taken, other = error.errno == errno.EADDRINUSE, f"--host {host}: {error.strerror}"
         raise OSError(f"port {args.port} is in use; give another --port" if is_taken else other) from None
     session = open_model(args)
     from xtuner_plugins.chat_page import launch
 
     options = {"password": password, "max_upload_mb": args.max_upload_mb}
-    launch(session, Path(args.model).resolve().name, host=args.host, port=args.port, **options).block_thread()
+    launch(session, Path(args.model).resolve().name, host=host, port=args.port, **options).block_thread()
 
 
 main = command(parse_args, serve)

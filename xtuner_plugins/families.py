@@ -215,7 +215,7 @@ def encoder_family(config: Mapping, where: str = "vision_config") -> EncoderFami
     """The row of an encoder's config, or of the two-sided model's around it (CLIP, SigLIP), as `llm_family`.
 
     Raises:
-        UnknownFamilyError: `model_type` has no row; `architectures` count where there is none.
+        UnknownFamilyError: `model_type` has no row; without a `model_type`, `architectures` decide.
     """
     model_type, architectures = config.get("model_type"), config.get("architectures") or []
     for row in ENCODER_FAMILIES.values():

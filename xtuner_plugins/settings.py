@@ -251,7 +251,9 @@ def read_config(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     except Exception as error:  # a config is a Python file and may raise anything
         raise _unreadable(path, error) from error
     _check_strays(cfg)
-    for key, value in (changes or {}).items():
+    own = "train_dataloader.dataset.base"  # stands in what a run has written, and in configs for other loops
+    both = {own: changes["model.base"]} if "model.base" in (changes or {}) and value_at(cfg, own) else {}
+    for key, value in {**both, **(changes or {})}.items():
         _change(cfg, key, value)
     complete(cfg)
     return cfg
@@ -358,9 +360,10 @@ def complete(cfg: Mapping[str, Any]) -> None:
     if not isinstance(model, dict) or not isinstance(loader, dict):
         return
     if isinstance(data := loader.get("dataset"), dict) and "base" in model:
-        if data.setdefault("base", model["base"]) != model["base"]:
-            told = f"is {data['base']!r}, but the tokenizer is the model's, of model.base={model['base']!r}"
-            raise ConfigError(f"train_dataloader.dataset.base {told}; leave it out")
+        bases = model["base"], data.setdefault("base", model["base"])
+        if len({os.path.realpath(str(base)) for base in bases}) > 1:
+            told = f"is {bases[1]!r}, but the tokenizer is the model's, of model.base={bases[0]!r}"
+            raise ConfigError(f"train_dataloader.dataset.base {told}; leave it out, or give both the same")
     ranks, sampler = model.get("sequence_parallel", 1), loader.get("sampler")
     if isinstance(sampler, dict) and ranks != sampler.get("sequence_parallel", 1):
         sampler["sequence_parallel"] = ranks

@@ -33,9 +33,8 @@ def test_what_is_no_command(capsys):
         ("new-config", "new-config is now: xtp configs NAME --write FILE"),
     ):
         assert xtp.main([word]) == 2 and capsys.readouterr().err == f"error: {says}\n"
-    for (
-        name
-    ) in "compare_engines convert_to_gguf extract measure_lengths selftest serve write_vlmevalkit_config".split():
+    gone = "compare_engines convert_to_gguf extract measure_lengths selftest serve write_vlmevalkit_config"
+    for name in gone.split():
         assert xtp.main([name]) == 2 and f"error: {name} is now: " in capsys.readouterr().err
     told = " ".join(xtp.OLD.values())
     assert {name for name in re.findall(r"xtp (\w+)", told)} <= {*xtp.tools(), *xtp.SHORT.values()}

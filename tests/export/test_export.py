@@ -86,7 +86,7 @@ def test_what_does_not_belong_together(runs, toy_base, tmp_path):
         ({"llm_lora": {**LORA, "init_lora_weights": "pissa"}}, "lora", {}, "pissa.*changes the base weights"),
         ({"llm_lora": {**LORA, "rank": 2}}, "lora", {}, "LoRA settings: rank"),
         ({"llm_lora": {**LORA, "lora_alpha": "8"}}, "lora", {}, "r=4 and lora_alpha='8' give no scale"),
-        ({"visual_encoder_last_layers": "1"}, "projector", {}, "record of its run holds something else"),
+        ({"visual_encoder_last_layers": "1"}, "projector", {}, "iter_1.pth holds something else"),
         ({"llm_lora": {**LORA, "trainable_token_indices": [3]}}, "lora", {}, "trained rows of language_model, but"),
         (SETTINGS["full"], "projector", {}, "trained vision_model, but it lacks"),
         (SETTINGS["last_layer"], "projector", {}, r"it lacks 14 of its tensors: vision_model.encoder.layers.1"),

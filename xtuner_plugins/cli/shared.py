@@ -73,11 +73,18 @@ def add_weights(parser: argparse.ArgumentParser, dtype: str | None = None) -> No
     parser.add_argument("--force", action="store_true", help="replace an existing output directory")
 
 
-def prepare_output(path: str, inputs: Iterable[str]) -> None:
-    """Makes a result's file and folder, so that an hour's work doesn't end with an error; errors as `keep_inputs`."""
-    keep_inputs(path, inputs)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    open(path, "a").close()
+def prepare_outputs(paths: Iterable[str | None], inputs: Iterable[str]) -> None:
+    """Makes the files and folders of results, so that an hour's work doesn't end with an error.
+
+    Raises:
+        SettingError: One of them is an input, too; then none is made.
+    """
+    outputs, inputs = [path for path in paths if path], list(inputs)
+    for path in outputs:
+        keep_inputs(path, inputs)
+    for path in outputs:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        open(path, "a").close()
 
 
 def opening_of(args: argparse.Namespace) -> dict[str, Any]:

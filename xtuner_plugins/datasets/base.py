@@ -39,7 +39,7 @@ def read_base(directory: str | os.PathLike) -> "InternVLChatConfig":
         num_image_tokens(config)
     except CheckpointError as error:
         raise SettingError("base", str(error), REMEDY) from None
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise SettingError("base", f"{path!r} has sizes of no grid ({one_line(error)})", REMEDY) from None
     return config
 

@@ -260,7 +260,7 @@ def _in_lines(path: Path, folder: ImageFolder) -> Rows:
             values = records.parse(row)
             if not isinstance(values, dict):
                 raise RecordError("record", "not an object", 'write {"image": ..., "question": ...}', place)
-            if values.keys() & TRAINING:
+            if values.keys() & TRAINING - {"input", "history"}:
                 values = _of_training(values, place, folder)
                 if named.setdefault(str(values["id"]), place) != place:
                     values["id"] = None  # LLaVA's files repeat ids
@@ -283,7 +283,8 @@ def _of_training(values: dict[str, Any], place: str, folder: ImageFolder) -> dic
     asked, answer = normalize_boxes(record, lambda number: image_size(folder.resolve(names[number]))).turns
     text = "".join(part if isinstance(part, str) else IMAGE for part in asked.parts)
     question = text.removeprefix(f"{IMAGE}\n" * len(names)) or text  # see `with_placeholders`
-    return {"id": values.get("id"), "images": names, "question": question, "answer": answer.text}
+    facts = {key: values[key] for key in FACTS if key in values}
+    return {"id": values.get("id"), "images": names, "question": question, "answer": answer.text, **facts}
 
 
 def _in_tsv(path: Path) -> Rows:

@@ -101,8 +101,8 @@ def _compare_one(name: str, metric: str, one: Sequence[Row], other: Sequence[Row
     """Compares one data set: the interval is of paired bootstrap draws.
 
     McNemar's exact test is of the clusters that one of both alone gets right; the bootstrap's p-value is twice the
-    share of draws on the rarer side of 0. Few clusters may all lie on one side by chance, so it is never below that of
-    an exact sign test of those that differ, nor below 0.05 where the interval holds 0.
+    share of draws on the rarer side of 0. Few clusters may all lie on one side by chance, so it is never below the
+    least that a sign test of those that differ can give, nor below 0.05 where the interval holds 0.
     """
     from scipy.stats import binomtest
 

@@ -77,8 +77,8 @@ def draw(*sums: np.ndarray) -> list[np.ndarray]:
 def middle(drawn: np.ndarray, number: int, low: float, high: float) -> Interval:
     """The middle 95 % of draws from `number` clusters, within `low` and `high`.
 
-    Where all draws are equal, as at 0 and 100 %, what no cluster showed may still be: to both sides the interval is as
-    wide as that of a share of which `number` trials showed nothing, by the exact binomial test.
+    Where all draws are equal, as at 0 and 100 %, what no cluster showed may still be: the interval then reaches to both
+    sides as far as the exact binomial one for 0 of `number`.
     """
     from scipy.stats import binomtest
 

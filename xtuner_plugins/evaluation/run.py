@@ -33,7 +33,8 @@ def open_answers(path: Path, made_by: Mapping[str, Any]) -> tuple[BinaryIO, dict
     """
     found = [name for name in (RESULTS, ITEMS, REPORT) if path.with_name(name).exists()]
     if found and not path.exists():
-        raise ValueError(f"{path.parent} holds {found[0]} but no {path.name}; give another --out, or remove that file")
+        told = f"holds {', '.join(found)} but no {path.name}; give another --out, or remove what is there"
+        raise ValueError(f"{path.parent} {told}")
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+b")
     try:

@@ -144,6 +144,7 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     with from_outside(f"{where}: the record of its run"):
         model, base = said["settings"]["model"], _find_base(said["base"], cfg, where)
         configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
+    with from_outside(where):
         plan = TrainedPlan(open_model(base), opened, said)
         plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
         plan.notes += _differing_settings(model, opened.run.get(preprocessing.KEY) or {}, cfg) if cfg else []

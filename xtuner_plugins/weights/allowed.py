@@ -105,7 +105,7 @@ def config_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
 def language_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     """As ``config_fields``, of a language model's own config.
 
-    Without ``model_type`` the class that it names counts, and without that it is Qwen2's, as in transformers.
+    Without ``model_type`` the class that it names decides; without both it is Qwen2's, as in transformers.
     """
     architectures = fields.get("architectures") or ["Qwen2ForCausalLM"]
     named = (row.model_type for row in LLM_FAMILIES.values() if row.architecture in architectures)
@@ -129,7 +129,7 @@ def language_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def token_ids(value: Any, llm: Mapping[str, Any], where: str) -> list[int]:
     """An id or a list of ids of a language model with this config, as a list; empty for None."""
-    found, most = value if isinstance(value, list) else [] if value is None else [value], llm.get("vocab_size", 10**6)
+    found, most = value if isinstance(value, list) else [] if value is None else [value], llm.get("vocab_size") or 10**6
     are_ids = all(type(each) is int and -1 <= each < most for each in found)
     _expect(are_ids, where, value, f"ids below vocab_size {most}")
     return found
@@ -174,7 +174,7 @@ def check_values(fields: Mapping[str, Any], where: str) -> None:
     """Refuses sizes, rates and an activation that no model has, with a `CheckpointError`."""
     for key, (least, most) in _NUMBERS.items():
         value = fields.get(key, least)
-        is_one = type(value) in (int, float) and least <= value <= most
+        is_one = least <= value <= most if type(value) in (int, float) else value is None and least > 0
         _expect(is_one, f"{where}: {key}", value, f"{least} to {most:,}")
     for key, most in _SIZES.items():
         value = fields.get(key)

@@ -42,8 +42,8 @@ LOADER = ("dataset", "sampler", "batch_sampler", "collate_fn")
 SHARES, LENGTHS = ("ranks", "batch_size", "accumulative_counts"), ("max_epochs", "max_iters")
 STEPS = ("samples_per_step", *SHARES, *LENGTHS)
 LONGER = ": warm-up and cosine span that length from here on"
-WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
-OUR_CONSTRUCTOR = ("GroupedOptimWrapperConstructor", "None")  # of parameter groups; only others are recorded
+WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad", "constructor")
+LATER = ("optim_wrapper.constructor", "schedules")  # not in each record, as earlier versions wrote none
 # They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those. A
 # record tells nobody where data lie, nor the keys of a store.
 _NEUTRAL = {
@@ -158,15 +158,15 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
     wrapper = {**cfg["optim_wrapper"], **(cfg.get("optim_wrapper_grouping") or {})}
     clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
     wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
+    if "constructor" in wrapper:  # a class, or where it is
+        wrapper["constructor"] = _name(wrapper["constructor"])
     parts = {key: _counting(loader[key], f"train_dataloader.{key}") for key in LOADER if loader.get(key)}
-    kept = {key: wrapper[key] for key in WRAPPER if wrapper.get(key)}
-    if (constructor := _name(wrapper.get("constructor"))) not in OUR_CONSTRUCTOR:
-        kept["constructor"] = constructor
     return {
         "model": _counting(cfg["model"], "model"),
         "train_dataloader": parts,
-        "optim_wrapper": kept,
-        "param_scheduler": cfg.get("param_scheduler") if hooks.get("param_scheduler", True) else None,
+        "optim_wrapper": {key: wrapper[key] for key in WRAPPER if wrapper.get(key)},
+        "param_scheduler": cfg.get("param_scheduler"),
+        "schedules": bool(hooks.get("param_scheduler", True)),
     }
 
 
@@ -250,6 +250,7 @@ def _compare(then: Mapping, now: Mapping, defaults: Mapping) -> tuple[list[str],
         found = differing({**before, "name": 0}, {**after, "name": 0})  # a new name changes no sample
         other += [f"data {after['name']}: {each}" for each in found]
     old, new = ({**flat(defaults), **flat(each["settings"])} for each in (then, now))
+    old, new = ({k: side[k] for k in side if k not in LATER or k in old.keys() & new.keys()} for side in (old, new))
     if None in (old.get("seed"), new.get("seed")):
         old["seed"] = new["seed"] = None
     other += differing(old, new)

@@ -109,9 +109,7 @@ def check_work_dir(path: str) -> None:
 
 
 def make_reloadable(cfg: Config) -> None:
-    """Takes out what a dump can't say, the function of ``model_resource``, and what follows from ``model.base``."""
-    if dataset := settings.value_at(cfg, "train_dataloader.dataset"):
-        dataset.pop("base", None)
+    """Replaces what a dump would turn into a text that can't be trained: the function of ``model_resource``."""
     cfg._cfg_dict.pop("model_resource", None)
     cfg._cfg_dict.pop("pretrained_model_name_or_path", None)
     own = (cfg.get("custom_imports") or {}).get("imports", [])
@@ -148,10 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_build(cfg, deepspeed)
         num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), ranks[0].get("WORLD_SIZE", 1)))
         check_groups(num_ranks, cfg.model.get("sequence_parallel", 1))
-        notes = [step_note(cfg, num_ranks), state_note(cfg)]
-        if cfg.get("resume"):
-            notes = check_same_run(cfg, args, num_ranks=num_ranks)
-        for note in filter(None, notes):
+        notes = check_same_run(cfg, args, num_ranks=num_ranks) if cfg.get("resume") else [step_note(cfg, num_ranks)]
+        for note in filter(None, [*notes, state_note(cfg)]):
             print(f"note: {note}", file=sys.stderr)
         if args.dry_run:
             return 0

@@ -88,8 +88,8 @@ def check_same_run(cfg: Any, args: Any, *, num_ranks: int) -> list[str]:
 
     path, deepspeed = args.resume, bool(args.deepspeed)
     then = read_checkpoint(path)["record"]
-    if then is None and (told := state_note(cfg)):
-        return [told]
+    if then is None and state_note(cfg):
+        return []
     dataset, dtype = DATASETS.build(cfg.train_dataloader.dataset), resolve_dtype(cfg.model.get("dtype", "auto"))
     seed = (cfg.get("randomness") or {}).get("seed") if args.seed is None else args.seed
     own = {"ranks": num_ranks, "seed": seed, "dtype": str(dtype), "resize_rule": resize_facts()["resize_rule"]}
@@ -102,8 +102,10 @@ def state_note(cfg: Any) -> str:
     """That nothing saves a record of the run in its checkpoints; '' where `StateHook` does."""
     if any(record.plain(hook).get("type") == "StateHook" for hook in cfg.get("custom_hooks") or []):
         return ""
-    told = "no StateHook in custom_hooks: checkpoints hold no record of their run, so they can't be exported, and"
-    return f"{told} nothing tells whether a resume is of the same run; append your hooks to custom_hooks"
+    told = (
+        "no StateHook in custom_hooks (a list of your own replaces ours; add it): checkpoints hold no record of their"
+    )
+    return f"{told} run, so they can't be exported, and nothing tells whether a resume is of the same run"
 
 
 def _check_optimizer(optimizer: str, deepspeed: bool) -> None:

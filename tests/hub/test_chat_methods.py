@@ -106,6 +106,7 @@ def test_batch_equals_one_by_one(model, tokenizer, prompted, capsys):
     assert model.batch_chat(tokenizer, None, questions, {**GREEDY}, **options) == alone
     assert model.batch_chat(tokenizer, pixels[:2], questions[:1], {**GREEDY}) == alone[:1]
     assert model.batch_chat(tokenizer, None, ["Hello"] * 2, {**GREEDY}) == [alone[1]] * 2
+    assert model.chat(tokenizer, None, "Hello", {**GREEDY}) == alone[1] and capsys.readouterr().out == ""
 
 
 def test_what_is_refused(model, tokenizer, tmp_path):

@@ -36,7 +36,7 @@ def test_drop_path_grows_over_the_blocks_and_rests_in_evaluation():
     assert drop_path(x, 0.2, training=False) is x
     torch.manual_seed(0)
     dropped = drop_path(x, 0.2, training=True)
-    assert set(dropped.unique().tolist()) == {0.0, 1.25}
+    assert dropped.shape == x.shape and set(dropped.unique().tolist()) == {0.0, 1.25}
     # A whole tile goes or stays, and the mean is kept: 4000 draws, standard error 0.008.
     assert (dropped.amin((1, 2)) == dropped.amax((1, 2))).all() and abs(dropped.mean() - 1) < 0.04
 

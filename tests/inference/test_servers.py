@@ -55,8 +55,9 @@ def test_it_answers_as_we_do(format, tmp_path):
             content = [*map(image_part, images), {"type": "text", "text": question}]
             chunks = client.chat.completions.create(messages=[{"role": "user", "content": content}], **options)
             said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-            said, answer = (text.replace("\ufffd", "").strip() for text in (said, answer))  # half a character
-            assert said == answer, question
+            if format == "official":  # vLLM keeps half a character back
+                said, answer = (text.replace("\ufffd", "") for text in (said, answer))
+            assert said.strip() == answer.strip(), question
     finally:
         server.terminate()
         server.wait(HANGS_AFTER)

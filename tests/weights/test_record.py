@@ -108,6 +108,6 @@ def test_which_runs_are_the_same(config, refused):
         ("steps/samples_per_step", 6, r"were 12 \(2 x 3 x 2\) and are 6"),
     ):
         refused(told, record.require_same_run, then, changed(path, value), {"model": {"new": 5}}, "a.pth")
-    del (earlier := copy.deepcopy(then))["settings"]["schedules"]  # as before it was recorded
+    del (earlier := copy.deepcopy(then))["settings"]["default_hooks"]  # as before it was recorded
     assert record.require_same_run(earlier, then, {}, "a.pth") == []
     refused("holds no record of its run", record.require_same_run, None, then, {}, "a.pth")

@@ -181,7 +181,7 @@ def _differing_settings(trained: Mapping, lock: Mapping, cfg) -> list[str]:
     counts = [key for key in keys if key != "dtype" and not f"model.{key}".startswith(record.NEUTRAL)]
     pairs = {key: (held.get(key), given.get(key)) for key in counts}
     data = (whole.get("train_dataloader") or {}).get("dataset") or {}
-    for key in set(preprocessing.SETTINGS) & data.keys():
+    for key in filter(data.__contains__, preprocessing.SETTINGS):
         rules = [rule[key] for rule in lock.get("datasets", ())]
         pairs |= {key: (rules[0], data[key])} if rules and data[key] not in (None, *rules) else {}
     found = [f"{key}={a!r} (the config: {b!r})" for key, (a, b) in pairs.items() if a != b and (a or b)]

@@ -43,7 +43,7 @@ SHARES, LENGTHS = ("ranks", "batch_size", "accumulative_counts"), ("max_epochs",
 STEPS = ("samples_per_step", *SHARES, *LENGTHS)
 LONGER = ": warm-up and cosine span that length from here on"
 WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad", "constructor")
-LATER = ("optim_wrapper.constructor", "schedules")  # not in each record, as earlier versions wrote none
+LATER = ("optim_wrapper.constructor", "default_hooks.param_scheduler")  # records of earlier versions lack them
 # They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those. A
 # record tells nobody where data lie, nor the keys of a store.
 _NEUTRAL = {
@@ -166,7 +166,7 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
         "train_dataloader": parts,
         "optim_wrapper": {key: wrapper[key] for key in WRAPPER if wrapper.get(key)},
         "param_scheduler": cfg.get("param_scheduler"),
-        "schedules": bool(hooks.get("param_scheduler", True)),
+        "default_hooks": {"param_scheduler": bool(hooks.get("param_scheduler", True))},  # whether the rate follows it
     }
 
 

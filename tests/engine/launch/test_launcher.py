@@ -111,7 +111,7 @@ def test_what_reaches_the_training_processes(monkeypatch, toy_base, data, tmp_pa
     with mock.patch("os.access", return_value=False):
         assert main([*ready, "--dry-run"]) == 2 and started == [*tmp_path.iterdir()] == []
     assert capsys.readouterr().err.endswith(f": {tmp_path} is no directory that can be written to; name another\n")
-    Path("settings").touch()  # as where a disk is full
+    Path("settings").touch()  # in the way of the folder
     assert main([*ready, "--work-dir", "."]) == 2 and started == []
     assert capsys.readouterr().err == "error: settings: File exists; name another path, or give permission there\n"
     given = ["lr=5e-5", "max_tiles=3", "--cfg-options", "train_cfg.max_iters=2"]

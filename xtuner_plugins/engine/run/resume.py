@@ -102,10 +102,8 @@ def state_note(cfg: Any) -> str:
     """That nothing saves a record of the run in its checkpoints; '' where `StateHook` does."""
     if any(record.plain(hook).get("type") == "StateHook" for hook in cfg.get("custom_hooks") or []):
         return ""
-    told = (
-        "no StateHook in custom_hooks (a list of your own replaces ours; add it): checkpoints hold no record of their"
-    )
-    return f"{told} run, so they can't be exported, and nothing tells whether a resume is of the same run"
+    told = "no StateHook in custom_hooks (a list of your own replaces ours; add it): checkpoints hold no record, so"
+    return f"{told} they can't be exported, and nothing tells whether a resume is of the same run"
 
 
 def _check_optimizer(optimizer: str, deepspeed: bool) -> None:
